@@ -1,0 +1,24 @@
+"""Prune XLM-RoBERTa on English labels and say what every other language lost.
+
+``xlmprune.load(bundle)`` gives the PyTorch model of an exported bundle. It and everything heavy are imported
+when first asked for, so that ``import xlmprune`` and ``xlmprune --help`` stay quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from xlmprune._version import __version__
+
+if TYPE_CHECKING:
+    from xlmprune.exporters.safetensors import load as load
+
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from xlmprune.exporters.safetensors import load
+
+        return load
+    raise AttributeError(f"module 'xlmprune' has no attribute {name!r}")

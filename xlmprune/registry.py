@@ -1,0 +1,59 @@
+"""The tables of names, and `load`, which imports what a name stands for.
+
+A new component is one file and one line here. The module after the colon's left is imported only when a recipe
+asks for it, so that `xlmprune --help` need not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import Any
+
+from xlmprune.errors import RecipeError
+
+CRITERIA = {
+    "magnitude": "xlmprune.criteria.magnitude:Magnitude",
+}
+
+REGULARIZERS = {
+    "none": "xlmprune.regularizers.none:NoRegularizer",
+    "l2": "xlmprune.regularizers.l2:L2",
+    "cosine": "xlmprune.regularizers.cosine:Cosine",
+    "cosine_layer": "xlmprune.regularizers.cosine_layer:CosineLayer",
+    "frobenius": "xlmprune.regularizers.frobenius:Frobenius",
+}
+
+SCHEDULES = {
+    "geometric": "xlmprune.schedules:Geometric",
+    "linear": "xlmprune.schedules:Linear",
+    "cubic": "xlmprune.schedules:Cubic",
+}
+
+TASKS = {
+    "quickstart": "xlmprune.tasks.quickstart:Quickstart",
+    "xnli": "xlmprune.tasks.xnli:Xnli",
+    "classification": "xlmprune.tasks.classification:Classification",
+    "pair_classification": "xlmprune.tasks.classification:PairClassification",
+}
+
+TABLES = {"criterion": CRITERIA, "regularizer": REGULARIZERS, "schedule": SCHEDULES, "task": TASKS}
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """``did you mean 'x'?`` for a misspelt name, or the list of what is known."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def load(table: str, name: str) -> Any:
+    """Import the component ``name`` of ``TABLES[table]``.
+
+    Raises:
+        RecipeError: no component of that name.
+    """
+    entries = TABLES[table]
+    if name not in entries:
+        raise RecipeError(f"no {table} is called {name!r}; {nearest(name, list(entries))}")
+    module, _, attribute = entries[name].partition(":")
+    return getattr(import_module(module), attribute)
