@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from xlmprune import registry
 from xlmprune.errors import RecipeError
 
-STRICT = ConfigDict(extra="forbid", frozen=True)
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -105,7 +106,9 @@ class TaskRecipe(BaseModel):
     @model_validator(mode="after")
     def _needs_path(self) -> TaskRecipe:
         if self.source != "hub" and self.path is None and self.name != "quickstart":
-            what = "the official folder" if self.source == "xglue" else "a pattern with {language} and {split}"
+            what = (
+                "the official folder" if self.source == "xglue" else "a pattern with {language} and {split}"
+            )
             raise ValueError(f"source {self.source!r} needs `path`: {what}")
         if self.languages != "all" and not self.languages:
             raise ValueError("`languages` is empty; list at least one, or write `all`")
@@ -234,30 +237,33 @@ class _RecipeLoader(yaml.SafeLoader):
     """YAML 1.2's booleans and numbers: `no` is Norwegian, `3e-5` is a number; a key given twice is an error."""
 
 
-_RecipeLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NARROWED]
-    for _NARROWED in [("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+def _narrow(loader: type[yaml.SafeLoader]) -> None:
+    """Replace YAML 1.1's booleans, floats and dates, which read `no` as false and `3e-5` as text."""
+    replaced = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+    loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in replaced]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    decimal = r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?"
+    exponent = r"[-+]?[0-9]+[eE][-+]?[0-9]+"
+    loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(f"^(?:{decimal}|{exponent}|[-+]?\\.inf|\\.nan)$"),
+        list("-+0123456789."),
+    )
+    loader.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile("^(?:true|false)$", re.IGNORECASE), list("tTfF")
+    )
 
 
-def _add_resolver(tag: str, pattern: str, first: str) -> None:
-    import re
+_narrow(_RecipeLoader)
 
-    _RecipeLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
-
-
-_add_resolver("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF")
-_add_resolver(
-    "float",
-    r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$|^[-+]?[0-9]+[eE][-+]?[0-9]+$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$",
-    "-+0123456789.",
-)
-
-Path_ = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
-def _construct(node: yaml.Node, loader: _RecipeLoader, path: Path_, lines: dict[Path_, int], origin: str) -> Any:
+def _construct(
+    node: yaml.Node, loader: _RecipeLoader, path: KeyPath, lines: dict[KeyPath, int], origin: str
+) -> Any:
     """Plain values of a node; the line of every key goes into ``lines``."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
@@ -280,14 +286,14 @@ def _construct(node: yaml.Node, loader: _RecipeLoader, path: Path_, lines: dict[
         raise RecipeError(f"{origin}, line {node.start_mark.line + 1}: {error}") from None
 
 
-def parse_yaml(text: str, origin: str) -> tuple[Any, dict[Path_, int]]:
+def parse_yaml(text: str, origin: str) -> tuple[Any, dict[KeyPath, int]]:
     """Values of a YAML text and the line on which each key stands.
 
     Raises:
         RecipeError: not YAML, or a key twice; names ``origin`` and the line.
     """
     loader = _RecipeLoader(text)
-    lines: dict[Path_, int] = {}
+    lines: dict[KeyPath, int] = {}
     try:
         node = loader.get_single_node()
     except yaml.YAMLError as error:
@@ -299,9 +305,9 @@ def parse_yaml(text: str, origin: str) -> tuple[Any, dict[Path_, int]]:
     return _construct(node, loader, (), lines, origin), lines
 
 
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[Path_, str]:
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[KeyPath, str]:
     """Put each ``a.b=value`` into ``values``; returns which option set which path, for messages."""
-    given: dict[Path_, str] = {}
+    given: dict[KeyPath, str] = {}
     for override in overrides:
         dotted, equals, text = override.partition("=")
         path = tuple(part.strip() for part in dotted.split("."))
@@ -316,7 +322,9 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[Pa
             if below is None:
                 below = {}
             if not isinstance(below, dict):
-                raise RecipeError(f"--set {override}: {'.'.join(path[: depth + 1])} is {below!r}, with nothing inside")
+                raise RecipeError(
+                    f"--set {override}: {'.'.join(path[: depth + 1])} is {below!r}, with nothing inside"
+                )
             inside[part] = below
             inside = below
         inside[path[-1]] = value
@@ -349,7 +357,9 @@ def find(name: str) -> Path:
         return known[file.stem]
     if file.is_dir():
         raise RecipeError(f"{name} is a folder; give a recipe file, or one of: {', '.join(known)}")
-    raise RecipeError(f"no recipe at {name}, and none shipped is called so; {registry.nearest(file.stem, list(known))}")
+    raise RecipeError(
+        f"no recipe at {name}, and none shipped is called so; {registry.nearest(file.stem, list(known))}"
+    )
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -377,8 +387,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def validate(
     values: dict[str, Any],
     origin: str,
-    lines: dict[Path_, int] | None = None,
-    given: dict[Path_, str] | None = None,
+    lines: dict[KeyPath, int] | None = None,
+    given: dict[KeyPath, str] | None = None,
 ) -> Recipe:
     """A `Recipe` from plain values; names of components and their parameters are checked too."""
     where = _Where(origin, lines or {}, given or {})
@@ -426,21 +436,26 @@ def build(recipe: Recipe, table: str) -> Any:
     raise KeyError(table)
 
 
-def _conflicts(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """Combinations of keys, each valid alone, that cannot work together."""
     densities = build(recipe, "schedule").densities()
     if recipe.pruning.pattern != "unstructured":
         keep, of = map(int, recipe.pruning.pattern.split(":"))
         if recipe.pruning.scope == "global":
-            yield ("pruning", "scope"), f"pattern {recipe.pruning.pattern} keeps {keep} of every {of} in each row: scope must be layer"
+            yield (
+                ("pruning", "scope"),
+                f"pattern {recipe.pruning.pattern} keeps {keep} of every {of} in each row: scope must be layer",
+            )
         if densities and densities[-1] > keep / of:
             yield (
                 ("pruning", "schedule"),
-                f"pattern {recipe.pruning.pattern} ends at density {keep / of}, the schedule at {densities[-1]:.4g}; lower it",
+                f"pattern {recipe.pruning.pattern} ends at density {keep / of}, the schedule at {densities[-1]:.4g}",
             )
     if recipe.training.gradient_accumulation > recipe.training.batch_size:
         yield ("training", "gradient_accumulation"), "more micro-batches than examples in a batch"
-    if isinstance(recipe.task.languages, list) and len(set(recipe.task.languages)) != len(recipe.task.languages):
+    if isinstance(recipe.task.languages, list) and len(set(recipe.task.languages)) != len(
+        recipe.task.languages
+    ):
         yield ("task", "languages"), "a language is listed twice"
 
 
@@ -449,10 +464,10 @@ class _Where:
     """Says where in the user's input a path of the recipe stands."""
 
     origin: str
-    lines: dict[Path_, int]
-    given: dict[Path_, str]
+    lines: dict[KeyPath, int]
+    given: dict[KeyPath, str]
 
-    def __call__(self, path: Path_) -> str:
+    def __call__(self, path: KeyPath) -> str:
         for end in range(len(path), 0, -1):
             if path[:end] in self.given:
                 return f"--set {self.given[path[:end]]}"
@@ -462,11 +477,11 @@ class _Where:
         return self.origin
 
 
-def _explain(error: ValidationError, model: Any, where: _Where, prefix: Path_ = ()) -> list[str]:
+def _explain(error: ValidationError, model: Any, where: _Where, prefix: KeyPath = ()) -> list[str]:
     """One sentence for each fault that pydantic found."""
     sentences: dict[str, None] = {}
     for fault in error.errors():
-        loc: Path_ = tuple(fault["loc"])
+        loc: KeyPath = tuple(fault["loc"])
         path = (*prefix, *(part for part in loc if part not in _UNION_TAGS))
         dotted = ".".join(map(str, path))
         place = where(path)
@@ -476,18 +491,25 @@ def _explain(error: ValidationError, model: Any, where: _Where, prefix: Path_ = 
         elif fault["type"] in ("missing", "missing_argument"):
             sentences[f"{place}: {dotted!r} is missing"] = None
         else:
-            found = "" if isinstance(fault["input"], dict | ArgsKwargsLike) else f", found {fault['input']!r}"
+            found = "" if isinstance(fault["input"], dict | None) else f", found {fault['input']!r}"
             message = fault["msg"].removeprefix("Value error, ")
             message = message[0].lower() + message[1:] if not message.startswith("`") else message
             sentences[f"{place}: {dotted}: {message}{found}" if dotted else f"{place}: {message}"] = None
     return list(sentences)
 
 
-_UNION_TAGS = ("literal['keep']", "VocabularyRecipe", "literal['all']", "list[str]", "literal['task']", "str", "int")
-ArgsKwargsLike = type(None)
+_UNION_TAGS = (
+    "literal['keep']",
+    "VocabularyRecipe",
+    "literal['all']",
+    "list[str]",
+    "literal['task']",
+    "str",
+    "int",
+)
 
 
-def _fields_at(model: Any, path: Path_) -> list[str]:
+def _fields_at(model: Any, path: KeyPath) -> list[str]:
     """Names of the keys allowed at ``path`` inside a pydantic model or dataclass."""
     for part in path:
         if isinstance(part, int):
@@ -528,7 +550,10 @@ def json_schema() -> dict[str, Any]:
             choices.append(choice)
         bare = {"enum": list(registry.TABLES[table])}
         definitions[f"{table.capitalize()}"] = {"anyOf": [bare, *choices]}
-    for owner, key in ((definitions["PruningRecipe"], "criterion"), (definitions["PruningRecipe"], "schedule")):
+    for owner, key in (
+        (definitions["PruningRecipe"], "criterion"),
+        (definitions["PruningRecipe"], "schedule"),
+    ):
         owner["properties"][key] = {"$ref": f"#/$defs/{key.capitalize()}"}
     schema["properties"]["regularizer"] = {"$ref": "#/$defs/Regularizer"}
     definitions["TaskRecipe"]["properties"]["name"] = {"enum": list(registry.TASKS)}

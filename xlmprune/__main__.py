@@ -1,0 +1,5 @@
+"""`python -m xlmprune`."""
+
+from xlmprune.cli import main
+
+main()

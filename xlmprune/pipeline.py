@@ -1,0 +1,319 @@
+"""run(recipe): fine-prune on English, measure every language, export, report. The only module that knows every stage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from xlmprune import bundling, evaluation, registry, report, results, vocabulary
+from xlmprune.bundling import Form
+from xlmprune.checkpoint import RunFolder, explain_disk, write_atomically
+from xlmprune.data import Encoded, encode
+from xlmprune.errors import DataError, ShortfallError
+from xlmprune.evaluation import Scores, TestSet
+from xlmprune.fine_pruning import FinePruning, StageEnd, Step
+from xlmprune.metrics import Logits
+from xlmprune.model import Pretrained, forward_of, load_pretrained, read_start, save_start
+from xlmprune.progress import Reporter
+from xlmprune.recipe import Recipe, VocabularyRecipe
+from xlmprune.runtime import resolve_device
+
+
+def run(
+    recipe: Recipe, out: Path, device: str = "auto", fresh: bool = False, reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Fine-prune on English, measure every language, export, report.
+
+    Goes on where an earlier run in ``out`` stopped, with the result that an unbroken run gives; a finished run is
+    not touched.
+
+    Returns:
+        The report, as in `bundle/report.json`.
+    """
+    reporter = reporter or Reporter()
+    place = resolve_device(device)
+    with RunFolder(out, recipe, fresh) as folder:
+        finished = folder.finished()
+        if finished is not None:
+            reporter.say(f"{out} holds this run, finished; nothing to do (--fresh starts over)")
+            return promised(finished)
+        try:
+            job = prepare(recipe, folder, place, reporter)
+            fine_prune(job)
+            pruned, logits = measure_pruned(job)
+            forms = export(job, logits)
+            return publish(job, pruned, forms)
+        finally:
+            reporter.stop()
+
+
+@dataclass
+class Job:
+    """What every stage of a run works on."""
+
+    recipe: Recipe
+    folder: RunFolder
+    reporter: Reporter
+    task: Any
+    pretrained: Pretrained
+    vocabulary: dict[str, Any] | None
+    train: Encoded
+    train_notes: tuple[str, ...]
+    dev: TestSet | None
+    tests: dict[str, TestSet]
+    pruner: FinePruning
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    dense: dict[str, np.ndarray] = field(default_factory=dict)
+    """Statistics of the dense model by language, [examples, k]."""
+    dense_others: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pruner.device
+
+    @property
+    def model(self) -> nn.Module:
+        return self.pretrained.model
+
+
+# --- load model and data ---------------------------------------------------------------------------------------------
+
+
+def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: Reporter) -> Job:
+    """Model, data and the loop, standing where the last checkpoint left them."""
+    task = registry.load("task", recipe.task.name)(recipe.task)
+    train_language, length = recipe.task.train_language, recipe.training.max_length
+    reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
+    examples = task.examples(train_language, "train")
+    if recipe.task.max_train_examples is not None:
+        examples = examples.head(recipe.task.max_train_examples)
+    if len(examples) == 0:
+        raise DataError(f"{examples.origin or recipe.task.name}: no training examples in {train_language!r}")
+    if examples.labels is None:
+        raise DataError(f"{examples.origin}: the training examples carry no labels")
+    if not folder.start.is_dir():
+        reporter.say(f"loading {recipe.model.name}")
+        pretrained, trimming = load_model(recipe, task)
+        folder.save_start(lambda place: _write_start(pretrained, trimming, place, length))
+    else:
+        pretrained = read_start(folder.start, task.kind)
+        trimming = json.loads((folder.start / "vocabulary.json").read_text(encoding="utf-8"))
+    _check_length(recipe, pretrained)
+    tokenizer = pretrained.tokenizer
+    train = encode(tokenizer, examples, length)
+    tests = evaluation.load_test_sets(task, tokenizer, length, recipe.task.max_test_examples)
+    dev = _dev_set(task, tokenizer, recipe)
+    pretrained.model.to(device)
+    forward = forward_of(pretrained.model, device)
+
+    def dev_score() -> float:
+        assert dev is not None
+        logits = evaluation.collect(forward, dev.encoded, recipe.evaluation.batch_size)
+        return evaluation.score(logits, dev.examples, task.metrics, task.labels).value
+
+    pruner = FinePruning(recipe, pretrained.model, train, dev_score if dev is not None else None)
+    job = Job(recipe, folder, reporter, task, pretrained, trimming, train, examples.notes, dev, tests, pruner)
+    restore(job)
+    return job
+
+
+def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | None]:
+    """The pretrained model with its head, its vocabulary trimmed where the recipe says so."""
+    pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
+    if not isinstance(recipe.model.vocabulary, VocabularyRecipe):
+        return pretrained, None
+    wanted = recipe.model.vocabulary
+    texts = vocabulary.texts_for(task, wanted.files)
+    tokenizer, facts = vocabulary.trim(
+        pretrained.model, pretrained.tokenizer, texts, min_count=wanted.min_count, max_size=wanted.max_size
+    )
+    return Pretrained(pretrained.model, tokenizer, pretrained.origin), facts
+
+
+def _write_start(pretrained: Pretrained, trimming: dict[str, Any] | None, place: Path, length: int) -> None:
+    save_start(pretrained, place, length)
+    write_atomically(place / "vocabulary.json", json.dumps(trimming, ensure_ascii=False))
+
+
+def _check_length(recipe: Recipe, pretrained: Pretrained) -> None:
+    positions = pretrained.model.config.max_position_embeddings - pretrained.model.config.pad_token_id - 1
+    if recipe.training.max_length > positions:
+        raise DataError(
+            f"training.max_length is {recipe.training.max_length}; {recipe.model.name} has {positions} positions"
+        )
+
+
+def _dev_set(task: Any, tokenizer: Any, recipe: Recipe) -> TestSet | None:
+    """English dev, on which alone anything is chosen; None where the source has none."""
+    try:
+        examples = task.examples(recipe.task.train_language, "dev")
+    except DataError:
+        if recipe.training.keep == "best" and recipe.training.epochs_per_stage > 1:
+            raise
+        return None
+    if recipe.task.max_test_examples is not None:
+        examples = examples.head(recipe.task.max_test_examples)
+    return TestSet(examples, encode(tokenizer, examples, recipe.training.max_length))
+
+
+# --- fine-tune, score, prune -----------------------------------------------------------------------------------------
+
+
+def fine_prune(job: Job) -> None:
+    """Drive the loop to its end: log, measure each stage, save."""
+    pruner, reporter, events = job.pruner, job.reporter, job.folder.events
+    last = len(pruner.densities) - 1
+    saved = time.monotonic()
+    for event in pruner.run():
+        if isinstance(event, Step):
+            reporter.step(event.stage, last, event.density, event.number, event.total, event.loss)
+            if event.number == event.total or event.number % 50 == 0:
+                events.write("update", **vars(event))
+            due = time.monotonic() - saved > 60 * job.recipe.training.checkpoint_minutes
+            if due and event.number < event.total:
+                save(job)
+                saved = time.monotonic()
+        else:
+            if event.stage < last:
+                measure_stage(job, event)
+            else:
+                job.stages.append(_stage_row(job, event))
+            save(job)
+            saved = time.monotonic()
+
+
+def measure_stage(job: Job, end: StageEnd) -> None:
+    """Score every language after a stage; the dense stage on every example, later ones on the recipe's share."""
+    cap = None if end.stage == 0 else job.recipe.evaluation.max_stage_examples
+    scores: Scores = {}
+    sets = {language: test.head(cap) for language, test in job.tests.items()}
+    for language, score, _ in evaluation.evaluate(
+        _forward(job), sets, job.task, job.recipe.evaluation.batch_size
+    ):
+        scores[language] = score
+    if end.stage == 0:
+        job.dense = {language: score.statistics for language, score in scores.items()}
+        job.dense_others = {language: score.others for language, score in scores.items()}
+    row = _stage_row(job, end)
+    _add_scores(job, row, scores)
+    job.stages.append(row)
+
+
+def _stage_row(job: Job, end: StageEnd) -> dict[str, Any]:
+    alignments = [layer["alignment"] for layer in job.pruner.layers()]
+    return {
+        "stage": end.stage,
+        "encoder_density": end.density,
+        "seconds": end.seconds,
+        "loss": end.loss,
+        "alignment": float(np.mean(alignments)),
+        "dev": end.dev,
+    }
+
+
+def _add_scores(job: Job, row: dict[str, Any], scores: Scores) -> None:
+    values = {language: score.value for language, score in scores.items()}
+    row["languages"] = values
+    row["zero_shot_mean"] = evaluation.zero_shot_mean(values, job.recipe.task.train_language)
+    row["n"] = sum(score.n for score in scores.values())
+    job.folder.events.write("stage", **row)
+    mean = row["zero_shot_mean"]
+    job.reporter.say(
+        f"stage {row['stage']}/{len(job.pruner.densities) - 1}  {row['encoder_density']:6.1%} of the encoder  "
+        f"{job.recipe.task.train_language} {values[job.recipe.task.train_language]:.1f}"
+        + (f"  zero-shot mean {mean:.1f}" if mean is not None else "")
+        + f"  alignment {row['alignment']:.4f}  {row['seconds']:.0f} s"
+    )
+
+
+def save(job: Job) -> None:
+    """Write a checkpoint."""
+    tensors = job.pruner.tensors()
+    tensors["dense"] = {
+        language: torch.from_numpy(np.ascontiguousarray(s)) for language, s in job.dense.items()
+    }
+    tensors = {name: entries for name, entries in tensors.items() if entries}
+    state = {"progress": job.pruner.progress(), "stages": job.stages, "dense_others": job.dense_others}
+    job.folder.save(tensors, state)
+
+
+def restore(job: Job) -> None:
+    """Stand where the newest checkpoint left the run; at the beginning where there is none."""
+    found = job.folder.latest()
+    if found is None:
+        job.folder.events.cut(0)
+        job.folder.events.write("start", recipe_sha256=job.recipe.sha256(), device=job.device.type)
+        return
+    tensors, state = found
+    job.pruner.restore(tensors, state["progress"])
+    job.stages, job.dense_others = state["stages"], state["dense_others"]
+    job.dense = {language: tensor.numpy() for language, tensor in tensors.get("dense", {}).items()}
+    job.reporter.say(f"going on at stage {job.pruner.stage}, update {job.pruner.update}")
+
+
+def _forward(job: Job) -> Any:
+    return forward_of(job.model, job.device)
+
+
+# --- measure, export, report -----------------------------------------------------------------------------------------
+
+
+def measure_pruned(job: Job) -> tuple[Scores, dict[str, Logits]]:
+    """Score the pruned model on every example, in fp32; its logits are what every export must reproduce."""
+    scores: Scores = {}
+    logits: dict[str, Logits] = {}
+    batch_size = job.recipe.evaluation.batch_size
+    for language, score, found in evaluation.evaluate(_forward(job), job.tests, job.task, batch_size):
+        scores[language], logits[language] = score, found
+    _add_scores(job, job.stages[-1], scores)
+    return scores, logits
+
+
+def export(job: Job, logits: Mapping[str, Logits]) -> list[Form]:
+    """Write the model's files where the bundle is made, measure each ONNX form and compare it with PyTorch."""
+    shutil.rmtree(job.folder.unfinished_bundle, ignore_errors=True)
+    with explain_disk(job.folder.path):
+        job.folder.unfinished_bundle.mkdir()
+        bundling.write_model(job, job.folder.unfinished_bundle)
+        forms = []
+        for name in job.recipe.export.onnx:
+            job.reporter.say(f"exporting and measuring {name}")
+            forms.append(bundling.write_form(job, name, job.folder.unfinished_bundle, logits))
+    return forms
+
+
+def publish(job: Job, pruned: Scores, forms: list[Form]) -> dict[str, Any]:
+    """Report, seal and move the bundle into its place.
+
+    Raises:
+        ShortfallError: a form lost more than `export.floor` allows; the bundle is there, without it.
+    """
+    unfinished = job.folder.unfinished_bundle
+    with explain_disk(job.folder.path):
+        refused = bundling.refuse(job, pruned, forms)
+        facts = results.assemble(job, pruned, forms, refused)
+        report.write(facts, unfinished)
+        bundling.seal(job, unfinished)
+        unfinished.replace(job.folder.bundle)
+    job.folder.events.write("done", summary=facts["summary"], refused=refused)
+    return promised(facts)
+
+
+def promised(facts: dict[str, Any]) -> dict[str, Any]:
+    """The report, if every form asked for is shipped.
+
+    Raises:
+        ShortfallError: the floor refused one.
+    """
+    if facts.get("refused"):
+        raise ShortfallError("\n".join(facts["refused"].values()))
+    return facts

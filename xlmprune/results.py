@@ -1,0 +1,204 @@
+"""What a run found, as the keys of report.json. Counting and averaging only; `report` makes pages of it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlmprune import evaluation
+from xlmprune.data import length_statistics
+from xlmprune.evaluation import Scores
+
+if TYPE_CHECKING:
+    from xlmprune.bundling import Form
+    from xlmprune.pipeline import Job
+    from xlmprune.recipe import Recipe
+
+SCHEMA_VERSION = 1
+
+
+def assemble(job: Job, pruned: Scores, forms: list[Form], refused: dict[str, str]) -> dict[str, Any]:
+    """The report of a run: every key of it is measured here or absent."""
+    from xlmprune.runtime import environment
+
+    recipe = job.recipe
+    shipped = {f"onnx_{form.name}": form for form in forms}
+    languages = _languages(job, pruned, shipped)
+    facts: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "name": recipe.name,
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "recipe": without_machine_paths(recipe),
+        "recipe_sha256": recipe.sha256(),
+        "environment": environment(job.device),
+        "scaled_down": scaled_down(recipe),
+        "task": _task(job),
+        "model": _model(job),
+        "languages": languages,
+        "summary": summary(languages, recipe.task.train_language),
+        "stages": job.stages,
+        "layers": job.pruner.layers(),
+        "bytes_by_part": _bytes_by_part(job),
+        "dense_bytes": {key: value for form in forms for key, value in form.dense_bytes.items()},
+        "speed": {form.file: form.speed for form in forms if form.speed and form.name not in refused},
+        "parity": {name: form.agreement.as_dict() for name, form in shipped.items()},
+        "paired": {
+            language: evaluation.paired(job.dense[language], score.statistics, job.task.metrics[0])
+            for language, score in pruned.items()
+        },
+        "text": {
+            language: length_statistics(test.encoded, test.examples) for language, test in job.tests.items()
+        },
+    }
+    if refused:
+        facts["refused"] = refused
+    if job.vocabulary is not None:
+        facts["vocabulary"] = job.vocabulary
+    if len(job.task.metrics) > 1:
+        facts["other_metrics"] = _other_metrics(job, pruned, shipped)
+    return facts
+
+
+def _languages(job: Job, pruned: Scores, shipped: Mapping[str, Form]) -> dict[str, dict[str, Any]]:
+    metric = job.task.metrics[0]
+    rows: dict[str, dict[str, Any]] = {}
+    for language, score in pruned.items():
+        dense = float(metric.value(job.dense[language].sum(axis=0)))
+        row: dict[str, Any] = {
+            "n": score.n,
+            "metric": metric.name,
+            "dense": dense,
+            "pruned": score.value,
+            "delta": score.value - dense,
+            "ci95": list(evaluation.interval(score.statistics, metric)),
+        }
+        for name, form in shipped.items():
+            row[name] = form.scores[language].value
+        rows[language] = row
+    return rows
+
+
+def _other_metrics(job: Job, pruned: Scores, shipped: Mapping[str, Form]) -> dict[str, dict[str, Any]]:
+    """{metric: {language: {dense, pruned, onnx_…}}} of the task's further metrics."""
+    names = [metric.name for metric in job.task.metrics[1:]]
+    return {
+        name: {
+            language: {
+                "dense": job.dense_others[language][name],
+                "pruned": score.others[name],
+                **{key: form.scores[language].others[name] for key, form in shipped.items()},
+            }
+            for language, score in pruned.items()
+        }
+        for name in names
+    }
+
+
+def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> dict[str, Any]:
+    """English, the zero-shot mean, the mean of all, and the language that lost most. The train language is never
+    in the zero-shot mean."""
+    columns = [
+        key for key in ("dense", "pruned", "onnx_fp32", "onnx_int8") if key in languages[train_language]
+    ]
+
+    def means(of: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+        return {column: evaluation.mean(row[column] for row in of.values()) for column in columns}
+
+    zero_shot = {language: row for language, row in languages.items() if language != train_language}
+    facts: dict[str, Any] = {
+        "train_language": train_language,
+        "english": {column: languages[train_language][column] for column in columns},
+        "zero_shot_mean": means(zero_shot),
+        "all_mean": means(languages),
+        "zero_shot_languages": len(zero_shot),
+    }
+    if zero_shot:
+        worst = min(zero_shot, key=lambda language: zero_shot[language]["delta"])
+        facts["worst"] = {"language": worst, "delta": zero_shot[worst]["delta"]}
+    return facts
+
+
+def _task(job: Job) -> dict[str, Any]:
+    notes = {
+        language: list(test.examples.notes) for language, test in job.tests.items() if test.examples.notes
+    }
+    return {
+        "name": job.task.name,
+        "kind": job.task.kind,
+        "labels": list(job.task.labels),
+        "licence": job.task.licence,
+        "train_examples": len(job.train),
+        "train_origin": _place(job.train_origin),
+        "train_notes": list(job.train_notes),
+        "notes": notes,
+    }
+
+
+def _model(job: Job) -> dict[str, Any]:
+    from xlmprune.mask import density
+    from xlmprune.model import count_parameters, parameters_by_part
+
+    parameters, by_part = count_parameters(job.model), parameters_by_part(job.model)
+    prunable = sum(weight.numel() for weight in job.pruner.weights.values())
+    encoder_density = density(job.pruner.masks)
+    removed = prunable - sum(int(mask.sum()) for mask in job.pruner.masks.values())
+    return {
+        "name": job.pretrained.origin["name"],
+        "revision": job.pretrained.origin["revision"],
+        "licence": job.pretrained.origin["licence"],
+        "parameters": parameters,
+        "prunable": prunable,
+        "remaining": parameters - removed,
+        "encoder_density": encoder_density,
+        "model_density": (parameters - removed) / parameters,
+        "parameters_by_part": by_part,
+        "max_length": job.recipe.training.max_length,
+    }
+
+
+def _bytes_by_part(job: Job) -> dict[str, int]:
+    """Bytes of the shipped weights by part of the model, in the sparse file's layout."""
+    from xlmprune.inspection import bytes_by_part
+
+    return bytes_by_part(job.folder.unfinished_bundle / "model.safetensors")
+
+
+def scaled_down(recipe: Recipe) -> list[str]:
+    """What was capped, in sentences."""
+    capped = []
+    if recipe.task.max_train_examples is not None:
+        capped.append(f"at most {recipe.task.max_train_examples} training examples")
+    if recipe.task.max_test_examples is not None:
+        capped.append(f"at most {recipe.task.max_test_examples} test examples a language")
+    if recipe.training.max_updates_per_stage is not None:
+        capped.append(f"at most {recipe.training.max_updates_per_stage} updates a stage")
+    if recipe.training.epochs_per_stage < 15:
+        capped.append(f"{recipe.training.epochs_per_stage:g} epochs a stage (the paper trains 15)")
+    if recipe.evaluation.max_stage_examples is not None:
+        capped.append(
+            f"between stages at most {recipe.evaluation.max_stage_examples} test examples a language; dense, pruned and "
+            "ONNX scores use all"
+        )
+    return capped
+
+
+def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe; absolute paths are cut to their last two parts, for a bundle travels."""
+    values = recipe.resolved()
+    values["model"]["name"] = _place(values["model"]["name"])
+    if values["task"]["path"]:
+        values["task"]["path"] = _place(values["task"]["path"])
+    vocabulary = values["model"]["vocabulary"]
+    if isinstance(vocabulary, dict) and vocabulary.get("files"):
+        vocabulary["files"] = [_place(file) for file in vocabulary["files"]]
+    distillation = values.get("distillation")
+    if isinstance(distillation, dict) and distillation.get("unlabelled"):
+        distillation["unlabelled"] = _place(distillation["unlabelled"])
+    return values
+
+
+def _place(path: str) -> str:
+    """A path as a reader elsewhere may see it."""
+    return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() else path

@@ -1,0 +1,195 @@
+"""What `evaluate` and `predict` do with a bundle. ONNX Runtime and tokenizers only; PyTorch is not imported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from xlmprune import evaluation, recipe, registry
+from xlmprune.errors import BundleError, DataError, RecipeError, ShortfallError
+from xlmprune.recipe import TaskRecipe
+from xlmprune.serving import Bundle, predict
+
+__all__ = ["evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
+
+
+def open_bundle(path: Path, form: str = "", threads: int = 0) -> Bundle:
+    """The bundle at ``path``, checked to hold ``form``."""
+    bundle = Bundle(path, threads=threads)
+    if form and form not in bundle.forms:
+        raise BundleError(f"{path}: has no {form!r} form; it has {', '.join(bundle.forms)}")
+    return bundle
+
+
+def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
+    """The task a bundle was measured on, as its report says, with ``overrides`` such as ``task.path=…``."""
+    file = path / "report.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(
+            f"{file}: cannot be read ({error}); it says what task the bundle was measured on"
+        ) from None
+    recipe.apply_overrides(values, overrides)
+    try:
+        return TaskRecipe.model_validate(values["task"])
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise RecipeError(f"task.{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+def evaluate_bundle(
+    path: Path,
+    form: str = "",
+    overrides: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    batch_size: int = 64,
+    threads: int = 0,
+    predictions: Path | None = None,
+) -> dict[str, Any]:
+    """Score one form of a bundle on every language.
+
+    Returns:
+        ``form``, ``metric``, ``languages`` {code: {n, score, ci95, others…}}, ``zero_shot_mean``, ``all_mean``.
+    """
+    bundle = open_bundle(path, form, threads)
+    form = form or bundle.forms[0]
+    settings = task_of(path, overrides)
+    if languages:
+        settings = settings.model_copy(update={"languages": list(languages)})
+    task = registry.load("task", settings.name)(settings)
+    if tuple(task.labels) != tuple(bundle.labels):
+        raise BundleError(
+            f"{path}: its labels are {list(bundle.labels)}, those of the data {list(task.labels)}"
+        )
+    asked = set(languages) or set(task.languages())
+    sets = {
+        language: test
+        for language, test in evaluation.load_test_sets(
+            task, bundle.tokenizer, bundle.max_length, settings.max_test_examples
+        ).items()
+        if language in asked
+    }
+    rows: dict[str, dict[str, Any]] = {}
+    for language, score, logits in evaluation.evaluate(bundle.forward(form), sets, task, batch_size):
+        rows[language] = {
+            "n": score.n,
+            "score": score.value,
+            "ci95": list(evaluation.interval(score.statistics, task.metrics[0])),
+            **score.others,
+        }
+        if predictions is not None:
+            from xlmprune.predictions import write_predictions
+
+            write_predictions(predictions, task, language, logits, sets[language].examples)
+    values = {language: row["score"] for language, row in rows.items()}
+    return {
+        "form": form,
+        "task": task.name,
+        "metric": task.metrics[0].name,
+        "train_language": settings.train_language,
+        "languages": rows,
+        "zero_shot_mean": evaluation.zero_shot_mean(values, settings.train_language),
+        "all_mean": evaluation.mean(values.values()),
+    }
+
+
+def require(facts: dict[str, Any], minimums: Sequence[str]) -> None:
+    """Compare scores with what was promised.
+
+    Raises:
+        RecipeError: not of the form WHAT=SCORE, or nothing was measured under that name.
+        ShortfallError: a score is below its minimum.
+    """
+    known = {
+        **{language: row["score"] for language, row in facts["languages"].items()},
+        **{key: facts[key] for key in ("zero_shot_mean", "all_mean") if facts[key] is not None},
+    }
+    short = []
+    for minimum in minimums:
+        name, _, text = minimum.partition("=")
+        try:
+            wanted = float(text)
+        except ValueError:
+            raise RecipeError(f"--min {minimum}: expected WHAT=SCORE, such as zero_shot_mean=55") from None
+        if name not in known:
+            raise RecipeError(
+                f"--min {minimum}: nothing was measured as {name!r}; {registry.nearest(name, list(known))}"
+            )
+        if known[name] < wanted:
+            short.append(f"{name} is {known[name]:.2f}, promised {wanted:g}")
+    if short:
+        raise ShortfallError("; ".join(short))
+
+
+def read_texts(arguments: Sequence[str] | None, file: Path | None) -> Iterator[Any]:
+    """Texts of the arguments, of ``file``, or of stdin: one a line, plain or JSON.
+
+    Raises:
+        DataError: both were given, or a line cannot be read.
+    """
+    if arguments and file is not None:
+        raise DataError("give texts as arguments or with --file, not both")
+    if arguments:
+        yield from (_parse_line(text, f"argument {number}") for number, text in enumerate(arguments, 1))
+    elif file is None or str(file) == "-":
+        yield from _lines(sys.stdin.buffer, "stdin")
+    else:
+        try:
+            with file.open("rb") as opened:
+                yield from _lines(opened, str(file))
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _lines(stream: Iterable[bytes], origin: str) -> Iterator[Any]:
+    for number, raw in enumerate(stream, 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise DataError(f"{origin}:{number}: not UTF-8 text") from None
+        if line:
+            yield _parse_line(line, f"{origin}:{number}")
+
+
+def _parse_line(line: str, place: str) -> Any:
+    """A text, a pair of texts, or a list of words."""
+    if line.startswith("{"):
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{place}: opens with {{ and is not JSON ({error})") from None
+        if "words" in values:
+            return values["words"]
+        if "text" not in values:
+            raise DataError(f"{place}: has no key 'text' (found {', '.join(values) or 'none'})")
+        return (
+            (values["text"], values["text_pair"]) if values.get("text_pair") is not None else values["text"]
+        )
+    first, tab, second = line.partition("\t")
+    return (first, second) if tab else line
+
+
+def render(facts: dict[str, Any]) -> Any:
+    """The scores as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table(
+        "language", "n", facts["metric"], "95 % interval", title=f"{facts['task']}, {facts['form']}"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for language, row in facts["languages"].items():
+        table.add_row(
+            language, f"{row['n']:,}", f"{row['score']:.2f}", "{:.1f} – {:.1f}".format(*row["ci95"])
+        )
+    table.add_section()
+    for name in ("zero_shot_mean", "all_mean"):
+        if facts[name] is not None:
+            table.add_row(name.replace("_", "-").replace("-mean", " mean"), "", f"{facts[name]:.2f}", "")
+    return table
