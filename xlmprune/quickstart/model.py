@@ -204,6 +204,8 @@ class Packed:
         wanted = entry.elements if rows is None else rows * columns
         data = self.image[entry.offset : entry.offset + entry.bytes]
         values = dequantize(data, wanted) if entry.quantized else data.view("<f4")[:wanted].astype(np.float32)
+        if not np.isfinite(values).all():
+            raise _damaged(self.path, entry.offset, f"tensor {name!r} holds infinity or NaN")
         return values.reshape(-1, columns)
 
 
@@ -221,8 +223,9 @@ def dequantize(data: np.ndarray, elements: int) -> np.ndarray:
     for start in range(0, len(blocks), 1 << 13):
         part, out = blocks[start : start + (1 << 13)], values[start : start + (1 << 13)]
         scale = np.ascontiguousarray(part[:, :2]).view("<f2").astype(np.float32)
-        np.multiply((part[:, 2:] & 15).astype(np.float32) - 8, scale, out=out[:, : BLOCK // 2])
-        np.multiply((part[:, 2:] >> 4).astype(np.float32) - 8, scale, out=out[:, BLOCK // 2 :])
+        with np.errstate(invalid="ignore"):  # infinity times zero, in a damaged file
+            np.multiply((part[:, 2:] & 15).astype(np.float32) - 8, scale, out=out[:, : BLOCK // 2])
+            np.multiply((part[:, 2:] >> 4).astype(np.float32) - 8, scale, out=out[:, BLOCK // 2 :])
     return values.reshape(-1)
 
 
