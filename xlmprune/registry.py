@@ -22,6 +22,7 @@ REGULARIZERS = {
     "cosine": "xlmprune.regularizers.cosine:Cosine",
     "cosine_layer": "xlmprune.regularizers.cosine_layer:CosineLayer",
     "frobenius": "xlmprune.regularizers.frobenius:Frobenius",
+    "both": "xlmprune.regularizers.both:Both",
 }
 
 SCHEDULES = {

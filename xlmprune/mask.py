@@ -1,0 +1,268 @@
+"""Importance scores to masks; applying masks; counting what remains.
+
+A mask is boolean, shaped like its weight, and true where the weight remains. Selection ranks: it never compares with a
+threshold alone, because scores tie (seven million weights in bfloat16 share some 2,300 magnitudes) and because every
+pruned weight is a zero. Counts are exact, ties go to the lower index, and what was pruned stays pruned.
+
+Measured on two CPU cores over the 72 matrices of XLM-R base (84,934,656 float32 scores, 31 % kept): see `select`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+"""Parameter name to tensor [out, in]."""
+
+Scores = dict[str, Tensor]
+"""Parameter name to importance scores, shaped like the weights; higher is kept longer."""
+
+Masks = dict[str, Tensor]
+"""Parameter name to boolean tensor, shaped like the weights; true remains."""
+
+Scope = Literal["layer", "global"]
+
+COLLAPSE = 0.01
+"""A matrix that keeps less than this share has stopped carrying anything."""
+
+
+def keep_top(scores: Tensor, keep: int, within: Tensor) -> Tensor:
+    """Mark the ``keep`` highest scores among ``within``; exact under ties, which go to the lower index.
+
+    Args:
+        scores: any shape; finite or infinite, never NaN.
+        keep: how many remain, from 0 to ``within.sum()``.
+        within: boolean, shaped like ``scores``; only its true entries may be kept.
+
+    Returns:
+        A boolean tensor shaped like ``scores`` with exactly ``keep`` true entries.
+
+    Raises:
+        ValueError: more are asked for than remain, or a remaining score is NaN.
+    """
+    return _keep_top_of([scores], keep, [within])[0]
+
+
+def _keep_top_of(scores: list[Tensor], keep: int, within: list[Tensor]) -> list[Tensor]:
+    """`keep_top` over several tensors ranked as one; ties go to the earlier tensor, then to the lower index."""
+    remaining = sum(int(mask.sum()) for mask in within)
+    if not 0 <= keep <= remaining:
+        raise ValueError(f"asked to keep {keep} weights, {remaining} remain")
+    if keep == remaining:
+        return [mask.clone() for mask in within]
+    if keep == 0:
+        return [torch.zeros_like(mask) for mask in within]
+    threshold = _nth_highest(scores, keep, within)
+    masks = [(score > threshold) & mask for score, mask in zip(scores, within)]
+    missing = keep - sum(int(mask.sum()) for mask in masks)
+    for score, mask, allowed in zip(scores, masks, within):
+        ties = ((score == threshold) & allowed).flatten().nonzero().squeeze(1)[:missing]
+        mask.view(-1)[ties] = True
+        missing -= len(ties)
+        if missing == 0:
+            break
+    return masks
+
+
+def _nth_highest(scores: list[Tensor], keep: int, within: list[Tensor]) -> Tensor:
+    """The ``keep``-th highest score among ``within``, as a scalar of the scores' own type."""
+    # Ranked downwards: the bulk of ties are zeros, and introselect takes 50 times as long with a bulk at the front.
+    line = torch.empty(
+        sum(int(mask.sum()) for mask in within), dtype=_rankable(scores[0]), device=scores[0].device
+    )
+    start = 0
+    for score, mask in zip(scores, within):
+        part = _remaining_values(score, mask)
+        torch.neg(part, out=line[start : start + len(part)])
+        start += len(part)
+    if line.sum().isnan() and line.isnan().any():  # the sum is cheap, but inf - inf makes it NaN too
+        raise ValueError("an importance score is not a number")
+    if line.device.type == "cpu":
+        # numpy's introselect takes 0.13 s for 85 M floats where torch.kthvalue takes 4 s, and works in place.
+        line.numpy().partition(keep - 1)
+        return -line[keep - 1].to(scores[0].dtype)
+    return -line.kthvalue(keep).values.to(scores[0].dtype)
+
+
+def _rankable(score: Tensor) -> torch.dtype:
+    """numpy knows no bfloat16, and widening a float keeps its order."""
+    return score.dtype if score.dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def _remaining_values(score: Tensor, mask: Tensor) -> Tensor:
+    score = score.to(_rankable(score))
+    if score.device.type != "cpu":
+        return score[mask]
+    return torch.from_numpy(score.numpy()[mask.numpy()])  # 0.4 s for 85 M entries; torch takes 1.2 s
+
+
+def select(
+    scores: Scores, density: float, within: Masks, scope: Scope = "layer", pattern: str = "unstructured"
+) -> Masks:
+    """The next masks: the weights of highest score, nested in ``within``.
+
+    Counts come from the original sizes, ``round(numel * density)``, so rounding never builds up over the stages.
+    Over 85 M weights on two CPU cores, see the figures above `test_selection_is_quick_at_full_size`.
+
+    Args:
+        scores: one tensor per entry of ``within``, same shapes, no NaN among remaining weights.
+        density: share of all weights to keep, in [0, 1].
+        within: what remains now.
+        scope: ``layer`` keeps the same share of every matrix; ``global`` ranks all matrices as one. Ask `collapsing`
+            afterwards whether a global ranking has emptied a matrix.
+        pattern: ``unstructured``, or ``N:M`` such as ``2:4``: the best N of every M consecutive inputs of a row. The
+            pattern fixes the density: any ``density`` below 1 gives N/M at once, and later calls leave it so
+            (`attainable` says which density comes out). Scope means nothing then.
+
+    Raises:
+        ValueError: more are asked for than remain, a NaN, an unknown pattern, or rows that M does not divide.
+    """
+    if set(scores) != set(within):
+        raise ValueError(f"scores and masks name different weights: {sorted(set(scores) ^ set(within))[:4]}")
+    if not 0 <= density <= 1:
+        raise ValueError(f"density {density} lies outside [0, 1]")
+    if pattern != "unstructured":
+        if density == 1:
+            return {name: mask.clone() for name, mask in within.items()}
+        keep, group = parse_pattern(pattern)
+        return {
+            name: _named(name, keep_of_each, scores[name], keep, group, mask) for name, mask in within.items()
+        }
+    if scope == "layer":
+        return {
+            name: _named(name, keep_top, scores[name], round(mask.numel() * density), mask)
+            for name, mask in within.items()
+        }
+    if scope != "global":
+        raise ValueError(f"scope {scope!r} is neither 'layer' nor 'global'")
+    total = sum(mask.numel() for mask in within.values())
+    chosen = _keep_top_of([scores[name] for name in within], round(total * density), list(within.values()))
+    return dict(zip(within, chosen))
+
+
+def _named(name: str, function, *arguments) -> Tensor:  # type: ignore[no-untyped-def]
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def keep_of_each(scores: Tensor, keep: int, group: int, within: Tensor) -> Tensor:
+    """Mark the ``keep`` highest scores of every ``group`` consecutive entries of a row, among ``within``.
+
+    A group with fewer remaining than ``keep`` is left as it is.
+
+    Args:
+        scores: [out, in] with ``in`` a multiple of ``group``.
+        within: boolean [out, in].
+
+    Raises:
+        ValueError: ``in`` is no multiple of ``group``, or a remaining score is NaN.
+    """
+    if scores.shape[-1] % group:
+        raise ValueError(f"rows of {scores.shape[-1]} inputs do not divide into groups of {group}")
+    if (scores.isnan() & within).any():
+        raise ValueError("an importance score is not a number")
+    columns = scores.view(*scores.shape[:-1], -1, group).unbind(-1)
+    alive = within.view(*scores.shape[:-1], -1, group).unbind(-1)
+    kept = []
+    for i in range(group):
+        # Rank by counting who comes before: exact under ties, and 20 times faster than sorting 21 M groups of four.
+        before = torch.zeros_like(alive[i], dtype=torch.int8)
+        for j in range(group):
+            if j != i:
+                ahead = columns[j] >= columns[i] if j < i else columns[j] > columns[i]
+                before += ahead & alive[j]
+        kept.append((before < keep) & alive[i])
+    return torch.stack(kept, dim=-1).view(scores.shape)
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """``"2:4"`` to ``(2, 4)``.
+
+    Raises:
+        ValueError: not of the form N:M with 0 < N < M.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if not match or not 0 < int(match[1]) < int(match[2]) <= 64:
+        raise ValueError(f"pattern {pattern!r} is not 'unstructured' or N:M with 0 < N < M, such as '2:4'")
+    return int(match[1]), int(match[2])
+
+
+def attainable(density: float, pattern: str) -> float:
+    """The density `select` really leaves when asked for ``density`` under ``pattern``."""
+    if pattern == "unstructured" or density == 1:
+        return density
+    keep, group = parse_pattern(pattern)
+    return keep / group
+
+
+def follows(mask: Tensor, pattern: str) -> bool:
+    """Does ``mask`` [out, in] keep at most N of every M consecutive inputs? Always, if unstructured."""
+    if pattern == "unstructured":
+        return True
+    keep, group = parse_pattern(pattern)
+    if mask.shape[-1] % group:
+        return False
+    return bool((mask.view(-1, group).sum(dim=1) <= keep).all())
+
+
+def collapsing(masks: Masks, floor: float = COLLAPSE) -> dict[str, float]:
+    """The matrices that keep less than ``floor`` of their weights, with the share they keep.
+
+    A global ranking can empty a matrix, and the network behind it then answers the same whatever it reads.
+    """
+    shares = {name: float(mask.sum()) / mask.numel() for name, mask in masks.items()}
+    return {name: share for name, share in shares.items() if share < floor}
+
+
+def full_masks(weights: Weights) -> Masks:
+    """Masks that keep everything."""
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def apply_masks(weights: Weights, masks: Masks) -> None:
+    """Set pruned weights to exactly +0.0, in place."""
+    for name, mask in masks.items():
+        # A negative weight times zero is -0.0, which adding zero mends; torch.where takes twice as long as both.
+        weights[name].mul_(mask).add_(0.0)
+
+
+def density(masks: Masks) -> float:
+    """Share of the masked weights that remain, in [0, 1]."""
+    remain, total = remaining(masks.values())
+    return remain / total
+
+
+def remaining(masks: Iterable[Tensor]) -> tuple[int, int]:
+    """How many weights remain, and out of how many."""
+    listed = list(masks)
+    return sum(int(mask.sum()) for mask in listed), sum(mask.numel() for mask in listed)
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Eight entries to a byte, the first in the lowest bit; a uint8 vector on the CPU, zero bits at the end."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1), bitorder="little"))
+
+
+def unpack_bits(packed: Tensor, shape: Iterable[int]) -> Tensor:
+    """The mask that `pack_bits` packed.
+
+    Raises:
+        ValueError: the bytes are too few or too many for ``shape``.
+    """
+    shape = tuple(shape)
+    size = int(np.prod(shape))
+    if packed.numel() != -(-size // 8):
+        raise ValueError(
+            f"{packed.numel()} bytes cannot hold a mask of shape {shape}: {-(-size // 8)} expected"
+        )
+    bits = np.unpackbits(packed.cpu().numpy(), count=size, bitorder="little")
+    return torch.from_numpy(bits.astype(bool).reshape(shape))
