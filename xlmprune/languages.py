@@ -1,6 +1,6 @@
 """English names of languages, for people who read tables of codes.
 
-The 100 languages XLM-R was trained on and those of the shipped tasks; a code that is not here is shown as it is.
+The languages XLM-R was trained on and those of the shipped tasks; a code that is not here is shown as it is.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ QUALIFIERS = {
 
 
 def language_name(code: str) -> str:
-    """``"sw"`` -> ``"Swahili"``, ``"pt-BR"`` -> ``"Portuguese (Brazil)"``; an unknown code comes back unchanged."""
+    """``"pt-BR"`` gives ``"Portuguese (Brazil)"``; an unknown code comes back as it is."""
     base, *rest = code.replace("_", "-").split("-")
     name = NAMES.get(base.lower())
     if name is None:
