@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from xlmprune.data import Examples
-from xlmprune.errors import DataError
+from xlmprune.errors import DataError, RecipeError
 
 Logits = list[np.ndarray]
 """Per example [labels]; for token tasks [words that survived truncation, labels]."""
@@ -241,6 +241,19 @@ def _gains(labels: tuple[str, ...]) -> np.ndarray:
 def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     return 100 * np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole != 0)
+
+
+def main_first(metrics: tuple[Metric, ...], name: str | None) -> tuple[Metric, ...]:
+    """A task's metrics with the one that a recipe names in front.
+
+    Raises:
+        RecipeError: the task has no metric of that name.
+    """
+    if name is None:
+        return metrics
+    if name not in (known := [metric.name for metric in metrics]):
+        raise RecipeError(f"task.metric: {name!r} is no metric of this task; it has: {', '.join(known)}")
+    return tuple(sorted(metrics, key=lambda metric: metric.name != name))
 
 
 METRICS: dict[str, Metric] = {

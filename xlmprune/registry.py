@@ -34,8 +34,17 @@ SCHEDULES = {
 TASKS = {
     "quickstart": "xlmprune.tasks.quickstart:Quickstart",
     "xnli": "xlmprune.tasks.xnli:Xnli",
+    "nc": "xlmprune.tasks.nc:Nc",
+    "ner": "xlmprune.tasks.ner:Ner",
+    "pos": "xlmprune.tasks.pos:Pos",
+    "pawsx": "xlmprune.tasks.pawsx:Pawsx",
+    "qam": "xlmprune.tasks.qam:Qam",
+    "qadsm": "xlmprune.tasks.qadsm:Qadsm",
+    "wpr": "xlmprune.tasks.wpr:Wpr",
     "classification": "xlmprune.tasks.classification:Classification",
     "pair_classification": "xlmprune.tasks.classification:PairClassification",
+    "tagging": "xlmprune.tasks.tagging:Tagging",
+    "ranking": "xlmprune.tasks.ranking:Ranking",
 }
 
 TABLES = {"criterion": CRITERIA, "regularizer": REGULARIZERS, "schedule": SCHEDULES, "task": TASKS}

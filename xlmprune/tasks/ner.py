@@ -1,0 +1,51 @@
+"""NER: persons, places, organizations (and miscellaneous) in BIO tags; entity F1.
+
+XGLUE has CoNLL in 4 languages; the hub's substitute is WikiANN, labelled automatically, in many languages and without
+MISC, so its scores are not to be compared. XGLUE's English and German are IOB1, Spanish and Dutch IOB2: all is
+rewritten to IOB2, which changes no entity, and counted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xlmprune.data import Examples, Kind
+from xlmprune.metrics import EntityF1, main_first
+from xlmprune.sources import Corpus, Split
+from xlmprune.sources.hub import HubSet
+from xlmprune.sources.labels import to_iob2
+from xlmprune.sources.xglue import LICENCE, Layout
+from xlmprune.tasks import one_of
+
+if TYPE_CHECKING:
+    from xlmprune.recipe import TaskRecipe
+
+LABELS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
+
+XGLUE = Layout(folder="NER", train="{language}.train", test="{language}.{split}", tokens=True)
+HUB = HubSet("unimelb-nlp/wikiann", ("de", "en", "es", "nl"), first="tokens", label="ner_tags", closed=False)
+
+
+class Ner:
+    """Named entity recognition."""
+
+    name = "ner"
+    kind: Kind = "tokens"
+
+    def __init__(self, recipe: TaskRecipe) -> None:
+        self._corpus = Corpus(recipe, self.kind, xglue=XGLUE, hub=HUB)
+        self.labels = tuple(recipe.labels or (LABELS[:7] if recipe.source == "hub" else LABELS))
+        self.metrics = main_first((EntityF1(),), recipe.metric)
+        self.licence = one_of(recipe, {"xglue": LICENCE})
+
+    def languages(self) -> tuple[str, ...]:
+        """The train language, then every other that was asked for."""
+        return self._corpus.languages()
+
+    def examples(self, language: str, split: Split) -> Examples:
+        """Words with IOB2 tags."""
+        return to_iob2(self._corpus.examples(language, split, self.labels), self.labels)
+
+    def unlabelled(self, language: str) -> list[str]:
+        """Sentences of train and dev that are not in the test set."""
+        return self._corpus.unlabelled(language)

@@ -1,0 +1,64 @@
+"""PAWS-X: are the two sentences paraphrases? Word order decides; accuracy.
+
+Yang et al. 2019. XGLUE has 4 languages, which is what `languages: all` means on the hub too; ja, ko and zh can be
+asked for there by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xlmprune.data import Examples, Kind
+from xlmprune.metrics import Accuracy, main_first
+from xlmprune.sources import Corpus, Split
+from xlmprune.sources.hub import HubSet
+from xlmprune.sources.xglue import LICENCE, Layout
+from xlmprune.tasks import one_of
+
+if TYPE_CHECKING:
+    from xlmprune.recipe import TaskRecipe
+
+LABELS = ("0", "1")
+
+XGLUE = Layout(
+    folder="PAWSX",
+    train="{language}/train.tsv",
+    test="{language}/{split}_2k.tsv",
+    first=(1,),
+    second=(2,),
+    labelled=4,
+    headers={"train": True, "test": True},
+)
+HUB = HubSet(
+    "google-research-datasets/paws-x",
+    ("de", "en", "es", "fr"),
+    first="sentence1",
+    second="sentence2",
+    label="label",
+    others=("ja", "ko", "zh"),
+)
+
+
+class Pawsx:
+    """Paraphrase identification."""
+
+    name = "pawsx"
+    kind: Kind = "pair"
+
+    def __init__(self, recipe: TaskRecipe) -> None:
+        self._corpus = Corpus(recipe, self.kind, xglue=XGLUE, hub=HUB)
+        self.labels = tuple(recipe.labels or LABELS)
+        self.metrics = main_first((Accuracy(),), recipe.metric)
+        self.licence = one_of(recipe, {"hub": "free use, acknowledging Google LLC", "xglue": LICENCE})
+
+    def languages(self) -> tuple[str, ...]:
+        """The train language, then every other that was asked for."""
+        return self._corpus.languages()
+
+    def examples(self, language: str, split: Split) -> Examples:
+        """Pairs of sentences."""
+        return self._corpus.examples(language, split, self.labels)
+
+    def unlabelled(self, language: str) -> list[str]:
+        """Texts of train and dev that are not in the test set."""
+        return self._corpus.unlabelled(language)

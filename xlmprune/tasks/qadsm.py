@@ -1,0 +1,53 @@
+"""QADSM: does the advertisement match the query? 3 languages; accuracy.
+
+Only in the XGLUE release, or from your own files. The second text is title and description, joined by a space.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xlmprune.data import Examples, Kind
+from xlmprune.metrics import Accuracy, main_first
+from xlmprune.sources import Corpus, Split
+from xlmprune.sources.xglue import LICENCE, Layout
+from xlmprune.tasks import one_of
+
+if TYPE_CHECKING:
+    from xlmprune.recipe import TaskRecipe
+
+LABELS = ("Bad", "Good")
+COLUMNS = {4: ("first", "second", "second", "label"), 3: ("first", "second", "label"), 2: ("first", "second")}
+
+XGLUE = Layout(
+    folder="QADSM",
+    train="xglue.qadsm.{language}.train",
+    test="xglue.qadsm.{language}.{split}",
+    second=(1, 2),
+    labelled=4,
+)
+
+
+class Qadsm:
+    """Query advertisement matching."""
+
+    name = "qadsm"
+    kind: Kind = "pair"
+
+    def __init__(self, recipe: TaskRecipe) -> None:
+        self._corpus = Corpus(recipe, self.kind, columns=COLUMNS, xglue=XGLUE)
+        self.labels = tuple(recipe.labels or LABELS)
+        self.metrics = main_first((Accuracy(),), recipe.metric)
+        self.licence = one_of(recipe, {"xglue": LICENCE})
+
+    def languages(self) -> tuple[str, ...]:
+        """The train language, then every other that was asked for."""
+        return self._corpus.languages()
+
+    def examples(self, language: str, split: Split) -> Examples:
+        """Pairs of query and advertisement."""
+        return self._corpus.examples(language, split, self.labels)
+
+    def unlabelled(self, language: str) -> list[str]:
+        """Texts of train and dev that are not in the test set."""
+        return self._corpus.unlabelled(language)

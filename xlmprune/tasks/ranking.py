@@ -1,0 +1,49 @@
+"""Your own documents to rank for queries, rated with numbers (0 is worthless); nDCG without a cut-off.
+
+Consecutive rows with the same query (or with the same value in the column `group`) are ranked together. The main
+metric ranks by the expected rating, `ndcg_argmax` by the most probable one.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from xlmprune.data import Examples, Kind
+from xlmprune.metrics import Ndcg, main_first
+from xlmprune.sources import Corpus, Split
+from xlmprune.sources.labels import in_order
+
+if TYPE_CHECKING:
+    from xlmprune.recipe import TaskRecipe
+
+
+class Ranking:
+    """Rank documents for queries, from your own files."""
+
+    name = "ranking"
+    kind: Kind = "pair"
+    licence = "unknown"
+
+    def __init__(self, recipe: TaskRecipe) -> None:
+        self._corpus = Corpus(recipe, self.kind, grouped=True)
+        self._given = recipe.labels
+        metrics = (Ndcg("ndcg_expected", expected=True), Ndcg("ndcg_argmax"))
+        self.metrics = main_first(metrics, recipe.metric)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The recipe's, or the training file's ratings in ascending order."""
+        return tuple(self._given) if self._given else in_order(self._corpus.label_names())
+
+    def languages(self) -> tuple[str, ...]:
+        """The train language, then every other that was asked for."""
+        return self._corpus.languages()
+
+    def examples(self, language: str, split: Split) -> Examples:
+        """Pairs of query and document, grouped by query."""
+        return self._corpus.examples(language, split, self.labels)
+
+    def unlabelled(self, language: str) -> list[str]:
+        """Texts of train and dev that are not in the test set."""
+        return self._corpus.unlabelled(language)

@@ -1,0 +1,60 @@
+"""Your own tags, one per word: entities in BIO (entity F1), or plain tags (token accuracy).
+
+Labels are those of the training file, or the recipe's. Where they are BIO, tags are rewritten to IOB2 and every type
+has both its tags.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from xlmprune.data import Examples, Kind
+from xlmprune.metrics import EntityF1, Metric, TokenAccuracy, main_first
+from xlmprune.sources import Corpus, Split
+from xlmprune.sources.labels import is_bio, to_iob2
+
+if TYPE_CHECKING:
+    from xlmprune.recipe import TaskRecipe
+
+
+class Tagging:
+    """Tag every word of a sentence, from your own files."""
+
+    name = "tagging"
+    kind: Kind = "tokens"
+    licence = "unknown"
+
+    def __init__(self, recipe: TaskRecipe) -> None:
+        self._corpus = Corpus(recipe, self.kind)
+        self._given = recipe.labels
+        self._metric = recipe.metric
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The recipe's, or the training file's: O and the tags of each type for BIO, else in alphabetical order."""
+        if self._given:
+            return tuple(self._given)
+        found = {tag for tags in self._corpus.label_names() for tag in tags}
+        if not is_bio(found):
+            return tuple(sorted(found))
+        types = sorted({tag[2:] for tag in found if tag != "O"})
+        return ("O", *(f"{prefix}-{name}" for name in types for prefix in "BI"))
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Entity F1 and token accuracy for BIO, else token accuracy."""
+        metrics: tuple[Metric, ...] = (TokenAccuracy(),)
+        return main_first((EntityF1(), *metrics) if is_bio(self.labels) else metrics, self._metric)
+
+    def languages(self) -> tuple[str, ...]:
+        """The train language, then every other that was asked for."""
+        return self._corpus.languages()
+
+    def examples(self, language: str, split: Split) -> Examples:
+        """Words with their tags, BIO ones as IOB2."""
+        return to_iob2(self._corpus.examples(language, split, self.labels), self.labels)
+
+    def unlabelled(self, language: str) -> list[str]:
+        """Sentences of train and dev that are not in the test set."""
+        return self._corpus.unlabelled(language)

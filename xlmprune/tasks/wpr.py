@@ -1,0 +1,55 @@
+"""WPR: how well does the page fit the query, 0 (bad) to 4 (perfect)? 7 languages; nDCG without a cut-off.
+
+Only in the XGLUE release, or from your own files. The second text is title and snippet, joined by a space. Consecutive
+rows with the same query are ranked together. The main metric ranks by the most probable rating, as the published
+baselines do; `wpr_expected` by the expected one, which breaks ties and is what one would serve.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xlmprune.data import Examples, Kind
+from xlmprune.metrics import Ndcg, main_first
+from xlmprune.sources import Corpus, Split
+from xlmprune.sources.xglue import LICENCE, Layout
+from xlmprune.tasks import one_of
+
+if TYPE_CHECKING:
+    from xlmprune.recipe import TaskRecipe
+
+LABELS = ("0", "1", "2", "3", "4")
+COLUMNS = {4: ("first", "second", "second", "label"), 3: ("first", "second", "label"), 2: ("first", "second")}
+
+XGLUE = Layout(
+    folder="WPR",
+    train="xglue.wpr.{language}.train",
+    test="xglue.wpr.{language}.{split}",
+    second=(1, 2),
+    labelled=4,
+)
+
+
+class Wpr:
+    """Web page ranking."""
+
+    name = "wpr"
+    kind: Kind = "pair"
+
+    def __init__(self, recipe: TaskRecipe) -> None:
+        self._corpus = Corpus(recipe, self.kind, columns=COLUMNS, grouped=True, xglue=XGLUE)
+        self.labels = tuple(recipe.labels or LABELS)
+        self.metrics = main_first((Ndcg("wpr_argmax"), Ndcg("wpr_expected", expected=True)), recipe.metric)
+        self.licence = one_of(recipe, {"xglue": LICENCE})
+
+    def languages(self) -> tuple[str, ...]:
+        """The train language, then every other that was asked for."""
+        return self._corpus.languages()
+
+    def examples(self, language: str, split: Split) -> Examples:
+        """Pairs of query and page, grouped by query."""
+        return self._corpus.examples(language, split, self.labels)
+
+    def unlabelled(self, language: str) -> list[str]:
+        """Texts of train and dev that are not in the test set."""
+        return self._corpus.unlabelled(language)
