@@ -37,8 +37,9 @@ def explain_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors wraps the system's error in its own type, with the text inside
-        code = error.errno if isinstance(error, OSError) else None
         text = str(error)
+        inside = re.search(r"os error (\d+)", text)
+        code = error.errno if isinstance(error, OSError) else int(inside[1]) if inside else None
         if (
             code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             or "No space left" in text
@@ -49,7 +50,7 @@ def explain_disk(folder: Path) -> Iterator[None]:
                 f"{folder}: the disk is full ({free:.1f} GB free). The last whole checkpoint is kept: make room and run "
                 "the same command again, or choose another place with --out"
             ) from error
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text:
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MachineError(
                 f"{folder}: cannot be written to ({text}); choose another place with --out"
             ) from error
@@ -90,9 +91,13 @@ class RunFolder:
         with explain_disk(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = self._hold()
-            if fresh:
-                self._clear()
-            self._claim()
+            try:
+                if fresh:
+                    self._clear()
+                self._claim()
+            except BaseException:
+                self.close()
+                raise
             self.checkpoints.mkdir(exist_ok=True)
             for leftover in [*self.checkpoints.glob(".partial-*"), *path.glob(".bundle-*")]:
                 shutil.rmtree(leftover)

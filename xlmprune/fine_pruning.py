@@ -203,7 +203,9 @@ class FinePruning:
                 self.finetuned = {name: weight.detach().clone() for name, weight in self.weights.items()}
             if self.distiller is not None:
                 self.distiller.teacher = frozen_copy(self.model)
-        dev = self.best_dev if self.best_dev is not None else (self.dev_score() if self.dev_score else None)
+        dev = self.best_dev
+        if dev is None and self.dev_score is not None:
+            dev = self.dev_score()
         last = self.losses[-max(1, len(self.losses) // 10) :]
         self.seconds = time.perf_counter() - started
         end = StageEnd(self.stage, density(self.masks), sum(last) / max(1, len(last)), self.seconds, dev)
@@ -295,12 +297,22 @@ class FinePruning:
             return
         if total <= self.batches_per_epoch:
             return  # measured once, at the stage's end
-        dev = self.dev_score()
+        dev = self._measure_dev()
         if self.best_dev is None or dev > self.best_dev:
             self.best_dev = dev
             self.best = {
                 name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad
             }
+
+    def _measure_dev(self) -> float:
+        assert self.dev_score is not None
+        if not hasattr(self.criterion, "fold"):
+            return self.dev_score()
+        self.criterion.fold(self.weights, self.masks)
+        try:
+            return self.dev_score()
+        finally:
+            self.criterion.unfold(self.weights, self.masks)
 
     def _scoring_gradients(self, batches: int) -> Iterator[Weights]:
         """Cross-entropy gradients of the prunable weights on English batches, dropout off; one dict at a time."""

@@ -317,8 +317,10 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[Ke
         inside = values
         for depth, part in enumerate(path[:-1]):
             below = inside.get(part)
-            if isinstance(below, str) and ".".join(path[: depth + 1]) in _COMPONENT_PATHS:
-                below = {"name": below}
+            dotted_so_far = ".".join(path[: depth + 1])
+            if dotted_so_far in _DEFAULT_COMPONENTS:
+                below = {"name": _DEFAULT_COMPONENTS[dotted_so_far]} if below is None else below
+                below = {"name": below} if isinstance(below, str) else below
             if below is None:
                 below = {}
             if not isinstance(below, dict):
@@ -332,7 +334,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[Ke
     return given
 
 
-_COMPONENT_PATHS = ("pruning.criterion", "pruning.schedule", "regularizer")
+_DEFAULT_COMPONENTS = {"pruning.criterion": "magnitude", "pruning.schedule": "geometric", "regularizer": "cosine"}
 
 
 def shipped() -> dict[str, Path]:

@@ -1,0 +1,90 @@
+"""Scores, intervals and paired tests, against hand-worked cases and brute force."""
+
+from math import comb
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xlmprune import evaluation
+from xlmprune.data import Encoded, Examples
+from xlmprune.evaluation import Agreement, TestSet
+from xlmprune.metrics import Accuracy
+
+
+def encoded(lengths, words=None):
+    ids = [np.arange(4, 4 + length, dtype=np.int64) for length in lengths]
+    return Encoded(ids, None, words, np.zeros(len(lengths), dtype=bool))
+
+
+def test_logits_come_back_in_the_order_of_the_examples():
+    lengths = [9, 2, 5, 7, 3]
+
+    def forward(ids, mask):
+        return np.stack([mask.sum(1), ids.max(1)], axis=1).astype(np.float32)
+
+    logits = evaluation.collect(forward, encoded(lengths), batch_size=2)
+    assert [int(row[0]) for row in logits] == lengths
+
+
+def test_tagging_logits_are_those_of_first_sub_words():
+    words = [np.array([1, 3]), np.array([2])]
+
+    def forward(ids, mask):
+        return np.repeat(ids[:, :, None], 2, axis=2).astype(np.float32)
+
+    logits = evaluation.collect(forward, encoded([6, 4], words), batch_size=8)
+    assert logits[0][:, 0].tolist() == [5, 7]
+    assert logits[1][:, 0].tolist() == [6]
+
+
+def test_interval_of_accuracy_is_near_the_binomial_one():
+    statistics = np.array([[1, 1]] * 80 + [[0, 1]] * 20, dtype=float)
+    low, high = evaluation.interval(statistics, Accuracy())
+    assert low == pytest.approx(80 - 7.84, abs=1.5)
+    assert high == pytest.approx(80 + 7.84, abs=1.5)
+    assert evaluation.interval(statistics, Accuracy()) == (low, high)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_mcnemar_is_the_exact_binomial(pairs):
+    before = np.array([[a, 1] for a, _ in pairs], dtype=float)
+    after = np.array([[b, 1] for _, b in pairs], dtype=float)
+    found = evaluation.paired(before, after, Accuracy())
+    gained = sum(b and not a for a, b in pairs)
+    lost = sum(a and not b for a, b in pairs)
+    assert (found["gained"], found["lost"]) == (gained, lost)
+    total = gained + lost
+    tail = sum(comb(total, k) for k in range(min(gained, lost) + 1)) / 2**total
+    assert found["p_value"] == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_models_measured_on_different_examples_are_not_paired():
+    with pytest.raises(ValueError, match="different examples"):
+        evaluation.paired(np.ones((3, 2)), np.ones((4, 2)), Accuracy())
+
+
+def test_the_train_language_is_never_in_the_zero_shot_mean():
+    assert evaluation.zero_shot_mean({"en": 100.0, "de": 50.0, "sw": 30.0}, "en") == 40
+    assert evaluation.zero_shot_mean({"en": 100.0}, "en") is None
+
+
+def test_agreement_sees_what_differs():
+    one = [np.array([0.0, 1.0]), np.array([3.0, 2.0])]
+    other = [np.array([0.0, 1.0]), np.array([2.0, 2.5])]
+    agreement = Agreement()
+    agreement.add(one, other)
+    assert agreement.largest == 1.0
+    assert agreement.relative == pytest.approx(1 / 3)
+    assert agreement.agreement == 0.5
+    broken = Agreement()
+    broken.add(one, [np.array([np.nan, 1.0]), np.array([3.0, 2.0])])
+    assert broken.largest == float("inf")
+
+
+def test_a_capped_test_set_is_its_beginning():
+    examples = Examples("de", "test", ["a", "b", "c"], labels=[0, 1, 2])
+    test = TestSet(examples, encoded([3, 4, 5])).head(2)
+    assert test.examples.first == ["a", "b"]
+    assert [len(ids) for ids in test.encoded.input_ids] == [3, 4]

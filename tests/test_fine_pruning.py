@@ -1,0 +1,252 @@
+"""The loop: exact counts, dead weights stay dead, and a run taken up again is the same run."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+)
+
+from xlmprune import recipe as recipes
+from xlmprune.data import IGNORE, Encoded
+from xlmprune.errors import TrainingError
+from xlmprune.fine_pruning import FinePruning, StageEnd, Step, cross_entropy, updates_in_stage
+from xlmprune.mask import density
+from xlmprune.model import prunable
+from xlmprune.regularizers.cosine import alignment
+
+LABELS = 3
+
+
+def tiny_config(**changes):
+    settings = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 34,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+        "num_labels": LABELS,
+    }
+    return XLMRobertaConfig(**{**settings, **changes})
+
+
+def tiny_classifier(**changes):
+    torch.manual_seed(0)
+    return XLMRobertaForSequenceClassification(tiny_config(**changes)).eval()
+
+
+def examples(count=24, tokens=False, seed=0):
+    random = np.random.default_rng(seed)
+    ids = [
+        np.concatenate([[0], random.integers(4, 50, random.integers(3, 9)), [2]]).astype(np.int64)
+        for _ in range(count)
+    ]
+    if not tokens:
+        labels = np.array([row[1] % LABELS for row in ids], dtype=np.int64)
+        return Encoded(ids, labels, None, np.zeros(count, dtype=bool))
+    labels = [np.where(np.arange(len(row)) % 2 == 1, row % LABELS, IGNORE) for row in ids]
+    return Encoded(ids, labels, [np.arange(1, len(row), 2) for row in ids], np.zeros(count, dtype=bool))
+
+
+def make_recipe(**sections):
+    values = {
+        "name": "tiny",
+        "task": {"name": "classification", "source": "files", "path": "{language}.{split}.tsv"},
+        "training": {"epochs_per_stage": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"},
+        "pruning": {"schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 3}},
+    }
+    for section, entries in sections.items():
+        values[section] = {**values.get(section, {}), **entries} if isinstance(entries, dict) else entries
+    return recipes.Recipe.model_validate(values)
+
+
+def drive(pruner, stop_after=None):
+    events = []
+    for event in pruner.run():
+        events.append(event)
+        if stop_after is not None and len(events) == stop_after:
+            break
+    return events
+
+
+def test_story_of_a_run():
+    model = tiny_classifier()
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    pruner = FinePruning(make_recipe(), model, examples())
+    events, masks_before = [], None
+    for event in pruner.run():
+        events.append(event)
+        for name, weight in prunable(model).items():
+            assert not weight[~pruner.masks[name]].any()
+        if isinstance(event, StageEnd):
+            if masks_before is not None:
+                for name, mask in pruner.masks.items():
+                    assert not (mask & ~masks_before[name]).any(), "masks are nested"
+            masks_before = pruner.masks
+    ends = [event for event in events if isinstance(event, StageEnd)]
+    assert [end.stage for end in ends] == [0, 1, 2, 3]
+    for k, end in enumerate(ends):
+        exact = sum(round(w.numel() * 0.7**k) for w in pruner.weights.values())
+        assert end.density == pytest.approx(exact / sum(w.numel() for w in pruner.weights.values()))
+    assert sum(isinstance(event, Step) for event in events) == 4 * 6
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, start[name]), f"{name} was trained"
+        if name not in pruner.weights:
+            assert not ((parameter == 0) & (start[name] != 0)).any(), f"{name} was not pruned"
+
+
+def test_training_learns_the_task():
+    model = tiny_classifier(initializer_range=0.3)
+    recipe = make_recipe(
+        training={"epochs_per_stage": 80, "learning_rate": 1e-2},
+        pruning={"schedule": {"name": "geometric", "stages": 1}},
+    )
+    ends = [event for event in drive(FinePruning(recipe, model, examples())) if isinstance(event, StageEnd)]
+    assert ends[0].loss < 0.2
+    assert ends[1].loss < 0.2
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 7, 8, 12, 20])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"regularizer": {"name": "frobenius", "strength": 0.1, "reference": "finetuned"}},
+        {
+            "pruning": {"criterion": {"name": "magnitude"}, "scope": "global"},
+            "training": {"weight_decay": 0.01},
+        },
+    ],
+    ids=["cosine", "frobenius to finetuned", "global with decay"],
+)
+def test_a_run_taken_up_again_is_the_same_run(sections, stop_after):
+    recipe = make_recipe(**sections)
+    scores = iter(range(1000))
+    unbroken = FinePruning(recipe, tiny_classifier(), examples(), lambda: float(next(scores)))
+    drive(unbroken)
+    scores = iter(range(1000))
+    first = FinePruning(recipe, tiny_classifier(), examples(), lambda: float(next(scores)))
+    drive(first, stop_after)
+    tensors = {
+        file: {k: v.detach().clone() for k, v in entries.items()} for file, entries in first.tensors().items()
+    }
+    second = FinePruning(recipe, tiny_classifier(), examples(), lambda: float(next(scores)))
+    second.restore(tensors, first.progress())
+    drive(second)
+    for name, parameter in unbroken.model.named_parameters():
+        assert torch.equal(parameter, dict(second.model.named_parameters())[name]), name
+    for name, mask in unbroken.masks.items():
+        assert torch.equal(mask, second.masks[name])
+
+
+def test_best_dev_epoch_is_kept():
+    model = tiny_classifier()
+    recipe = make_recipe(
+        training={"epochs_per_stage": 3}, pruning={"schedule": {"name": "geometric", "stages": 1}}
+    )
+    seen = []
+
+    def dev():
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        return [50.0, 90.0, 70.0, 10.0, 20.0, 20.0][len(seen) - 1]
+
+    pruner = FinePruning(recipe, model, examples(), dev)
+    for event in pruner.run():
+        if isinstance(event, StageEnd):
+            best = {0: 1, 1: 4}[event.stage]  # the first of equals
+            assert event.dev == [90.0, 20.0][event.stage]
+            for name, parameter in model.named_parameters():
+                assert torch.equal(parameter, seen[best][name])
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tokens):
+    kind = XLMRobertaForTokenClassification if tokens else XLMRobertaForSequenceClassification
+    config = tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    results = []
+    for accumulation in (1, 4):
+        torch.manual_seed(0)
+        model = kind(config)
+        recipe = make_recipe(training={"gradient_accumulation": accumulation, "max_updates_per_stage": 3})
+        steps = [
+            event
+            for event in drive(FinePruning(recipe, model, examples(tokens=tokens)), 3)
+            if isinstance(event, Step)
+        ]
+        results.append(([step.loss for step in steps], [p.detach().clone() for p in model.parameters()]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    for one, four in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(one, four, rtol=1e-3, atol=2e-5)
+
+
+def test_divergence_stops_with_advice_and_leaves_the_weights():
+    model = tiny_classifier()
+    pruner = FinePruning(make_recipe(), model, examples())
+    run = pruner.run()
+    next(run)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    handle = model.classifier.register_forward_hook(
+        lambda *_: torch.full((8, LABELS), float("nan"), requires_grad=True)
+    )
+    with pytest.raises(TrainingError, match="learning_rate"):
+        next(run)
+    handle.remove()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_frozen_embeddings_stay():
+    model = tiny_classifier()
+    before = model.roberta.embeddings.word_embeddings.weight.detach().clone()
+    drive(FinePruning(make_recipe(training={"freeze_embeddings": True}), model, examples()))
+    assert torch.equal(model.roberta.embeddings.word_embeddings.weight, before)
+
+
+def test_strong_alignment_holds_the_weights_to_the_pretrained_ones():
+    found = {}
+    for name, strength in (("none", None), ("cosine", 3000.0)):
+        model = tiny_classifier()
+        regularizer = {"name": name} if strength is None else {"name": name, "strength": strength}
+        recipe = make_recipe(regularizer=regularizer, training={"epochs_per_stage": 10})
+        pruner = FinePruning(recipe, model, examples())
+        drive(pruner)
+        found[name] = np.mean(
+            [float(alignment(w.detach(), pruner.pretrained[n])) for n, w in pruner.weights.items()]
+        )
+    assert found["cosine"] > found["none"] + 0.01
+
+
+def test_learning_rate_decays_to_zero_and_restarts_each_stage():
+    steps = [
+        event
+        for event in drive(FinePruning(make_recipe(), tiny_classifier(), examples()))
+        if isinstance(event, Step)
+    ]
+    rates = [step.learning_rate for step in steps]
+    assert rates[:6] == pytest.approx([1e-3 * (6 - k) / 6 for k in range(6)])
+    assert rates[6:12] == rates[:6]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "cap", "expected"), [(2, None, 6), (0.5, None, 2), (0.01, None, 1), (2, 4, 4)]
+)
+def test_updates_in_a_stage(epochs, cap, expected):
+    recipe = make_recipe(training={"epochs_per_stage": epochs, "max_updates_per_stage": cap})
+    assert updates_in_stage(recipe, 3, 1) == expected
+
+
+def test_cross_entropy_of_unlabelled_positions_is_left_out():
+    logits = torch.tensor([[[2.0, 0.0], [5.0, 5.0]]])
+    labels = torch.tensor([[0, IGNORE]])
+    assert cross_entropy(logits, labels).item() == pytest.approx(np.log(1 + np.exp(-2)))
+
+
+def test_densities_of_masks_in_the_bundle_are_exact():
+    pruner = FinePruning(make_recipe(), tiny_classifier(), examples())
+    drive(pruner)
+    assert density(pruner.masks) == pytest.approx(0.7**3, abs=1e-3)
