@@ -1,0 +1,102 @@
+"""A tiny random XLM-R with its tokenizer, and a bundle made from it: seconds become milliseconds.
+
+The tokenizer has every character of its sample sentences in eight scripts, and some whole words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+SENTENCES = {
+    "en": ["turn on the kitchen light", "what is the temperature", "the man is sleeping", "close the door"],
+    "de": ["schalte das Licht in der Küche ein", "wie warm ist es", "der Mann schläft", "schließe die Tür"],
+    "ru": ["включи свет на кухне", "какая температура", "мужчина спит", "закрой дверь"],
+    "el": ["άναψε το φως στην κουζίνα", "ποια είναι η θερμοκρασία", "ο άντρας κοιμάται", "κλείσε την πόρτα"],
+    "ar": ["شغل ضوء المطبخ", "كم درجة الحرارة", "الرجل نائم", "أغلق الباب"],
+    "hi": ["रसोई की बत्ती जलाओ", "तापमान क्या है", "आदमी सो रहा है", "दरवाज़ा बंद करो"],
+    "th": ["เปิดไฟในครัว", "อุณหภูมิเท่าไหร่", "ผู้ชายกำลังนอนหลับ", "ปิดประตู"],
+    "zh": ["打开厨房的灯", "现在温度是多少", "男人在睡觉", "把门关上"],
+}
+
+
+@cache
+def _tokenizer_text() -> str:
+    texts = [text for sentences in SENTENCES.values() for text in sentences]
+    characters = sorted({character for text in texts for character in text if character != " "})
+    words = sorted({"▁" + word for text in texts[:8] for word in text.split()})
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
+    pieces += [(word, -4.0) for word in words] + [(character, -6.0) for character in characters]
+    pieces.append(("<mask>", 0.0))
+    return transformers.XLMRobertaTokenizer(vocab=pieces).backend_tokenizer.to_str()
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """An XLM-R tokenizer of a few hundred pieces."""
+    return Tokenizer.from_str(_tokenizer_text())
+
+
+def tiny_model(
+    kind: str = "text",
+    labels: Sequence[str] = ("no", "maybe", "yes"),
+    layers: int = 2,
+    hidden: int = 16,
+    seed: int = 0,
+    positions: int = 64,
+) -> nn.Module:
+    """XLM-R of random weights with the head for ``kind``, in eval mode; `positions` counts usable tokens."""
+    config = transformers.XLMRobertaConfig(
+        vocab_size=tiny_tokenizer().get_vocab_size(),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden,
+        type_vocab_size=1,
+        pad_token_id=1,
+        max_position_embeddings=positions + 2,
+        initializer_range=0.3,
+        layer_norm_eps=1e-5,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+    )
+    heads = {"tokens": transformers.XLMRobertaForTokenClassification}
+    head = heads.get(kind, transformers.XLMRobertaForSequenceClassification)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return head(config).eval()
+
+
+def tiny_masks(model: nn.Module, density: float = 0.31, seed: int = 0) -> dict[str, Tensor]:
+    """Random masks for the encoder's matrices, already applied to the model."""
+    random = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, module in model.named_modules():
+        if name.startswith("roberta.encoder.") and isinstance(module, nn.Linear):
+            mask = torch.rand(module.weight.shape, generator=random) < density
+            with torch.no_grad():
+                module.weight.masked_fill_(~mask, 0.0)
+            masks[f"{name}.weight"] = mask
+    return masks
+
+
+def tiny_texts(kind: str = "text") -> list:
+    """Sentences in eight scripts, as `text`, `pair` or `tokens` tasks take them."""
+    texts = [text for sentences in SENTENCES.values() for text in sentences]
+    if kind == "pair":
+        return list(zip(texts, texts[1:] + texts[:1], strict=True))
+    if kind == "tokens":
+        return [text.split() for text in texts]
+    return texts
+
+
+def tiny_bundle(
+    folder: Path, kind: str = "text", labels: Sequence[str] = ("no", "maybe", "yes"), **options
+) -> Path:
+    """A whole bundle in ``folder``: everything that `xlmprune.exporters` and `manifest` write."""
+    raise NotImplementedError  # filled in as the exporters appear
