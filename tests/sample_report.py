@@ -125,7 +125,21 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
             "training: 100 English sentences per intent",
             "test sets: at most 640 examples per language",
         ],
+        "task": {
+            "name": "quickstart",
+            "kind": "text",
+            "labels": ["HassTurnOn", "HassTurnOff", "HassGetWeather"],
+            "licence": "Apache-2.0",
+            "train_examples": 1600,
+            "train_origin": "home-assistant-intents",
+            "train_notes": [],
+            "notes": {"th": ["3 sentences were empty and left out"]},
+        },
         "model": {
+            "name": "quickstart",
+            "revision": None,
+            "licence": "MIT",
+            "max_length": 32,
             "parameters": 25_312_912,
             "prunable": 21_233_664,
             "encoder_density": 0.313811,
@@ -199,6 +213,19 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
             "onnx_int8": {"max_abs_diff": 0.411, "relative_diff": 0.024, "agreement": 0.9823, "n": 11520},
         },
         "paired": paired,
+        "text": {
+            code: {
+                "n": tests,
+                "tokens_mean": round(draw.uniform(7, 12), 3),
+                "tokens_p95": float(draw.randint(14, 22)),
+                "tokens_per_word": round(draw.uniform(1.2, 2.4), 3),
+                "tokens_per_character": 0.3,
+                "truncated": 0.0,
+                "unknown": round(draw.uniform(0, 0.001), 5),
+                "words_lost": None,
+            }
+            for code in languages
+        },
     }
 
 

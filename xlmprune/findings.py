@@ -233,6 +233,18 @@ def describe_chance(report: Report) -> str:
     )
 
 
+def describe_data(report: Report) -> list[str]:
+    """Repairs and warnings about the data, each with its language."""
+    task = report.get("task", {})
+    train = language_name(train_language(report) or "train")
+    noted = [f"{train}, training: {note}" for note in task.get("train_notes", [])]
+    return noted + [
+        f"{language_name(code)}, test: {note}"
+        for code, notes in task.get("notes", {}).items()
+        for note in notes
+    ]
+
+
 def train_language(report: Report) -> str | None:
     """Code of the language trained on, where the summary says it."""
     return report.get("summary", {}).get("train_language")

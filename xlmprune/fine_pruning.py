@@ -347,6 +347,8 @@ class FinePruning:
         """What the regularizer aligns to now; None while there is nothing to align to, or it is off."""
         if not getattr(self.regularizer, "strength", 0):
             return None
+        if self.stage == 0 and not self.recipe.training.regularize_dense:
+            return None
         if self._reference_name() == "finetuned":
             return self.finetuned or None
         return self.pretrained

@@ -140,6 +140,8 @@ class TrainingRecipe(BaseModel):
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 where the device computes it quickly, else fp32. Weights, optimizer and every measurement are fp32."""
+    regularize_dense: bool = True
+    """Apply the regularizer in stage 0 too. False gives every method the same dense model, so that they can share it."""
     freeze_embeddings: bool = False
     keep: Literal["best", "last"] = "best"
     """At the end of a stage: the weights of the epoch with the best English dev score, or the last."""

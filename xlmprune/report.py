@@ -7,9 +7,7 @@ filled in for it. Sentences and figures are made here once, so that every form s
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from xlmprune import charts, findings
+from xlmprune.checkpoint import write_atomically
 from xlmprune.findings import Report, plain
 from xlmprune.languages import language_name
 from xlmprune.tables import Table, all_tables
@@ -30,6 +29,13 @@ def _cell(value: Any) -> str:
     """Text for a cell of a Markdown table: nothing in it can end the cell or begin markup."""
     text = " ".join(str(value).split())
     return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", text)
+
+
+def _code(text: str) -> str:
+    """A code span that shows ``text`` as it is, backticks included."""
+    text = " ".join(text.split())
+    ticks = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
+    return f"{ticks}{text}{ticks}" if len(ticks) == 1 else f"{ticks} {text} {ticks}"
 
 
 def _fence(text: str) -> str:
@@ -62,7 +68,9 @@ def template_environment(autoescape: bool) -> Environment:
     )
     figures = ("percent", "score", "points", "p_value", "size", "amount", "number")
     environment.filters.update({name: getattr(findings, name) for name in figures})
-    environment.filters.update(cell=_cell, fence=_fence, markdown=markdown_table, language=language_name)
+    environment.filters.update(
+        cell=_cell, code=_code, fence=_fence, markdown=markdown_table, language=language_name
+    )
     return environment
 
 
@@ -82,7 +90,9 @@ def sections(report: Report) -> dict[str, Any]:
         "name": report.get("name", "xlmprune run"),
         "created": report.get("created"),
         "sentences": [sentence for sentence in said if sentence],
+        "refused": list(report.get("refused", {}).values()),
         "scaled_down": report.get("scaled_down", []),
+        "notes": findings.describe_data(report),
         "tables": all_tables(report),
         "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
     }
@@ -152,9 +162,7 @@ def results_table(report: Report) -> RenderableType:
         kept = [i for i, heading in enumerate(languages.headings) if heading not in LEFT_TO_FILES]
         table = rich.table.Table(box=SIMPLE_HEAD, pad_edge=False)
         for i in kept:
-            table.add_column(
-                languages.headings[i], justify="right" if i else "left", no_wrap=True
-            )
+            table.add_column(languages.headings[i], justify="right" if i else "left", no_wrap=True)
         for style, cells in languages.marked():
             table.add_row(*(Text(cells[i]) for i in kept), style=STYLES.get(style))
         shown += [table, Text(languages.note, style="dim")]
@@ -178,24 +186,8 @@ def write(report: Report, folder: Path) -> None:
     JSON has no word for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "report.html", render_html(report))
-    write_whole(folder / "report.md", render_markdown(report))
-    write_whole(folder / "README.md", model_card(report))
+    write_atomically(folder / "report.html", render_html(report))
+    write_atomically(folder / "report.md", render_markdown(report))
+    write_atomically(folder / "README.md", model_card(report))
     text = json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "report.json", text + "\n")
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Put ``text`` in ``file`` so that a reader, or a crash, never meets half of it."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(folder / "report.json", text + "\n")

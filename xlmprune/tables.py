@@ -164,6 +164,39 @@ def parity_table(report: Report) -> Table | None:
     )
 
 
+def metric_tables(report: Report) -> Iterator[Table]:
+    """One table for each of the task's further metrics."""
+    for metric, languages in report.get("other_metrics", {}).items():
+        titles = {key: title for key, title in FORMS.items() if any(key in row for row in languages.values())}
+        entries = [{"language": language_name(code), **row} for code, row in languages.items()]
+        columns: dict[str, Callable[[Any], str]] = {"language": lambda row: row["language"]}
+        columns |= {title: _entry_of(key) for key, title in titles.items()}
+        made = _table(f"The same languages by {metric}", columns, entries)
+        if made is not None:
+            yield made
+
+
+def _entry_of(form: str) -> Callable[[Any], str]:
+    return lambda row: score(row.get(form))
+
+
+def text_table(report: Report) -> Table | None:
+    """What the tokenizer makes of every language: where one may lose before the model has seen it."""
+    return _table(
+        "Text and tokens",
+        {
+            "language": lambda row: row["language"],
+            "tokens, mean": lambda row: number(row.get("tokens_mean")),
+            "tokens, 95th percentile": lambda row: number(row.get("tokens_p95")),
+            "tokens per word": lambda row: number(row.get("tokens_per_word")),
+            "texts truncated": lambda row: percent(row.get("truncated")),
+            "unknown tokens": lambda row: percent(row.get("unknown"), 2),
+        },
+        [{"language": language_name(code), **facts} for code, facts in report.get("text", {}).items()],
+        "Test sets. A word is what spaces separate, which says little of Thai, Chinese or Japanese.",
+    )
+
+
 def alignment_table(report: Report) -> Table | None:
     """Alignment of every matrix, layers down and kinds across."""
     grid = layer_grid(report, "alignment")
@@ -207,8 +240,11 @@ def all_tables(report: Report) -> dict[str, Table]:
         "parts": part_table,
         "speed": speed_table,
         "parity": parity_table,
+        "text": text_table,
         "alignment": alignment_table,
         "environment": environment_table,
     }
     made = {name: make(report) for name, make in makers.items()}
-    return {name: table for name, table in made.items() if table is not None}
+    further = {table.title: table for table in metric_tables(report)}
+    order = {"languages": made.pop("languages"), **further, **made}
+    return {name: table for name, table in order.items() if table is not None}
