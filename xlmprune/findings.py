@@ -165,8 +165,7 @@ def mean_rows(report: Report) -> list[Row]:
         means = summary.get(key) or {}
         if means.get("dense") is not None:
             delta = None if means.get("pruned") is None else means["pruned"] - means["dense"]
-            scores = {form: means.get(form) for form in forms(report)}
-            listed.append(Row("", name, None, scores, delta, None, None, "mean"))
+            listed.append(Row("", name, None, means, delta, None, None, "mean"))
     return listed
 
 

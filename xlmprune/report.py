@@ -6,6 +6,7 @@ filled in for it. Sentences and figures are made here once, so that every form s
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -56,6 +57,7 @@ def markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+@functools.cache
 def template_environment(autoescape: bool) -> Environment:
     """Jinja2 over the package's templates, with the figures of `findings` as filters."""
     environment = Environment(
@@ -160,12 +162,13 @@ def results_table(report: Report) -> RenderableType:
     if "languages" in names["tables"]:
         languages = names["tables"]["languages"]
         kept = [i for i, heading in enumerate(languages.headings) if heading not in LEFT_TO_FILES]
-        table = rich.table.Table(box=SIMPLE_HEAD, pad_edge=False)
+        table = rich.table.Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for i in kept:
             table.add_column(languages.headings[i], justify="right" if i else "left", no_wrap=True)
         for style, cells in languages.marked():
             table.add_row(*(Text(cells[i]) for i in kept), style=STYLES.get(style))
-        shown += [table, Text(languages.note, style="dim")]
+        said = f"{findings.metric_name(report)}, percent. {findings.describe_chance(report)}"
+        shown += [table, Text(), Text(said, style="dim"), Text()]
     scaled = f"Scaled down: {'; '.join(names['scaled_down'])}." if names["scaled_down"] else ""
     return Group(*shown, *(Text(said) for said in (*names["sentences"], scaled) if said))
 
@@ -180,14 +183,17 @@ STYLES = {"worst": "bold red", "train": "cyan", "mean": "bold"}
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write report.json, report.md, report.html and README.md into ``folder``, each whole or not at all.
+    """Write report.html, report.md, README.md and report.json into ``folder``, each whole or not at all.
 
     report.json comes last: where it stands, the others do. A number that is not finite is written as null, because
     JSON has no word for it.
     """
+    texts = {
+        "report.html": render_html(report),
+        "report.md": render_markdown(report),
+        "README.md": model_card(report),
+        "report.json": json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "report.html", render_html(report))
-    write_atomically(folder / "report.md", render_markdown(report))
-    write_atomically(folder / "README.md", model_card(report))
-    text = json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / "report.json", text + "\n")
+    for name, text in texts.items():
+        write_atomically(folder / name, text)

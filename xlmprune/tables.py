@@ -80,7 +80,7 @@ def language_table(report: Report) -> Table | None:
 
 
 def _score_of(form: str) -> Callable[[Row], str]:
-    return lambda row: score(row.scores[form])
+    return lambda row: score(row.scores.get(form))
 
 
 def _interval(row: Row) -> str:

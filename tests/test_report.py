@@ -1,0 +1,421 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from rich.console import Console
+from sample_report import sample_report
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from xlmprune import charts, findings
+from xlmprune.languages import language_name
+from xlmprune.report import model_card, render_html, render_markdown, results_table, write
+from xlmprune.tables import all_tables, language_table
+
+VOID = {"meta", "br", "img", "hr", "link", "input"}
+HOSTILE = '<script>alert("x")</script>|`**[a](b)'
+
+
+class Page(HTMLParser):
+    """Text by tag, attributes met, and whether every tag that opens also closes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def printed(report: dict, width: int = 80) -> str:
+    console = Console(width=width, file=open("/dev/null", "w"), record=True)  # noqa: PTH123, SIM115
+    console.print(results_table(report))
+    console.file.close()
+    return console.export_text()
+
+
+# --- what is said ---
+
+
+def test_both_densities_and_the_truth_about_embeddings_are_said_everywhere():
+    report = sample_report()
+    for text in (
+        render_markdown(report),
+        " ".join(Page(render_html(report)).text),
+        model_card(report),
+        printed(report, 400),
+    ):
+        assert "31.4% of the encoder's weights remain (68.6% sparsity)" in text
+        assert "They are 83.9% of the model's 25.3 M parameters" in text
+        assert "42.4% of the whole model remains" in text
+
+
+def test_figures_of_xlm_r_base_are_those_worked_out_by_hand():
+    """278,045,955 parameters, 84,934,656 prunable, 26,653,392 of them left after eleven stages."""
+    kept = 278_045_955 - 84_934_656 + 26_653_392
+    model = {
+        "parameters": 278_045_955,
+        "prunable": 84_934_656,
+        "encoder_density": 26_653_392 / 84_934_656,
+        "model_density": kept / 278_045_955,
+    }
+    said = findings.describe_density({"model": model})
+    for figure in ("31.4%", "68.6%", "30.5%", "278.0 M", "79.0%"):
+        assert figure in said
+
+
+def test_the_worst_language_is_named_and_marked_in_every_form():
+    report = sample_report()
+    assert "The worst language, Thai: 46.2 → 36.8 (−9.4 points)." in render_markdown(report)
+    assert "| **Thai** | th | 46.2 | 36.8 |" in render_markdown(report)
+    assert re.search(r'<tr class="worst">\s*<td class="text">Thai</td>', render_html(report))
+    assert "Thai" in printed(report)
+
+
+def test_languages_stand_from_the_largest_loss_to_the_largest_gain_below_english_and_the_means():
+    table = language_table(sample_report())
+    names = [row[0] for row in table.rows]
+    assert names[:4] == ["English", "Zero-shot mean", "All-language mean", "Thai"]
+    assert names[-1] == "Swahili"
+    assert sorted(names[3:]) == sorted(
+        language_name(code) for code in sample_report()["languages"] if code != "en"
+    )
+
+
+def test_the_terminal_table_fits_eighty_columns_whole():
+    text = printed(sample_report(), 80)
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert re.search(r"Thai +46\.2 +36\.8 +36\.8 +36\.\d +−9\.4 +< 0\.001 +640", text)
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "expected"),
+    [
+        (findings.percent, 0.313811, "31.4%"),
+        (findings.percent, None, "–"),
+        (findings.points, -3.44, "−3.4"),
+        (findings.points, -0.04, "0.0"),
+        (findings.points, 0.26, "+0.3"),
+        (findings.p_value, 0.0004, "< 0.001"),
+        (findings.p_value, 0.049, "0.049"),
+        (findings.p_value, 1.0, "1.00"),
+        (findings.size, 999, "999 B"),
+        (findings.size, 1_482, "1.5 kB"),
+        (findings.size, 470_812_345, "471 MB"),
+        (findings.size, 2_240_000_000, "2.2 GB"),
+        (findings.size, 999_960, "1000 kB"),
+        (findings.amount, 278_045_955, "278.0 M"),
+        (findings.amount, 21_504, "21,504"),
+    ],
+)
+def test_figures(figure, value, expected):
+    assert figure(value) == expected
+
+
+def test_language_names():
+    assert language_name("sw") == "Swahili"
+    assert language_name("pt-BR") == "Portuguese (Brazil)"
+    assert language_name("zh_Hant") == "Chinese (traditional)"
+    assert language_name("tlh") == "tlh"
+
+
+# --- robustness ---
+
+
+def test_a_section_without_data_is_left_out():
+    full = sample_report()
+    titles = {name: table.title for name, table in all_tables(full).items()}
+    keys = {"languages": "languages", "stages": "stages", "files": "files", "parts": "bytes_by_part"}
+    keys |= {name: name for name in ("speed", "parity", "text", "environment")} | {"alignment": "layers"}
+    for name, key in keys.items():
+        report = {k: v for k, v in full.items() if k != key}
+        text = render_markdown(report)
+        assert f"## {titles[name]}\n" not in text
+        others = [title for other, title in titles.items() if other != name]
+        assert all(f"## {title}\n" in text for title in others)
+        Page(render_html(report))
+        model_card(report)
+        printed(report)
+
+
+def test_an_empty_report_is_still_a_page():
+    for text in (render_markdown({}), render_html({}), model_card({}), printed({})):
+        assert "None" not in text
+    assert "## " not in render_markdown({})
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_subset_of_keys_renders(data):
+    full = sample_report(4)
+    keys = data.draw(st.sets(st.sampled_from(sorted(full))))
+    report = {key: full[key] for key in keys}
+    page = Page(render_html(report))
+    assert not page.open
+    assert "None" not in render_markdown(report).replace("NoneType", "")
+    model_card(report)
+    printed(report)
+
+
+@pytest.mark.parametrize("zero_shot", [1, 2, 17, 59])
+def test_two_to_sixty_languages(zero_shot):
+    report = sample_report(zero_shot)
+    page = Page(render_html(report))
+    assert not page.open
+    text = " ".join(page.text)
+    for code in report["languages"]:
+        assert language_name(code) in text
+    assert len(render_html(report)) < 400_000
+    assert f"over {zero_shot} language" in text
+    assert "1 languages" not in text
+
+
+def test_the_page_needs_nothing_from_outside():
+    html = render_html(sample_report())
+    page = Page(html)
+    assert not set(page.tags) & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    assert not [
+        name for name, _ in page.attributes if name in ("src", "href", "action") or name.startswith("on")
+    ]
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "http" not in html
+
+
+def test_what_users_write_cannot_break_out():
+    report = sample_report(3)
+    report["name"] = HOSTILE
+    report["scaled_down"] = [HOSTILE]
+    report["recipe"]["name"] = "```\n# broken"
+    report["task"]["labels"] = ["`", HOSTILE]
+    report["files"] = {HOSTILE: {"bytes": 10, "sha256": None}} | report["files"]
+    for code in list(report["languages"])[1:2]:
+        report["languages"][HOSTILE] = report["languages"].pop(code)
+        for stage in report["stages"]:
+            stage["languages"][HOSTILE] = stage["languages"].pop(code)
+    page = Page(render_html(report))
+    assert "script" not in page.tags
+    assert any(HOSTILE in text for text in page.text)
+    markdown = render_markdown(report)
+    assert not re.search(r"(?<!\\)<script", markdown)
+    table = markdown.split("## Languages")[1].split("\n\n")[2].splitlines()
+    bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
+    assert len(bars) == 1, "a language's name ended a cell"
+    assert "\n# broken" not in markdown.replace("````yaml", "").split("````")[0]
+    card = model_card(report)
+    assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == HOSTILE
+
+
+def test_numbers_that_are_not_finite_become_null_and_a_dash(tmp_path):
+    report = sample_report(2)
+    report["languages"]["de"]["ci95"] = [math.nan, np.float64("nan")]
+    report["languages"]["de"]["delta"] = np.float32(-1.5)
+    report["layers"][0]["alignment"] = math.nan
+    report["stages"][0]["loss"] = math.inf
+    write(report, tmp_path)
+    stored = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert stored["languages"]["de"]["ci95"] == [None, None]
+    assert stored["languages"]["de"]["delta"] == -1.5
+    assert "| 0 | 100.0% | – |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_write_leaves_whole_files_and_nothing_else(tmp_path):
+    report = sample_report()
+    write(report, tmp_path / "bundle")
+    names = sorted(file.name for file in (tmp_path / "bundle").iterdir())
+    assert names == ["README.md", "report.html", "report.json", "report.md"]
+    assert json.loads((tmp_path / "bundle" / "report.json").read_text(encoding="utf-8")) == report
+
+
+def test_a_failed_write_keeps_the_old_report(tmp_path):
+    write(sample_report(2), tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    broken = sample_report(3)
+    broken["stages"] = [{"no": "density"}]
+    with pytest.raises(KeyError):
+        write(broken, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+# --- drawings ---
+
+
+def test_curves_end_where_the_numbers_say():
+    stages = [
+        {"encoder_density": 1.0, "languages": {"en": 90.0, "de": 50.0, "fr": 60.0}, "zero_shot_mean": 55.0},
+        {"encoder_density": 0.5, "languages": {"en": 90.0, "de": 40.0, "fr": 60.0}, "zero_shot_mean": 50.0},
+        {"encoder_density": 0.25, "languages": {"en": 90.0, "de": 30.0, "fr": 60.0}, "zero_shot_mean": 45.0},
+    ]
+    lines = charts.score_lines(stages, "en", "de")
+    assert [(line.label, line.style) for line in lines] == [
+        ("fr", "other"),
+        ("de", "worst"),
+        ("en", "train"),
+        ("mean", "mean"),
+    ]
+    svg = charts.draw_scores(lines, 1000, 540, "accuracy")
+    paths = re.findall(r'<polyline points="([^"]+)"', svg)
+    points = [[tuple(map(float, pair.split(","))) for pair in path.split()] for path in paths]
+    (x0, _), (x1, _), (x2, _) = points[0]
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11), "halvings of the density are equally wide"
+    de, en = points[1], points[2]
+    assert de[0][1] < de[1][1] < de[2][1], "falling scores go down the page"
+    assert de[2][1] - de[1][1] == pytest.approx(de[1][1] - de[0][1], abs=0.11)
+    assert len({y for _, y in en}) == 1
+
+
+def test_a_density_of_zero_and_a_language_measured_late_can_be_drawn():
+    stages = [
+        {"encoder_density": 1.0, "languages": {"en": 50.0}},
+        {"encoder_density": 0.5, "languages": {"en": 50.0, "de": 50.0}},
+        {"encoder_density": 0.0, "languages": {"en": 50.0, "de": None}},
+    ]
+    lines = charts.score_lines(stages, "en", None)
+    assert [line.label for line in lines] == ["en"], "one point is no curve"
+    assert "nan" not in charts.draw_scores(lines, 380, 420, "accuracy")
+
+
+@given(st.lists(st.floats(0, 500), max_size=60))
+def test_labels_never_overlap_and_stay_inside(places):
+    places = sorted(places)
+    moved = charts.spread(places, 13.0, 0.0, 500.0)
+    gap = min(13.0, 500.0 / max(1, len(places) - 1))
+    assert all(after - before >= gap - 1e-6 for before, after in pairwise(moved))
+    assert all(-1e-6 <= place <= 500 + 1e-6 for place in moved)
+    far = [0.0, 100.0, 300.0]
+    assert charts.spread(far, 13.0, 0.0, 500.0) == far
+
+
+# --- the model card ---
+
+
+def test_the_card_opens_with_what_hubs_read():
+    card = model_card(sample_report())
+    facts = yaml.safe_load(card.split("---\n")[1])
+    assert facts["license"] == "mit"
+    assert facts["base_model"] == "intfloat/multilingual-e5-small"
+    assert "zh" in facts["language"]
+    results = facts["model-index"][0]["results"]
+    assert {result["dataset"]["config"] for result in results} == set(sample_report()["languages"])
+
+
+def test_an_unknown_licence_is_said_to_be_unknown():
+    report = sample_report(2)
+    report["model"]["licence"] = report["task"]["licence"] = None
+    card = model_card(report)
+    assert card.count("unknown; ask whoever published it") == 2
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"
+
+
+def small_bundle(folder: Path, kind: str) -> None:
+    """An ONNX file with the bundle's inputs and outputs: each token votes for the label its id leaves modulo 3."""
+    pieces = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ?.,ü",
+    ]
+    vocabulary = [(piece, -float(rank)) for rank, piece in enumerate(pieces)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    votes = np.eye(3, dtype=np.float32)[np.arange(len(pieces)) % 3]
+    nodes = [helper.make_node("Gather", ["votes", "input_ids"], ["each"])]
+    if kind == "tokens":
+        nodes += [helper.make_node("Identity", ["each"], ["logits"])]
+        shape = ["batch", "sequence", 3]
+    else:
+        nodes += [
+            helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["mask", "last"], ["wide"]),
+            helper.make_node("Mul", ["each", "wide"], ["seen"]),
+            helper.make_node("ReduceSum", ["seen", "axes"], ["logits"], keepdims=0),
+        ]
+        shape = ["batch", 3]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    weights = [
+        onnx.numpy_helper.from_array(votes, "votes"),
+        onnx.numpy_helper.from_array(np.array([-1]), "last"),
+        onnx.numpy_helper.from_array(np.array([1]), "axes"),
+    ]
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "small", inputs, [output], weights)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
+        folder / "model.onnx",
+    )
+    config = {"id2label": {"0": "nought", "1": "one", "2": "two"}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("text", r"Wo kann ich heute Nacht die Sterne sehen\?\t(nought|one|two)\t[01]\.\d+"),
+        ("pair", r"Ein Mann spielt Gitarre\.\tNiemand macht Musik\.\t(nought|one|two)\t[01]\.\d+"),
+        ("tokens", r"Angela/\w+ Merkel/\w+ wohnt/\w+ in/\w+ Berlin/\w+"),
+    ],
+)
+def test_the_code_in_the_card_runs_as_it_stands(tmp_path, kind, expected):
+    report = sample_report(2)
+    report["task"]["kind"] = kind
+    del report["files"]["model.int8.onnx"]
+    small_bundle(tmp_path, kind)
+    code = model_card(report).split("```python\n")[1].split("```")[0]
+    code += "\nimport sys\nassert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.search(expected, result.stdout)
+
+
+def test_reading_a_report_needs_no_torch():
+    code = "import sys, xlmprune.report; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
