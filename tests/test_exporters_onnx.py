@@ -1,0 +1,130 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tiny import tiny_masks, tiny_model
+
+from xlmprune.errors import BundleError
+from xlmprune.exporters import onnx as exporter
+
+
+def batch(rows, length, seed=0):
+    """Random ids, every row padded to another length."""
+    random = np.random.default_rng(seed)
+    ids = random.integers(4, 200, (rows, length))
+    for row in range(rows):
+        ids[row, length - row % length :] = 1
+    return {"input_ids": ids, "attention_mask": (ids != 1).astype(np.int64)}
+
+
+def torch_logits(model, feed):
+    with torch.no_grad():
+        return model(**{name: torch.from_numpy(array) for name, array in feed.items()}).logits.numpy()
+
+
+@pytest.fixture(scope="module")
+def exported():
+    model = tiny_model()
+    tiny_masks(model)
+    return model, exporter.export_onnx(model, properties={"xlmprune.task": "xnli"})
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 7), (3, 12), (16, 64)])
+def test_every_batch_and_length_gives_the_logits_of_pytorch(exported, rows, length):
+    model, proto = exported
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    feed = batch(rows, length)
+    found = session.run(["logits"], feed)[0]
+    assert found.shape == (rows, 3)
+    assert np.abs(found - torch_logits(model, feed)).max() < 1e-5
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_token_tasks_and_other_opsets(tmp_path, opset):
+    model = tiny_model("tokens", labels=[f"T{i}" for i in range(7)])
+    proto = exporter.export_onnx(model, tmp_path / "model.onnx", opset=opset)
+    assert [entry.version for entry in proto.opset_import if entry.domain == ""] == [opset]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    feed = batch(3, 9)
+    found = session.run(["logits"], feed)[0]
+    assert found.shape == (3, 9, 7)
+    assert np.abs(found - torch_logits(model, feed)).max() < 1e-5
+    onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
+
+
+def test_what_a_row_is_padded_to_does_not_matter(exported):
+    _, proto = exported
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    ids = np.array([[0, 9, 17, 30, 2]])
+    longer = np.concatenate([ids, np.ones((1, 20), dtype=np.int64)], axis=1)
+    alone = session.run(None, {"input_ids": ids, "attention_mask": (ids != 1).astype(np.int64)})[0]
+    padded = session.run(None, {"input_ids": longer, "attention_mask": (longer != 1).astype(np.int64)})[0]
+    assert np.abs(alone - padded).max() < 1e-5
+
+
+def test_matrices_carry_the_names_of_their_parameters(exported):
+    model, proto = exported
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    for name, module in model.named_modules():
+        if name.startswith("roberta.encoder") and isinstance(module, torch.nn.Linear):
+            assert np.array_equal(found[f"{name}.weight.T"].T, module.weight.detach().numpy())
+
+
+def test_the_file_speaks_of_the_model_and_not_of_the_machine(exported):
+    _, proto = exported
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    assert session.get_modelmeta().custom_metadata_map == {"xlmprune.task": "xnli"}
+    assert not proto.graph.value_info
+    text = proto.SerializeToString()
+    for trace in (b"/home", b"/tmp", b"site-packages", b".py", str(exporter.__file__).encode()[:6]):
+        assert trace not in text
+    inputs = {
+        value.name: [d.dim_param for d in value.type.tensor_type.shape.dim] for value in proto.graph.input
+    }
+    assert inputs == {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "sequence"]}
+
+
+def test_two_exports_are_the_same_bytes(exported):
+    model, proto = exported
+    again = exporter.export_onnx(model, properties={"xlmprune.task": "xnli"})
+    assert again.SerializeToString(deterministic=True) == proto.SerializeToString(deterministic=True)
+
+
+def test_a_large_model_has_its_weights_beside_it(tmp_path, exported):
+    model, proto = exported
+    before = proto.SerializeToString(deterministic=True)
+    files = exporter.save_onnx(proto, tmp_path / "model.onnx", external_above=1000)
+    assert [file.name for file in files] == ["model.onnx", "model.onnx.data"]
+    assert files == exporter.files_of(tmp_path / "model.onnx")
+    assert proto.SerializeToString(deterministic=True) == before
+    assert files[0].stat().st_size < len(before) / 2
+    session = onnxruntime.InferenceSession(files[0])
+    feed = batch(2, 5)
+    assert np.abs(session.run(None, feed)[0] - torch_logits(model, feed)).max() < 1e-5
+    onnx.checker.check_model(files[0])
+    again = exporter.load_onnx(files[0])
+    for one, other in zip(proto.graph.initializer, again.graph.initializer, strict=True):
+        assert np.array_equal(onnx.numpy_helper.to_array(one), onnx.numpy_helper.to_array(other))
+    files[1].unlink()
+    with pytest.raises(BundleError, match="missing"):
+        exporter.load_onnx(files[0])
+    exporter.save_onnx(proto, tmp_path / "model.onnx")
+    assert exporter.files_of(tmp_path / "model.onnx") == [tmp_path / "model.onnx"]
+
+
+def test_what_cannot_be_exported_or_read_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="training mode"):
+        exporter.export_onnx(tiny_model().train())
+    with pytest.raises(ValueError, match="fp32"):
+        exporter.export_onnx(tiny_model().half())
+    (tmp_path / "m.onnx").write_bytes(b"not a graph at all")
+    with pytest.raises(BundleError, match="not an ONNX file"):
+        exporter.load_onnx(tmp_path / "m.onnx")
+    with pytest.raises(BundleError, match="missing"):
+        exporter.load_onnx(tmp_path / "none.onnx")
+
+
+def test_exporting_says_nothing(capfd):
+    exporter.export_onnx(tiny_model(layers=1))
+    assert capfd.readouterr() == ("", "")
