@@ -186,8 +186,10 @@ def tag_runs(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 def runs(values: Sequence[str]) -> list[tuple[int, int]]:
     """Half-open extents of the maximal runs of equal neighbours, in order."""
-    starts = [place for place in range(len(values)) if place == 0 or values[place] != values[place - 1]]
-    return list(zip(starts, [*starts[1:], len(values)], strict=True))
+    ends = [
+        place for place in range(1, len(values) + 1) if values[place : place + 1] != values[place - 1 : place]
+    ]
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def ndcg(gold: np.ndarray, scores: np.ndarray) -> float:
