@@ -4,7 +4,7 @@ A mask is boolean, shaped like its weight, and true where the weight remains. Se
 threshold alone, because scores tie (seven million weights in bfloat16 share some 2,300 magnitudes) and because every
 pruned weight is a zero. Counts are exact, ties go to the lower index, and what was pruned stays pruned.
 
-Measured on two CPU cores over the 72 matrices of XLM-R base (84,934,656 float32 scores, 31 % kept): see `select`.
+On two CPU cores a stage of XLM-R base (72 matrices, 84,934,656 scores) is selected in 0.8 s by layer and 1.0 s globally.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def select(
     """The next masks: the weights of highest score, nested in ``within``.
 
     Counts come from the original sizes, ``round(numel * density)``, so rounding never builds up over the stages.
-    Over 85 M weights on two CPU cores, see the figures above `test_selection_is_quick_at_full_size`.
+    On two CPU cores, over the 84,934,656 float32 scores of XLM-R base at 31 %: layer 0.8 s and 0.12 GB beside scores and
+    masks, global 1.0 s and 0.45 GB, 2:4 0.4 s, 4:8 0.8 s.
 
     Args:
         scores: one tensor per entry of ``within``, same shapes, no NaN among remaining weights.

@@ -14,6 +14,16 @@ from xlmprune.errors import RecipeError
 
 CRITERIA = {
     "magnitude": "xlmprune.criteria.magnitude:Magnitude",
+    "random": "xlmprune.criteria.random:Random",
+    "gradient": "xlmprune.criteria.gradient:Gradient",
+    "lookahead": "xlmprune.criteria.lookahead:Lookahead",
+    "lamp": "xlmprune.criteria.lamp:Lamp",
+    "eq6": "xlmprune.criteria.eq6:Eq6",
+    "l0": "xlmprune.criteria.l0:L0",
+    "movement": "xlmprune.criteria.movement:Movement",
+    "platon": "xlmprune.criteria.platon:Platon",
+    "pins": "xlmprune.criteria.pins:Pins",
+    "obert": "xlmprune.criteria.obert:Obert",
 }
 
 REGULARIZERS = {

@@ -1,7 +1,7 @@
 """Importance scores: what a weight is worth, one criterion a file.
 
-A criterion is asked for `scores` once per pruning stage. Those that watch the training between stages also offer hooks,
-which the loop finds by name and calls in this order for every update:
+A criterion is asked for `scores` once per pruning stage. Those that watch the training between stages also
+offer hooks, which the loop finds by name and calls in this order for every update:
 
     before_forward(weights, masks)                  weights may be swapped for what the forward pass should see
     … forward, backward, regularizer, gradients of pruned weights zeroed, clipping …
@@ -11,7 +11,8 @@ which the loop finds by name and calls in this order for every update:
 and around every measurement or export, where the criterion changes what the network computes (`l0`):
 
     fold(weights, masks)                            weights become what is measured and exported
-    unfold(weights, masks)                          weights become what is trained again; `before_forward` sees to it too
+    unfold(weights, masks)                          weights become what is trained again; `before_forward`
+    sees to it too
 
 After the masks of a stage are chosen, before pruned weights are set to zero:
 

@@ -1,7 +1,7 @@
 """Keep the weights of largest absolute value (magnitude pruning; with AlignReg, the paper's own method).
 
-The sound default: needs no data, and nothing beat it by much once the regularizer was on. Scope `layer` keeps the same share
-of every matrix, `global` (L2-Global-MBP) ranks all matrices together.
+The sound default: needs no data, and nothing beat it by much once the regularizer was on. Scope `layer` keeps
+the same share of every matrix, `global` (L2-Global-MBP) ranks all matrices together.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from xlmprune.mask import Scores
 def magnitude(weight: Tensor) -> Tensor:
     """``|w|``, shaped like ``weight``.
 
-    Source: O'Neill et al. 2022 (arXiv:2204.01385), Algorithm 1. Its line 6 ranks w and not |w|, which would delete the
-    most negative weights first; the text and the name say magnitude.
+    Source: O'Neill et al. 2022 (arXiv:2204.01385), Algorithm 1. Its line 6 ranks w and not |w|, which would
+    delete the most negative weights first; the text and the name say magnitude.
     """
     return weight.abs()
 

@@ -1,7 +1,8 @@
 """Terms of the loss that hold the pruned network near its unpruned reference.
 
-`cosine` keeps the direction of every unit and `frobenius` the values of the weights that remain; `cosine_layer` keeps
-one direction a matrix; `both` adds the first two; `l2` pulls to zero and is the ordinary alternative; `none` is nothing.
+`cosine` keeps the direction of every unit and `frobenius` the values of the weights that remain;
+`cosine_layer` keeps one direction a matrix; `both` adds the first two; `l2` pulls to zero and is the ordinary
+alternative; `none` is nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Regularizer(Protocol):
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
         """Add the term's gradient to every ``weights[name].grad`` in place, and return the term's value, detached.
 
-        The same gradient as autograd's through ``mask * weight``, in closed form: no graph, one matrix at a time. Pruned
-        weights get none. A ``.grad`` of None is created.
+        The same gradient as autograd's through ``mask * weight``, in closed form: no graph, one matrix at a
+        time. Pruned weights get none. A ``.grad`` of None is created.
         """
 
 

@@ -1,8 +1,8 @@
 """Hold every unit to the direction of its unpruned reference (Cosine-MBP).
 
-Choose it, with magnitude pruning, when languages that were never trained on must survive; it leaves the length of a
-unit free, so the task can still scale it. Prefer `frobenius` when the fine-tuned weights should stay near the pretrained
-ones in value too.
+Choose it, with magnitude pruning, when languages that were never trained on must survive; it leaves the
+length of a unit free, so the task can still scale it. Prefer `frobenius` when the fine-tuned weights should
+stay near the pretrained ones in value too.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def alignment(weight: Tensor, reference: Tensor) -> Tensor:
 def kept_energy(reference: Tensor, mask: Tensor) -> Tensor:
     """The highest `alignment` that any weights under ``mask`` can have with ``reference``: a scalar in [0, 1].
 
-    Row by row ``||mask * reference|| / ||reference||``, reached by weights proportional to the masked reference. What lies
-    between an alignment and this bound is drift, and the regularizer can win it back; the rest is pruned for good.
+    Row by row ``||mask * reference|| / ||reference||``, reached by weights proportional to the masked
+    reference. What lies between an alignment and this bound is drift, and the regularizer can win it back;
+    the rest is pruned for good.
     """
     reference = at_least_float32(reference)
     lengths = torch.linalg.vector_norm(reference, dim=1)
@@ -70,8 +71,8 @@ def alignment_gradient(
     """Values and gradient of the (absolute) cosine of every unit, not yet masked.
 
     With d = <R, V>, a = ||R||, b = ||V||, c = d / ab of a row, the gradient of ``|c|`` in the row is
-    ``sign(d) * (R / ab - c V / b^2)``. This is Eq. 2 differentiated; Eq. 5 of the paper, meant to be the same, swaps R and
-    V, divides by N - 1 and sums over foreign units.
+    ``sign(d) * (R / ab - c V / b^2)``. This is Eq. 2 differentiated; Eq. 5 of the paper, meant to be the
+    same, swaps R and V, divides by N - 1 and sums over foreign units.
 
     Args:
         weight: [out, in], zero where pruned.
@@ -98,8 +99,8 @@ def alignment_gradient(
 class RowLengths:
     """Lengths of the rows of frozen tensors, computed once each.
 
-    A length is kept with a weak reference to its tensor and the tensor's version, so a reference that was replaced, or
-    written to in place, is measured anew; memory addresses and names alone would go stale.
+    A length is kept with a weak reference to its tensor and the tensor's version, so a reference that was
+    replaced, or written to in place, is measured anew; memory addresses and names alone would go stale.
     """
 
     def __init__(self) -> None:
@@ -121,7 +122,8 @@ class Cosine:
 
     strength: Annotated[float, Field(ge=0)] = 100.0
     """Weight of the alignment in the loss; 0 turns it off. The paper does not give it; search {1, 10, 100, 1000} on
-    English dev. At 5e-4, the paper's figure for Frobenius, the averages of Eqs. 2 and 3 leave no effect at all."""
+    English dev. At 5e-4, the paper's figure for Frobenius, the averages of Eqs. 2 and 3 leave no effect at
+    all."""
 
     reference: Reference = "pretrained"
     """What to align to: the pretrained weights, or those after dense fine-tuning (then without effect in stage 0)."""
@@ -154,7 +156,7 @@ class Cosine:
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
         """Add the closed-form gradient to every ``.grad``; returns the term's value.
 
-        Measured on two CPU cores: see the figures above `test_gradients_are_quick_at_full_size`.
+        170 ms on two CPU cores for the 84.9 M weights of XLM-R base; one matrix at a time, no graph.
         """
         value = torch.zeros((), dtype=torch.float64, device=next(iter(weights.values())).device)
         for name, parameter in weights.items():

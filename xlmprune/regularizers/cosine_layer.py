@@ -1,7 +1,7 @@
 """Hold every matrix, as one long vector, to the direction of its unpruned reference.
 
-One cosine a matrix instead of one a unit: long units count for more, short ones may turn freely. The paper found no
-significant difference to `cosine`, which is its default and ours.
+One cosine a matrix instead of one a unit: long units count for more, short ones may turn freely. The paper
+found no significant difference to `cosine`, which is its default and ours.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class CosineLayer:
         for name, parameter in weights.items():
             weight, whole = at_least_float32(parameter.detach()), at_least_float32(reference[name])
             masked = masked_copy(whole, masks, name)
-            # Row by row in the tensor's own precision, then in float64: a plain float32 sum runs over 2.4 M products.
+            # Row by row in the tensor's own precision, then in float64: a plain float32 sum runs over 2.4 M
+            # products.
             product = (weight * whole).sum(dim=1).sum(dtype=torch.float64)
             length = _length(weight)
             reference_length = _length(masked if self.mask_reference else whole)

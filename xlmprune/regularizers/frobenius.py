@@ -1,7 +1,8 @@
 """Hold the weights that remain to their values in the unpruned reference (Frobenius-MBP).
 
-Weight decay with its origin moved to the pretrained network. Choose it for the best average at 31 %; a large strength
-freezes the task. It works against AdamW's own decay, so `training.weight_decay` belongs at 0 beside it.
+Weight decay with its origin moved to the pretrained network. Choose it for the best average at 31 %; a large
+strength freezes the task. It works against AdamW's own decay, so `training.weight_decay` belongs at 0 beside
+it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Frobenius:
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
         """Add ``2 M (W - P)``, or ``M (W - P) / ||P - V||`` if not squared, to every ``.grad``; returns the value.
 
-        Measured on two CPU cores: see the figures above `test_gradients_are_quick_at_full_size`.
+        99 ms on two CPU cores for the 84.9 M weights of XLM-R base; 133 ms if not squared.
         """
         value = torch.zeros((), dtype=torch.float64, device=next(iter(weights.values())).device)
         share = self.strength * self._share(weights)

@@ -1,7 +1,7 @@
 """Pull the weights that remain toward zero: ordinary weight decay, as a term of the loss.
 
-The alternative that alignment is compared with. The decay of AdamW, `training.weight_decay`, is not the same: it bypasses
-the optimizer's scaling and at usual learning rates hardly moves a weight.
+The alternative that alignment is compared with. The decay of AdamW, `training.weight_decay`, is not the same:
+it bypasses the optimizer's scaling and at usual learning rates hardly moves a weight.
 """
 
 from __future__ import annotations
