@@ -582,9 +582,9 @@ def _format_of(path: Path, kind: Kind) -> str:
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix in (".jsonl", ".ndjson", ".json"):
         return "jsonl"
-    if kind == "tokens":
-        return "tokens"
-    return "csv" if suffix == ".csv" else "tsv"
+    if suffix == ".csv":
+        return "csv"
+    return "tokens" if kind == "tokens" else "tsv"
 
 
 def _columns(count: int) -> str:
