@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from xlmprune import bundling, evaluation, registry, report, results, vocabulary
+from xlmprune import bundling, evaluation, registry, report, results, score_file, vocabulary
 from xlmprune.bundling import Form
 from xlmprune.checkpoint import RunFolder, explain_disk, write_atomically
 from xlmprune.data import Encoded, encode
@@ -168,11 +168,13 @@ def _dev_set(task: Any, tokenizer: Any, recipe: Recipe) -> TestSet | None:
 # --- fine-tune, score, prune -----------------------------------------------------------------------------------------
 
 
-def fine_prune(job: Job) -> None:
-    """Drive the loop to its end: log, measure each stage, save."""
+def fine_prune(job: Job, until: int | None = None) -> None:
+    """Drive the loop to its end, or to the end of stage ``until``: log, measure each stage, save."""
     pruner, reporter, events = job.pruner, job.reporter, job.folder.events
     last = len(pruner.densities) - 1
     saved = time.monotonic()
+    if until is not None and pruner.stage > until:
+        return
     for event in pruner.run():
         if isinstance(event, Step):
             reporter.step(event.stage, last, event.density, event.number, event.total, event.loss)
@@ -189,6 +191,8 @@ def fine_prune(job: Job) -> None:
                 job.stages.append(_stage_row(job, event))
             save(job)
             saved = time.monotonic()
+            if event.stage == until:
+                return
 
 
 def measure_stage(job: Job, end: StageEnd) -> None:
@@ -275,7 +279,20 @@ def measure_pruned(job: Job) -> tuple[Scores, dict[str, Logits]]:
     for language, score, found in evaluation.evaluate(_forward(job), job.tests, job.task, batch_size):
         scores[language], logits[language] = score, found
     _add_scores(job, job.stages[-1], scores)
+    keep_example_scores(job, scores)
     return scores, logits
+
+
+def keep_example_scores(job: Job, pruned: Scores) -> None:
+    """Keep what each test example contributed, for paired tests between runs."""
+    kept = score_file.ExampleScores(
+        job.task.metrics[0].name,
+        {language: score.statistics for language, score in pruned.items()},
+        job.dense,
+        {language: score_file.fingerprint(test.examples) for language, test in job.tests.items()},
+    )
+    with explain_disk(job.folder.path):
+        score_file.write(job.folder.path / score_file.NAME, kept)
 
 
 def export(job: Job, logits: Mapping[str, Logits]) -> list[Form]:
