@@ -92,7 +92,7 @@ PERCENTAGES = range(5, 100, 5)
 
 OPTIONAL = 0.5
 """How often an optional part of a template is spoken."""
-TRIES = 5
+TRIES = 3
 """Draws for each sentence wanted."""
 
 
