@@ -13,12 +13,13 @@ PIP := $(BIN)/python -m pip
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint constraints clean
+.PHONY: help quickstart test lint docs constraints clean
 
 help:
 	@echo "make quickstart   prune a real multilingual model on this machine, in minutes, and report on every language"
 	@echo "make test         lint, types, tests"
 	@echo "make lint         lint and types alone"
+	@echo "make docs         renew the tables and help pages of the documentation"
 	@echo "make constraints  write the versions now in .venv to constraints.txt"
 	@echo "make clean        remove .venv and what tools left behind; runs/ stays"
 
@@ -46,6 +47,9 @@ $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 		echo "xlmprune needs Python 3.11 or newer; '$(PYTHON)' is not. Name another: make PYTHON=python3.12 …" >&2; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; \
 		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package python3-venv." >&2; exit 1; }
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/renew.py
 
 constraints: $(INSTALLED)
 	{ sed -n '/^#/p' constraints.txt; \

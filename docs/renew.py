@@ -1,0 +1,213 @@
+"""Rewrite the parts of the documentation that come from the code: `make docs`.
+
+Whatever stands between `<!-- from the code: NAME -->` and `<!-- end -->` in README.md and docs/*.md is made here, and a
+test compares it with what it would be now.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from xlmprune import recipe as recipes
+from xlmprune import registry
+
+ROOT = Path(__file__).parent.parent
+FILES = ("README.md", "docs/commands.md", "docs/recipe.md")
+BLOCK = re.compile(r"(<!-- from the code: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def renew(text: str) -> str:
+    """``text`` with every generated block as the code has it now."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{make(found[2]).strip()}\n\n{found[4]}", text)
+
+
+def make(name: str) -> str:
+    """The content of the block ``name``, such as ``criteria``, ``help compress``, ``recipe keys``."""
+    kind, _, rest = name.partition(" ")
+    if kind == "help":
+        return f"```console\n$ xlmprune {rest + ' ' if rest else ''}--help\n{command_help(rest.split()).rstrip()}\n```"
+    if kind == "commands":
+        return "\n\n".join(f"## {command}\n\n{make(f'help {command}')}" for command in command_names())
+    if kind == "recipes":
+        headings = ["recipe", "task and source", "model", "criterion and regularizer", "encoder weights left"]
+        return _table(headings, [describe_recipe(key) for key in recipes.shipped()])
+    if name == "recipe keys":
+        return recipe_reference()
+    if name == "tasks":
+        rows = [[f"`{key}`", describe("task", key)] for key in registry.TABLES["task"]]
+        return _table(["task", "what is asked, and how it is scored"], rows)
+    rows = [
+        [f"`{key}`", describe(name, key), ", ".join(parameters(name, key))] for key in registry.TABLES[name]
+    ]
+    return _table([name, "what it does", "parameters and their defaults"], rows)
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+# --- components ---------------------------------------------------------------------------------------------
+
+
+def describe(table: str, name: str) -> str:
+    """The first paragraph of a component's module, or of its class where a module holds several."""
+    entry = registry.TABLES[table][name]
+    module = entry.partition(":")[0]
+    shared = sum(other.startswith(f"{module}:") for other in registry.TABLES[table].values()) > 1
+    component = registry.load(table, name)
+    source = component if shared else inspect.getmodule(component)
+    paragraph = (inspect.getdoc(source) or "").partition("\n\n")[0]
+    return " ".join(paragraph.split())
+
+
+def parameters(table: str, name: str) -> Iterator[str]:
+    """``strength: 100`` for every parameter of a component; without a value where the recipe must give one."""
+    schema = TypeAdapter(registry.load(table, name)).json_schema()
+    for key, facts in schema.get("properties", {}).items():
+        yield f"`{key}: {_plain(facts['default'])}`" if "default" in facts else f"`{key}`"
+
+
+def _plain(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- command line and recipes -------------------------------------------------------------------------------
+
+
+def command_names() -> list[str]:
+    """The commands in the order of `xlmprune --help`."""
+    listed = command_help([]).partition("Commands:\n")[2]
+    return re.findall(r"^  (\w[\w-]*)", listed, re.MULTILINE)
+
+
+def command_help(arguments: list[str]) -> str:
+    """What `xlmprune … --help` prints on a terminal of 80 columns."""
+    from typer.testing import CliRunner
+
+    from xlmprune.cli import app
+
+    runner = CliRunner(env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    result = runner.invoke(app, [*arguments, "--help"], prog_name="xlmprune")
+    if result.exit_code != 0:
+        raise ValueError(f"xlmprune {' '.join(arguments)} --help: exit code {result.exit_code}")
+    return "\n".join(line.rstrip() for line in result.stdout.splitlines())
+
+
+def describe_recipe(name: str) -> list[str]:
+    """A line of the table of shipped recipes."""
+    recipe = recipes.load(name)
+    densities = recipes.build(recipe, "schedule").densities()
+    strength = getattr(recipes.build(recipe, "regularizer"), "strength", None)
+    source = "" if recipe.task.name == "quickstart" else f", {recipe.task.source}"
+    model = recipe.model.name.rpartition("/")[2]
+    if recipe.model.vocabulary != "keep":
+        model += ", trimmed vocabulary"
+    return [
+        f"`{name}`",
+        recipe.task.name + source,
+        model,
+        f"{recipe.pruning.criterion.name}, {recipe.regularizer.name}"
+        + (f" {strength:g}" if strength else ""),
+        f"{100 * densities[-1]:.3g}% in {len(densities)} stages",
+    ]
+
+
+def recipe_reference() -> str:
+    """Every key of a recipe: type, default, and the sentence under its field in `xlmprune/recipe.py`."""
+    parts = []
+    for path, model in _models(recipes.Recipe, ""):
+        sentences = _sentences(model)
+        rows = []
+        for key, field in model.model_fields.items():
+            default = (
+                "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
+            )
+            rows.append([f"`{key}`", _type(field.annotation), default, sentences.get(key, "")])
+        parts.append(
+            f"## {f'`{path}`' if path else 'The recipe'}\n\n{inspect.getdoc(model)}\n\n"
+            + _table(["key", "type", "default", ""], rows)
+        )
+    return "\n\n".join(parts)
+
+
+def _models(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield path, model
+    for key, field in model.model_fields.items():
+        for inner in _alternatives(field.annotation):
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not recipes.Component:
+                yield from _models(inner, f"{path}.{key}".lstrip("."))
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def _type(annotation: Any) -> str:
+    said = []
+    for inner in _alternatives(annotation):
+        origin, inside = typing.get_origin(inner), typing.get_args(inner)
+        if inner is type(None):
+            said.append("null")
+        elif inner is Any:
+            said.append("see below")
+        elif origin is typing.Literal:
+            said += [f"`{value}`" for value in inside]
+        elif origin is typing.Annotated:
+            said.append(_type(inside[0]))
+        elif origin is list:
+            said.append(f"list of {_type(inside[0])}")
+        elif origin is dict:
+            said.append(f"map of {_type(inside[1])}")
+        elif inner is recipes.Component:
+            said.append("name and parameters")
+        elif isinstance(inner, type) and issubclass(inner, BaseModel):
+            said.append("keys below")
+        else:
+            said.append(
+                {"str": "text", "int": "integer", "float": "number", "bool": "true/false"}[inner.__name__]
+            )
+    return " or ".join(said)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, recipes.Component):
+        return f"`{value.name}`"
+    if isinstance(value, BaseModel):
+        return ""
+    return f"`{_plain(value) if not isinstance(value, list) else '[' + ', '.join(map(str, value)) + ']'}`"
+
+
+def _sentences(model: type[BaseModel]) -> dict[str, str]:
+    """The strings that stand under the fields of a class."""
+    (definition,) = ast.parse(inspect.getsource(model)).body
+    assert isinstance(definition, ast.ClassDef)
+    found: dict[str, str] = {}
+    last = ""
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            last = node.target.id
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and last:
+            found[last] = " ".join(str(node.value.value).split())
+            last = ""
+        else:
+            last = ""
+    return found
+
+
+if __name__ == "__main__":
+    for name in FILES:
+        file = ROOT / name
+        file.write_text(renew(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,179 @@
+"""What the documentation says is what the code does."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from test_report import small_bundle
+from typer.testing import CliRunner
+
+from xlmprune import __version__, errors
+from xlmprune import recipe as recipes
+from xlmprune.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+sys.path.insert(0, str(ROOT / "docs"))
+import renew  # noqa: E402
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", renew.FILES)
+def test_what_comes_from_the_code_is_current(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert "<!-- from the code:" in text
+    assert renew.renew(text) == text, "run `make docs`"
+
+
+def test_every_component_recipe_and_command_is_in_the_documentation():
+    from xlmprune.registry import TABLES
+
+    for table in TABLES.values():
+        for name in table:
+            assert f"| `{name}` |" in README
+    for name in recipes.shipped():
+        assert f"| `{name}` |" in README
+    commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for command in renew.command_names():
+        assert f"## {command}\n" in commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        block
+        for page in PAGES
+        for block in blocks(page.read_text(encoding="utf-8"), "yaml")
+        if "task:" in block
+    ],
+)
+def test_recipes_in_the_documentation_are_valid(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text, encoding="utf-8")
+    recipes.load(str(file))
+
+
+def test_three_lines_are_enough_for_your_own_data(tmp_path):
+    """The README's shortest recipe reads files laid out as the README says."""
+    from xlmprune import registry
+
+    (tmp_path / "data").mkdir()
+    for name, lines in {
+        "en.train": ["good morning\tgreeting", "until tomorrow\tfarewell"],
+        "en.dev": ["hello\tgreeting"],
+        "en.test": ["hi\tgreeting"],
+        "sw.test": ["habari za asubuhi\tgreeting", "kwaheri\tfarewell"],
+    }.items():
+        (tmp_path / "data" / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shortest = next(block for block in blocks(README, "yaml") if "name: classification" in block)
+    assert len(shortest.splitlines()) == 4
+    file = tmp_path / "mine.yaml"
+    file.write_text(shortest.replace("data/", f"{tmp_path.as_posix()}/data/"), encoding="utf-8")
+    recipe = recipes.load(str(file))
+    task = registry.load("task", recipe.task.name)(recipe.task)
+    assert task.languages() == ("en", "sw")
+    assert task.labels == ("farewell", "greeting")
+    assert task.examples("sw", "test").labels == [1, 0]
+
+
+def test_commands_in_the_documentation_exist():
+    """Every `xlmprune …` line names a command, and options which that command has."""
+    lines = re.findall(r"(?:\$ |\.venv/bin/|`)xlmprune ([a-z][^`\n]*)", README)
+    assert len(lines) > 8
+    runner = CliRunner()
+    for line in lines:
+        words = line.split("#")[0].split()
+        help_of = [words[0]] if words[0] != "recipes" else words[:2]
+        result = runner.invoke(app, [*help_of, "--help"])
+        assert result.exit_code == 0, line
+        for option in re.findall(r"--[a-z][a-z-]*", line.split("#")[0]):
+            assert option in result.output, f"{option} in {line!r}"
+
+
+def test_make_targets_in_the_documentation_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named = set(
+        re.findall(r"(?:\$ |`)make ([a-z]+)", "".join(page.read_text(encoding="utf-8") for page in PAGES))
+    )
+    assert {"quickstart", "test", "docs", "help"} <= named <= targets
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony
+    assert set(phony[1].split()) == targets
+
+
+def test_the_readme_opens_with_the_two_commands_then_the_gpu():
+    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    assert headings[:2] == ["First run", "On a GPU"]
+    first = README.split("## First run")[1].split("\n## ")[0]
+    assert "make quickstart" in blocks(first, "console")[0]
+    assert "make test" in blocks(first, "console")[0]
+    gpu = README.split("## On a GPU")[1].split("\n## ")[0]
+    assert "docker build" in gpu
+    assert re.search(r"docker run .*--gpus all .* xlmprune compress recipes/xnli_cosine\.yaml", gpu)
+
+
+def test_the_serving_code_of_the_readme_runs(tmp_path):
+    bundle = tmp_path / "runs" / "quickstart" / "bundle"
+    bundle.mkdir(parents=True)
+    small_bundle(bundle, "text")
+    shutil.copy(bundle / "model.onnx", bundle / "model.int8.onnx")
+    (code,) = blocks(README, "python")
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.split()
+    assert len(lines) == 2
+    assert set(lines) <= {"nought", "one", "two"}
+
+
+def test_exit_codes_are_those_of_the_error_tree():
+    table = dict(re.findall(r"^\| (\d+) \| (.*) \|$", README, re.MULTILINE))
+    assert set(table) == {"0", "1", "2", "3", "130"}
+    assert errors.XlmpruneError.exit_code == 2
+    assert errors.ShortfallError.exit_code == 3
+    assert CliRunner().invoke(app, ["recipes", "show", "no_such_recipe"]).exit_code == 2
+
+
+def test_the_figures_of_xlm_r_base_are_right():
+    """278,045,955 parameters with a head of three labels, 84,934,656 of them prunable; 0.9 ** 11 of these remain."""
+    text = " ".join(README.split())
+    prunable, total, table = 84_934_656, 278_045_955, 192_001_536
+    assert f"{100 * prunable / total:.1f}% of {total / 1e6:.0f} M parameters" in text
+    assert f"{100 * table / total:.0f}% are the embedding table" in text
+    assert f"{100 * (total - prunable * (1 - 0.9**11)) / total:.0f}% of the whole model remain" in text
+
+
+def test_the_newest_change_is_this_version():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+)", changes, re.MULTILINE)
+    assert newest
+    assert newest[1] == __version__
+
+
+def test_the_licence_is_apache():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert (
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["license"]
+        == "Apache-2.0"
+    )
