@@ -7,6 +7,7 @@ test compares it with what it would be now.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 import types
@@ -19,6 +20,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from xlmprune import recipe as recipes
 from xlmprune import registry
+from xlmprune.distillation import Distillation
 
 ROOT = Path(__file__).parent.parent
 FILES = ("README.md", "docs/commands.md", "docs/recipe.md")
@@ -125,29 +127,40 @@ def describe_recipe(name: str) -> list[str]:
 
 
 def recipe_reference() -> str:
-    """Every key of a recipe: type, default, and the sentence under its field in `xlmprune/recipe.py`."""
+    """Every key of a recipe: type, default, and the sentence under its field in the code."""
     parts = []
-    for path, model in _models(recipes.Recipe, ""):
+    for path, model in [*_models(recipes.Recipe, ""), ("distillation", Distillation)]:
         sentences = _sentences(model)
-        rows = []
-        for key, field in model.model_fields.items():
-            default = (
-                "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
-            )
-            rows.append([f"`{key}`", _type(field.annotation), default, sentences.get(key, "")])
+        rows = [[f"`{key}`", kind, default, sentences.get(key, "")] for key, kind, default in _fields(model)]
+        title = f"`{path}`" if path else "The recipe"
         parts.append(
-            f"## {f'`{path}`' if path else 'The recipe'}\n\n{inspect.getdoc(model)}\n\n"
-            + _table(["key", "type", "default", ""], rows)
+            f"## {title}\n\n{inspect.getdoc(model)}\n\n{_table(['key', 'type', 'default', ''], rows)}"
         )
     return "\n\n".join(parts)
 
 
-def _models(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+def _models(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[Any]]]:
     yield path, model
     for key, field in model.model_fields.items():
         for inner in _alternatives(field.annotation):
             if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not recipes.Component:
                 yield from _models(inner, f"{path}.{key}".lstrip("."))
+
+
+def _fields(model: type[Any]) -> Iterator[tuple[str, str, str]]:
+    """(key, type, default) of a pydantic model or of a dataclass."""
+    if issubclass(model, BaseModel):
+        for key, field in model.model_fields.items():
+            required = field.is_required()
+            yield (
+                key,
+                _type(field.annotation),
+                "required" if required else _default(field.get_default(call_default_factory=True)),
+            )
+    else:
+        hints = typing.get_type_hints(model)
+        for entry in dataclasses.fields(model):
+            yield entry.name, _type(hints[entry.name]), _default(entry.default)
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -162,7 +175,7 @@ def _type(annotation: Any) -> str:
         if inner is type(None):
             said.append("null")
         elif inner is Any:
-            said.append("see below")
+            said.append("keys below")
         elif origin is typing.Literal:
             said += [f"`{value}`" for value in inside]
         elif origin is typing.Annotated:
@@ -190,7 +203,7 @@ def _default(value: Any) -> str:
     return f"`{_plain(value) if not isinstance(value, list) else '[' + ', '.join(map(str, value)) + ']'}`"
 
 
-def _sentences(model: type[BaseModel]) -> dict[str, str]:
+def _sentences(model: type[Any]) -> dict[str, str]:
     """The strings that stand under the fields of a class."""
     (definition,) = ast.parse(inspect.getsource(model)).body
     assert isinstance(definition, ast.ClassDef)
