@@ -5,10 +5,12 @@ The tokenizer has every character of its sample sentences in eight scripts, and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -24,6 +26,8 @@ SENTENCES = {
     "th": ["เปิดไฟในครัว", "อุณหภูมิเท่าไหร่", "ผู้ชายกำลังนอนหลับ", "ปิดประตู"],
     "zh": ["打开厨房的灯", "现在温度是多少", "男人在睡觉", "把门关上"],
 }
+
+MAX_LENGTH = 40
 
 
 @cache
@@ -96,7 +100,76 @@ def tiny_texts(kind: str = "text") -> list:
 
 
 def tiny_bundle(
-    folder: Path, kind: str = "text", labels: Sequence[str] = ("no", "maybe", "yes"), **options
+    folder: Path,
+    kind: str = "text",
+    labels: Sequence[str] = ("no", "maybe", "yes"),
+    forms: Sequence[str] = ("fp32",),
+    density: float = 0.31,
+    packed: bool = False,
 ) -> Path:
-    """A whole bundle in ``folder``: everything that `xlmprune.exporters` and `manifest` write."""
-    raise NotImplementedError  # filled in as the exporters appear
+    """A whole bundle in ``folder``, with everything but report and model card."""
+    from xlmprune import golden, manifest, serving
+    from xlmprune.exporters import onnx, packing, quantization, safetensors, triton
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = tiny_model(kind, labels), tiny_tokenizer()
+    masks = tiny_masks(model, density)
+    safetensors.save_sparse(model, masks, folder / "model.safetensors")
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config["architectures"] = [type(model).__name__]
+    facts = {"version": "0", "task": "tiny", "kind": kind, "labels": list(labels), "metric": "accuracy"}
+    config["xlmprune"] = {
+        **facts,
+        "max_length": MAX_LENGTH,
+        "train_language": "en",
+        "languages": list(SENTENCES),
+    }
+    (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False))
+    transformers.XLMRobertaTokenizer(tokenizer_object=tokenizer, model_max_length=MAX_LENGTH).save_pretrained(
+        folder
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    feed = tiny_batch(kind)
+    arrays = dict(feed)
+    with torch.no_grad():
+        tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+        arrays["logits.pytorch"] = model(**tensors).logits.numpy()
+    for form in forms:
+        proto = tiny_graph(kind, labels, density)
+        proto = quantization.quantize(proto) if form == "int8" else proto
+        proto = packing.pack(proto) if packed else proto
+        onnx.save_onnx(proto, folder / serving.FILES[form])
+        forward = serving.forward_of(serving.open_session(folder / serving.FILES[form], threads=1))
+        arrays[f"logits.{form}"] = forward(feed["input_ids"], feed["attention_mask"])
+    golden.write(folder, arrays)
+    if forms:
+        triton.write_triton(folder / "triton", "tiny", folder / serving.FILES[forms[0]], labels, kind)
+    manifest.write(folder, {"python": "3"}, "0" * 64)
+    return folder
+
+
+@cache
+def _exported_bytes(kind: str, labels: tuple[str, ...], density: float) -> bytes:
+    # An export takes seconds, and the tests of a file want the same few models again and again.
+    from xlmprune.exporters import onnx
+
+    model = tiny_model(kind, labels)
+    tiny_masks(model, density)
+    return onnx.export_onnx(model).SerializeToString(deterministic=True)
+
+
+def tiny_graph(kind: str = "text", labels: Sequence[str] = ("no", "maybe", "yes"), density: float = 0.31):
+    """The exported ModelProto of ``tiny_model(kind, labels)`` with ``tiny_masks(density)``; exported once a process."""
+    import onnx
+
+    same = "tokens" if kind == "tokens" else "text"
+    return onnx.load_from_string(_exported_bytes(same, tuple(labels), density))
+
+
+def tiny_batch(kind: str = "text") -> dict[str, np.ndarray]:
+    """The sample sentences as one padded batch."""
+    from xlmprune.data import Examples, encode, pad
+
+    texts = tiny_texts(kind)
+    first, second = ([list(part) for part in zip(*texts, strict=True)]) if kind == "pair" else (texts, None)
+    return pad(encode(tiny_tokenizer(), Examples("", "", first, second), MAX_LENGTH), range(len(texts)))

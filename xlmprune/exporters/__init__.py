@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ONNX_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
-"""The ONNX file of each form in a bundle."""
-
 SAFETENSORS_FILE = "model.safetensors"
 
 
