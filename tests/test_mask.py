@@ -71,6 +71,17 @@ def test_pruned_entries_never_return_even_if_every_other_score_is_lower():
     assert keep_top(scores, 3, within).tolist() == within.tolist()
 
 
+@pytest.mark.parametrize(
+    ("scope", "pattern"), [("layer", "unstructured"), ("global", "unstructured"), ("layer", "2:4")]
+)
+def test_how_scores_lie_in_memory_does_not_matter(scope, pattern):
+    scores = {"a": torch.tensor([[1, 2, 2, 0, 1, 1, 2, 0]] * 4).float()}
+    turned = {"a": scores["a"].T.contiguous().T}
+    assert not turned["a"].is_contiguous()
+    expected = select(scores, 0.4, full_masks(scores), scope, pattern)
+    assert torch.equal(select(turned, 0.4, full_masks(turned), scope, pattern)["a"], expected["a"])
+
+
 def test_infinite_scores_are_ranked():
     scores = torch.tensor([torch.inf, 1.0, -torch.inf, torch.inf])
     assert keep_top(scores, 3, whole(scores)).tolist() == [True, True, False, True]
@@ -250,3 +261,19 @@ def test_selection_is_quick_at_full_size(scope):
     masks = select(scores, 0.3138, full_masks(scores), scope)
     assert time.perf_counter() - started < 10  # 0.1 s on an idle machine
     assert abs(density(masks) - 0.3138) < 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("scope", "pattern"), [("layer", "unstructured"), ("global", "unstructured"), ("layer", "2:4")]
+)
+def test_a_gpu_chooses_the_same_weights(dtype, scope, pattern):
+    torch.manual_seed(0)
+    scores = {name: torch.randn(64, 128).mul(4).round().to(dtype) for name in "ab"}
+    within = {name: torch.rand(64, 128) < 0.8 for name in "ab"}
+    expected = select(scores, 0.4, within, scope, pattern)
+    on_gpu = [{name: tensor.cuda() for name, tensor in tensors.items()} for tensors in (scores, within)]
+    found = select(on_gpu[0], 0.4, on_gpu[1], scope, pattern)
+    assert all(torch.equal(found[name].cpu(), mask) for name, mask in expected.items())

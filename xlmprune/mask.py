@@ -59,7 +59,7 @@ def _keep_top_of(scores: list[Tensor], keep: int, within: list[Tensor]) -> list[
     if keep == 0:
         return [torch.zeros_like(mask) for mask in within]
     threshold = _nth_highest(scores, keep, within)
-    masks = [(score > threshold) & mask for score, mask in zip(scores, within)]
+    masks = [((score > threshold) & mask).contiguous() for score, mask in zip(scores, within)]
     missing = keep - sum(int(mask.sum()) for mask in masks)
     for score, mask, allowed in zip(scores, masks, within):
         ties = ((score == threshold) & allowed).flatten().nonzero().squeeze(1)[:missing]
@@ -86,8 +86,11 @@ def _nth_highest(scores: list[Tensor], keep: int, within: list[Tensor]) -> Tenso
     if line.device.type == "cpu":
         # numpy's introselect takes 0.13 s for 85 M floats where torch.kthvalue takes 4 s, and works in place.
         line.numpy().partition(keep - 1)
-        return -line[keep - 1].to(scores[0].dtype)
-    return -line.kthvalue(keep).values.to(scores[0].dtype)
+    else:
+        line = (
+            line.sort().values
+        )  # kthvalue is not deterministic on CUDA, and a sort takes milliseconds there
+    return -line[keep - 1].to(scores[0].dtype)
 
 
 def _rankable(score: Tensor) -> torch.dtype:
@@ -170,8 +173,8 @@ def keep_of_each(scores: Tensor, keep: int, group: int, within: Tensor) -> Tenso
         raise ValueError(f"rows of {scores.shape[-1]} inputs do not divide into groups of {group}")
     if (scores.isnan() & within).any():
         raise ValueError("an importance score is not a number")
-    columns = scores.view(*scores.shape[:-1], -1, group).unbind(-1)
-    alive = within.view(*scores.shape[:-1], -1, group).unbind(-1)
+    columns = scores.reshape(*scores.shape[:-1], -1, group).unbind(-1)
+    alive = within.reshape(*scores.shape[:-1], -1, group).unbind(-1)
     kept = []
     for i in range(group):
         # Rank by counting who comes before: exact under ties, without sorting 21 M groups.
@@ -181,7 +184,7 @@ def keep_of_each(scores: Tensor, keep: int, group: int, within: Tensor) -> Tenso
                 ahead = columns[j] >= columns[i] if j < i else columns[j] > columns[i]
                 before += ahead & alive[j]
         kept.append((before < keep) & alive[i])
-    return torch.stack(kept, dim=-1).view(scores.shape)
+    return torch.stack(kept, dim=-1).reshape(scores.shape)
 
 
 def parse_pattern(pattern: str) -> tuple[int, int]:
@@ -211,7 +214,7 @@ def follows(mask: Tensor, pattern: str) -> bool:
     keep, group = parse_pattern(pattern)
     if mask.shape[-1] % group:
         return False
-    return bool((mask.view(-1, group).sum(dim=1) <= keep).all())
+    return bool((mask.reshape(-1, group).sum(dim=1) <= keep).all())
 
 
 def collapsing(masks: Masks, floor: float = COLLAPSE) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Keep the weights whose gates training leaves open (L0-MBP with hard concrete gates).
 
-Every weight is multiplied by a random gate whose openness is learnt together with it, while a penalty closes
-gates. Doubles and triples the memory of training and halves its speed; choose it to compare with, seldom to
-ship.
+Every weight is multiplied by a random gate whose openness is learnt together with it, while a penalty closes gates.
+Adds five float32 copies of the prunable weights to the memory of training, and some 0.4 s to an update of 21 M weights
+on two CPU cores; choose it to compare with, seldom to ship.
 
 Gates begin with the first pruning, so that the dense stage is the ordinary one. That first pruning, before
 anything is learnt, goes by magnitude. How the original reaches a given density is not said in the pruning

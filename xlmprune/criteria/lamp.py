@@ -36,7 +36,7 @@ def layer_adaptive(weight: Tensor, mask: Tensor) -> Tensor:
     # being ranked.
     squares = weight[mask].double().square()
     order = squares.sort(descending=True, stable=True)
-    sums = order.values.cumsum(dim=0)
+    sums = order.values.cpu().cumsum(dim=0).to(weight.device)  # not deterministic on CUDA
     ranked = torch.where(sums > 0, order.values / torch.where(sums > 0, sums, 1), 0)
     scores = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
     scores[mask] = torch.empty_like(ranked).scatter_(0, order.indices, ranked)

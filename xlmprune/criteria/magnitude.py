@@ -1,7 +1,7 @@
 """Keep the weights of largest absolute value (magnitude pruning; with AlignReg, the paper's own method).
 
-The sound default: needs no data, and nothing beat it by much once the regularizer was on. Scope `layer` keeps
-the same share of every matrix, `global` (L2-Global-MBP) ranks all matrices together.
+The sound default: it needs no data, and every other criterion is measured against it. Scope `layer` keeps the same
+share of every matrix, `global` (L2-Global-MBP) ranks all matrices together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Keep the weights that fine-tuning moves away from zero (movement pruning).
 
-Made for few weights and long fine-tuning: below 15 % it beats magnitude on English. It looks at the training
-data alone, so watch the languages that were not trained on.
+Made for few weights and long fine-tuning: its authors find it ahead of magnitude below 15 %. It looks at the
+training data alone, so watch the languages that were not trained on.
 
 What differs from the original: masks change between stages only, they are nested, and their counts are exact.
 There scores decide at every step, so that a pruned weight goes on collecting score and may return; here it is

@@ -1,8 +1,7 @@
 """Hold the weights that remain to their values in the unpruned reference (Frobenius-MBP).
 
-Weight decay with its origin moved to the pretrained network. Choose it for the best average at 31 %; a large
-strength freezes the task. It works against AdamW's own decay, so `training.weight_decay` belongs at 0 beside
-it.
+Weight decay with its origin moved to the pretrained network. The paper's best average at 31 %; a large strength
+freezes the task. It works against AdamW's own decay, so `training.weight_decay` belongs at 0 beside it.
 """
 
 from __future__ import annotations
