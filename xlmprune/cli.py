@@ -247,7 +247,8 @@ def _headline(file: Path) -> str:
     comments = (
         line[1:].strip() for line in lines if line.startswith("#") and "yaml-language-server" not in line
     )
-    return next((text for text in comments if text), "")
+    skipped = ("xlmprune compress", "yaml-language-server")
+    return next((text for text in comments if text and not text.startswith(skipped)), "")
 
 
 @recipes_app.command("show")

@@ -134,7 +134,8 @@ class Distillation:
     """Let the student's own certainty weigh teacher against label, example by example (PINS), in place of `weight`."""
 
     unlabelled: str | None = None
-    """Text files, one sentence a line, with `{language}` in the name: the teacher's answers on them are learnt too."""
+    """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text: the teacher's
+    answers on them are learnt too. Languages without a file do without; test texts are left out."""
 
     unlabelled_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the teacher's answers on unlabelled text, beside the loss on labelled text."""
@@ -152,8 +153,8 @@ class Distillation:
     @field_validator("unlabelled")
     @classmethod
     def _per_language(cls, value: str | None) -> str | None:
-        if value is not None and "{language}" not in value:
-            raise ValueError(f"{value!r} has no {{language}} in it; expected such as text/{{language}}.txt")
+        if value is not None and value != "task" and "{language}" not in value:
+            raise ValueError(f"{value!r} has no {{language}} in it; expected such as text/{{language}}.txt, or task")
         return value
 
     @property

@@ -21,11 +21,12 @@ from xlmprune import recipe as recipes
 from xlmprune.criteria import PruningContext
 from xlmprune.data import IGNORE, Encoded, pad, training_order
 from xlmprune.errors import TrainingError
-from xlmprune.mask import Masks, Weights, apply_masks, density, pack_bits, select, unpack_bits
+from xlmprune.mask import Masks, Scope, Weights, apply_masks, density, pack_bits, select, unpack_bits
 from xlmprune.model import prunable
 from xlmprune.recipe import Recipe
 from xlmprune.regularizers.cosine import alignment
 from xlmprune.runtime import derive_seed, resolve_precision
+from xlmprune.teaching import Teaching
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class FinePruning:
         model: XLM-R with its head, on its device, at its pretrained weights.
         train: the encoded English training set.
         dev_score: measures the model's score on English dev, percent; None where there is no dev set.
-        distiller: adds what a teacher knows to the loss; None for cross-entropy alone.
+        teaching: adds what a teacher knows to the loss; None for cross-entropy alone.
     """
 
     def __init__(
@@ -75,20 +76,20 @@ class FinePruning:
         model: nn.Module,
         train: Encoded,
         dev_score: Callable[[], float] | None = None,
-        distiller: Any = None,
+        teaching: Teaching | None = None,
     ) -> None:
         self.recipe = recipe
         self.model = model
         self.train = train
         self.dev_score = dev_score
-        self.distiller = distiller
+        self.teaching = teaching
         self.device = next(model.parameters()).device
         self.dtype = resolve_precision(recipe.training.precision, self.device)
         self.criterion = recipes.build(recipe, "criterion")
         self.regularizer = recipes.build(recipe, "regularizer")
         self.densities = (1.0, *recipes.build(recipe, "schedule").densities())
         if recipe.training.freeze_embeddings:
-            model.roberta.embeddings.requires_grad_(False)
+            model.get_submodule("roberta.embeddings").requires_grad_(False)
         self.weights: Weights = prunable(model)
         self.pretrained: Weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.finetuned: Weights = {}
@@ -151,7 +152,7 @@ class FinePruning:
             criterion.scores(context),
             self.densities[self.stage],
             within=before,
-            scope=pruning.scope or getattr(criterion, "default_scope", "layer"),
+            scope=scope_of(self.recipe, criterion),
             pattern=pruning.pattern,
         )
         if hasattr(criterion, "compensate"):
@@ -184,8 +185,9 @@ class FinePruning:
             self.criterion.observe(self.weights, self.masks, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if stage > 0:
-            # Masked gradients alone do not suffice: weight decay and a criterion's own changes pass them by.
+        # Pruned weights stay exactly zero: their gradients are zero, and so are the moments, since every stage begins
+        # with a fresh optimizer. Only a criterion that touches weights itself can bring one back.
+        if stage > 0 and hasattr(self.criterion, "before_forward"):
             apply_masks(self.weights, self.masks)
         self.update += 1
         self.position += 1
@@ -198,14 +200,16 @@ class FinePruning:
         if hasattr(self.criterion, "fold"):
             self.criterion.fold(self.weights, self.masks)
         apply_masks(self.weights, self.masks)
-        if self.stage == 0:
-            if self._reference_name() == "finetuned":
-                self.finetuned = {name: weight.detach().clone() for name, weight in self.weights.items()}
-            if self.distiller is not None:
-                self.distiller.teacher = frozen_copy(self.model)
+        if self.stage == 0 and self._reference_name() == "finetuned":
+            self.finetuned = {name: weight.detach().clone() for name, weight in self.weights.items()}
         dev = self.best_dev
         if dev is None and self.dev_score is not None:
             dev = self.dev_score()
+        if self.teaching is not None:
+            if self.stage == 0:
+                self.teaching.begin(self.model, dev)
+            elif dev is not None:
+                self.teaching.consider(self.model, dev, self.densities[self.stage])
         last = self.losses[-max(1, len(self.losses) // 10) :]
         self.seconds = time.perf_counter() - started
         end = StageEnd(self.stage, density(self.masks), sum(last) / max(1, len(last)), self.seconds, dev)
@@ -223,17 +227,35 @@ class FinePruning:
         return self.order[1][place]
 
     def _backward(self, rows: Any) -> float:
-        """Accumulate the gradients of one batch; returns its loss."""
-        parts = min(self.recipe.training.gradient_accumulation, len(rows))
-        counts = [int((pad(self.train, part)["labels"] != IGNORE).sum()) for part in _split(rows, parts)]
+        """Accumulate the gradients of one batch, and of the unlabelled one beside it; returns the loss."""
+        batches = [pad(self.train, part) for part in _split(rows, self._parts(len(rows)))]
+        counts = [int((batch["labels"] != IGNORE).sum()) for batch in batches]
         total = 0.0
-        for part, count in zip(_split(rows, parts), counts, strict=True):
-            loss = self._loss(self.to_device(pad(self.train, part))) * (count / max(1, sum(counts)))
-            if self.distiller is not None and self.stage > 0:
-                loss = self.distiller.combine(self, loss, part, count / max(1, sum(counts)))
+        for batch, count in zip(batches, counts, strict=True):
+            loss = self._training_loss(self.to_device(batch)) * (count / max(1, sum(counts)))
+            loss.backward()
+            total += loss.item()
+        return total + self._backward_unlabelled()
+
+    def _training_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.teaching is None or self.stage == 0:
+            return self._loss(batch)
+        return self.teaching.labelled_loss(self.model, batch, self.autocast())
+
+    def _backward_unlabelled(self) -> float:
+        whole = self.teaching.unlabelled_batch(self.position) if self.teaching and self.stage > 0 else None
+        if self.teaching is None or whole is None:
+            return 0.0
+        size, total = len(whole["input_ids"]), 0.0
+        for rows in _split(range(size), self._parts(size)):
+            batch = self.to_device({key: value[rows.start : rows.stop] for key, value in whole.items()})
+            loss = self.teaching.unlabelled_loss(self.model, batch, self.autocast()) * (len(rows) / size)
             loss.backward()
             total += loss.item()
         return total
+
+    def _parts(self, rows: int) -> int:
+        return min(self.recipe.training.gradient_accumulation, rows)
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         with self.autocast():
@@ -393,19 +415,21 @@ class FinePruning:
             for name, parameter in self.model.named_parameters():
                 for key, value in self.optimizer.state.get(parameter, {}).items():
                     files["optimizer"][f"{key}|{name}"] = value
-        if self.distiller is not None:
-            files["teacher"] = self.distiller.tensors()
+        if self.teaching is not None:
+            files["teacher"] = self.teaching.tensors()
         return {file: tensors for file, tensors in files.items() if tensors}
 
     def progress(self) -> dict[str, Any]:
         """The numbers beside the tensors."""
         keys = ("stage", "update", "position", "begun", "losses", "seconds", "best_dev")
-        return {key: copy.copy(getattr(self, key)) for key in keys}
+        numbers = {key: copy.copy(getattr(self, key)) for key in keys}
+        return {**numbers, "teaching": self.teaching.progress() if self.teaching is not None else None}
 
     def restore(self, tensors: dict[str, dict[str, Tensor]], progress: dict[str, Any]) -> None:
         """Stand where `tensors` and `progress` were taken."""
-        for key, value in progress.items():
-            setattr(self, key, value)
+        teaching = progress["teaching"]
+        for key in progress.keys() - {"teaching"}:
+            setattr(self, key, copy.copy(progress[key]))
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors["model"][name])
@@ -425,8 +449,13 @@ class FinePruning:
             for entry, value in tensors.get("optimizer", {}).items():
                 key, _, name = entry.partition("|")
                 self.optimizer.state[parameters[name]][key] = value.to(self.device)
-        if self.distiller is not None and "teacher" in tensors:
-            self.distiller.restore(self.model, tensors["teacher"])
+        if self.teaching is not None:
+            self.teaching.restore(self.model, tensors.get("teacher", {}), teaching)
+
+
+def scope_of(recipe: Recipe, criterion: Any) -> Scope:
+    """Where the criterion's scores are ranked: the recipe's word, else the criterion's own."""
+    return recipe.pruning.scope or getattr(criterion, "default_scope", "layer")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -451,15 +480,9 @@ def updates_in_stage(recipe: Recipe, batches_per_epoch: int, stage: int) -> int:
     return min(updates, settings.max_updates_per_stage or updates)
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """The model as it is now, in eval mode, without gradients."""
-    teacher = copy.deepcopy(model).eval()
-    return teacher.requires_grad_(False)
-
-
 def _split(rows: Any, parts: int) -> list[Any]:
     size = math.ceil(len(rows) / parts)
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-__all__ = ["FinePruning", "StageEnd", "Step", "cross_entropy", "frozen_copy", "updates_in_stage"]
+__all__ = ["FinePruning", "StageEnd", "Step", "cross_entropy", "updates_in_stage"]

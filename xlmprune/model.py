@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from xlmprune.runtime import derive_seed
 if TYPE_CHECKING:
     from xlmprune.recipe import ModelRecipe
 
-HEADS = {
+HEADS: dict[str, Any] = {
     "text": transformers.XLMRobertaForSequenceClassification,
     "pair": transformers.XLMRobertaForSequenceClassification,
     "tokens": transformers.XLMRobertaForTokenClassification,
@@ -32,7 +32,8 @@ HEADS = {
 class Pretrained:
     """A model with a fresh task head, its tokenizer, and where they came from."""
 
-    model: nn.Module
+    model: Any
+    """A Hugging Face model, in eval mode."""
     tokenizer: Tokenizer
     origin: dict[str, Any]
     """`name`, `revision` (the commit resolved, where there is one) and `licence`."""
@@ -182,7 +183,7 @@ def _tokenizer(source: str, revision: str | None) -> Tokenizer:
     return tokenizer
 
 
-def _from_hub(recipe: ModelRecipe, fetch: Any) -> Any:
+def _from_hub(recipe: ModelRecipe, fetch: Callable[[], Any]) -> Any:
     """Run ``fetch``; a hub that cannot be reached becomes a sentence that helps."""
     try:
         return fetch()
@@ -200,7 +201,8 @@ def _from_hub(recipe: ModelRecipe, fetch: Any) -> Any:
 
 def save_start(pretrained: Pretrained, folder: Path, max_length: int) -> None:
     """Write model, tokenizer and origin as an ordinary Hugging Face folder."""
-    pretrained.model.save_pretrained(folder)
+    with _quiet_transformers():
+        pretrained.model.save_pretrained(folder)
     save_tokenizer(pretrained.tokenizer, folder, max_length)
     (folder / "origin.json").write_text(json.dumps(pretrained.origin, indent=1), encoding="utf-8")
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from xlmprune import bundling, evaluation, registry, report, results, score_file, vocabulary
+from xlmprune import recipe as recipes
 from xlmprune.bundling import Form
 from xlmprune.checkpoint import RunFolder, explain_disk, write_atomically
 from xlmprune.data import Encoded, encode
@@ -26,6 +26,7 @@ from xlmprune.model import Pretrained, forward_of, load_pretrained, read_start, 
 from xlmprune.progress import Reporter
 from xlmprune.recipe import Recipe, VocabularyRecipe
 from xlmprune.runtime import resolve_device
+from xlmprune.teaching import Teaching, join_encoded, unlabelled_examples
 
 
 def run(
@@ -67,9 +68,12 @@ class Job:
     pretrained: Pretrained
     vocabulary: dict[str, Any] | None
     train: Encoded
+    train_origin: str
     train_notes: tuple[str, ...]
     dev: TestSet | None
     tests: dict[str, TestSet]
+    unlabelled: dict[str, int]
+    """Texts of each language that the student learns the teacher's answers on."""
     pruner: FinePruning
     stages: list[dict[str, Any]] = field(default_factory=list)
     dense: dict[str, np.ndarray] = field(default_factory=dict)
@@ -81,7 +85,7 @@ class Job:
         return self.pruner.device
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         return self.pretrained.model
 
 
@@ -120,8 +124,23 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
         logits = evaluation.collect(forward, dev.encoded, recipe.evaluation.batch_size)
         return evaluation.score(logits, dev.examples, task.metrics, task.labels).value
 
-    pruner = FinePruning(recipe, pretrained.model, train, dev_score if dev is not None else None)
-    job = Job(recipe, folder, reporter, task, pretrained, trimming, train, examples.notes, dev, tests, pruner)
+    teaching, taught = make_teaching(recipe, task, tests, tokenizer)
+    pruner = FinePruning(recipe, pretrained.model, train, dev_score if dev is not None else None, teaching)
+    job = Job(
+        recipe=recipe,
+        folder=folder,
+        reporter=reporter,
+        task=task,
+        pretrained=pretrained,
+        vocabulary=trimming,
+        train=train,
+        train_origin=examples.origin,
+        train_notes=examples.notes,
+        dev=dev,
+        tests=tests,
+        unlabelled=taught,
+        pruner=pruner,
+    )
     restore(job)
     return job
 
@@ -137,6 +156,22 @@ def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | 
         pretrained.model, pretrained.tokenizer, texts, min_count=wanted.min_count, max_size=wanted.max_size
     )
     return Pretrained(pretrained.model, tokenizer, pretrained.origin), facts
+
+
+def make_teaching(
+    recipe: Recipe, task: Any, tests: Mapping[str, TestSet], tokenizer: Any
+) -> tuple[Teaching | None, dict[str, int]]:
+    """The teacher's part, if the recipe has one, and how many unlabelled texts of each language go into it."""
+    settings = recipes.build_distillation(recipe)
+    if settings is None:
+        return None, {}
+    texts, counts = None, {}
+    if settings.unlabelled is not None:
+        examples = {language: test.examples for language, test in tests.items()}
+        found = unlabelled_examples(task, settings.unlabelled, examples)
+        counts = {language: len(part) for language, part in found.items()}
+        texts = join_encoded([encode(tokenizer, part, recipe.training.max_length) for part in found.values()])
+    return Teaching(settings, texts, recipe.training.batch_size, recipe.seed), counts
 
 
 def _write_start(pretrained: Pretrained, trimming: dict[str, Any] | None, place: Path, length: int) -> None:
@@ -317,6 +352,7 @@ def publish(job: Job, pruned: Scores, forms: list[Form]) -> dict[str, Any]:
     unfinished = job.folder.unfinished_bundle
     with explain_disk(job.folder.path):
         refused = bundling.refuse(job, pruned, forms)
+        bundling.write_companions(job, [form for form in forms if form.name not in refused], unfinished)
         facts = results.assemble(job, pruned, forms, refused)
         report.write(facts, unfinished)
         bundling.seal(job, unfinished)

@@ -336,7 +336,11 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[Ke
     return given
 
 
-_DEFAULT_COMPONENTS = {"pruning.criterion": "magnitude", "pruning.schedule": "geometric", "regularizer": "cosine"}
+_DEFAULT_COMPONENTS = {
+    "pruning.criterion": "magnitude",
+    "pruning.schedule": "geometric",
+    "regularizer": "cosine",
+}
 
 
 def shipped() -> dict[str, Path]:
@@ -416,7 +420,8 @@ def validate(
         registry.load("task", recipe.task.name)
     except RecipeError as error:
         faults.append(f"{where(('task', 'name'))}: {error}")
-    faults.extend(f"{where(path)}: {fault}" for path, fault in _conflicts(recipe) if not faults)
+    if not faults:
+        faults.extend(f"{where(path)}: {fault}" for path, fault in _conflicts(recipe))
     if faults:
         raise RecipeError("\n".join(faults))
     return recipe
@@ -438,6 +443,15 @@ def build(recipe: Recipe, table: str) -> Any:
         if name == table:
             return TypeAdapter(registry.load(table, component.name)).validate_python(component.parameters)
     raise KeyError(table)
+
+
+def build_distillation(recipe: Recipe) -> Any:
+    """The recipe's `Distillation`, or None."""
+    if recipe.distillation is None:
+        return None
+    from xlmprune.distillation import Distillation
+
+    return TypeAdapter(Distillation).validate_python(recipe.distillation)
 
 
 def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
@@ -472,9 +486,9 @@ class _Where:
     given: dict[KeyPath, str]
 
     def __call__(self, path: KeyPath) -> str:
-        for end in range(len(path), 0, -1):
-            if path[:end] in self.given:
-                return f"--set {self.given[path[:end]]}"
+        for given, override in self.given.items():
+            if path and (given[: len(path)] == path or path[: len(given)] == given):
+                return f"--set {override}"
         for end in range(len(path), -1, -1):
             if path[:end] in self.lines:
                 return f"{self.origin}, line {self.lines[path[:end]]}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xlmprune import evaluation
 from xlmprune.data import length_statistics
 from xlmprune.evaluation import Scores
+from xlmprune.manifest import sha256_of
 
 if TYPE_CHECKING:
     from xlmprune.bundling import Form
@@ -40,6 +41,7 @@ def assemble(job: Job, pruned: Scores, forms: list[Form], refused: dict[str, str
         "summary": summary(languages, recipe.task.train_language),
         "stages": job.stages,
         "layers": job.pruner.layers(),
+        "files": _files(job.folder.unfinished_bundle),
         "bytes_by_part": _bytes_by_part(job),
         "dense_bytes": {key: value for form in forms for key, value in form.dense_bytes.items()},
         "speed": {form.file: form.speed for form in forms if form.speed and form.name not in refused},
@@ -54,6 +56,8 @@ def assemble(job: Job, pruned: Scores, forms: list[Form], refused: dict[str, str
     }
     if refused:
         facts["refused"] = refused
+    if job.unlabelled:
+        facts["unlabelled"] = job.unlabelled
     if job.vocabulary is not None:
         facts["vocabulary"] = job.vocabulary
     if len(job.task.metrics) > 1:
@@ -76,6 +80,8 @@ def _languages(job: Job, pruned: Scores, shipped: Mapping[str, Form]) -> dict[st
         }
         for name, form in shipped.items():
             row[name] = form.scores[language].value
+        if job.unlabelled:
+            row["seen_unlabelled"] = language in job.unlabelled
         rows[language] = row
     return rows
 
@@ -155,6 +161,15 @@ def _model(job: Job) -> dict[str, Any]:
         "model_density": (parameters - removed) / parameters,
         "parameters_by_part": by_part,
         "max_length": job.recipe.training.max_length,
+    }
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of what ships, the report itself and the manifest aside."""
+    return {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
     }
 
 

@@ -1,0 +1,137 @@
+"""XLM-R base at its real size, through the real command: prune, one update, export, verify.
+
+    python benchmarks/real_size.py [--out DIR] [--opset 20] [--forms fp32,int8]
+
+The weights are random, drawn from XLM-R base's configuration (278 M parameters), so that no hub is needed; the
+tokenizer is the quickstart's, which has XLM-R's 250,002 pieces. Prints the seconds and the peak memory of each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ENGLISH = ["I like this a lot.", "This is bad.", "What a wonderful day!", "I would not buy it again."]
+GERMAN = [
+    "Das gefällt mir sehr.",
+    "Das ist schlecht.",
+    "Was für ein schöner Tag!",
+    "Ich würde es nicht wieder kaufen.",
+]
+
+
+def write_model(folder: Path) -> None:
+    """XLM-R base with random weights and the real tokenizer."""
+    import torch
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    from xlmprune.quickstart.model import ensure_model
+
+    torch.manual_seed(0)
+    config = XLMRobertaConfig(
+        vocab_size=250_002,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
+    )
+    XLMRobertaModel(config).save_pretrained(folder)
+    source = ensure_model()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+
+
+def write_data(folder: Path) -> None:
+    """A handful of labelled sentences in two languages."""
+    for language, sentences in (("en", ENGLISH), ("de", GERMAN)):
+        rows = "".join(f"{text}\t{('good', 'bad')[i % 2]}\n" for i, text in enumerate(sentences))
+        for split in ("train", "dev", "test") if language == "en" else ("test",):
+            (folder / f"{language}.{split}.tsv").write_text("text\tlabel\n" + rows, encoding="utf-8")
+
+
+def timed(title: str, command: list[str]) -> None:
+    """Run a command; print how long it took and the most memory it held."""
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    print(
+        f"{title:<12} {seconds:7.1f} s   peak of any step so far {peak:5.2f} GB   exit {done.returncode}",
+        flush=True,
+    )
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+
+
+def main() -> None:
+    """Run the steps one after the other, each in a process of its own."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--out", type=Path, help="keep everything here; otherwise a temporary folder")
+    options.add_argument("--opset", default="20")
+    options.add_argument("--forms", default="fp32,int8")
+    options.add_argument("--vocabulary", default="keep", help="value of model.vocabulary, as YAML")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = chosen.out or Path(temporary)
+        place.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        write_model(place / "base")
+        write_data(place)
+        print(f"{'make model':<12} {time.perf_counter() - started:7.1f} s", flush=True)
+        recipe = {
+            "name": "real_size",
+            "model": {"name": str(place / "base")},
+            "task": {
+                "name": "classification",
+                "source": "files",
+                "path": str(place / "{language}.{split}.tsv"),
+                "languages": ["de"],
+            },
+            "training": {
+                "max_updates_per_stage": 1,
+                "epochs_per_stage": 1,
+                "batch_size": 4,
+                "max_length": 64,
+            },
+            "pruning": {"schedule": {"name": "linear", "stages": 1, "final_density": 0.3138}},
+            "export": {"onnx": chosen.forms.split(","), "opset": int(chosen.opset)},
+        }
+        (place / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+        xlmprune = [sys.executable, "-m", "xlmprune"]
+        run = place / "run"
+        timed(
+            "compress",
+            [
+                *xlmprune,
+                "compress",
+                str(place / "recipe.yaml"),
+                "--out",
+                str(run),
+                "--device",
+                "cpu",
+                "--fresh",
+            ]
+            + ["--set", f"model.vocabulary={chosen.vocabulary}"],
+        )
+        timed("verify", [*xlmprune, "verify", str(run / "bundle")])
+        timed("inspect", [*xlmprune, "inspect", str(run / "bundle")])
+        files = sorted((run / "bundle").iterdir())
+        for file in files:
+            if file.suffix in (".onnx", ".safetensors", ".data"):
+                print(f"{file.name:<24} {file.stat().st_size / 1e6:9.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The command line as a user types it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from xlmprune import __version__
+from xlmprune.cli import app
+
+run = CliRunner().invoke
+
+
+def test_help_names_every_command():
+    result = run(app, ["--help"])
+    assert result.exit_code == 0
+    for command in ("compress", "evaluate", "predict", "inspect", "verify", "unpack", "bench", "compare", "recipes", "doctor"):
+        assert command in result.output
+
+
+def test_version():
+    assert run(app, ["--version"]).output.strip() == f"xlmprune {__version__}"
+
+
+def test_help_imports_nothing_heavy_and_is_quick():
+    script = (
+        "import sys; sys.argv = ['xlmprune', '--help']\n"
+        "from xlmprune.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    took = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        took.append(time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+    assert min(took) < 0.5
+
+
+def test_a_misspelt_key_exits_2_with_a_sentence(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("task: {name: xnli}\nprunning: {density: 0.1}\n")
+    result = run(app, ["recipes", "validate", str(recipe)])
+    assert result.exit_code == 2
+    assert "prunning" in result.stderr
+    assert "line 2" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_validate_prints_a_recipe_that_validates(tmp_path):
+    result = run(app, ["recipes", "validate", "quickstart", "--set", "seed=7"])
+    assert result.exit_code == 0
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(result.stdout)
+    assert run(app, ["recipes", "validate", str(resolved)]).stdout == result.stdout
+
+
+def test_recipes_are_listed_and_shown():
+    listed = json.loads(run(app, ["recipes", "list", "--json"]).stdout)
+    assert "quickstart" in listed
+    assert all(listed.values()), "every recipe opens with a line that says what it is"
+    assert "name: quickstart" in run(app, ["recipes", "show", "quickstart"]).stdout
+
+
+def test_schema_is_json_schema():
+    schema = json.loads(run(app, ["recipes", "schema"]).stdout)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert schema["properties"]["training"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compress", "quikstart"], "quickstart"),
+        (["compress", "quickstart", "--device", "cuda:9", "--dry-run"], "--device cpu"),
+        (["compress", "quickstart", "--device", "tpu", "--dry-run"], "expected auto, cpu, cuda"),
+        (["verify", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["predict", "nowhere", "text"], "nowhere"),
+        (["inspect", "nowhere"], "nowhere"),
+        (["unpack", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_the_user_can_mend_exits_2(arguments, said):
+    result = run(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+
+
+def test_usage_errors_exit_2():
+    assert run(app, ["compress"]).exit_code == 2
+    assert run(app, ["frobnicate"]).exit_code == 2

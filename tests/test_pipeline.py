@@ -1,0 +1,431 @@
+"""The whole command on a tiny model: what it writes, that it resumes exactly, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file
+from tiny import SENTENCES, tiny_model, tiny_tokenizer
+from tokenizers import Tokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+import xlmprune
+from xlmprune.cli import app
+from xlmprune.model import prunable, save_tokenizer
+
+LANGUAGES = list(SENTENCES)
+
+
+def write_model(folder: Path) -> Path:
+    tiny_model(labels=("a", "b")).roberta.save_pretrained(folder)
+    save_tokenizer(tiny_tokenizer(), folder, 64)
+    return folder
+
+
+def write_data(folder: Path, repeat: int = 8) -> None:
+    """Four commands in eight languages; the label is which command it is."""
+    folder.mkdir(exist_ok=True)
+    names = ["light", "temperature", "sleep", "door"]
+    for language, sentences in SENTENCES.items():
+        rows = [f"{text}\t{name}" for text, name in zip(sentences, names, strict=True)] * repeat
+        for split in ("train", "dev", "test") if language == "en" else ("test",):
+            text = "text\tlabel\n" + "\n".join(rows) + "\n"
+            (folder / f"{language}.{split}.tsv").write_text(text, encoding="utf-8")
+
+
+def write_recipe(folder: Path, **sections) -> Path:
+    values = {
+        "name": "tiny",
+        "model": {"name": str(folder / "model")},
+        "task": {
+            "name": "classification",
+            "source": "files",
+            "path": str(folder / "data" / "{language}.{split}.tsv"),
+        },
+        "training": {
+            "epochs_per_stage": 2,
+            "dense_epochs": 4,
+            "batch_size": 8,
+            "learning_rate": 1e-2,
+            "max_length": 32,
+        },
+        "pruning": {"schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 3}},
+        "export": {"onnx": ["fp32"]},
+    }
+    for section, entries in sections.items():
+        values[section] = {**values.get(section, {}), **entries} if isinstance(entries, dict) else entries
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    write_model(folder / "model")
+    write_data(folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    """(run folder, what was printed) of one whole run through the command line, both forms."""
+    recipe = write_recipe(workplace, export={"onnx": ["fp32", "int8"]})
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(workplace / "run")])
+    assert result.exit_code == 0, result.output
+    return workplace / "run", result
+
+
+def report_of(run):
+    return json.loads((run / "bundle" / "report.json").read_text(encoding="utf-8"))
+
+
+def test_results_on_stdout_progress_on_stderr(finished):
+    _, result = finished
+    assert "stage 3/3" in result.stderr
+    assert "stage" not in result.stdout.split("\n")[0]
+    for language in ("German", "Thai", "Chinese"):
+        assert language in result.stdout
+
+
+def test_bundle_holds_what_the_contract_names(finished):
+    run, _ = finished
+    names = {
+        path.relative_to(run / "bundle").as_posix() for path in (run / "bundle").rglob("*") if path.is_file()
+    }
+    assert names >= {
+        "model.onnx",
+        "model.int8.onnx",
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+        "report.json",
+        "report.md",
+        "report.html",
+        "golden.safetensors",
+        "manifest.json",
+        "triton/tiny/config.pbtxt",
+        "triton/tiny/1/model.onnx",
+    }
+    assert (run / "recipe.yaml").is_file()
+    assert json.loads((run / "bundle" / "config.json").read_text())["id2label"] == {
+        "0": "door",
+        "1": "light",
+        "2": "sleep",
+        "3": "temperature",
+    }
+
+
+def test_report_counts_exactly(finished):
+    report = report_of(finished[0])
+    weights = prunable(xlmprune.load(finished[0] / "bundle"))
+    kept = sum(round(w.numel() * 0.7**3) for w in weights.values())
+    assert report["model"]["prunable"] == sum(w.numel() for w in weights.values())
+    assert report["model"]["encoder_density"] == pytest.approx(kept / report["model"]["prunable"])
+    removed = report["model"]["prunable"] - kept
+    assert report["model"]["model_density"] == pytest.approx(1 - removed / report["model"]["parameters"])
+    assert set(report["languages"]) == set(LANGUAGES)
+    others = [row for language, row in report["languages"].items() if language != "en"]
+    for column in ("dense", "pruned", "onnx_fp32", "onnx_int8"):
+        assert report["summary"]["zero_shot_mean"][column] == pytest.approx(
+            np.mean([row[column] for row in others])
+        )
+    assert [stage["stage"] for stage in report["stages"]] == [0, 1, 2, 3]
+    assert report["stages"][0]["languages"]["en"] == report["languages"]["en"]["dense"]
+    assert report["stages"][-1]["languages"]["de"] == report["languages"]["de"]["pruned"]
+    assert report["parity"]["onnx_fp32"]["agreement"] == 1.0
+    assert report["parity"]["onnx_fp32"]["n"] == 8 * 32
+    for row in report["languages"].values():
+        assert row["ci95"][0] <= row["pruned"] <= row["ci95"][1]
+
+
+def test_no_file_holds_a_path_of_this_machine(finished, workplace):
+    run, _ = finished
+    for path in (run / "bundle").rglob("*"):
+        if path.is_file():
+            assert str(workplace).encode() not in path.read_bytes(), path.name
+
+
+def test_pytorch_and_onnx_agree_and_dead_weights_are_zero(finished):
+    bundle = finished[0] / "bundle"
+    model = xlmprune.load(bundle)
+    for weight in prunable(model).values():
+        assert int((weight != 0).sum()) == round(weight.numel() * 0.7**3)
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    tokenizer.enable_padding(pad_id=1, pad_token="<pad>")
+    encodings = tokenizer.encode_batch([text for sentences in SENTENCES.values() for text in sentences])
+    ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
+    mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
+    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
+    found = session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(ids), torch.from_numpy(mask)).logits.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    golden = load_file(bundle / "golden.safetensors")
+    again = session.run(
+        ["logits"], {"input_ids": golden["input_ids"], "attention_mask": golden["attention_mask"]}
+    )[0]
+    np.testing.assert_allclose(again, golden["logits.fp32"], atol=1e-4)
+
+
+def test_verify_passes_and_a_changed_byte_fails(finished, tmp_path):
+    bundle = finished[0] / "bundle"
+    assert CliRunner().invoke(app, ["verify", str(bundle)]).exit_code == 0
+    import shutil
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    data = bytearray((copy / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(data)
+    result = CliRunner().invoke(app, ["verify", str(copy)])
+    assert result.exit_code == 3
+    assert "model.onnx" in result.output
+
+
+def test_unpacked_is_what_transformers_loads(finished, tmp_path):
+    bundle = finished[0] / "bundle"
+    result = CliRunner().invoke(app, ["unpack", str(bundle), "--out", str(tmp_path / "plain")])
+    assert result.exit_code == 0, result.output
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    ours = dict(xlmprune.load(bundle).named_parameters())
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, ours[name]), name
+    text = SENTENCES["th"][0]
+    expected = Tokenizer.from_file(str(bundle / "tokenizer.json")).encode(text).ids
+    assert AutoTokenizer.from_pretrained(tmp_path / "plain")(text)["input_ids"] == expected
+
+
+def test_evaluate_gives_the_reports_scores(finished):
+    run, _ = finished
+    path = "task.path=" + str(run.parent / "data" / "{language}.{split}.tsv")
+    result = CliRunner().invoke(app, ["evaluate", str(run / "bundle"), "--set", path, "--json"])
+    assert result.exit_code == 0, result.output
+    scores = json.loads(result.stdout)["languages"]
+    for language, row in report_of(run)["languages"].items():
+        assert scores[language]["score"] == pytest.approx(row["onnx_fp32"])
+    short = CliRunner().invoke(app, ["evaluate", str(run / "bundle"), "--set", path, "--min", "de=100.5"])
+    assert short.exit_code == 3
+    assert "de is" in short.stderr
+
+
+def test_predict_and_evaluate_need_neither_torch_nor_transformers(finished):
+    run, _ = finished
+    script = (
+        "import sys\n"
+        "from xlmprune.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    path = "task.path=" + str(run.parent / "data" / "{language}.{split}.tsv")
+    for arguments in (
+        ["predict", str(run / "bundle"), "close the door"],
+        ["evaluate", str(run / "bundle"), "--set", path],
+    ):
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_predict_reads_lines_and_json(finished, tmp_path):
+    bundle = str(finished[0] / "bundle")
+    file = tmp_path / "texts.txt"
+    file.write_text('close the door\n{"text": "закрой дверь"}\n', encoding="utf-8")
+    result = CliRunner().invoke(app, ["predict", bundle, "--file", str(file)])
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(rows) == 2
+    for row in rows:
+        assert row["label"] in ("light", "temperature", "sleep", "door")
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    file.write_text('{"txt": "no"}\n')
+    broken = CliRunner().invoke(app, ["predict", bundle, "--file", str(file)])
+    assert broken.exit_code == 2
+    assert f"{file}:1" in broken.stderr
+
+
+def test_a_finished_run_is_left_alone(finished):
+    run, _ = finished
+    before = {
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+    result = CliRunner().invoke(app, ["compress", str(run / "recipe.yaml"), "--out", str(run)])
+    assert result.exit_code == 0
+    assert "finished" in result.stderr
+    assert before == {
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_another_recipe_in_the_folder_is_refused(finished):
+    run, _ = finished
+    result = CliRunner().invoke(
+        app, ["compress", str(run / "recipe.yaml"), "--out", str(run), "--set", "seed=7"]
+    )
+    assert result.exit_code == 2
+    assert "--fresh" in result.stderr
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_report(finished, workplace, tmp_path):
+    """SIGKILL, again and again at growing delays, until a run gets through."""
+    recipe = finished[0] / "recipe.yaml"
+    command = [sys.executable, "-m", "xlmprune", "compress", str(recipe), "--out", str(tmp_path / "run")]
+    command += ["--device", "cpu"]
+    kills = 0
+    for delay in (4.0, 5.0, 6.0, 8.0, 120.0):
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
+        )
+        try:
+            _, errors = process.communicate(timeout=delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, errors.decode()
+        break
+    assert kills >= 1
+    ours, theirs = report_of(tmp_path / "run"), report_of(finished[0])
+    assert ours["languages"] == theirs["languages"]
+    assert ours["layers"] == theirs["layers"]
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    stages = [event["stage"] for event in events if event["event"] == "stage"]
+    assert stages == [0, 1, 2, 3]
+
+
+def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, monkeypatch):
+    recipe = write_recipe(workplace, name="often", training={"checkpoint_minutes": 1e-9})
+    from xlmprune import fine_pruning
+
+    original, calls = fine_pruning.FinePruning._update, []
+
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == 22:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(fine_pruning.FinePruning, "_update", interrupted)
+    first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert first.exit_code == 130
+    assert "same command goes on" in first.stderr
+    second = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert second.exit_code == 0, second.output
+    assert "going on at stage 1, update 5" in second.stderr
+    unbroken = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "whole")])
+    assert unbroken.exit_code == 0
+    assert report_of(tmp_path / "run")["layers"] == report_of(tmp_path / "whole")["layers"]
+    assert report_of(tmp_path / "run")["languages"] == report_of(tmp_path / "whole")["languages"]
+
+
+def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch):
+    from xlmprune import bundling
+
+    recipe = write_recipe(
+        workplace, name="floor", export={"onnx": ["fp32", "int8"], "floor": {"worst_language_drop": 1.0}}
+    )
+    original = bundling.write_form
+
+    def worse(job, name, folder, logits):
+        form = original(job, name, folder, logits)
+        if name == "int8":
+            object.__setattr__(form.scores["th"], "value", -50.0)
+        return form
+
+    monkeypatch.setattr(bundling, "write_form", worse)
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 3
+    assert "th fell by" in result.stderr
+    assert not (tmp_path / "run" / "bundle" / "model.int8.onnx").exists()
+    assert (tmp_path / "run" / "bundle" / "model.onnx").exists()
+    again = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert again.exit_code == 3
+
+
+def test_dry_run_prints_the_plan_and_trains_nothing(workplace, tmp_path):
+    recipe = write_recipe(workplace)
+    result = CliRunner().invoke(
+        app, ["compress", str(recipe), "--out", str(tmp_path / "run"), "--dry-run", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert [stage["updates"] for stage in plan["stages"]] == [16, 8, 8, 8]
+    assert plan["stages"][-1]["encoder_density"] == pytest.approx(0.343)
+    assert set(plan["languages"]) == set(LANGUAGES)
+    assert plan["memory"]["optimizer"] == 8 * plan["parameters"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--set", "task.languages=[en, sw]"], "sw"),
+        (["--set", "model.name=no/such-model"], "model.name: quickstart"),
+        (["--set", "model.name=./nowhere"], "no such folder"),
+        (["--set", "training.max_length=500"], "positions"),
+        (["--set", "task.source=xglue"], "xglue"),
+    ],
+)
+def test_bad_input_is_a_sentence(workplace, tmp_path, change, said):
+    recipe = write_recipe(workplace)
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run"), *change])
+    assert result.exit_code == 2, result.output
+    assert said.lower() in result.stderr.lower()
+    assert "Traceback" not in result.output
+
+
+def test_a_model_that_is_not_xlm_r(workplace, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    recipe = write_recipe(workplace)
+    change = ["--set", f"model.name={tmp_path / 'bert'}"]
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run"), *change])
+    assert result.exit_code == 2
+    assert "'bert'" in result.stderr
+    assert "XLM-R" in result.stderr
+
+
+def test_damaged_data_names_file_and_line(workplace, tmp_path):
+    write_data(tmp_path / "data")
+    recipe = write_recipe(workplace, task={"name": "classification", "source": "files"})
+    file = tmp_path / "data" / "ru.test.tsv"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    lines[4] = "one column only"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    change = ["--set", f"task.path={tmp_path / 'data'}/{{language}}.{{split}}.tsv"]
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run"), *change])
+    assert result.exit_code == 2
+    assert f"{file}:5" in result.stderr
+
+
+def test_diverging_training_keeps_the_checkpoint(workplace, tmp_path):
+    recipe = write_recipe(
+        workplace,
+        name="wild",
+        training={"learning_rate": 1e30, "dense_learning_rate": 1e-3, "gradient_clip": None},
+    )
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2
+    assert "learning_rate" in result.stderr
+    assert list((tmp_path / "run" / "checkpoint").glob("saved-*/state.json"))
+
+
+def test_time_is_not_part_of_the_result(finished):
+    assert time.strptime(report_of(finished[0])["created"], "%Y-%m-%dT%H:%M:%SZ")

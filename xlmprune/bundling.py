@@ -1,0 +1,200 @@
+"""The files of a bundle: written, each ONNX form measured on every language, sealed with a manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xlmprune import bench, evaluation, golden, manifest, serving
+from xlmprune._version import __version__
+from xlmprune.data import Encoded, pad
+from xlmprune.errors import ShortfallError
+from xlmprune.evaluation import Agreement, Scores
+from xlmprune.exporters import onnx as onnx_export
+from xlmprune.exporters import packing, quantization
+from xlmprune.exporters import safetensors as safetensors_export
+from xlmprune.exporters.triton import write_triton
+from xlmprune.mask import density
+from xlmprune.metrics import Logits
+from xlmprune.model import forward_of, save_tokenizer
+from xlmprune.runtime import environment
+
+if TYPE_CHECKING:
+    from xlmprune.pipeline import Job
+
+FILES = serving.FILES
+"""Form to file name, `fp32` to `model.onnx`."""
+
+LARGEST_RELATIVE_DIFFERENCE = 1e-3
+LEAST_AGREEMENT = 0.999
+"""An fp32 form that is further from PyTorch than this is broken, and the command fails."""
+
+
+@dataclass
+class Form:
+    """One ONNX file and what it scored."""
+
+    name: str
+    file: str
+    scores: Scores
+    agreement: Agreement
+    dense_bytes: dict[str, int] = field(default_factory=dict)
+    speed: dict[str, Any] = field(default_factory=dict)
+
+
+def write_model(job: Job, folder: Path) -> None:
+    """Weights, config and tokenizer: what needs no ONNX."""
+    recipe, model = job.recipe, job.model
+    model.eval()
+    path = folder / "model.safetensors"
+    if recipe.export.safetensors == "sparse":
+        safetensors_export.save_sparse(model, job.pruner.masks, path, {"recipe_sha256": recipe.sha256()})
+    else:
+        safetensors_export.save_dense(model, path)
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)
+    config["architectures"] = [type(model).__name__]
+    config["xlmprune"] = {
+        "version": __version__,
+        "task": job.task.name,
+        "kind": job.task.kind,
+        "labels": list(job.task.labels),
+        "metric": job.task.metrics[0].name,
+        "max_length": recipe.training.max_length,
+        "train_language": recipe.task.train_language,
+        "languages": list(job.tests),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+    save_tokenizer(job.pretrained.tokenizer, folder, recipe.training.max_length)
+
+
+def write_form(job: Job, name: str, folder: Path, logits: Mapping[str, Logits]) -> Form:
+    """Write one ONNX form, score it on every language with ONNX Runtime, and compare it with PyTorch's logits.
+
+    Args:
+        logits: the pruned PyTorch model's, by language, for every test example.
+
+    Raises:
+        ShortfallError: an fp32 form does not reproduce PyTorch.
+    """
+    export, path = job.recipe.export, folder / FILES[name]
+    proto = onnx_export.export_onnx(job.model, opset=export.opset, properties=_properties(job, name))
+    if name == "int8":
+        proto = quantization.quantize(proto)
+    dense_bytes = proto.ByteSize()
+    if export.onnx_layout == "packed":
+        proto = packing.pack(proto)
+    onnx_export.save_onnx(proto, path)
+    del proto
+    form = Form(name, path.name, {}, Agreement(), {f"onnx_{name}": dense_bytes})
+    forward = _onnx_forward(path)
+    for language, score, found in evaluation.evaluate(
+        forward, job.tests, job.task, job.recipe.evaluation.batch_size
+    ):
+        form.scores[language] = score
+        form.agreement.add(logits[language], found)
+    if name == "fp32":
+        _check_parity(form)
+    form.speed = bench.quick(path)
+    return form
+
+
+def _onnx_forward(path: Path) -> evaluation.Forward:
+    session = serving.open_session(path)
+    return lambda ids, mask: session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+
+
+def _properties(job: Job, name: str) -> dict[str, str]:
+    """Facts in the file itself, for whoever meets it without its bundle."""
+    return {
+        "xlmprune_version": __version__,
+        "form": name,
+        "task": job.task.name,
+        "kind": job.task.kind,
+        "labels": json.dumps(list(job.task.labels), ensure_ascii=False),
+        "max_length": str(job.recipe.training.max_length),
+        "encoder_sparsity": f"{1 - density(job.pruner.masks):.6f}",
+        "recipe_sha256": job.recipe.sha256(),
+    }
+
+
+def _check_parity(form: Form) -> None:
+    agreement = form.agreement
+    if agreement.relative <= LARGEST_RELATIVE_DIFFERENCE and agreement.agreement >= LEAST_AGREEMENT:
+        return
+    raise ShortfallError(
+        f"{form.file} does not reproduce the PyTorch model: its logits differ by up to {agreement.largest:.2g} "
+        f"({agreement.relative:.2%} of their range; at most {LARGEST_RELATIVE_DIFFERENCE:.1%} is allowed) and "
+        f"{agreement.agreement:.2%} of {agreement.n} labels agree. Nothing was shipped; the checkpoint is kept. Try "
+        "another export.opset, or another version of onnxruntime"
+    )
+
+
+def refuse(job: Job, pruned: Scores, forms: list[Form]) -> dict[str, str]:
+    """Take forms that lose more than `export.floor` out of the bundle.
+
+    Returns:
+        form name to the sentence that says which languages fell.
+    """
+    floor, train_language = job.recipe.export.floor, job.recipe.task.train_language
+    refused = {}
+    for form in forms:
+        drops = {
+            language: pruned[language].value - score.value
+            for language, score in form.scores.items()
+            if language != train_language
+        }
+        if not drops:
+            continue
+        worst = max(drops, key=lambda language: drops[language])
+        mean = float(np.mean(list(drops.values())))
+        faults = []
+        if floor.zero_shot_drop is not None and mean > floor.zero_shot_drop:
+            faults.append(
+                f"its zero-shot mean is {mean:.2f} points lower, allowed are {floor.zero_shot_drop:g}"
+            )
+        if floor.worst_language_drop is not None and drops[worst] > floor.worst_language_drop:
+            faults.append(
+                f"{worst} fell by {drops[worst]:.2f} points, allowed are {floor.worst_language_drop:g}"
+            )
+        if faults:
+            refused[form.name] = (
+                f"{form.file} is not shipped: against the pruned model {' and '.join(faults)}"
+            )
+            for file in onnx_export.files_of(job.folder.unfinished_bundle / form.file):
+                file.unlink()
+    return refused
+
+
+def write_companions(job: Job, forms: list[Form], folder: Path) -> None:
+    """Golden inputs with their logits, and the Triton repository: what depends on the forms that ship."""
+    batch = _golden_batch(job)
+    arrays = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    for form in forms:
+        arrays[f"logits.{form.name}"] = _onnx_forward(folder / form.file)(arrays["input_ids"], arrays["attention_mask"])
+    arrays["logits.pytorch"] = forward_of(job.model, job.device)(
+        arrays["input_ids"], arrays["attention_mask"]
+    )
+    golden.write(folder, arrays)
+    if job.recipe.export.triton and forms:
+        write_triton(folder / "triton", job.recipe.name, folder / forms[0].file, job.task.labels, job.task.kind)
+
+
+def _golden_batch(job: Job) -> dict[str, np.ndarray]:
+    """One padded batch with the first short examples of every language."""
+    rows = []
+    for test in job.tests.values():
+        shortest = np.argsort([len(ids) for ids in test.encoded.input_ids], kind="stable")
+        rows += [test.encoded.input_ids[row] for row in shortest[[0, len(shortest) // 2]]]
+    plain = Encoded(rows, None, None, np.zeros(len(rows), dtype=bool))
+    return pad(plain, range(len(rows)))
+
+
+def seal(job: Job, folder: Path) -> None:
+    """Write the manifest over every file that is there."""
+    manifest.write(folder, {name: str(fact) for name, fact in environment(job.device).items()}, job.recipe.sha256())
