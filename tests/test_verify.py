@@ -1,0 +1,178 @@
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny import tiny_bundle
+
+from xlmprune import golden, manifest
+from xlmprune.errors import BundleError
+from xlmprune.serving import Bundle
+from xlmprune.verify import compare, render, verify
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return shutil.copytree(bundle, tmp_path / "copy")
+
+
+def reseal(folder):
+    """The manifest of the bundle as it is now: what is left are the checks that look inside."""
+    manifest.write(folder, {}, "0" * 64)
+
+
+def failures(folder):
+    return {check.name: check.detail for check in verify(folder, threads=1) if not check.passed}
+
+
+def test_a_whole_bundle_passes_every_check(bundle):
+    checks = {check.name: check for check in verify(bundle, threads=1)}
+    assert all(check.passed and check.detail for check in checks.values())
+    assert {
+        *("model.onnx", "model.safetensors", "config.json", "tokenizer.json", "golden.safetensors"),
+        *("weights", "tokenizer", "model.onnx: graph", "model.onnx: golden logits"),
+        *("triton/tiny/1/model.onnx", "triton/tiny/1/model.onnx serves"),
+    } <= checks.keys()
+    assert "12 pruned matrices" in checks["weights"].detail
+    assert render(list(checks.values())).row_count == len(checks)
+
+
+def test_verifying_changes_nothing(bundle):
+    before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*")}
+    verify(bundle, threads=1)
+    assert {path: path.stat().st_mtime_ns for path in bundle.rglob("*")} == before
+
+
+def test_one_changed_byte_is_found(copy):
+    path = copy / "tokenizer_config.json"
+    path.write_bytes(path.read_bytes().replace(b'"pad_token"', b'"pad_tokem"'))
+    assert failures(copy) == {
+        "tokenizer_config.json": "has another SHA-256 than when it was made; copy the bundle again"
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model.onnx", "model.safetensors", "golden.safetensors"]
+)
+@pytest.mark.parametrize("damage", ["missing", "cut", "zeroed"])
+def test_damage_is_a_failed_check_and_no_crash(copy, name, damage):
+    content = (copy / name).read_bytes()
+    (copy / name).unlink()
+    if damage != "missing":
+        content = content[: len(content) // 2] if damage == "cut" else bytes(len(content))
+        (copy / name).write_bytes(content)
+    found = failures(copy)
+    assert name in found
+    if damage == "missing":
+        assert "is missing" in found[name]
+    reseal(copy)
+    assert failures(copy)  # the manifest agrees now, what is inside does not
+
+
+def test_an_added_file_and_a_missing_manifest_are_failed_checks(copy):
+    (copy / "triton" / "notes.txt").write_text("hello")
+    assert failures(copy) == {
+        "triton/notes.txt": "is not in the manifest; it was added after the bundle was made"
+    }
+    (copy / "manifest.json").unlink()
+    assert "is missing" in failures(copy)["manifest.json"]
+    (copy / "manifest.json").write_text('{"files": {"a": {}}}')
+    assert "is damaged" in failures(copy)["manifest.json"]
+    with pytest.raises(BundleError, match="no such folder"):
+        verify(copy / "nowhere")
+
+
+def test_another_model_in_its_place_is_found_by_its_answers(copy):
+    graph = onnx.load(copy / "model.onnx")
+    for tensor in graph.graph.initializer:
+        if tensor.name == "roberta.encoder.layer.1.output.dense.weight.T":
+            weight = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weight[::-1].copy(), tensor.name))
+    (copy / "model.onnx").unlink()
+    onnx.save(graph, copy / "model.onnx")
+    reseal(copy)
+    found = failures(copy)
+    assert found.keys() == {"model.onnx: golden logits", "triton/tiny/1/model.onnx serves"}
+    assert "not what was measured" in found["model.onnx: golden logits"]
+
+
+def test_a_graph_the_checker_refuses(copy):
+    graph = onnx.load(copy / "model.onnx")
+    graph.graph.node[-1].input[0] = "nothing"
+    (copy / "model.onnx").unlink()
+    onnx.save(graph, copy / "model.onnx")
+    assert "the ONNX checker refuses it" in failures(copy)["model.onnx: graph"]
+
+
+def test_a_mask_that_does_not_fit_its_values(copy):
+    path = copy / "model.safetensors"
+    name = "roberta.encoder.layer.0.attention.self.query.weight"
+    from xlmprune.exporters.safetensors import read_facts
+
+    facts, tensors = read_facts(path), load_file(path)
+    tensors[f"{name}.mask"] = tensors[f"{name}.mask"][:-1].clone()
+    save_file(tensors, path, {"xlmprune": json.dumps(facts)})
+    reseal(copy)
+    found = failures(copy)
+    assert found.keys() == {"weights"}
+    assert f"{name}.mask is damaged" in found["weights"]
+
+
+def test_a_tokenizer_of_another_model(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["vocab_size"] = 20
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "belong to different models" in failures(copy)["tokenizer"]
+
+
+def stored(logits, mask=None):
+    logits = np.array(logits, dtype=np.float32)
+    shape = logits.shape[:2] if mask is not None else (len(logits), 4)
+    return golden.Golden(
+        np.zeros(shape, int), np.ones(shape, int) if mask is None else np.array(mask), {"fp32": logits}
+    )
+
+
+def test_how_far_logits_may_differ():
+    first = [[0.0, 1.0], [10.0, 0.0], [5.0, 5.0]]
+    assert "differ by at most 0 " in compare(stored(first), "fp32", np.array(first))
+    tie = np.add(first, [[0, 0], [0, 0], [0.0, 0.009]])  # a near tie may fall the other way
+    assert "100.0% of the labels" in compare(stored(first), "fp32", tie)
+    with pytest.raises(BundleError, match=r"0\.20% of their range"):
+        compare(stored(first), "fp32", np.add(first, [[0, 0.02], [0, 0], [0, 0]]))
+    with pytest.raises(BundleError, match="not finite"):
+        compare(stored(first), "fp32", np.full((3, 2), np.nan))
+    with pytest.raises(BundleError, match=r"\[2, 2\], \[3, 2\] were stored"):
+        compare(stored(first), "fp32", np.zeros((2, 2)))
+
+
+def test_what_a_tagger_says_of_padding_does_not_count():
+    logits = [[[0.0, 1.0], [1.0, 0.0], [7.0, 7.0]]]
+    found = np.array(logits)
+    found[0, 2] = [99.0, -99.0]
+    assert "differ by at most 0 " in compare(stored(logits, [[1, 1, 0]]), "fp32", found)
+    with pytest.raises(BundleError):
+        compare(stored(logits, [[1, 1, 1]]), "fp32", found)
+
+
+def test_a_token_bundle_passes_too(tmp_path):
+    folder = tiny_bundle(tmp_path / "tokens", "tokens", ("O", "B", "I"))
+    assert failures(folder) == {}
+    assert Bundle(folder).kind == "tokens"
+
+
+def test_the_manifest_names_every_file_and_no_machine(bundle, tmp_path):
+    facts = manifest.read(bundle)
+    assert set(facts["files"]) == {
+        path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()
+    } - {"manifest.json"}
+    text = (bundle / "manifest.json").read_text()
+    assert str(tmp_path.parent) not in text
+    assert facts["files"]["model.onnx"] == facts["files"]["triton/tiny/1/model.onnx"]
