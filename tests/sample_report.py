@@ -213,6 +213,26 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
             "onnx_int8": {"max_abs_diff": 0.411, "relative_diff": 0.024, "agreement": 0.9823, "n": 11520},
         },
         "paired": paired,
+        "vocabulary": {
+            "pieces_before": 250002,
+            "pieces": 10123,
+            "special": 5,
+            "single_characters": 4200,
+            "counted": 5918,
+            "scripts": ["ARABIC", "CYRILLIC", "LATIN", "THAI"],
+            "parameters_removed": 92_113_536,
+            "languages": {
+                code: {
+                    "texts": 1000,
+                    "tokens_before": 8.4,
+                    "tokens": round(8.4 + draw.random(), 3),
+                    "identical": round(draw.uniform(0.6, 1), 3),
+                    "unknown_before": 0.0,
+                    "unknown": 0.0,
+                }
+                for code in languages
+            },
+        },
         "text": {
             code: {
                 "n": tests,

@@ -96,6 +96,14 @@ def test_figures_of_xlm_r_base_are_those_worked_out_by_hand():
         assert figure in said
 
 
+def test_a_trimmed_vocabulary_is_said_beside_the_densities():
+    said = findings.describe_vocabulary(sample_report())
+    for figure in ("250,002", "10,123", "92.1 M"):
+        assert figure in said
+    assert said in render_markdown(sample_report())
+    assert findings.describe_vocabulary({"vocabulary": None}) == ""
+
+
 def test_the_worst_language_is_named_and_marked_in_every_form():
     report = sample_report()
     assert "The worst language, Thai: 46.2 → 36.8 (−9.4 points)." in render_markdown(report)
@@ -159,7 +167,9 @@ def test_a_section_without_data_is_left_out():
     full = sample_report()
     titles = {name: table.title for name, table in all_tables(full).items()}
     keys = {"languages": "languages", "stages": "stages", "files": "files", "parts": "bytes_by_part"}
-    keys |= {name: name for name in ("speed", "parity", "text", "environment")} | {"alignment": "layers"}
+    keys |= {name: name for name in ("speed", "parity", "text", "vocabulary", "environment")} | {
+        "alignment": "layers"
+    }
     for name, key in keys.items():
         report = {k: v for k, v in full.items() if k != key}
         text = render_markdown(report)

@@ -190,6 +190,18 @@ def describe_density(report: Report) -> str:
     return said
 
 
+def describe_vocabulary(report: Report) -> str:
+    """What trimming the vocabulary took away; empty where it was kept."""
+    facts = report.get("vocabulary") or {}
+    if not facts.get("pieces"):
+        return ""
+    return (
+        f"Before training the vocabulary was trimmed to the languages served, from {number(facts.get('pieces_before'))}"
+        f" pieces to {number(facts['pieces'])}; that removed {amount(facts.get('parameters_removed'))} parameters, which"
+        " the figures above no longer count."
+    )
+
+
 def describe_scores(report: Report) -> str:
     """What pruning cost: the zero-shot mean, the train language, the worst language; empty without them."""
     listed = rows(report)

@@ -197,6 +197,26 @@ def text_table(report: Report) -> Table | None:
     )
 
 
+def vocabulary_table(report: Report) -> Table | None:
+    """What trimming the vocabulary does to every language."""
+    languages = (report.get("vocabulary") or {}).get("languages", {})
+    return _table(
+        "Trimmed vocabulary",
+        {
+            "language": lambda row: row["language"],
+            "texts": lambda row: number(row.get("texts")),
+            "tokens before": lambda row: number(row.get("tokens_before")),
+            "tokens": lambda row: number(row.get("tokens")),
+            "cut as before": lambda row: percent(row.get("identical")),
+            "unknown before": lambda row: percent(row.get("unknown_before"), 2),
+            "unknown": lambda row: percent(row.get("unknown"), 2),
+        },
+        [{"language": language_name(code), **facts} for code, facts in languages.items()],
+        "On the text that pieces were counted in, which holds no test set: mean tokens a text, the share of texts that are"
+        " cut into the same pieces as before, and the share of tokens that are unknown.",
+    )
+
+
 def alignment_table(report: Report) -> Table | None:
     """Alignment of every matrix, layers down and kinds across."""
     grid = layer_grid(report, "alignment")
@@ -241,6 +261,7 @@ def all_tables(report: Report) -> dict[str, Table]:
         "speed": speed_table,
         "parity": parity_table,
         "text": text_table,
+        "vocabulary": vocabulary_table,
         "alignment": alignment_table,
         "environment": environment_table,
     }
