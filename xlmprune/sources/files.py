@@ -487,9 +487,8 @@ def read_tokens(path: Path) -> Rows:
     for (number, _), width in zip(filled, widths, strict=True):
         if width > 2 and (separator == "\t" or min(widths) > 2):
             raise DataError(
-                f"{path}:{number}: {_columns(width)} found, 2 expected (token, tag). Of CoNLL-U, keep "
-                f"FORM and UPOS of "
-                "the rows with whole numbers as ids"
+                f"{path}:{number}: {_columns(width)} found, 2 expected (token, tag). Of CoNLL-U, keep FORM and "
+                "UPOS of the rows with whole numbers as ids"
             )
     tagged = separator in filled[0][1]
     words: list[list[str]] = []
