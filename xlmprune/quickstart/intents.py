@@ -199,7 +199,8 @@ class _Templates:
             except _Unfillable:
                 continue
             text = self._fill(wording, source)
-            if (folded := fold(text)) and folded not in seen:
+            # "Luna 20 %" is a command in some languages, but says nothing.
+            if (folded := fold(text)) not in seen and any(map(str.isalpha, _without_slots(wording))):
                 seen.add(folded)
                 (again if wording in wordings else fresh)[text] = wording
                 wordings.add(wording)
@@ -286,7 +287,11 @@ def _harmonic_numbers(count: int) -> tuple[float, ...]:
 
 def _form(wording: str) -> str:
     """A wording as it counts when those of two commands are compared: all slots alike."""
-    return fold(re.sub(r"\{\w+\}", "0", wording))
+    return fold(_without_slots(wording, "0"))
+
+
+def _without_slots(wording: str, instead: str = "") -> str:
+    return re.sub(r"\{\w+\}", instead, wording)
 
 
 def _tidy(text: str) -> str:

@@ -124,15 +124,18 @@ def _enough(language: str, count: int, role: str) -> intents.Sentences:
     few = [label for label in LABELS if len(sentences.by_label[label]) < LEAST[role]]
     if not few:
         return sentences
-    able = [
-        other
-        for other in intents.languages()
-        if min(map(len, intents.draw(other, count).by_label.values())) >= LEAST[role]
-    ]
+    hint = "English has enough" if role == "trained" else f"Among those with enough: {', '.join(_testable())}"
     raise DataError(
         f"{intents.version()} has fewer than {LEAST[role]} sentences in {language!r} for {len(few)} of the "
-        f"{len(LABELS)} commands ({', '.join(few)}). Languages with enough, {role}: {', '.join(able)}"
+        f"{len(LABELS)} commands ({', '.join(few)}). {hint}"
     )
+
+
+def _testable() -> list[str]:
+    """Languages of the package that can surely be zero-shot; takes seconds, for messages only."""
+    least = LEAST["zero-shot"]
+    drawn = {language: intents.draw(language, 2 * least).by_label for language in intents.languages()}
+    return [language for language, by_label in drawn.items() if min(map(len, by_label.values())) >= least]
 
 
 def _take_turns(by_label: Sequence[tuple[str, ...]]) -> tuple[list[str], list[int]]:
