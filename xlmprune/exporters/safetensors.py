@@ -71,9 +71,9 @@ def save_sparse(
         if mask.shape != weight.shape:
             raise ValueError(f"{name}: the mask is {list(mask.shape)}, the weight {list(weight.shape)}")
         mask = mask.detach().cpu()
-        if torch.count_nonzero(weight[~mask]):
-            raise ValueError(f"{name}: weights that the mask has pruned are not zero")
         values = weight[mask]
+        if torch.count_nonzero(values) != torch.count_nonzero(weight):
+            raise ValueError(f"{name}: weights that the mask has pruned are not zero")
         coded = codes.encode(mask.numpy())
         tensors[name], tensors[name + MASK] = values, torch.from_numpy(coded.data)
         matrices[name] = {"shape": list(weight.shape), "kept": values.numel(), "code": coded.code}
