@@ -1,5 +1,7 @@
 """The loop: exact counts, dead weights stay dead, and a run taken up again is the same run."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,13 @@ from transformers import (
 
 from xlmprune import recipe as recipes
 from xlmprune.data import IGNORE, Encoded
+from xlmprune.distillation import Distillation
 from xlmprune.errors import TrainingError
 from xlmprune.fine_pruning import FinePruning, StageEnd, Step, cross_entropy, updates_in_stage
 from xlmprune.mask import density
 from xlmprune.model import prunable
 from xlmprune.regularizers.cosine import alignment
+from xlmprune.teaching import Teaching
 
 LABELS = 3
 
@@ -142,6 +146,82 @@ def test_a_run_taken_up_again_is_the_same_run(sections, stop_after):
         assert torch.equal(parameter, dict(second.model.named_parameters())[name]), name
     for name, mask in unbroken.masks.items():
         assert torch.equal(mask, second.masks[name])
+
+
+@pytest.mark.parametrize("stop_after", [7, 10, 14])
+@pytest.mark.parametrize(
+    "name", ["random", "gradient", "lookahead", "lamp", "eq6", "l0", "movement", "platon", "pins", "obert"]
+)
+def test_every_criterion_resumes_exactly(name, stop_after):
+    recipe = make_recipe(
+        pruning={
+            "criterion": {"name": name},
+            "schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 2},
+        }
+    )
+    unbroken = FinePruning(recipe, tiny_classifier(), examples(), lambda: 50.0)
+    drive(unbroken)
+    first = FinePruning(recipe, tiny_classifier(), examples(), lambda: 50.0)
+    drive(first, stop_after)
+    tensors = {
+        file: {k: v.detach().clone() for k, v in entries.items()} for file, entries in first.tensors().items()
+    }
+    second = FinePruning(recipe, tiny_classifier(), examples(), lambda: 50.0)
+    second.restore(tensors, json.loads(json.dumps(first.progress())))
+    drive(second)
+    for parameter_name, parameter in unbroken.model.named_parameters():
+        assert torch.equal(parameter, dict(second.model.named_parameters())[parameter_name]), parameter_name
+    assert density(second.masks) == pytest.approx(0.49, abs=2e-3)
+    for weight_name, weight in second.weights.items():
+        assert not weight[~second.masks[weight_name]].any()
+
+
+@pytest.mark.parametrize("stop_after", [3, 7, 9, 15])
+@pytest.mark.parametrize("teacher", ["finetuned", "best_so_far"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_after):
+    recipe = make_recipe(training={"gradient_accumulation": 2})
+    settings = Distillation(teacher=teacher, hidden=0.1)
+
+    def start():
+        scores = iter([50.0, 40.0, 60.0, 55.0, 70.0, 80.0, 30.0, 20.0])
+        torch.manual_seed(0)
+        kind = XLMRobertaForTokenClassification if tokens else XLMRobertaForSequenceClassification
+        plain = examples(20, tokens=tokens, seed=1)
+        teaching = Teaching(
+            settings, Encoded(plain.input_ids, None, plain.words, plain.truncated), 8, recipe.seed
+        )
+        dev = lambda: next(scores)  # noqa: E731
+        return FinePruning(recipe, kind(tiny_config()), examples(tokens=tokens), dev, teaching), scores
+
+    unbroken, _ = start()
+    drive(unbroken)
+    first, used = start()
+    drive(first, stop_after)
+    tensors = {
+        file: {k: v.detach().clone() for k, v in entries.items()} for file, entries in first.tensors().items()
+    }
+    second, scores = start()
+    second.restore(tensors, json.loads(json.dumps(first.progress())))
+    for _ in range(8 - len(list(used))):
+        next(scores)
+    drive(second)
+    for name, parameter in unbroken.model.named_parameters():
+        assert torch.equal(parameter, dict(second.model.named_parameters())[name]), name
+
+
+def test_the_teacher_is_the_dense_model_and_stays_it():
+    recipe = make_recipe()
+    teaching = Teaching(Distillation(), None, 8, 0)
+    pruner = FinePruning(recipe, tiny_classifier(), examples(), lambda: 50.0, teaching)
+    dense = None
+    for event in pruner.run():
+        if isinstance(event, StageEnd) and event.stage == 0:
+            dense = {name: p.detach().clone() for name, p in pruner.model.named_parameters()}
+    assert dense is not None
+    for name, parameter in teaching.teacher.named_parameters():
+        assert torch.equal(parameter, dense[name])
+        assert not parameter.requires_grad
 
 
 def test_best_dev_epoch_is_kept():

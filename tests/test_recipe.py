@@ -152,8 +152,10 @@ def test_overrides_reach_inside_and_are_checked(tmp_path):
         recipes.load(file, ["training.batchsize=8"])
     with pytest.raises(RecipeError, match="expected key=value"):
         recipes.load(file, ["training.batch_size"])
-    with pytest.raises(RecipeError, match="with nothing inside"):
+    with pytest.raises(RecipeError, match=r"--set seed\.x=8: seed"):
         recipes.load(file, ["seed.x=8"])
+    with pytest.raises(RecipeError, match="with nothing inside"):
+        recipes.load(file, ["seed=1", "seed.x=8"])
 
 
 def test_resolved_recipe_is_read_back_equal(tmp_path):

@@ -21,7 +21,17 @@ from xlmprune import recipe as recipes
 from xlmprune.criteria import PruningContext
 from xlmprune.data import IGNORE, Encoded, pad, training_order
 from xlmprune.errors import TrainingError
-from xlmprune.mask import Masks, Scope, Weights, apply_masks, density, pack_bits, select, unpack_bits
+from xlmprune.mask import (
+    Masks,
+    Scope,
+    Weights,
+    apply_masks,
+    attainable,
+    density,
+    pack_bits,
+    select,
+    unpack_bits,
+)
 from xlmprune.model import prunable
 from xlmprune.recipe import Recipe
 from xlmprune.regularizers.cosine import alignment
@@ -87,7 +97,8 @@ class FinePruning:
         self.dtype = resolve_precision(recipe.training.precision, self.device)
         self.criterion = recipes.build(recipe, "criterion")
         self.regularizer = recipes.build(recipe, "regularizer")
-        self.densities = (1.0, *recipes.build(recipe, "schedule").densities())
+        falling = recipes.build(recipe, "schedule").densities()
+        self.densities = (1.0, *(attainable(density, recipe.pruning.pattern) for density in falling))
         if recipe.training.freeze_embeddings:
             model.get_submodule("roberta.embeddings").requires_grad_(False)
         self.weights: Weights = prunable(model)
@@ -104,6 +115,7 @@ class FinePruning:
         self.losses: list[float] = []
         self.seconds = 0.0
         self.best: dict[str, Tensor] | None = None
+        self.best_criterion: dict[str, Tensor] = {}
         self.best_dev: float | None = None
 
     # --- the story -------------------------------------------------------------------------------------------
@@ -130,7 +142,7 @@ class FinePruning:
         if self.stage > 0:
             self._prune()
         self.optimizer = self._new_optimizer()
-        self.losses, self.best, self.best_dev = [], None, None
+        self.losses, self.best, self.best_criterion, self.best_dev = [], None, {}, None
         self.seconds = 0.0
         self.begun = True
 
@@ -197,6 +209,8 @@ class FinePruning:
     def _end_stage(self, started: float) -> StageEnd:
         if self.best is not None:
             self.model.load_state_dict(self.best, strict=False)
+            if self.best_criterion:
+                self.criterion.load_state(self.best_criterion)
         if hasattr(self.criterion, "fold"):
             self.criterion.fold(self.weights, self.masks)
         apply_masks(self.weights, self.masks)
@@ -406,8 +420,9 @@ class FinePruning:
             "model": dict(self.model.named_parameters()),
             "masks": {name: pack_bits(mask) for name, mask in self.masks.items()},
             "finetuned": self.finetuned,
-            "criterion": self.criterion.state() if hasattr(self.criterion, "state") else {},
+            "criterion": self._criterion_state(),
             "best": self.best or {},
+            "best_criterion": self.best_criterion if self.best else {},
             "optimizer": {},
             "teacher": {},
         }
@@ -418,6 +433,9 @@ class FinePruning:
         if self.teaching is not None:
             files["teacher"] = self.teaching.tensors()
         return {file: tensors for file, tensors in files.items() if tensors}
+
+    def _criterion_state(self) -> dict[str, Tensor]:
+        return self.criterion.state() if hasattr(self.criterion, "state") else {}
 
     def progress(self) -> dict[str, Any]:
         """The numbers beside the tensors."""
@@ -439,6 +457,9 @@ class FinePruning:
         }
         self.finetuned = {name: t.to(self.device) for name, t in tensors.get("finetuned", {}).items()}
         self.best = {name: t.to(self.device) for name, t in tensors.get("best", {}).items()} or None
+        self.best_criterion = {
+            name: t.to(self.device) for name, t in tensors.get("best_criterion", {}).items()
+        }
         if hasattr(self.criterion, "load_state"):
             self.criterion.load_state(
                 {name: t.to(self.device) for name, t in tensors.get("criterion", {}).items()}
@@ -455,7 +476,8 @@ class FinePruning:
 
 def scope_of(recipe: Recipe, criterion: Any) -> Scope:
     """Where the criterion's scores are ranked: the recipe's word, else the criterion's own."""
-    return recipe.pruning.scope or getattr(criterion, "default_scope", "layer")
+    own: Scope = getattr(criterion, "default_scope", "layer")
+    return own if recipe.pruning.scope is None else recipe.pruning.scope
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
