@@ -90,6 +90,30 @@ def test_bytes_are_near_the_bound_and_repeatable(tmp_path):
     assert bits <= 1.03 * (entropy_bits(kept / entries) + 32 * kept / entries) + 8 * 3000 / entries
 
 
+def test_other_users_can_read_what_is_written(tmp_path):
+    sparse.save_dense(tiny_model(), tmp_path / "m.safetensors")
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    model, masks = tiny_model(), {}
+    sparse.save_sparse(model, masks, tmp_path / "m.safetensors")
+    before = (tmp_path / "m.safetensors").read_bytes()
+
+    def fail(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        sparse.save_sparse(tiny_model(seed=1), masks, tmp_path / "m.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+    assert (tmp_path / "m.safetensors").read_bytes() == before
+
+
 def test_from_pretrained_does_not_mistake_it_for_a_plain_model(tmp_path, capfd):
     write_folder(tmp_path)
     with pytest.raises(RuntimeError, match="mismatch"):

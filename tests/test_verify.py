@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -48,6 +50,21 @@ def test_verifying_changes_nothing(bundle):
     before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*")}
     verify(bundle, threads=1)
     assert {path: path.stat().st_mtime_ns for path in bundle.rglob("*")} == before
+
+
+def test_verifying_needs_neither_pytorch_nor_transformers(bundle):
+    code = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "datasets"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from xlmprune.verify import verify
+assert all(check.passed for check in verify({str(bundle)!r}, threads=1))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_changed_byte_is_found(copy):
