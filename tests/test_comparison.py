@@ -1,0 +1,990 @@
+"""Methods against each other: the plan, the dense stage they share, the table, and the tests behind it."""
+
+import dataclasses
+import io
+import itertools
+import json
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import types
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from test_pipeline import write_data, write_model, write_recipe
+from test_report import HOSTILE, Page
+
+from xlmprune import bundling, pipeline, score_file
+from xlmprune import recipe as recipes
+from xlmprune.checkpoint import RunFolder
+from xlmprune.comparison import dense, local, pages, plan, running, table, work
+from xlmprune.comparison import ray as ray_executor
+from xlmprune.comparison.significance import holm, randomization_test
+from xlmprune.data import Examples
+from xlmprune.errors import DataError, MachineError, ModelError, RecipeError
+from xlmprune.metrics import METRICS
+from xlmprune.progress import Reporter
+from xlmprune.runtime import resolve_device
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    write_model(folder / "model")
+    write_data(folder / "data", repeat=2)
+    for language, text in (("th", "เปิดประตู"), ("de", "mach die Tür zu"), ("en", "open it")):
+        (folder / f"{language}.txt").write_text(f"{text}\n" * 3, encoding="utf-8")
+    return folder
+
+
+def write_base(workplace):
+    """The recipe that cells begin with: two stages of a few updates, seven zero-shot languages."""
+    training = {"epochs_per_stage": 2, "dense_epochs": 2, "batch_size": 8, "learning_rate": 1e-2}
+    schedule = {"name": "geometric", "step_fraction": 0.5, "stages": 2}
+    return write_recipe(workplace, training={**training, "max_length": 32}, pruning={"schedule": schedule})
+
+
+@pytest.fixture
+def base(workplace):
+    return write_base(workplace)
+
+
+def export_without_onnx(job, logits):
+    """Cells in a second: bundles as they are, but for the ONNX forms."""
+    shutil.rmtree(job.folder.unfinished_bundle, ignore_errors=True)
+    job.folder.unfinished_bundle.mkdir()
+    bundling.write_model(job, job.folder.unfinished_bundle)
+    return []
+
+
+@pytest.fixture
+def without_onnx(monkeypatch):
+    monkeypatch.setattr(pipeline, "export", export_without_onnx)
+
+
+QUIET = Reporter(Console(quiet=True))
+
+
+def comparison_file(folder, name="mine.yaml", **values):
+    file = folder / name
+    file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return str(file)
+
+
+def load(base, *overrides):
+    return recipes.load(str(base), list(overrides))
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_every_combination_is_a_cell(base):
+    made = plan.read(
+        str(base),
+        ["regularizer=none,{name: cosine, strength: 10}", "seed=1,2,3", "pruning.criterion=random,lamp"],
+    )
+    assert made.methods == [
+        "none, random",
+        "none, lamp",
+        "cosine (strength=10), random",
+        "cosine (strength=10), lamp",
+    ]
+    assert made.seeds == [1, 2, 3]
+    assert made.tasks == ["classification"]
+    assert len(made.cells) == len({cell.name for cell in made.cells}) == 12
+    cell = made.cells[-1]
+    assert cell.name == "cosine-strength-10-lamp.seed3"
+    assert (cell.recipe.name, cell.recipe.seed) == (f"tiny.{cell.name}", 3)
+    assert cell.recipe.pruning.criterion.name == "lamp"
+    assert cell.recipe.regularizer.parameters == {"strength": 10}
+    assert cell.recipe.task == load(base).task
+
+
+def test_a_file_names_rows_and_columns(base, tmp_path):
+    (tmp_path / "other.yaml").write_text(base.read_text().replace("batch_size: 8", "batch_size: 4"))
+    file = comparison_file(
+        tmp_path,
+        recipe=str(base),
+        set={"export.triton": False},
+        methods={
+            "L2-MBP": {"regularizer": "none"},
+            "Cosine-MBP": {"regularizer": {"name": "cosine", "strength": 7}},
+            "as is": None,
+        },
+        tasks={"XNLI": {"task.metric": "accuracy"}, "POS": {"recipe": "other.yaml"}},
+        vary={"seed": [1, 2]},
+        baseline="L2-MBP",
+    )
+    made = plan.read(file, overrides=["training.max_length=16"])
+    assert made.name == "mine"
+    assert made.methods == ["L2-MBP", "Cosine-MBP", "as is"]
+    assert made.tasks == ["XNLI", "POS"]
+    assert made.baseline == "L2-MBP"
+    assert len(made.cells) == 12
+    for cell in made.cells:
+        assert cell.recipe.training.batch_size == (8 if cell.task == "XNLI" else 4)
+        assert cell.recipe.training.max_length == 16
+        assert not cell.recipe.export.triton
+    assert made.cells[0].name == "l2-mbp.xnli.seed1"
+
+
+def test_options_add_to_a_file_and_win(base, tmp_path):
+    file = comparison_file(
+        tmp_path, recipe=str(base), vary={"seed": [1, 2]}, methods={"a": {}, "b": {"regularizer": "none"}}
+    )
+    assert plan.read(file, ["seed=5,6"], ["training.max_length=16"]).seeds == [5, 6]
+    with pytest.raises(RecipeError, match=r"same run.*a on .* b on"):
+        plan.read(file, [], ["regularizer=frobenius"])
+
+
+def test_methods_with_like_names_get_folders_of_their_own(base, tmp_path):
+    methods = {"α=1": {"seed": 1}, "β=1": {"seed": 2}, "1": {"seed": 3}, "x" * 90: {"seed": 4}}
+    made = plan.read(comparison_file(tmp_path, recipe=str(base), methods=methods))
+    assert len({cell.name for cell in made.cells}) == 4
+    assert all(cell.name.isascii() and len(cell.name) < 80 for cell in made.cells)
+
+
+def test_a_value_that_two_share_by_name_is_spelt_out(base):
+    made = plan.read(str(base), ["task.languages=all,[de],[de, th]"])
+    assert made.tasks == ["languages=all", 'languages=["de"]', 'languages=["de", "th"]']
+    assert plan._axis("regularizer", ["none", {"name": "none"}], "")[0].label == 'regularizer="none"'
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_dense_stage_is_the_same_for_all_unless_the_recipe_says_otherwise(base, given):
+    overrides = ["training.regularize_dense=true"] if given else []
+    made = plan.read(str(base), ["regularizer=none,cosine"], overrides)
+    keys = {dense.dense_key(cell.recipe) for cell in made.cells}
+    assert len(keys) == (2 if given else 1)
+    assert (plan.SHARED_DENSE in made.notes) != given
+
+
+def test_unequal_budgets_are_said(base):
+    assert "random" not in " ".join(plan.read(str(base), ["pruning.criterion=random,lamp"]).notes)
+    (note,) = plan.read(str(base), ["training.epochs_per_stage=1,2"]).notes[1:]
+    assert "epochs_per_stage=1" in note
+    assert "Not one budget" in note
+
+
+@pytest.mark.parametrize(
+    ("vary", "overrides", "said"),
+    [
+        (
+            ["regularizr=none"],
+            [],
+            "--vary regularizr=none: unknown key 'regularizr'; did you mean 'regularizer'",
+        ),
+        (["regularizer=none,cosin"], [], "--vary regularizer=cosin.*did you mean 'cosine'"),
+        (["regularizer.strenth=1,2"], [], "strenth.*did you mean 'strength'"),
+        (["seed=1,two"], [], "--vary seed=two"),
+        (["seed.x=1"], [], "--vary seed.x=1: seed: input should be a valid integer"),
+        (["seed=1"], ["pruning.scop=layer"], "--set pruning.scop=layer.*'scope'"),
+        (["seed="], [], "--vary seed: no value is listed"),
+        (["seed"], [], "--vary seed: expected key=value1,value2"),
+        (["seed=1,[2"], [], "--vary seed=1,\\[2.*not valid YAML"),
+        (["seed=1,1"], [], "same run.*seed 1"),
+        ([], [], "nothing is varied"),
+    ],
+)
+def test_what_cannot_be_varied(base, vary, overrides, said):
+    with pytest.raises(RecipeError, match=said):
+        plan.read(str(base), vary, overrides)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"vary": {"seed": [1]}, "method": {}}, "line [0-9]+: unknown key 'method'; did you mean 'methods'"),
+        ({"vary": {"seed": 1}}, "line [0-9]+: vary.seed: .*list, found 1"),
+        ({"vary": {"seed": []}}, "vary.seed: no value"),
+        ({"methods": {"A": {"regularizer": "frob"}}}, "methods.A.*no regularizer is called 'frob'"),
+        ({"methods": {"A": {}}, "baseline": "B"}, "baseline 'B' is no method here; .*A"),
+        ({"tasks": {"A": {"recipe": 3}}}, "tasks.A.recipe"),
+        ({"tasks": {"A": {"recipe": "nowhere.yaml"}}}, "no recipe at nowhere.yaml"),
+        ({"methods": {"A": {"seed": float("nan")}}}, "methods.A: seed: nan"),
+        ({"set": {"training.batchsize": 3}, "vary": {"seed": [1]}}, "set: unknown key 'training.batchsize'"),
+    ],
+)
+def test_faults_in_a_file(base, tmp_path, values, said):
+    with pytest.raises(RecipeError, match=said):
+        plan.read(comparison_file(tmp_path, recipe=str(base), **values))
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(
+        RecipeError, match=r"no recipe or comparison at quikstart_methods.*did you mean 'quickstart"
+    ):
+        plan.read("quikstart_methods")
+    with pytest.raises(RecipeError, match="is a folder"):
+        plan.read(str(tmp_path))
+    file = tmp_path / "empty.yaml"
+    file.write_text("")
+    with pytest.raises(RecipeError, match="expected keys"):
+        plan.read(str(file))
+    with pytest.raises(RecipeError, match="`recipe` is missing"):
+        plan.read(comparison_file(tmp_path, vary={"seed": [1]}))
+
+
+@pytest.mark.parametrize("name", sorted(plan.shipped()))
+def test_shipped_comparisons_are_valid_and_say_how_to_run(name):
+    made = plan.read(name)
+    text = plan.shipped()[name].read_text(encoding="utf-8")
+    assert any(f"xlmprune compare {name}" in line for line in text.splitlines() if line.startswith("#"))
+    assert len(made.cells) > 1
+    assert plan.read(f"recipes/comparisons/{name}.yaml") == made
+    densities = {recipes.build(cell.recipe, "schedule").densities()[-1] for cell in made.cells}
+    assert len({round(density, 2) for density in densities}) == 1, "one final density"
+    assert not [note for note in made.notes if "Not one budget" in note]
+
+
+# --- the shared dense stage ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=5",
+        "model.revision=abc",
+        "task.max_train_examples=8",
+        "task.languages=[de]",
+        "training.dense_epochs=1",
+        "training.learning_rate=1e-3",
+        "training.weight_decay=0.1",
+        "training.freeze_embeddings=true",
+        "training.keep=last",
+        "training.precision=fp32",
+        "training.epochs_per_stage=0.5",
+        "evaluation.batch_size=3",
+        "regularizer.strength=3",
+        "regularizer=none",
+        "pruning.criterion=movement",
+        "pruning.criterion=platon",
+        "pruning.criterion=pins",
+    ],
+)
+def test_what_the_dense_stage_reads(base, override):
+    assert dense.dense_key(load(base)) != dense.dense_key(load(base, override))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["name=other"],
+        ["pruning.criterion=lamp"],
+        ["pruning.criterion=l0"],
+        ["pruning.criterion=gradient", "pruning.scope=global"],
+        ["pruning.pattern='2:4'", "pruning.schedule={name: cubic, stages: 2, final_density: 0.4}"],
+        ["pruning.schedule.stages=5"],
+        ["training.dense_learning_rate=1e-2", "training.learning_rate=1e-3"],
+        ["training.epochs_per_stage=7"],
+        ["distillation={teacher: finetuned}"],
+        ["export.triton=false"],
+        ["evaluation.max_stage_examples=3"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_what_it_does_not_read(base, overrides):
+    assert dense.dense_key(load(base)) == dense.dense_key(load(base, *overrides))
+
+
+def test_regularizers_that_do_not_act_on_it(base):
+    free = "training.regularize_dense=false"
+    keys = {
+        dense.dense_key(load(base, *overrides))
+        for overrides in (
+            ["regularizer=none"],
+            ["regularizer.strength=0"],
+            ["regularizer={name: frobenius, reference: finetuned}"],
+            [free],
+            ["regularizer=frobenius", free],
+        )
+    }
+    assert len(keys) == 1
+
+
+def run_stages(recipe, folder):
+    """A run without its exports: (tensors of the last checkpoint, state, events)."""
+    with RunFolder(folder, recipe) as run:
+        pipeline.fine_prune(pipeline.prepare(recipe, run, resolve_device("cpu"), QUIET))
+        tensors, state = run.latest()
+        return tensors, state, run.events.read()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Dense folders by key, trained once for the tests of this file."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["regularizer=none"],
+        ["regularizer=cosine", "pruning.scope=global"],
+        ["regularizer={name: frobenius, reference: finetuned, strength: 0.1}"],
+        ["pruning.criterion=l0"],
+        ["pruning.criterion=pins"],
+        ["pruning.criterion=obert"],
+        ["distillation={teacher: best_so_far, unlabelled: TEXT}"],
+        ["distillation={teacher: finetuned}", "regularizer={name: frobenius, reference: finetuned}"],
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+def test_a_cell_begun_from_the_shared_stage_is_the_run_alone(base, tmp_path, trained, overrides, workplace):
+    overrides = [text.replace("TEXT", f"'{workplace}/{{language}}.txt'") for text in overrides]
+    recipe = load(base, "training.regularize_dense=false", *overrides)
+    key = dense.dense_key(recipe)
+    if key not in trained:
+        trained[key] = workplace / "dense" / key
+        dense.train_dense(dense.dense_recipe(recipe), trained[key], "cpu", QUIET)
+    before = {file: file.stat().st_mtime_ns for file in trained[key].rglob("*") if file.is_file()}
+    assert dense.plant_dense(trained[key], recipe, tmp_path / "shared")
+    assert not dense.plant_dense(trained[key], recipe, tmp_path / "shared"), "what has begun is left alone"
+    tensors, state, events = run_stages(recipe, tmp_path / "shared")
+    alone, state_alone, events_alone = run_stages(recipe, tmp_path / "alone")
+    assert tensors.keys() == alone.keys()
+    for file, entries in alone.items():
+        assert entries.keys() == tensors[file].keys()
+        for name, tensor in entries.items():
+            assert torch.equal(tensor, tensors[file][name]), f"{file}: {name}"
+    for one, other in zip(state["stages"], state_alone["stages"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    for numbers in (state["progress"], state_alone["progress"]):
+        numbers.pop("seconds")
+    assert state["progress"] == state_alone["progress"]
+    assert [event["event"] for event in events][:3] == ["start", "dense_shared", "stage"]
+    assert events_alone[0]["recipe_sha256"] == events[0]["recipe_sha256"]
+    assert before == {file: file.stat().st_mtime_ns for file in trained[key].rglob("*") if file.is_file()}
+
+
+def test_a_dense_stage_stops_and_goes_on(base, tmp_path):
+    recipe = dense.dense_recipe(load(base))
+    dense.train_dense(recipe, tmp_path, "cpu", QUIET)
+    assert dense.is_trained(tmp_path)
+    (saved,) = (tmp_path / "checkpoint").glob("saved-*")
+    dense.train_dense(recipe, tmp_path, "cpu", QUIET)
+    assert list((tmp_path / "checkpoint").glob("saved-*")) == [saved], "what is trained is not trained again"
+
+
+def test_damage_is_said(base, tmp_path):
+    with pytest.raises(ModelError, match="no trained dense stage"):
+        dense.plant_dense(tmp_path / "none", load(base), tmp_path / "cell")
+    recipe = load(base)
+    dense.train_dense(dense.dense_recipe(recipe), tmp_path / "d", "cpu", QUIET)
+    (model,) = (tmp_path / "d").glob("checkpoint/saved-*/model.safetensors")
+    model.write_bytes(b"")
+    with pytest.raises(ModelError, match="damaged"):
+        dense.plant_dense(tmp_path / "d", recipe, tmp_path / "cell")
+
+
+# --- the whole command -----------------------------------------------------------------------------------------------
+
+
+class Recorder(local.InProcessExecutor):
+    """Runs in this process and remembers what it was given."""
+
+    def run(self, works):
+        self.works = list(works)
+        return super().run(self.works)
+
+
+@pytest.fixture(scope="module")
+def compared_once(workplace, tmp_path_factory):
+    made = plan.read(
+        str(write_base(workplace)), ["regularizer=none,cosine", "seed=1,2"], ["training.epochs_per_stage=1"]
+    )
+    out = tmp_path_factory.mktemp("compared") / "out"
+    executor = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "export", export_without_onnx)
+        facts = running.compare(made, out, executor, "cpu", reporter=QUIET)
+    return made, out, executor, facts
+
+
+@pytest.fixture
+def compared(compared_once, tmp_path):
+    """(plan, a folder of its own, executor, facts) of a finished comparison: two methods, two seeds."""
+    made, out, executor, facts = compared_once
+    shutil.copytree(out, tmp_path / "out")
+    return made, tmp_path / "out", executor, facts
+
+
+def test_a_comparison_from_end_to_end(compared):
+    made, out, executor, facts = compared
+    assert table.exit_code(facts) == 0
+    assert [w.kind for w in executor.works] == ["dense", "cell", "dense", "cell", "cell", "cell"]
+    reports = {c.name: json.loads((out / c.name / "bundle" / "report.json").read_text()) for c in made.cells}
+    for row in facts["rows"]:
+        form, method = ("dense", "none") if row["method"] == table.DENSE else ("pruned", row["method"])
+        for measure in table.MEASURES:
+            values = [reports[f"{method}.seed{seed}"]["summary"][measure][form] for seed in (1, 2)]
+            assert row[measure]["mean"] == pytest.approx(np.mean(values))
+            assert row[measure]["sd"] == pytest.approx(np.std(values, ddof=1))
+        assert set(row["languages"]) == set(reports["none.seed1"]["languages"])
+    dense_of = [
+        reports[f"{method}.seed1"]["summary"]["zero_shot_mean"]["dense"] for method in ("none", "cosine")
+    ]
+    assert dense_of[0] == dense_of[1]
+    (test,) = facts["tests"]
+    of = {row["method"]: row["zero_shot_mean"]["mean"] for row in facts["rows"]}
+    assert test["difference"] == pytest.approx(of["cosine"] - of["none"])
+    assert test["p_holm"] == test["p_value"]
+    assert facts["rows"][1]["curve"][-1]["zero_shot_mean"]["mean"] == pytest.approx(of["none"])
+    stored = json.loads((out / "comparison.json").read_text())
+    assert stored["rows"][1]["zero_shot_mean"]["values"].keys() == {"1", "2"}
+    assert "± " in (out / "comparison.md").read_text()
+    assert (out / "zero_shot.classification.svg").is_file()
+
+
+def test_again_it_does_nothing_and_goes_on_where_something_is_missing(compared, without_onnx):
+    made, out, _, facts = compared
+    again = Recorder()
+    same = running.compare(made, out, again, "cpu", reporter=QUIET)
+    assert again.works == []
+    assert {**same, "created": 0} == {**facts, "created": 0}
+    # A crash before the bundle was whole, and one before anything was saved.
+    shutil.rmtree(out / "cosine.seed1" / "bundle")
+    shutil.rmtree(out / "none.seed2")
+    missing = running.compare(made, out, again, "cpu", reporter=QUIET)
+    assert [(w.name, w.needs is not None) for w in again.works if w.kind == "cell"] == [
+        ("none.seed2", True),
+        ("cosine.seed1", False),
+    ]
+    assert missing["rows"][1]["languages"] == facts["rows"][1]["languages"]
+    assert missing["tests"] == facts["tests"]
+
+
+def test_fresh_starts_over(compared, without_onnx):
+    made, out, _, facts = compared
+    marks = [out / "none.seed1" / "recipe.yaml", *(out / "dense").glob("*/recipe.yaml")]
+    before = [mark.stat().st_mtime_ns for mark in marks]
+    again = Recorder()
+    same = running.compare(made, out, again, "cpu", fresh=True, reporter=QUIET)
+    assert len(again.works) == 6
+    assert all(mark.stat().st_mtime_ns != then for mark, then in zip(marks, before, strict=True))
+    assert same["rows"][1]["languages"] == facts["rows"][1]["languages"]
+
+
+def test_a_cell_that_fails_leaves_the_others(base, tmp_path, without_onnx):
+    made = plan.read(
+        str(base), ["training.learning_rate=1e-2,1e12", "seed=1"], ["training.gradient_clip=null"]
+    )
+    facts = running.compare(made, tmp_path, local.InProcessExecutor(), "cpu", reporter=QUIET)
+    assert table.exit_code(facts) == 2
+    good, bad = facts["cells"]
+    assert (good["status"], bad["status"]) == ("done", "failed")
+    assert "diverged" in bad["message"]
+    rows = pages.tables(facts)[0].rows
+    assert rows[2][1:3] == ["0 of 1", "failed"]
+    assert rows[1][4].endswith(pages.ONE_SEED)
+    assert "diverged" in (tmp_path / "comparison.html").read_text()
+
+
+def test_a_fault_of_ours_is_exit_code_1_and_wins(base, tmp_path, monkeypatch, capsys):
+    made = plan.read(str(base), ["seed=1,2"])
+
+    def broken(recipe, *_):
+        if recipe.seed == 1:
+            raise DataError("no such file")
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(pipeline, "run", broken)
+    facts = running.compare(made, tmp_path, local.InProcessExecutor(), "cpu", reporter=QUIET)
+    assert [cell["exit_code"] for cell in facts["cells"]] == [2, 1]
+    assert table.exit_code(facts) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_dense_stage_that_fails_fails_its_cells(base, tmp_path, monkeypatch):
+    made = plan.read(str(base), ["regularizer=none,cosine"])
+
+    def broken(*_):
+        raise DataError("the training file is gone")
+
+    monkeypatch.setattr(dense, "train_dense", broken)
+    facts = running.compare(made, tmp_path, local.InProcessExecutor(), "cpu", reporter=QUIET)
+    for cell in facts["cells"]:
+        assert cell["message"] == "its dense stage failed: the training file is gone"
+        assert cell["exit_code"] == 2
+
+
+def test_a_folder_of_another_recipe_is_a_fault(compared, base):
+    _, out, _, _ = compared
+    other = plan.read(str(base), ["regularizer=none,cosine", "seed=1,2"])
+    facts = running.compare(other, out, Recorder(), "cpu", reporter=QUIET)
+    assert {cell["status"] for cell in facts["cells"]} == {"failed"}
+    assert "epochs_per_stage" in facts["cells"][0]["message"]
+    assert table.exit_code(facts) == 2
+
+
+def test_the_whole_plan_is_shown_before_it_runs(base):
+    made = plan.read(str(base), ["regularizer=none,cosine", "seed=1,2"])
+    console = Console(width=160, file=io.StringIO())
+    console.print(pages.plan_table(made))
+    text = console.file.getvalue()
+    assert "4 runs" in text
+    for row in pages.plan_facts(made):
+        assert row["name"] in text
+        assert row["dense_key"] in text
+    json.dumps(pages.plan_facts(made))
+
+
+# --- executors -------------------------------------------------------------------------------------------------------
+
+
+def piece(recipe, folder, **changes):
+    made = work.Work("piece", "cell", recipe.to_yaml(), str(folder), device="cpu", directory=str(Path.cwd()))
+    return dataclasses.replace(made, **changes)
+
+
+def test_a_process_for_each_piece(base, tmp_path, capfd):
+    """What a process of its own answers; stdout stays clean for the table."""
+    lost = load(base, f"task.path={tmp_path}/{{language}}.{{split}}.tsv")
+    here = dense.dense_recipe(load(base))
+    works = [
+        piece(here, tmp_path / "d", name="d", kind="dense"),
+        piece(lost, tmp_path / "lost", name="lost"),
+        piece(lost, tmp_path / "after", name="after", needs="lost"),
+    ]
+    first, second, third = local.LocalExecutor().run(works)
+    assert (first.status, first.exit_code) == ("done", 0)
+    assert dense.is_trained(tmp_path / "d")
+    assert (second.status, second.exit_code) == ("failed", 2)
+    assert "lost" not in second.message
+    assert ".tsv" in second.message
+    assert third.message.startswith("its dense stage failed: ")
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("kill -9 $$", "killed.*memory"), ("exit 7", "exit code 7"), ("kill -11 $$", "signal 11")],
+)
+def test_a_process_that_dies(tmp_path, monkeypatch, base, script, said):
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\nread line\n{script}\n")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    outcome = local.in_a_process(piece(load(base), tmp_path))
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)
+    assert re.search(said, outcome.message)
+
+
+def test_an_interrupted_process_interrupts(tmp_path, monkeypatch, base):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\nread line\nexit 130\n")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    with pytest.raises(KeyboardInterrupt):
+        local.in_a_process(piece(load(base), tmp_path))
+
+
+def test_a_process_ends_with_whoever_started_it(base, tmp_path):
+    command = [sys.executable, "-m", "xlmprune.comparison.work"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        process.stdin.write(json.dumps(dataclasses.asdict(piece(load(base), tmp_path))).encode() + b"\n")
+        process.stdin.close()
+        assert process.wait(timeout=60) == 143
+
+
+class FakeRay(types.ModuleType):
+    """Enough of Ray for the executor: tasks run at once, and references must be resolved through `get`."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+    def __init__(self, gpus=2.0, cpus=8.0):
+        super().__init__("ray")
+        self.resources = {"GPU": gpus, "CPU": cpus} if gpus else {"CPU": cpus}
+        self.running = False
+        self.dying = set()
+
+    def is_initialized(self):
+        return self.running
+
+    def init(self, address=None, **_):
+        if address == "nowhere":
+            raise ConnectionError("refused")
+        self.running = True
+
+    def shutdown(self):
+        self.running = False
+
+    def cluster_resources(self):
+        return self.resources
+
+    def remote(self, **options):
+        self.options = options
+
+        def wrap(function):
+            return types.SimpleNamespace(remote=lambda work, needed: self._start(function, work, needed))
+
+        return wrap
+
+    def _start(self, function, work, needed):
+        assert self.running
+        reference = ("reference", work.name)
+        died = work.name in self.dying
+        # Ray resolves references among the arguments.
+        result = None if died else function(work, needed and self.results[needed])
+        self.__dict__.setdefault("results", {})[reference] = result
+        return reference
+
+    def wait(self, references, num_returns):
+        return references[-num_returns:], references[:-num_returns]
+
+    def get(self, reference):
+        if self.results[reference] is None:
+            raise self.exceptions.RayError("worker died\nmore")
+        return self.results[reference]
+
+    def cancel(self, reference, force):
+        pass
+
+
+def test_cells_as_ray_tasks(base, tmp_path, monkeypatch, without_onnx):
+    fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    made = plan.read(str(base), ["regularizer=none,cosine"], ["training.epochs_per_stage=1"])
+    executor = ray_executor.RayExecutor(gpus=0.5, cpus=2)
+    facts = running.compare(made, tmp_path, executor, "auto", reporter=QUIET)
+    assert table.exit_code(facts) == 0
+    assert (fake.options["num_gpus"], fake.options["num_cpus"]) == (0.5, 2)
+    assert not fake.running
+
+
+def test_a_ray_task_that_dies_is_a_failed_cell(base, tmp_path, monkeypatch, without_onnx):
+    fake = FakeRay(gpus=0)
+    fake.dying = {"none.seed42"}
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    made = plan.read(str(base), ["regularizer=none,cosine"])
+    facts = running.compare(made, tmp_path, ray_executor.RayExecutor(), "cpu", reporter=QUIET)
+    assert fake.options["num_gpus"] == 0
+    assert [cell["status"] for cell in facts["cells"]] == ["failed", "done"]
+    assert facts["cells"][0]["message"] == "its Ray task died: worker died"
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "said"),
+    [
+        ({"gpus": 3}, "auto", "asks for 3 GPUs.* has 2"),
+        ({"cpus": 9}, "auto", "9 cores"),
+        ({"address": "nowhere"}, "auto", "no Ray cluster at nowhere"),
+        ({"gpus": 0}, "cuda", "no GPU for each"),
+    ],
+)
+def test_what_ray_cannot_give(base, tmp_path, monkeypatch, options, device, said):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    with pytest.raises(MachineError, match=said):
+        list(ray_executor.RayExecutor(**options).run([piece(load(base), tmp_path, device=device)]))
+
+
+def test_without_ray(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MachineError, match=r"xlmprune\[ray\]"):
+        ray_executor.RayExecutor()
+
+
+def test_on_a_real_local_ray(base, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (extra `ray`); the executor is covered by a fake")
+    lost = load(base, f"task.path={tmp_path}/{{language}}.{{split}}.tsv")
+    works = [
+        piece(dense.dense_recipe(load(base)), tmp_path / "d", name="d", kind="dense"),
+        piece(lost, tmp_path / "lost", name="lost", needs="d", dense=None),
+    ]
+    outcomes = {outcome.name: outcome for outcome in ray_executor.RayExecutor(cpus=1).run(works)}
+    assert outcomes["d"].status == "done"
+    assert dense.is_trained(tmp_path / "d")
+    assert (outcomes["lost"].status, outcomes["lost"].exit_code) == ("failed", 2)
+
+
+# --- one method against another --------------------------------------------------------------------------------------
+
+
+ACCURACY = METRICS["accuracy"]
+
+
+def answers(*right):
+    return np.array([[value, 1] for value in right], dtype=float)
+
+
+def test_the_randomization_test_counts_what_brute_force_counts():
+    random = np.random.default_rng(0)
+    first = [
+        {"de": answers(*random.integers(0, 2, 6)), "th": answers(*random.integers(0, 2, 4))} for _ in range(2)
+    ]
+    second = [
+        {"de": answers(*random.integers(0, 2, 6)), "th": answers(*random.integers(0, 2, 4))} for _ in range(2)
+    ]
+
+    def difference(swapped):
+        total = 0.0
+        for a, b in zip(first, second, strict=True):
+            for language in ("de", "th"):
+                x, y = a[language].copy(), b[language].copy()
+                for place in range(len(x)):
+                    if swapped[place]:
+                        x[place], y[place] = b[language][place], a[language][place]
+                total += float(ACCURACY.value(y.sum(0)) - ACCURACY.value(x.sum(0)))
+        return total / 4
+
+    observed = difference([False] * 6)
+    every = [abs(difference(swapped)) for swapped in itertools.product([False, True], repeat=6)]
+    exact = np.mean(np.array(every) >= abs(observed) - 1e-9)
+    test = randomization_test(first, second, ACCURACY)
+    assert test.difference == pytest.approx(observed)
+    assert test.p_value == pytest.approx(exact, abs=0.02)
+
+
+def test_a_score_that_is_no_mean_of_examples():
+    f1 = METRICS["f1"]
+    a = np.array([[1, 1, 2], [0, 3, 1], [2, 2, 2], [1, 4, 3]], dtype=float)
+    b = np.array([[2, 2, 2], [1, 1, 1], [2, 2, 2], [3, 3, 3]], dtype=float)
+    test = randomization_test([{"de": a}], [{"de": b}], f1)
+    assert test.difference == pytest.approx(float(f1.value(b.sum(0)) - f1.value(a.sum(0))))
+    # Three examples differ, all in one direction: only none and all of them swapped are as extreme.
+    assert test.p_value == pytest.approx(2 / 8, abs=0.02)
+
+
+def test_translations_are_no_further_evidence():
+    """Ten languages that are wrong and right on the same sentences say as much as one."""
+    a, b = answers(0, 0, 0, 1, 1), answers(1, 1, 1, 1, 1)
+    one = randomization_test([{"de": a}], [{"de": b}], ACCURACY)
+    ten = randomization_test([{str(k): a for k in range(10)}], [{str(k): b for k in range(10)}], ACCURACY)
+    assert one.p_value == pytest.approx(2 / 8, abs=0.02)
+    assert ten.p_value == one.p_value
+    assert ten.difference == one.difference
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=30))
+@settings(max_examples=30, deadline=None)
+def test_the_test_does_not_mind_which_comes_first(pairs):
+    a, b = answers(*(x for x, _ in pairs)), answers(*(y for _, y in pairs))
+    there = randomization_test([{"de": a}], [{"de": b}], ACCURACY, rounds=200)
+    back = randomization_test([{"de": b}], [{"de": a}], ACCURACY, rounds=200)
+    assert there.difference == -back.difference
+    assert there.p_value == back.p_value
+    assert 0 < there.p_value <= 1
+    if np.array_equal(a, b):
+        assert there.p_value == 1
+
+
+def test_different_examples_are_not_compared():
+    with pytest.raises(ValueError, match="different examples"):
+        randomization_test([{"de": answers(1, 0)}], [{"de": answers(1)}], ACCURACY)
+    with pytest.raises(ValueError, match="different examples"):
+        randomization_test([], [], ACCURACY)
+    with pytest.raises(ValueError, match="different languages"):
+        randomization_test([{"de": answers(1)}, {"th": answers(1)}], [{"de": answers(1)}] * 2, ACCURACY)
+
+
+def test_holms_correction():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_scores_of_examples_are_kept(tmp_path):
+    kept = score_file.ExampleScores(
+        "accuracy",
+        {"sw": answers(1, 0), "ar": answers(1)},
+        {"sw": answers(1, 1), "ar": answers(0)},
+        {"sw": "x"},
+    )
+    score_file.write(tmp_path / score_file.NAME, kept)
+    again = score_file.read(tmp_path / score_file.NAME)
+    assert list(again.pruned) == ["sw", "ar"]
+    assert (again.metric, again.fingerprints) == (kept.metric, kept.fingerprints)
+    for form in ("pruned", "dense"):
+        for language in ("sw", "ar"):
+            assert np.array_equal(getattr(again, form)[language], getattr(kept, form)[language])
+    assert [file.name for file in tmp_path.iterdir()] == [score_file.NAME]
+    (tmp_path / score_file.NAME).write_bytes(b"{}")
+    with pytest.raises(DataError, match="cannot be read"):
+        score_file.read(tmp_path / score_file.NAME)
+    with pytest.raises(DataError, match="cannot be read"):
+        score_file.read(tmp_path / "nowhere")
+
+
+def test_a_fingerprint_tells_examples_apart():
+    plain = Examples("th", "test", ["ประตู", "b"], labels=[0, 1])
+    others = [
+        dataclasses.replace(plain, first=["b", "ประตู"]),
+        dataclasses.replace(plain, labels=[1, 0]),
+        dataclasses.replace(plain, second=["a", "b"]),
+        dataclasses.replace(plain, groups=["1", "1"]),
+    ]
+    assert len({score_file.fingerprint(examples) for examples in [plain, *others]}) == 5
+    assert score_file.fingerprint(dataclasses.replace(plain, notes=("repaired",))) == score_file.fingerprint(
+        plain
+    )
+
+
+def test_runs_on_other_data_are_not_tested(compared, workplace):
+    made, out, _, _ = compared
+    for cell in ("cosine.seed1", "cosine.seed2"):
+        kept = score_file.read(out / cell / score_file.NAME)
+        score_file.write(
+            out / cell / score_file.NAME, dataclasses.replace(kept, fingerprints={"de": "other"})
+        )
+    outcomes = {cell.name: work.Outcome(cell.name, "done") for cell in made.cells}
+    facts = table.assemble(made, outcomes, out)
+    assert facts["tests"] == []
+    assert any("different examples" in note for note in facts["notes"])
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+def spread_of(*values):
+    return table.spread(dict(enumerate(values)))
+
+
+def some_facts(methods=("A", "B"), tasks=("XNLI",), seeds=2, **changes):
+    rows = []
+    for task in tasks:
+        for number, method in enumerate((table.DENSE, *methods)):
+            values = [70 - 5 * number + seed for seed in range(seeds)]
+            row = {
+                "method": method,
+                "task": task,
+                "planned": seeds,
+                "done": seeds,
+                "failed": 0,
+                "metric": "accuracy",
+            }
+            row |= {
+                "train_language": "en",
+                "encoder_density": 0.31 if number else 1.0,
+                "loss": spread_of(*values),
+            }
+            row |= {measure: spread_of(*values) for measure in table.MEASURES}
+            row["languages"] = {"en": spread_of(*values), "sw": spread_of(*values)}
+            if number:
+                row["curve"] = [
+                    {
+                        "stage": k,
+                        "encoder_density": 0.5**k,
+                        "zero_shot_mean": spread_of(*(v - k for v in values)),
+                    }
+                    for k in range(3)
+                ]
+            rows.append(row)
+    test = {"task": tasks[0], "first": methods[0], "second": methods[1], "seeds": [0, 1], "languages": 1}
+    test |= {
+        "difference": -5.0,
+        "by_seed": {0: -5.0, 1: -5.0},
+        "p_value": 0.01,
+        "p_holm": 0.02,
+        "rounds": 100,
+    }
+    cells = [
+        {
+            "name": f"{method}.{task}",
+            "method": method,
+            "task": task,
+            "seed": 0,
+            "status": "done",
+            "exit_code": 0,
+        }
+        | {"message": "", "dense_key": "0", "seconds": 1.0}
+        for method in methods
+        for task in tasks
+    ]
+    averages = [{"method": m, "zero_shot_mean": spread_of(60.0, 61.0)} for m in (table.DENSE, *methods)]
+    facts = {
+        "name": "mine",
+        "created": "now",
+        "origin": "mine.yaml",
+        "methods": list(methods),
+        "tasks": list(tasks),
+    }
+    facts |= {"seeds": list(range(seeds)), "notes": [], "scaled_down": [], "rows": rows, "tests": [test]}
+    return facts | {"averages": averages if len(tasks) > 1 else [], "cells": cells} | changes
+
+
+def printed(facts, width=160):
+    console = Console(width=width, file=io.StringIO())
+    console.print(pages.results_table(facts))
+    return console.file.getvalue()
+
+
+def test_spreads_in_words():
+    assert pages.spread_text(spread_of(64.0, 65.0)) == "64.5 ± 0.7"
+    assert pages.spread_text(spread_of(64.0)) == "64.0†"
+    assert pages.spread_text(spread_of(64.0, None, 65.0), planned=3) == "64.5 ± 0.7 (2 of 3)"
+    assert pages.spread_text(spread_of(-1.0), signed=True) == "−1.0†"
+    assert pages.spread_text(spread_of()) == "–"
+
+
+def test_one_task_has_its_means_as_columns():
+    text = printed(some_facts())
+    assert "Methods on XNLI" in text
+    assert "No pruning" in text
+    assert "65.5 ± 0.7" in text
+    assert "2 of 2" in text, "seeds in favour"
+
+
+def test_several_tasks_are_columns_with_their_average():
+    headline = pages.tables(some_facts(tasks=("XNLI", "POS")))[0]
+    assert headline.headings == ["method", "XNLI", "POS", "Avg"]
+    assert headline.rows[0] == ["No pruning", "70.5 ± 0.7", "70.5 ± 0.7", "60.5 ± 0.7"]
+    assert "31.0%" in headline.note
+
+
+@pytest.mark.parametrize("tasks", [("XNLI",), ("XNLI", "POS")])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_pages_are_whole(tasks, seeds):
+    facts = some_facts(methods=("A", HOSTILE), tasks=tasks, seeds=seeds, notes=[HOSTILE], name=HOSTILE)
+    html = pages.render_html(facts)
+    page = Page(html)
+    assert not page.open
+    assert "script" not in page.tags
+    for svg in pages.drawings(facts).values():
+        root = ElementTree.fromstring(svg)
+        bands = root.findall(".//{*}polygon")
+        assert len(bands) == (2 if seeds > 1 else 0)
+    markdown = pages.render_markdown(facts)
+    assert "<script" not in markdown.replace("\\<script", "")
+    for line in markdown.split("\n"):
+        if line.startswith("|"):
+            assert line.endswith("|")
+    for task in tasks:
+        assert f"zero_shot.{task.lower()}.svg" in markdown
+
+
+def test_nothing_finished_yet(base, tmp_path):
+    made = plan.read(str(base), ["regularizer=none,cosine", "task.languages=[de],[th]"])
+    facts = table.assemble(made, {}, tmp_path)
+    pages.write(facts, tmp_path)
+    assert "pending" in (tmp_path / "comparison.md").read_text()
+    assert "pending" in printed(facts)
+    assert table.exit_code(facts) == 0
+
+
+def test_averages_are_over_tasks_seed_by_seed(base):
+    made = plan.read(str(base), ["task.languages=[de],[th]", "seed=1,2,3", "regularizer=none,cosine"])
+    first, second = made.tasks
+    rows = []
+    for method, task, values in [
+        ("none", first, {1: 10.0, 2: 20.0, 3: 30.0}),
+        ("none", second, {1: 30.0, 2: 20.0}),
+        ("cosine", first, {1: 10.0}),
+    ]:
+        rows.append({"method": method, "task": task, **{m: table.spread(values) for m in table.MEASURES}})
+    rows.append({"method": "cosine", "task": second})
+    averages = {entry["method"]: entry for entry in table._averages(made, rows)}
+    assert averages["none"]["english"]["values"] == {1: 20.0, 2: 20.0}
+    assert "english" not in averages["cosine"]

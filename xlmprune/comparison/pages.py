@@ -1,0 +1,357 @@
+"""A comparison for people: comparison.md, comparison.html, the drawings, and the tables on the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlmprune.checkpoint import write_atomically
+from xlmprune.comparison.drawing import curves, draw_curves
+from xlmprune.comparison.plan import Plan, slug
+from xlmprune.comparison.table import DENSE
+from xlmprune.findings import DASH, p_value, percent, plain, points
+from xlmprune.languages import language_name
+from xlmprune.tables import Table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Comparison = Mapping[str, Any]
+
+ONE_SEED = "†"
+SPREAD_NOTE = "Mean ± standard deviation over seeds. † one seed: its spread is unknown; a difference of a point says little."
+
+
+def tables(facts: Comparison) -> list[Table]:
+    """Every table, the headline first."""
+    made = [*_headlines(facts)]
+    for task in facts["tasks"]:
+        made += [table for table in (_by_density(facts, task), _by_language(facts, task)) if table]
+    made += [table for table in (_tests(facts), _cells(facts)) if table]
+    return made
+
+
+def spread_text(spread: Mapping[str, Any] | None, planned: int = 0, signed: bool = False) -> str:
+    """``64.3 ± 0.4``, ``64.3†`` for one seed, ``64.3 ± 0.4 (2 of 3)`` where seeds are missing."""
+    if spread is None:
+        return DASH
+    text = points(spread["mean"]) if signed else f"{spread['mean']:.1f}"
+    text += ONE_SEED if spread["sd"] is None else f" ± {spread['sd']:.1f}"
+    return f"{text} ({spread['n']} of {planned})" if spread["n"] < planned else text
+
+
+def _headlines(facts: Comparison) -> Iterator[Table]:
+    if len(facts["tasks"]) > 1:
+        for measure, title in (
+            ("zero_shot_mean", "Zero-shot mean"),
+            ("english", "Train language"),
+            ("all_mean", "Mean of all languages"),
+        ):
+            yield _methods_by_task(facts, measure, title)
+        return
+    rows = facts["rows"]
+    done = [row for row in rows if row["done"]]
+    train = done[0]["train_language"] if done else "en"
+    metric = done[0]["metric"] if done else "score"
+    headings = [
+        "method",
+        "seeds",
+        "encoder weights",
+        language_name(train),
+        "zero-shot mean",
+        "Δ",
+        "all languages",
+    ]
+    yield Table(
+        title=f"Methods on {facts['tasks'][0]}",
+        headings=headings,
+        rows=[_method_cells(row) for row in rows],
+        note=f"{metric}, percent. {SPREAD_NOTE} Δ: zero-shot mean, pruned minus dense, in points.",
+        styles=["mean" if row["method"] == DENSE else "" for row in rows],
+    )
+
+
+def _method_cells(row: Mapping[str, Any]) -> list[str]:
+    if not row["done"]:
+        return [row["method"], f"0 of {row['planned']}", *[_missing(row)] * 5]
+    seeds = str(row["done"]) if row["done"] == row["planned"] else f"{row['done']} of {row['planned']}"
+    return [
+        row["method"],
+        seeds,
+        percent(row["encoder_density"]),
+        spread_text(row["english"]),
+        spread_text(row["zero_shot_mean"]),
+        spread_text(row.get("loss"), signed=True),
+        spread_text(row["all_mean"]),
+    ]
+
+
+def _missing(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return "failed" if row["failed"] else "pending"
+
+
+def _methods_by_task(facts: Comparison, measure: str, title: str) -> Table:
+    by_place = {(row["method"], row["task"]): row for row in facts["rows"]}
+    averages = {entry["method"]: entry for entry in facts["averages"]}
+    metrics = {row["task"]: row["metric"] for row in facts["rows"] if row["done"]}
+    lines = []
+    for method in [DENSE, *facts["methods"]]:
+        found = [by_place.get((method, task)) for task in facts["tasks"]]
+        cells = [
+            spread_text(row[measure], row["planned"]) if row and row["done"] else _missing(row)
+            for row in found
+        ]
+        lines.append([method, *cells, spread_text(averages[method].get(measure))])
+    densities = {
+        round(row["encoder_density"], 3) for row in facts["rows"] if row["done"] and row["method"] != DENSE
+    }
+    at = f"At {percent(densities.pop())} of the encoder's weights. " if len(densities) == 1 else ""
+    scored = ", ".join(f"{task} {metric}" for task, metric in metrics.items())
+    return Table(
+        title=title,
+        headings=["method", *facts["tasks"], "Avg"],
+        rows=lines,
+        note=f"{at}{scored}; percent. {SPREAD_NOTE} Avg: mean over tasks, where every task is there.",
+        styles=["mean", *[""] * len(facts["methods"])],
+    )
+
+
+def _rows_with(facts: Comparison, task: str, key: str) -> list[Mapping[str, Any]]:
+    return [row for row in facts["rows"] if row["task"] == task and row.get(key)]
+
+
+def _by_density(facts: Comparison, task: str) -> Table | None:
+    rows = _rows_with(facts, task, "curve")
+    columns = sorted(
+        {round(stage["encoder_density"], 3) for row in rows for stage in row["curve"]}, reverse=True
+    )
+    if len(columns) < 2 or not any(stage["zero_shot_mean"] for row in rows for stage in row["curve"]):
+        return None
+    lines = []
+    for row in rows:
+        found = {round(stage["encoder_density"], 3): stage["zero_shot_mean"] for stage in row["curve"]}
+        lines.append([row["method"], *(spread_text(found.get(column)) for column in columns)])
+    return Table(
+        title=f"Zero-shot mean on {task} as weights go",
+        headings=["method", *map(percent, columns)],
+        rows=lines,
+        note="Columns: encoder weights that remain. Stages between the first and the last may be measured on fewer "
+        "examples (evaluation.max_stage_examples).",
+    )
+
+
+def _by_language(facts: Comparison, task: str) -> Table | None:
+    rows = _rows_with(facts, task, "languages")
+    if not rows:
+        return None
+    codes = list(dict.fromkeys(code for row in rows for code in row["languages"]))
+    return Table(
+        title=f"Languages of {task}",
+        headings=["language", "code", *(row["method"] for row in rows)],
+        rows=[
+            [language_name(code), code, *(spread_text(row["languages"].get(code)) for row in rows)]
+            for code in codes
+        ],
+        note="The train language first. A mean can rise while one language falls.",
+        texts=2,
+    )
+
+
+def _tests(facts: Comparison) -> Table | None:
+    if not facts["tests"]:
+        return None
+    ordered = sorted(facts["tests"], key=lambda test: (facts["tasks"].index(test["task"]), test["p_holm"]))
+    many = len(facts["tasks"]) > 1
+    return Table(
+        title="Pairs of methods, on the same examples",
+        headings=[
+            *(["task"] if many else []),
+            "method",
+            "against",
+            "difference",
+            "p",
+            "p (Holm)",
+            "seeds in favour",
+        ],
+        rows=[
+            [
+                *([test["task"]] if many else []),
+                test["second"],
+                test["first"],
+                points(test["difference"]),
+                p_value(test["p_value"]),
+                p_value(test["p_holm"]),
+                f"{sum(value * test['difference'] > 0 for value in test['by_seed'].values())} of {len(test['seeds'])}",
+            ]
+            for test in ordered
+        ],
+        note=f"Zero-shot mean, first minus second, in points. p: randomization test, {facts['tests'][0]['rounds']:,} "
+        f"exchanges of examples; Holm's correction for {len(facts['tests'])} tests. It asks whether another test set would "
+        "show the difference. Whether other seeds would is for the spread to say, and one seed cannot.",
+        texts=3 if many else 2,
+    )
+
+
+def _cells(facts: Comparison) -> Table | None:
+    return Table(
+        title="Runs",
+        headings=["folder", "method", "task", "seed", "state", "training", "dense stage"],
+        rows=[
+            [
+                cell["name"],
+                cell["method"],
+                cell["task"],
+                str(cell["seed"]),
+                cell["status"] + (f" (exit code {cell['exit_code']})" if cell["exit_code"] else ""),
+                f"{cell['seconds']:.0f} s" if "seconds" in cell else DASH,
+                cell["dense_key"],
+            ]
+            for cell in facts["cells"]
+        ],
+        note="Each is an ordinary run folder with its bundle and report. Seconds of training include the dense stage, which "
+        "runs with the same key share.",
+        texts=3,
+    )
+
+
+def faults(facts: Comparison) -> list[str]:
+    """A sentence for every cell that failed or came with a warning."""
+    return [f"{cell['name']}: {cell['message']}" for cell in facts["cells"] if cell["message"]]
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def drawings(facts: Comparison) -> dict[str, str]:
+    """File name to SVG, one for every task whose methods were measured at two densities or more."""
+    found = {}
+    for task in facts["tasks"]:
+        lines = curves(facts["rows"], task)
+        if lines:
+            found[f"zero_shot.{slug(task)}.svg"] = draw_curves(
+                lines, f"Zero-shot mean on {task} against density"
+            )
+    return found
+
+
+def sections(facts: Comparison) -> dict[str, Any]:
+    """Every name that the templates use."""
+    return {
+        "name": facts["name"],
+        "created": facts["created"],
+        "origin": facts["origin"],
+        "methods": facts["methods"],
+        "tasks": facts["tasks"],
+        "seeds": facts["seeds"],
+        "notes": facts["notes"],
+        "scaled_down": facts["scaled_down"],
+        "faults": faults(facts),
+        "tables": tables(facts),
+    }
+
+
+def render_markdown(facts: Comparison) -> str:
+    """The comparison as GitHub-flavoured Markdown; drawings are linked."""
+    from xlmprune.report import squeeze, template_environment
+
+    facts = plain(facts)
+    template = template_environment(autoescape=False).get_template("comparison.md.j2")
+    return squeeze(template.render(**sections(facts), drawings=list(drawings(facts))))
+
+
+def render_html(facts: Comparison) -> str:
+    """The comparison as one HTML page that needs no other file."""
+    from markupsafe import Markup
+
+    from xlmprune.report import template_environment
+
+    facts = plain(facts)
+    # drawing.py escapes what it is given.
+    drawn = {name: Markup(svg) for name, svg in drawings(facts).items()}
+    template = template_environment(autoescape=True).get_template("comparison.html.j2")
+    return template.render(**sections(facts), drawings=drawn)
+
+
+def write(facts: Comparison, folder: Path) -> None:
+    """Write comparison.json, .md, .html and the drawings into ``folder``, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, svg in drawings(plain(facts)).items():
+        write_atomically(folder / name, svg + "\n")
+    write_atomically(folder / "comparison.html", render_html(facts))
+    write_atomically(folder / "comparison.md", render_markdown(facts))
+    text = json.dumps(plain(facts), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / "comparison.json", text + "\n")
+
+
+# --- the terminal -------------------------------------------------------------------------------------------------
+
+
+def results_table(facts: Comparison) -> RenderableType:
+    """Headline tables, tests and what went wrong, for `rich.print`."""
+    from rich.console import Group
+    from rich.text import Text
+
+    facts = plain(facts)
+    shown: list[RenderableType] = []
+    tested = _tests(facts)
+    for table in [*_headlines(facts), *([tested] if tested else [])]:
+        shown += [_rich(table), Text(table.note, style="dim"), Text("")]
+    shown += [Text(note) for note in facts["notes"]]
+    if facts["scaled_down"]:
+        shown.append(Text(f"Scaled down: {'; '.join(facts['scaled_down'])}."))
+    shown += [Text(fault, style="red") for fault in faults(facts)]
+    return Group(*shown)
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """The cells before they are run, and which share a dense stage."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = Table(
+        title=f"{plan.name}: {len(plan.cells)} runs",
+        headings=["run", "method", "task", "seed", "dense stage"],
+        rows=[
+            [row["name"], row["method"], row["task"], str(row["seed"]), row["dense_key"]]
+            for row in plan_facts(plan)
+        ],
+        texts=3,
+    )
+    return Group(_rich(table), *(Text(note) for note in plan.notes))
+
+
+def plan_facts(plan: Plan) -> list[dict[str, Any]]:
+    """The cells before they are run, as plain values."""
+    from xlmprune.comparison.dense import dense_key
+
+    return [
+        {
+            "name": cell.name,
+            "method": cell.method,
+            "task": cell.task,
+            "seed": cell.seed,
+            "dense_key": dense_key(cell.recipe),
+            "recipe": cell.recipe.resolved(),
+        }
+        for cell in plan.cells
+    ]
+
+
+def _rich(table: Table) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, title=table.title, title_justify="left")
+    for place, heading in enumerate(table.headings):
+        grid.add_column(heading, justify="left" if place < table.texts else "right")
+    for style, cells in table.marked():
+        grid.add_row(*(Text(cell) for cell in cells), style="bold" if style == "mean" else None)
+    return grid
+
+
+__all__ = ["plan_facts", "plan_table", "render_html", "render_markdown", "results_table", "tables", "write"]

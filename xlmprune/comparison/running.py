@@ -1,0 +1,103 @@
+"""compare(plan): train each dense stage once, run every cell, write the table. Run again, it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xlmprune.checkpoint import RunFolder
+from xlmprune.comparison import pages, table
+from xlmprune.comparison.dense import dense_key, dense_recipe, is_begun
+from xlmprune.comparison.local import LocalExecutor
+from xlmprune.comparison.plan import Plan
+from xlmprune.comparison.work import Executor, Outcome, Work
+from xlmprune.errors import XlmpruneError
+from xlmprune.progress import Reporter
+
+
+def compare(
+    plan: Plan,
+    out: Path,
+    executor: Executor | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Run every cell that is not finished, and write comparison.json, .md and .html into ``out``.
+
+    A cell that fails is marked in the table and the others go on; `table.exit_code` says what the command ends with.
+    The pages are written after every cell, so that a comparison of days can be read while it runs.
+
+    Args:
+        out: holds a run folder for each cell, and `dense/` with the stages they share.
+        executor: where the cells run; one after the other on this machine, if None.
+        fresh: start over in folders that hold runs.
+
+    Returns:
+        The content of comparison.json.
+    """
+    executor, reporter = executor or LocalExecutor(), reporter or Reporter()
+    out = out.resolve()
+    outcomes = {} if fresh else dict(_finished(plan, out))
+    works = list(_works(plan, out, device, fresh, set(outcomes)))
+    cells = {cell.name for cell in plan.cells}
+    reporter.say(
+        f"{plan.name}: {len(cells)} cells, {len(outcomes)} finished already, "
+        f"{sum(work.kind == 'dense' for work in works)} dense stages to train for {len(works)} pieces of work in all"
+    )
+    for number, outcome in enumerate(executor.run(works), start=1):
+        ended = "done" if outcome.status == "done" else f"failed: {outcome.message}"
+        reporter.say(f"{number} of {len(works)}: {outcome.name} {ended} ({outcome.seconds:.0f} s)")
+        if outcome.name in cells:
+            outcomes[outcome.name] = outcome
+            pages.write(table.assemble(plan, outcomes, out, tests=False), out)
+    facts = table.assemble(plan, outcomes, out)
+    pages.write(facts, out)
+    return facts
+
+
+def _finished(plan: Plan, out: Path) -> Iterator[tuple[str, Outcome]]:
+    """Cells whose bundle is there, made by the same recipe; a folder of another recipe is a failure."""
+    for cell in plan.cells:
+        if not (out / cell.name / "bundle" / "report.json").is_file():
+            continue
+        try:
+            with RunFolder(out / cell.name, cell.recipe) as folder:
+                report = folder.finished() or {}
+        except XlmpruneError as error:
+            yield cell.name, Outcome(cell.name, "failed", error.exit_code, str(error))
+            continue
+        refused = "\n".join(report.get("refused", {}).values())
+        yield cell.name, Outcome(cell.name, "done", 3 if refused else 0, refused)
+
+
+def _works(plan: Plan, out: Path, device: str, fresh: bool, finished: set[str]) -> Iterator[Work]:
+    """Every cell to run, each dense stage that two or more cells share before the first of them."""
+    keys = {cell.name: dense_key(cell.recipe) for cell in plan.cells}
+    shared = {key for key in keys.values() if list(keys.values()).count(key) > 1}
+    here, begun = str(Path.cwd()), set()
+    for cell in plan.cells:
+        if cell.name in finished:
+            continue
+        key, folder = keys[cell.name], out / cell.name
+        sharing = key in shared and (fresh or not is_begun(folder))
+        dense = out / "dense" / key
+        if sharing and key not in begun:
+            begun.add(key)
+            text = dense_recipe(cell.recipe).to_yaml()
+            yield Work(_dense_name(key), "dense", text, str(dense), None, None, device, fresh, here)
+        needs, source = (_dense_name(key), str(dense)) if sharing else (None, None)
+        yield Work(cell.name, "cell", cell.recipe.to_yaml(), str(folder), needs, source, device, fresh, here)
+
+
+def _dense_name(key: str) -> str:
+    return f"dense stage {key}"
+
+
+def default_out(plan: Plan) -> Path:
+    """Where a comparison goes that is not told."""
+    return Path("runs") / f"{plan.name}-comparison"
+
+
+__all__ = ["compare", "default_out"]
