@@ -67,7 +67,7 @@ LANGUAGES = (
     "ar", "bg", "de", "el", "es", "fi", "fr", "he", "hi", "it",
     "ko", "ml", "nl", "pl", "pt", "ru", "th", "uk", "vi", "zh-CN",
 )  # fmt: skip
-"""What ``languages: all`` stands for beside English: 20 languages of 9 families in 10 scripts."""
+"""What ``languages: all`` stands for beside English: 20 languages of 8 families in 10 scripts."""
 
 NAMES = (
     "Apollo", "Atlas", "Aurora", "Cosmo", "Delta", "Domino", "Electra", "Galaxia", "Kappa", "Leonardo", "Luna", "Milano",
