@@ -13,6 +13,7 @@ from xlmprune import inspection
 from xlmprune.errors import BundleError
 from xlmprune.exporters import onnx as onnx_export
 from xlmprune.exporters import safetensors as sparse
+from xlmprune.exporters.packing import pack
 from xlmprune.mask import pack_bits
 
 QUERY = "roberta.encoder.layer.1.attention.self.query.weight"
@@ -124,6 +125,17 @@ def test_a_graph(model, tmp_path):
     assert facts["bytes_by_part"]["head"] >= 4 * 16 * 19
 
 
+def test_a_packed_graph_says_the_same_in_fewer_bytes(tmp_path):
+    graph = tiny_graph()
+    onnx_export.save_onnx(graph, tmp_path / "dense.onnx")
+    onnx_export.save_onnx(pack(graph, smallest=1), tmp_path / "packed.onnx")
+    dense, packed = (inspection.inspect(tmp_path / f"{name}.onnx") for name in ("dense", "packed"))
+    for one, other in zip(dense["matrices"], packed["matrices"], strict=True):
+        assert {**one, "bytes": 0} == {**other, "bytes": 0}
+        assert other["bytes"] < one["bytes"]
+    assert packed["bytes_by_part"]["embeddings"] <= dense["bytes_by_part"]["embeddings"]
+
+
 def test_a_bundle_and_its_table(model, tmp_path):
     folder = tiny_bundle(tmp_path / "bundle")
     facts = inspection.inspect(folder)
@@ -150,7 +162,8 @@ def test_a_bundle_and_its_table(model, tmp_path):
     [
         (f"{QUERY}.T", QUERY),
         (f"{QUERY}.T_quantized", QUERY),
-        (f"{QUERY}.T.bits", QUERY),
+        (f"xlmprune.packed/{QUERY}.T/values", QUERY),
+        ("xlmprune.packed/shape/16x16", None),
         ("roberta.embeddings.LayerNorm.bias", "roberta.embeddings.LayerNorm.bias"),
         ("classifier.bias", "classifier.bias"),
         ("classifier.out_proj.weight_scale", "classifier.out_proj.weight"),

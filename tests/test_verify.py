@@ -10,7 +10,10 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_bundle
 
 from xlmprune import golden, manifest
+from xlmprune import verify as verification
 from xlmprune.errors import BundleError
+from xlmprune.exporters.packing import is_packed
+from xlmprune.exporters.unpacking import unpack_bundle
 from xlmprune.serving import Bundle
 from xlmprune.verify import compare, render, verify
 
@@ -193,3 +196,39 @@ def test_the_manifest_names_every_file_and_no_machine(bundle, tmp_path):
     text = (bundle / "manifest.json").read_text()
     assert str(tmp_path.parent) not in text
     assert facts["files"]["model.onnx"] == facts["files"]["triton/tiny/1/model.onnx"]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return tiny_bundle(tmp_path_factory.mktemp("packed") / "bundle", packed=True)
+
+
+def test_a_packed_bundle_is_compared_with_its_dense_form(packed, monkeypatch):
+    monkeypatch.setattr(verification, "SLOWEST_PACKED", 10.0)  # microseconds of a tiny model say little
+    checks = {check.name: check for check in verify(packed, threads=1)}
+    assert all(check.passed for check in checks.values())
+    assert "bit for bit" in checks["model.onnx: packed equals dense"].detail
+
+
+def test_a_packed_file_of_other_values_is_found(packed, tmp_path, monkeypatch):
+    folder = shutil.copytree(packed, tmp_path / "copy")
+    monkeypatch.setattr(verification, "SLOWEST_PACKED", 0.0)
+    assert "at most 0 are allowed" in failures(folder)["model.onnx: packed equals dense"]
+    monkeypatch.setattr("xlmprune.exporters.packing.unfolded", lambda *_: ["xlmprune.packed/a/flat"])
+    assert "at every call (1 of its nodes" in failures(folder)["model.onnx: packed equals dense"]
+
+
+def test_unpacked_a_bundle_is_dense(packed, tmp_path):
+    written = unpack_bundle(packed, tmp_path / "plain")
+    assert sorted(written) == [
+        *("config.json", "model.onnx", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    ]
+    whole, plain = Bundle(packed, threads=1), Bundle(tmp_path / "plain", threads=1)
+    batch = golden.read(packed)
+    assert np.array_equal(
+        whole.logits(batch.input_ids, batch.attention_mask),
+        plain.logits(batch.input_ids, batch.attention_mask),
+    )
+    assert not is_packed(onnx.load(tmp_path / "plain" / "model.onnx"))
+    with pytest.raises(BundleError, match="is the bundle itself"):
+        unpack_bundle(packed, packed)

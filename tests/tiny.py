@@ -137,7 +137,7 @@ def tiny_bundle(
     for form in forms:
         proto = tiny_graph(kind, labels, density)
         proto = quantization.quantize(proto) if form == "int8" else proto
-        proto = packing.pack(proto) if packed else proto
+        proto = packing.pack(proto, smallest=1) if packed else proto
         onnx.save_onnx(proto, folder / serving.FILES[form])
         forward = serving.forward_of(serving.open_session(folder / serving.FILES[form], threads=1))
         arrays[f"logits.{form}"] = forward(feed["input_ids"], feed["attention_mask"])

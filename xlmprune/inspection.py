@@ -210,8 +210,8 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
 
 def parameter_of(name: str) -> str | None:
     """The parameter an initializer belongs to: what stands before `.T`, `_quantized`, `_scale` and the like."""
-    match = re.match(r"(?:roberta|classifier)\..*?\.?(?:weight|bias)(?![a-z])", name)
-    return match[0] if match else None
+    match = re.match(r"(?:xlmprune\.packed/)?((?:roberta|classifier)\..*?\.?(?:weight|bias))(?![a-z])", name)
+    return match[1] if match else None
 
 
 def _norm(values: np.ndarray, scale: np.ndarray | None) -> float:

@@ -8,6 +8,7 @@ for answer in predict(bundle, ["Der Mann schläft.", "ผู้ชายกำ�
 from __future__ import annotations
 
 import json
+import mmap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -25,8 +26,8 @@ from xlmprune.errors import BundleError, DataError
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 """The ONNX file of each form."""
 
-PACKED_KEY = "xlmprune.layout"
-"""Property of an ONNX file; `packed` where the runtime has to rebuild matrices when it opens the file."""
+PACKED = b"xlmprune.packed/"
+"""Stands in an ONNX file whose matrices the runtime has to rebuild when it opens it (see `exporters/packing.py`)."""
 
 INPUTS = ("input_ids", "attention_mask")
 
@@ -185,13 +186,18 @@ def open_session(path: Path, threads: int = 0, optimize: bool = True) -> onnxrun
         raise BundleError(
             f"{path} cannot be opened by ONNX Runtime {onnxruntime.__version__}: {first}"
         ) from error
-    if not optimize and session.get_modelmeta().custom_metadata_map.get(PACKED_KEY) == "packed":
+    if not optimize and _contains(path, PACKED):
         warnings.warn(
             f"{path} is packed and was opened without graph optimization: its matrices are rebuilt at every call. Use at "
             "least ORT_ENABLE_BASIC, or the dense file that `xlmprune unpack` writes.",
             stacklevel=2,
         )
     return session
+
+
+def _contains(path: Path, text: bytes) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text) >= 0
 
 
 def check_signature(session: onnxruntime.InferenceSession, path: Path, labels: int, kind: str) -> None:
