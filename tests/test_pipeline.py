@@ -331,6 +331,26 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
     assert report_of(tmp_path / "run")["languages"] == report_of(tmp_path / "whole")["languages"]
 
 
+def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path, monkeypatch):
+    recipe = write_recipe(workplace, name="stopped")
+    from xlmprune import fine_pruning
+
+    original, calls = fine_pruning.FinePruning._update, []
+
+    def ask(self):
+        calls.append(1)
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    monkeypatch.setattr(fine_pruning.FinePruning, "_update", ask)
+    first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert first.exit_code == 130
+    second = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert second.exit_code == 0, second.output
+    assert "going on at stage 0, update 10" in second.stderr
+
+
 def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch):
     from xlmprune import bundling
 
@@ -339,8 +359,8 @@ def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch)
     )
     original = bundling.write_form
 
-    def worse(job, name, folder, logits):
-        form = original(job, name, folder, logits)
+    def worse(job, name, graph, folder, logits):
+        form = original(job, name, graph, folder, logits)
         if name == "int8":
             object.__setattr__(form.scores["th"], "value", -50.0)
         return form

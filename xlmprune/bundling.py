@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from xlmprune import bench, evaluation, golden, manifest, serving
 from xlmprune._version import __version__
@@ -73,22 +74,29 @@ def write_model(job: Job, folder: Path) -> None:
     save_tokenizer(job.pretrained.tokenizer, folder, recipe.training.max_length)
 
 
-def write_form(job: Job, name: str, folder: Path, logits: Mapping[str, Logits]) -> Form:
+def trace(job: Job) -> onnx.ModelProto:
+    """The pruned model as a dense fp32 graph, from which every form is made."""
+    return onnx_export.export_onnx(job.model, opset=job.recipe.export.opset)
+
+
+def write_form(
+    job: Job, name: str, graph: onnx.ModelProto, folder: Path, logits: Mapping[str, Logits]
+) -> Form:
     """Write one ONNX form, score it on every language with ONNX Runtime, and compare it with PyTorch's logits.
 
     Args:
+        graph: what `trace` gave; it is left as it is.
         logits: the pruned PyTorch model's, by language, for every test example.
 
     Raises:
         ShortfallError: an fp32 form does not reproduce PyTorch.
     """
-    export, path = job.recipe.export, folder / FILES[name]
-    proto = onnx_export.export_onnx(job.model, opset=export.opset, properties=_properties(job, name))
-    if name == "int8":
-        proto = quantization.quantize(proto)
-    dense_bytes = proto.ByteSize()
-    if export.onnx_layout == "packed":
+    path = folder / FILES[name]
+    proto = quantization.quantize(graph) if name == "int8" else graph
+    dense_bytes = sum(onnx_export.tensor_bytes(tensor) for tensor in proto.graph.initializer)
+    if job.recipe.export.onnx_layout == "packed":
         proto = packing.pack(proto)
+    _describe(proto, job, name)
     onnx_export.save_onnx(proto, path)
     del proto
     form = Form(name, path.name, {}, Agreement(), {f"onnx_{name}": dense_bytes})
@@ -109,11 +117,12 @@ def _onnx_forward(path: Path) -> evaluation.Forward:
     return lambda ids, mask: session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
 
 
-def _properties(job: Job, name: str) -> dict[str, str]:
-    """Facts in the file itself, for whoever meets it without its bundle."""
-    return {
+def _describe(proto: onnx.ModelProto, job: Job, form: str) -> None:
+    """Put facts into the file itself, for whoever meets it without its bundle."""
+    known = {entry.key: entry.value for entry in proto.metadata_props}
+    facts = {
         "xlmprune_version": __version__,
-        "form": name,
+        "form": form,
         "task": job.task.name,
         "kind": job.task.kind,
         "labels": json.dumps(list(job.task.labels), ensure_ascii=False),
@@ -121,6 +130,7 @@ def _properties(job: Job, name: str) -> dict[str, str]:
         "encoder_sparsity": f"{1 - density(job.pruner.masks):.6f}",
         "recipe_sha256": job.recipe.sha256(),
     }
+    onnx.helper.set_model_props(proto, known | facts)
 
 
 def _check_parity(form: Form) -> None:
@@ -176,13 +186,17 @@ def write_companions(job: Job, forms: list[Form], folder: Path) -> None:
     batch = _golden_batch(job)
     arrays = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     for form in forms:
-        arrays[f"logits.{form.name}"] = _onnx_forward(folder / form.file)(arrays["input_ids"], arrays["attention_mask"])
+        arrays[f"logits.{form.name}"] = _onnx_forward(folder / form.file)(
+            arrays["input_ids"], arrays["attention_mask"]
+        )
     arrays["logits.pytorch"] = forward_of(job.model, job.device)(
         arrays["input_ids"], arrays["attention_mask"]
     )
     golden.write(folder, arrays)
     if job.recipe.export.triton and forms:
-        write_triton(folder / "triton", job.recipe.name, folder / forms[0].file, job.task.labels, job.task.kind)
+        write_triton(
+            folder / "triton", job.recipe.name, folder / forms[0].file, job.task.labels, job.task.kind
+        )
 
 
 def _golden_batch(job: Job) -> dict[str, np.ndarray]:
@@ -197,4 +211,6 @@ def _golden_batch(job: Job) -> dict[str, np.ndarray]:
 
 def seal(job: Job, folder: Path) -> None:
     """Write the manifest over every file that is there."""
-    manifest.write(folder, {name: str(fact) for name, fact in environment(job.device).items()}, job.recipe.sha256())
+    manifest.write(
+        folder, {name: str(fact) for name, fact in environment(job.device).items()}, job.recipe.sha256()
+    )

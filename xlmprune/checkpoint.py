@@ -14,6 +14,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -236,6 +238,33 @@ class RunFolder:
             if match:
                 found.append((int(match[1]), folder))
         return sorted(found)
+
+
+class StopRequest:
+    """Turns Ctrl-C and `docker stop` (SIGTERM) into a wish that the loop grants after its update, with a checkpoint.
+
+    A second one does not wait.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {
+                number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 class EventLog:

@@ -16,7 +16,7 @@ import torch
 from xlmprune import bundling, evaluation, registry, report, results, score_file, vocabulary
 from xlmprune import recipe as recipes
 from xlmprune.bundling import Form
-from xlmprune.checkpoint import RunFolder, explain_disk, write_atomically
+from xlmprune.checkpoint import RunFolder, StopRequest, explain_disk, write_atomically
 from xlmprune.data import Encoded, encode
 from xlmprune.errors import DataError, ShortfallError
 from xlmprune.evaluation import Scores, TestSet
@@ -204,30 +204,46 @@ def _dev_set(task: Any, tokenizer: Any, recipe: Recipe) -> TestSet | None:
 
 
 def fine_prune(job: Job, until: int | None = None) -> None:
-    """Drive the loop to its end, or to the end of stage ``until``: log, measure each stage, save."""
-    pruner, reporter, events = job.pruner, job.reporter, job.folder.events
-    last = len(pruner.densities) - 1
-    saved = time.monotonic()
+    """Drive the loop to its end, or to the end of stage ``until``: log, measure each stage, save.
+
+    Raises:
+        KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; the run is saved as it stands.
+    """
+    pruner = job.pruner
     if until is not None and pruner.stage > until:
         return
-    for event in pruner.run():
-        if isinstance(event, Step):
-            reporter.step(event.stage, last, event.density, event.number, event.total, event.loss)
-            if event.number == event.total or event.number % 50 == 0:
-                events.write("update", **vars(event))
-            due = time.monotonic() - saved > 60 * job.recipe.training.checkpoint_minutes
-            if due and event.number < event.total:
-                save(job)
-                saved = time.monotonic()
-        else:
-            if event.stage < last:
-                measure_stage(job, event)
+    saved = time.monotonic()
+    with StopRequest() as stop:
+        for event in pruner.run():
+            if isinstance(event, Step):
+                _log(job, event)
+                due = time.monotonic() - saved > 60 * job.recipe.training.checkpoint_minutes
+                if stop.asked or (due and event.number < event.total):
+                    save(job)
+                    saved = time.monotonic()
+                if stop.asked:
+                    raise KeyboardInterrupt
             else:
-                job.stages.append(_stage_row(job, event))
-            save(job)
-            saved = time.monotonic()
-            if event.stage == until:
-                return
+                _close_stage(job, event)
+                saved = time.monotonic()
+                if event.stage == until:
+                    return
+
+
+def _log(job: Job, step: Step) -> None:
+    last = len(job.pruner.densities) - 1
+    job.reporter.step(step.stage, last, step.density, step.number, step.total, step.loss)
+    if step.number == step.total or step.number % 50 == 0:
+        job.folder.events.write("update", **vars(step))
+
+
+def _close_stage(job: Job, end: StageEnd) -> None:
+    """Measure and save; the last stage is measured with the export, on its logits."""
+    if end.stage < len(job.pruner.densities) - 1:
+        measure_stage(job, end)
+    else:
+        job.stages.append(_stage_row(job, end))
+    save(job)
 
 
 def measure_stage(job: Job, end: StageEnd) -> None:
@@ -336,10 +352,12 @@ def export(job: Job, logits: Mapping[str, Logits]) -> list[Form]:
     with explain_disk(job.folder.path):
         job.folder.unfinished_bundle.mkdir()
         bundling.write_model(job, job.folder.unfinished_bundle)
+        job.reporter.say("exporting")
+        graph = bundling.trace(job)
         forms = []
         for name in job.recipe.export.onnx:
-            job.reporter.say(f"exporting and measuring {name}")
-            forms.append(bundling.write_form(job, name, job.folder.unfinished_bundle, logits))
+            job.reporter.say(f"writing and measuring {name}")
+            forms.append(bundling.write_form(job, name, graph, job.folder.unfinished_bundle, logits))
     return forms
 
 

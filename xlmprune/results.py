@@ -174,10 +174,10 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _bytes_by_part(job: Job) -> dict[str, int]:
-    """Bytes of the shipped weights by part of the model, in the sparse file's layout."""
-    from xlmprune.inspection import bytes_by_part
+    """Bytes of the shipped weights by part of the model, as `model.safetensors` holds them."""
+    from xlmprune.inspection import inspect
 
-    return bytes_by_part(job.folder.unfinished_bundle / "model.safetensors")
+    return inspect(job.folder.unfinished_bundle / "model.safetensors")["bytes_by_part"]
 
 
 def scaled_down(recipe: Recipe) -> list[str]:
