@@ -183,7 +183,7 @@ def test_what_a_tagger_says_of_padding_does_not_count():
 
 
 def test_a_token_bundle_passes_too(tmp_path):
-    folder = tiny_bundle(tmp_path / "tokens", "tokens", ("O", "B", "I"))
+    folder = tiny_bundle(tmp_path / "tokens", "tokens", ("O", "B-PER", "I-PER", "B-LOC"))
     assert failures(folder) == {}
     assert Bundle(folder).kind == "tokens"
 
