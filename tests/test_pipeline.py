@@ -203,9 +203,10 @@ def test_unpacked_is_what_transformers_loads(finished, tmp_path):
     ours = dict(xlmprune.load(bundle).named_parameters())
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter, ours[name]), name
-    text = SENTENCES["th"][0]
-    expected = Tokenizer.from_file(str(bundle / "tokenizer.json")).encode(text).ids
-    assert AutoTokenizer.from_pretrained(tmp_path / "plain")(text)["input_ids"] == expected
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    for text in (SENTENCES["th"][0], "ｔｕｒｎ　ｏｎ，？", "e\u0301cole ﬁn"):
+        expected = Tokenizer.from_file(str(bundle / "tokenizer.json")).encode(text).ids
+        assert tokenizer(text)["input_ids"] == expected, text
 
 
 def test_evaluate_gives_the_reports_scores(finished):

@@ -13,6 +13,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers.utils import cached_file
 
 from xlmprune.errors import MachineError, ModelError
 from xlmprune.runtime import derive_seed
@@ -172,8 +173,16 @@ def load_pretrained(recipe: ModelRecipe, kind: str, labels: Sequence[str], seed:
 
 
 def _tokenizer(source: str, revision: str | None) -> Tokenizer:
-    fast = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-    tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
+    # The file itself, where there is one: in transformers 5 AutoTokenizer builds XLM-R's tokenizer anew from its pieces
+    # and drops the normalizer, and then cuts Chinese, Thai and full-width text in other ways than XLM-R was trained on.
+    file = cached_file(
+        source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    )
+    if file is not None:
+        tokenizer = Tokenizer.from_file(file)
+    else:
+        fast = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if [tokenizer.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] != [0, 1, 2, 3]:
@@ -209,9 +218,21 @@ def save_start(pretrained: Pretrained, folder: Path, max_length: int) -> None:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     """`tokenizer.json` and `tokenizer_config.json`, which transformers and `tokenizers` both read."""
-    fast = transformers.XLMRobertaTokenizer(tokenizer_object=tokenizer, model_max_length=max_length)
+    # Not XLMRobertaTokenizer: in transformers 5 that class builds its tokenizer anew, without the normalizer, and then
+    # cuts full-width and composed characters in other ways than the tokenizer that was measured.
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+        bos_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        cls_token="<s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        mask_token="<mask>",
+    )
     fast.save_pretrained(folder)
-    # save_pretrained may write its own backend; ours is the one that was measured.
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
