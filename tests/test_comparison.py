@@ -6,9 +6,11 @@ import itertools
 import json
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 import types
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -144,6 +146,21 @@ def test_options_add_to_a_file_and_win(base, tmp_path):
     assert plan.read(file, ["seed=5,6"], ["training.max_length=16"]).seeds == [5, 6]
     with pytest.raises(RecipeError, match=r"same run.*a on .* b on"):
         plan.read(file, [], ["regularizer=frobenius"])
+
+
+def test_a_method_may_have_seeds_of_its_own(base, tmp_path):
+    methods = {"often": {"regularizer": "none", "seed": [1, 2, 3]}, "once": {"pruning.criterion": "random"}}
+    file = comparison_file(tmp_path, recipe=str(base), methods=methods, vary={"seed": [3]})
+    assert [cell.name for cell in plan.read(file).cells] == [
+        "often.seed1",
+        "often.seed2",
+        "often.seed3",
+        "once.seed3",
+    ]
+    assert {cell.seed for cell in plan.read(file, ["seed=9"]).cells} == {9}
+    methods["often"]["seed"] = []
+    with pytest.raises(RecipeError, match=r"methods.often.seed: no value"):
+        plan.read(comparison_file(tmp_path, recipe=str(base), methods=methods))
 
 
 def test_methods_with_like_names_get_folders_of_their_own(base, tmp_path):
@@ -333,7 +350,7 @@ def trained():
         ["regularizer={name: frobenius, reference: finetuned, strength: 0.1}"],
         ["pruning.criterion=l0"],
         ["pruning.criterion=pins"],
-        ["pruning.criterion=obert"],
+        ["pruning.criterion={name: obert, batches: 3}"],
         ["distillation={teacher: best_so_far, unlabelled: TEXT}"],
         ["distillation={teacher: finetuned}", "regularizer={name: frobenius, reference: finetuned}"],
     ],
@@ -549,19 +566,15 @@ def piece(recipe, folder, **changes):
 def test_a_process_for_each_piece(base, tmp_path, capfd):
     """What a process of its own answers; stdout stays clean for the table."""
     lost = load(base, f"task.path={tmp_path}/{{language}}.{{split}}.tsv")
-    here = dense.dense_recipe(load(base))
     works = [
-        piece(here, tmp_path / "d", name="d", kind="dense"),
-        piece(lost, tmp_path / "lost", name="lost"),
+        piece(lost, tmp_path / "lost", name="lost", kind="dense"),
         piece(lost, tmp_path / "after", name="after", needs="lost"),
     ]
-    first, second, third = local.LocalExecutor().run(works)
-    assert (first.status, first.exit_code) == ("done", 0)
-    assert dense.is_trained(tmp_path / "d")
+    first, second = local.LocalExecutor().run(works)
+    assert (first.status, first.exit_code) == ("failed", 2)
+    assert first.message.startswith("no test set for language 'en'")
     assert (second.status, second.exit_code) == ("failed", 2)
-    assert "lost" not in second.message
-    assert ".tsv" in second.message
-    assert third.message.startswith("its dense stage failed: ")
+    assert second.message == f"its dense stage failed: {first.message}"
     assert capfd.readouterr().out == ""
 
 
@@ -595,7 +608,26 @@ def test_a_process_ends_with_whoever_started_it(base, tmp_path):
     ) as process:
         process.stdin.write(json.dumps(dataclasses.asdict(piece(load(base), tmp_path))).encode() + b"\n")
         process.stdin.close()
-        assert process.wait(timeout=60) == 143
+        assert process.wait(timeout=60) in (-signal.SIGTERM, 130)
+
+
+def test_an_interrupted_comparison_has_saved(base, tmp_path):
+    """Ctrl-C at the parent: the piece under way stops with a checkpoint, and the parent is interrupted."""
+    long = load(base, "training.dense_epochs=5000", "training.checkpoint_minutes=60", "training.keep=last")
+    work_piece = json.dumps(dataclasses.asdict(piece(long, tmp_path / "cell")))
+    code = (
+        "import json\nfrom xlmprune.comparison import local, work\n"
+        f"list(local.LocalExecutor().run([work.Work(**json.loads({work_piece!r}))]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as parent:
+        for _ in range(600):
+            if "update" in (log.read_text() if (log := tmp_path / "cell" / "events.jsonl").is_file() else ""):
+                break
+            time.sleep(0.1)
+        parent.send_signal(signal.SIGTERM)
+        said = parent.stderr.read()
+    assert parent.returncode == -signal.SIGINT, said
+    assert dense.is_begun(tmp_path / "cell"), said
 
 
 class FakeRay(types.ModuleType):
@@ -905,13 +937,20 @@ def some_facts(methods=("A", "B"), tasks=("XNLI",), seeds=2, **changes):
     ]
     averages = [{"method": m, "zero_shot_mean": spread_of(60.0, 61.0)} for m in (table.DENSE, *methods)]
     facts = {
+        "unlabelled": {task: [] for task in tasks},
         "name": "mine",
         "created": "now",
         "origin": "mine.yaml",
         "methods": list(methods),
         "tasks": list(tasks),
     }
-    facts |= {"seeds": list(range(seeds)), "notes": [], "scaled_down": [], "rows": rows, "tests": [test]}
+    facts |= {
+        "seeds": list(range(seeds)),
+        "notes": [],
+        "scaled_down": [],
+        "rows": rows,
+        "tests": [test],
+    }
     return facts | {"averages": averages if len(tasks) > 1 else [], "cells": cells} | changes
 
 
@@ -942,6 +981,19 @@ def test_several_tasks_are_columns_with_their_average():
     assert headline.headings == ["method", "XNLI", "POS", "Avg"]
     assert headline.rows[0] == ["No pruning", "70.5 ± 0.7", "70.5 ± 0.7", "60.5 ± 0.7"]
     assert "31.0%" in headline.note
+
+
+def test_languages_that_gave_text_stand_apart():
+    languages = {code: table.spread({1: value}) for code, value in (("en", 90.0), ("sw", 40.0), ("th", 50.0))}
+    row = {"train_language": "en", "languages": languages}
+    apart = table._means_apart(row, {"en", "th"})
+    assert (apart["text_mean"]["mean"], apart["held_out_mean"]["mean"]) == (50.0, 40.0)
+    assert table._means_apart(row, {"sw", "th"})["held_out_mean"] is None
+    assert table._means_apart(row, set()) == {}
+    facts = some_facts(unlabelled={"XNLI": ["th"]})
+    facts["rows"][1] |= apart
+    (found,) = (made for made in pages.tables(facts) if "with and without text" in made.title)
+    assert found.rows == [["A", "50.0†", "40.0†"]]
 
 
 @pytest.mark.parametrize("tasks", [("XNLI",), ("XNLI", "POS")])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 
 from xlmprune.comparison.work import Outcome, Work, perform
@@ -26,28 +29,68 @@ class LocalExecutor:
 
 
 def in_a_process(work: Work) -> Outcome:
-    """Do one piece of work in a Python process of its own, which inherits stderr."""
+    """Do one piece of work in a Python process of its own, which inherits stderr.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the process has saved what it had and ended.
+    """
     command = [sys.executable, "-m", "xlmprune.comparison.work"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+    # In a process group of its own, so that a terminal's Ctrl-C reaches it once, from us: a second does not save.
+    with (
+        _terminated_as_interrupted(),
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0 if os.name == "posix" else None,
+        ) as process,
+    ):
         try:
-            process.stdin.write(json.dumps(dataclasses.asdict(work)).encode() + b"\n")
-            process.stdin.flush()
-            # stdin stays open: its end tells the process that we are gone.
-            answer = process.stdout.read()
-            code = process.wait()
-        except BrokenPipeError:
-            answer, code = b"", process.wait()
+            answer = _hand_over(process, json.dumps(dataclasses.asdict(work)).encode() + b"\n")
         except KeyboardInterrupt:
-            # A terminal's Ctrl-C has reached the process as well; wherever it came from, both end.
-            process.terminate()
+            _end(process)
             raise
+    code = process.returncode
     if code == 0 and answer:
         return Outcome(**json.loads(answer))
     if code in (-signal.SIGINT, 130):
         raise KeyboardInterrupt
     return Outcome(work.name, "failed", 1, _describe_end(code))
+
+
+def _hand_over(process: subprocess.Popen[bytes], line: bytes) -> bytes:
+    """What the process answers when it is done."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(line)
+        process.stdin.flush()
+    # stdin stays open: its end would tell the process that we are gone.
+    answer = process.stdout.read()
+    process.wait()
+    return answer
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let it save and end; at once, if we are interrupted again."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.kill()
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, as `docker stop` sends it, ends us as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _describe_end(code: int) -> str:

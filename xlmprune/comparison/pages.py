@@ -28,7 +28,8 @@ def tables(facts: Comparison) -> list[Table]:
     """Every table, the headline first."""
     made = [*_headlines(facts)]
     for task in facts["tasks"]:
-        made += [table for table in (_by_density(facts, task), _by_language(facts, task)) if table]
+        found = (_by_text(facts, task), _by_density(facts, task), _by_language(facts, task))
+        made += [table for table in found if table]
     made += [table for table in (_tests(facts), _cells(facts)) if table]
     return made
 
@@ -141,6 +142,23 @@ def _by_density(facts: Comparison, task: str) -> Table | None:
         rows=lines,
         note="Columns: encoder weights that remain. Stages between the first and the last may be measured on fewer "
         "examples (evaluation.max_stage_examples).",
+    )
+
+
+def _by_text(facts: Comparison, task: str) -> Table | None:
+    codes = facts["unlabelled"][task]
+    rows = _rows_with(facts, task, "text_mean")
+    if not codes or not rows:
+        return None
+    return Table(
+        title=f"Languages of {task} with and without text",
+        headings=["method", "gave unlabelled text", "gave none"],
+        rows=[
+            [row["method"], *(spread_text(row[key]) for key in ("text_mean", "held_out_mean"))]
+            for row in rows
+        ],
+        note=f"Zero-shot means apart. Some methods read unlabelled text of {', '.join(map(language_name, codes))}; what "
+        "text does for languages that gave none stands in the second column.",
     )
 
 

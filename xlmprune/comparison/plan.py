@@ -5,7 +5,8 @@ over). Cells come from ``--vary key=v1,v2`` or from a comparison file:
 
     recipe: quickstart                       # a file or a shipped recipe
     set: {export.onnx: [fp32]}               # for every cell
-    methods:                                 # rows; each a set of overrides
+    methods:                                 # rows; each a set of overrides, perhaps with seeds of its own
+      Random: {pruning.criterion: random, regularizer: none, seed: [1]}
       L2-MBP: {regularizer: none}
       Cosine-MBP: {regularizer: {name: cosine, strength: 100}}
     tasks:                                   # columns; overrides, or a recipe of their own
@@ -54,7 +55,7 @@ class ComparisonFile(BaseModel):
     set: Overrides = {}
     """Overrides for every cell."""
     methods: dict[str, Overrides] = {}
-    """Rows of the table."""
+    """Rows of the table. A list of `seed`s is run in place of those varied."""
     tasks: dict[str, Overrides] = {}
     """Columns of the table; the key `recipe` gives a column a base recipe of its own."""
     vary: dict[str, list[Any]] = {}
@@ -210,6 +211,9 @@ class _Choice:
     source: str
     """Where it was written, for messages."""
     recipe: str | None = None
+    """Base recipe of this column."""
+    seeds: tuple[Any, ...] | None = None
+    """Run with these in place of those varied."""
 
 
 def _lay_out(
@@ -228,8 +232,8 @@ def _lay_out(
     rows = [_axis(key, *found) for key, found in varied.items() if key.split(".")[0] != "task"]
     columns = [_axis(key, *found) for key, found in varied.items() if key.split(".")[0] == "task"]
     if given.methods:
-        named = [_Choice(label, o, f"{file}: methods.{label}") for label, o in given.methods.items()]
-        rows.insert(0, named)
+        own_seeds = not any(key == "seed" for key, _ in vary)
+        rows.insert(0, [_row(label, o, file, own_seeds) for label, o in given.methods.items()])
     if given.tasks:
         columns.insert(0, [_column(label, o, file) for label, o in given.tasks.items()])
     if not rows and not columns and seeds is None:
@@ -238,8 +242,11 @@ def _lay_out(
             "--vary regularizer=none,cosine --vary seed=1,2,3), or a comparison file with `methods:`"
         )
     builder = _Builder(given, file, overrides)
-    choices = itertools.product(itertools.product(*columns), itertools.product(*rows), _seed_axis(seeds))
-    drafts = [_Draft(column, row, seed) for column, row, seed in choices]
+    drafts = [
+        _Draft(column, row, seed)
+        for column, row in itertools.product(itertools.product(*columns), itertools.product(*rows))
+        for seed in _seed_axis(_own_seeds(row) or seeds)
+    ]
     cells = tuple(_name_cells([builder.build(draft) for draft in drafts], given.name))
     _refuse_twins(cells)
     wanted = baseline or given.baseline
@@ -262,6 +269,20 @@ def _seed_axis(seeds: tuple[list[Any], str] | None) -> list[_Choice | None]:
         return [None]
     values, source = seeds
     return [_Choice(f"seed={seed}", {"seed": seed}, f"{source}={seed}") for seed in values]
+
+
+def _own_seeds(row: tuple[_Choice, ...]) -> tuple[list[Any], str] | None:
+    return next(((list(choice.seeds), choice.source) for choice in row if choice.seeds), None)
+
+
+def _row(label: str, overrides: Overrides, file: Path, own_seeds: bool) -> _Choice:
+    seeds, source = overrides.get("seed"), f"{file}: methods.{label}"
+    if not isinstance(seeds, list):
+        return _Choice(label, overrides, source)
+    if not seeds:
+        raise RecipeError(f"{source}.seed: no value is listed, so there is no cell to run")
+    rest = {key: value for key, value in overrides.items() if key != "seed"}
+    return _Choice(label, rest, source, seeds=tuple(seeds) if own_seeds else None)
 
 
 def _column(label: str, overrides: Overrides, file: Path) -> _Choice:

@@ -40,6 +40,8 @@ def assemble(plan: Plan, outcomes: Mapping[str, Outcome], out: Path, tests: bool
     """
     cells = [_cell(cell, outcomes.get(cell.name), out) for cell in plan.cells]
     rows = [*_dense_rows(plan, cells), *_method_rows(plan, cells)]
+    for row in rows:
+        row |= _means_apart(row, _with_text(cells, row["task"]))
     tested, untested = _tests(plan, cells, out) if tests else ([], [])
     return {
         "schema_version": SCHEMA_VERSION,
@@ -53,6 +55,7 @@ def assemble(plan: Plan, outcomes: Mapping[str, Outcome], out: Path, tests: bool
         "notes": [*plan.notes, *_notes(plan, cells), *untested],
         "scaled_down": list(dict.fromkeys(note for cell in cells for note in cell.get("scaled_down", []))),
         "rows": rows,
+        "unlabelled": {task: sorted(_with_text(cells, task)) for task in plan.tasks},
         "averages": _averages(plan, rows),
         "tests": tested,
         "cells": cells,
@@ -93,6 +96,7 @@ def _cell(cell: Cell, outcome: Outcome | None, out: Path) -> dict[str, Any]:
             language: {form: row[form] for form in ("dense", "pruned")}
             for language, row in report["languages"].items()
         },
+        "unlabelled": [code for code, row in report["languages"].items() if row.get("seen_unlabelled")],
         "curve": [
             {key: stage.get(key) for key in ("stage", "encoder_density", "zero_shot_mean")}
             for stage in report["stages"]
@@ -164,6 +168,28 @@ def _row(cells: Sequence[dict[str, Any]], form: str) -> dict[str, Any]:
     return row
 
 
+def _with_text(cells: Sequence[Mapping[str, Any]], task: str) -> set[str]:
+    """Languages of which any method of the task read unlabelled text."""
+    return {code for cell in cells if cell["task"] == task for code in cell.get("unlabelled", [])}
+
+
+def _means_apart(row: Mapping[str, Any], with_text: set[str]) -> dict[str, Spread | None]:
+    """Zero-shot means of languages that gave text to some method, and of those that gave none."""
+    others = {
+        code: found for code, found in row.get("languages", {}).items() if code != row["train_language"]
+    }
+    if not with_text or not others:
+        return {}
+    apart = {
+        "text_mean": [found["values"] for code, found in others.items() if code in with_text],
+        "held_out_mean": [found["values"] for code, found in others.items() if code not in with_text],
+    }
+    return {
+        key: spread({seed: float(np.mean([values[seed] for values in of])) for seed in of[0]}) if of else None
+        for key, of in apart.items()
+    }
+
+
 def _loss(cell: Mapping[str, Any]) -> float | None:
     before, after = cell["dense"]["zero_shot_mean"], cell["pruned"]["zero_shot_mean"]
     return None if before is None or after is None else after - before
@@ -192,6 +218,12 @@ def _averages(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 def _notes(plan: Plan, cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for task in plan.tasks:
         column = [cell for cell in cells if cell["task"] == task]
+        if _with_text(cells, task):
+            readers = dict.fromkeys(cell["method"] for cell in column if cell.get("unlabelled"))
+            yield (
+                f"On {task} these also read unlabelled text of languages they are measured in, so they are not zero-shot in "
+                f"the strict sense: {', '.join(readers)}."
+            )
         for seed in dict.fromkeys(cell["seed"] for cell in column):
             keys = [cell["dense_key"] for cell in column if cell["seed"] == seed]
             common = max(keys, key=keys.count)
