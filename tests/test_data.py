@@ -81,7 +81,19 @@ def test_a_word_is_labelled_on_its_first_sub_word():
         for position, label in enumerate(encoded.labels[row]):
             expected = examples.labels[row][starts.tolist().index(position)] if position in starts else IGNORE
             assert label == expected
-        assert all(pieces(encoded.input_ids[row])[start].startswith("▁") for start in starts)
+        assert [pieces(encoded.input_ids[row])[start].strip("▁")[0] for start in starts] == [
+            w[0] for w in words
+        ]
+
+
+def test_a_word_is_not_read_at_the_bare_mark_of_its_start():
+    words = ["打", "the", "开", "▁"]
+    encoded = encode(tiny_tokenizer(), Examples("zh", "test", [words], None, [[1, 2, 3, 4]]), 64)
+    assert pieces(encoded.input_ids[0]) == ["<s>", "▁", "打", "▁the", "▁", "开", "▁", "</s>"]
+    assert encoded.words[0].tolist() == [2, 3, 5, 6]
+    assert encoded.labels[0].tolist() == [IGNORE, IGNORE, 1, 2, IGNORE, 3, 4, IGNORE]
+    cut = encode(tiny_tokenizer(), Examples("zh", "test", [words], None, [[1, 2, 3, 4]]), 6)
+    assert cut.words[0].tolist() == [2, 3, 4], "of the last word only its mark is left"
 
 
 def test_words_cut_off_have_no_position_and_no_label():

@@ -18,6 +18,10 @@ Kind = Literal["text", "pair", "tokens"]
 IGNORE = -100
 """The label of a position that has none: special tokens, padding, every sub-word of a word but its first."""
 
+# What the tokenizer puts before every word. Words without a space before them in real text (Chinese, Thai) and
+# punctuation mostly become this piece, bare, and then their letters.
+WORD_START = "▁"
+
 # Encoding objects are some fifty times the size of their ids; 392,702 pairs at once would need gigabytes.
 ROWS_AT_ONCE = 4096
 
@@ -90,7 +94,7 @@ class Encoded:
     labels: np.ndarray | list[np.ndarray] | None
     """int64 [n]; for token tasks one array per sentence, aligned to its ids, IGNORE where there is none."""
     words: list[np.ndarray] | None
-    """Token tasks: position of the first sub-word of every word that survived truncation, in order."""
+    """Token tasks: where every word that survived truncation is read, in order; see `encode`."""
     truncated: np.ndarray
     """bool [n]: the text was longer than ``max_length`` tokens."""
     lengths: np.ndarray | None = None
@@ -105,9 +109,11 @@ class Encoded:
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
     """Turn examples into token ids of at most ``max_length``.
 
-    A pair becomes ``<s> a </s></s> b </s>`` and loses its longer text's end first. Words of a sentence are
-    tokenized one by one and labelled on the first sub-word. A word the tokenizer's normalizer leaves nothing
-    of (a lone variation selector, say) becomes `<unk>`, so that every word that fits has a position.
+    A pair becomes ``<s> a </s></s> b </s>`` and loses its longer text's end first.
+
+    Words of a sentence are tokenized one by one. A word is labelled and read at its first sub-word, or, where that
+    is the bare marker of a word's start, at the one behind it. A word the tokenizer's normalizer leaves nothing of
+    (a lone variation selector, say) becomes `<unk>`, so that every word that fits has a position.
 
     The tokenizer's own settings of truncation and padding are put back afterwards.
     """
@@ -115,13 +121,14 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded
     words: list[np.ndarray] = []
     lengths: list[int] = []
     tokens = examples.kind == "tokens"
+    start_id = tokenizer.token_to_id(WORD_START)
     for start in range(0, len(examples), ROWS_AT_ONCE):
         inputs = _inputs(examples, slice(start, start + ROWS_AT_ONCE))
         encodings, full = _encode_batch(tokenizer, inputs, max_length, tokens)
         ids += [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         lengths += full
         if tokens:
-            words += [_first_pieces(encoding) for encoding in encodings]
+            words += [_first_pieces(encoding, start_id) for encoding in encodings]
     unknown_id = tokenizer.token_to_id("<unk>")
     return Encoded(
         input_ids=ids,
@@ -178,11 +185,16 @@ def _settings(tokenizer: Tokenizer, max_length: int | None) -> Iterator[None]:
         tokenizer.no_padding() if padding is None else tokenizer.enable_padding(**padding)
 
 
-def _first_pieces(encoding: Encoding) -> np.ndarray:
+def _first_pieces(encoding: Encoding, start_id: int | None) -> np.ndarray:
     positions, previous = [], None
-    for position, word in enumerate(encoding.word_ids):
+    words, ids = encoding.word_ids, encoding.ids
+    for position, word in enumerate(words):
         if word is not None and word != previous:
-            positions.append(position)
+            # Read at the bare marker, Chinese words are all alike and like English punctuation. Measured with the
+            # quickstart model after 900 English sentences of part-of-speech tags: zh 25 %, th 43 %, en 93.9 %;
+            # at the letters behind it zh 67 %, th 70 %, en 94.0 %, six other languages within a point.
+            bare = ids[position] == start_id and words[position + 1] == word
+            positions.append(position + bare)
             previous = word
     return np.array(positions, dtype=np.int64)
 
