@@ -1004,8 +1004,8 @@ def test_pages_are_whole(tasks, seeds):
     page = Page(html)
     assert not page.open
     assert "script" not in page.tags
-    for svg in pages.drawings(facts).values():
-        root = ElementTree.fromstring(svg)
+    for drawing in pages.drawings(facts):
+        root = ElementTree.fromstring(drawing.svg)
         bands = root.findall(".//{*}polygon")
         assert len(bands) == (2 if seeds > 1 else 0)
     markdown = pages.render_markdown(facts)

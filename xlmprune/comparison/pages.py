@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,15 +245,23 @@ def faults(facts: Comparison) -> list[str]:
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
-def drawings(facts: Comparison) -> dict[str, str]:
-    """File name to SVG, one for every task whose methods were measured at two densities or more."""
-    found = {}
+@dataclass(frozen=True)
+class Drawing:
+    """One task's curves."""
+
+    task: str
+    file: str
+    svg: str
+
+
+def drawings(facts: Comparison) -> list[Drawing]:
+    """One for every task whose methods were measured at two densities or more."""
+    found = []
     for task in facts["tasks"]:
         lines = curves(facts["rows"], task)
         if lines:
-            found[f"zero_shot.{slug(task)}.svg"] = draw_curves(
-                lines, f"Zero-shot mean on {task} against density"
-            )
+            svg = draw_curves(lines, f"Zero-shot mean on {task} against density")
+            found.append(Drawing(task, f"zero_shot.{slug(task)}.svg", svg))
     return found
 
 
@@ -278,7 +287,7 @@ def render_markdown(facts: Comparison) -> str:
 
     facts = plain(facts)
     template = template_environment(autoescape=False).get_template("comparison.md.j2")
-    return squeeze(template.render(**sections(facts), drawings=list(drawings(facts))))
+    return squeeze(template.render(**sections(facts), drawings=drawings(facts)))
 
 
 def render_html(facts: Comparison) -> str:
@@ -289,7 +298,7 @@ def render_html(facts: Comparison) -> str:
 
     facts = plain(facts)
     # drawing.py escapes what it is given.
-    drawn = {name: Markup(svg) for name, svg in drawings(facts).items()}
+    drawn = [replace(drawing, svg=Markup(drawing.svg)) for drawing in drawings(facts)]
     template = template_environment(autoescape=True).get_template("comparison.html.j2")
     return template.render(**sections(facts), drawings=drawn)
 
@@ -297,8 +306,8 @@ def render_html(facts: Comparison) -> str:
 def write(facts: Comparison, folder: Path) -> None:
     """Write comparison.json, .md, .html and the drawings into ``folder``, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, svg in drawings(plain(facts)).items():
-        write_atomically(folder / name, svg + "\n")
+    for drawing in drawings(plain(facts)):
+        write_atomically(folder / drawing.file, drawing.svg + "\n")
     write_atomically(folder / "comparison.html", render_html(facts))
     write_atomically(folder / "comparison.md", render_markdown(facts))
     text = json.dumps(plain(facts), indent=1, ensure_ascii=False, allow_nan=False)
