@@ -1,0 +1,175 @@
+import io
+import itertools
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+
+from xlmprune import bench
+from xlmprune.errors import BundleError
+
+
+def write_model(path, layers=1, width=64, positions=100, names=("input_ids", "attention_mask")):
+    """Embedding, position embedding, `layers` products: enough to take time and to refuse long texts."""
+    random = np.random.default_rng(0)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in names]
+    weights = {
+        "table": random.standard_normal((bench.TOKEN_IDS, width)).astype(np.float32),
+        "positions": random.standard_normal((positions, width)).astype(np.float32),
+        "one": np.array(1),
+        "axis": np.array(1),
+    }
+    nodes = [
+        helper.make_node("CumSum", [names[1], "axis"], ["counted"]),
+        helper.make_node("Sub", ["counted", "one"], ["places"]),
+        helper.make_node("Gather", ["table", names[0]], ["words"]),
+        helper.make_node("Gather", ["positions", "places"], ["where"]),
+        helper.make_node("Add", ["words", "where"], ["x0"]),
+    ]
+    for layer in range(layers):
+        weights[f"w{layer}"] = random.standard_normal((width, width)).astype(np.float32) / width
+        nodes.append(helper.make_node("MatMul", [f"x{layer}", f"w{layer}"], [f"x{layer + 1}"]))
+    nodes.append(helper.make_node("Identity", [f"x{layers}"], ["logits"]))
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "model", inputs, [output], constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    slow, fast = write_model(folder / "slow.onnx", 12, 256), write_model(folder / "fast.onnx", 1, 256)
+    return {"slow": slow, "fast": fast}
+
+
+@pytest.fixture(scope="module")
+def facts(files):
+    return bench.bench(files, batches=(1, 2), lengths=(8, 64), threads=1, repeats=8, loads=1)
+
+
+def test_every_form_is_measured_for_every_batch_and_length(files, facts):
+    found = [(entry["batch"], entry["tokens"], entry["form"]) for entry in facts["speed"]]
+    assert found == list(itertools.product((1, 2), (8, 64), ("slow", "fast")))
+    for entry in facts["speed"]:
+        assert entry["rounds"] == 8
+        assert 0 < entry["median_ms"] <= entry["p95_ms"]
+        assert entry["texts_per_second"] == pytest.approx(1e3 * entry["batch"] / entry["median_ms"], rel=0.02)
+    for form, path in files.items():
+        assert facts["files"][form]["bytes"] == path.stat().st_size
+        assert 0 < facts["files"][form]["load_seconds"] < 60
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_the_first_form_is_what_others_are_compared_with(facts):
+    longest = {
+        entry["form"]: entry for entry in facts["speed"] if (entry["batch"], entry["tokens"]) == (2, 64)
+    }
+    assert longest["slow"]["speedup"] == 1
+    # Twelve products against one; the rest is the same. The machine may be busy, so the bound is wide.
+    assert longest["fast"]["speedup"] > 1.5
+
+
+class Recording:
+    """Stands in for a session and writes down when it is called."""
+
+    class Input:
+        name, type = "input_ids", "tensor(int64)"
+
+    def __init__(self, name, calls):
+        self.name, self.calls = name, calls
+
+    def get_inputs(self):
+        return [self.Input]
+
+    def run(self, outputs, inputs):
+        self.calls.append(self.name)
+
+
+def test_forms_take_turns_in_an_order_that_reverses():
+    calls = []
+    sessions = {name: Recording(name, calls) for name in "abc"}
+    rounds = bench._rounds(sessions, 1, 8, repeats=4, seconds=60)
+    assert "".join(calls) == "abc" + "abc" + "abccbaabccba"  # tried, warmed up, measured
+    assert all(len(taken) == 4 for taken in rounds.values())
+
+
+def test_a_ratio_is_taken_within_rounds():
+    # The machine slowed down tenfold half way; each round still says: twice as fast.
+    slow = np.array([2.0, 2.0, 2.0, 20.0, 20.0])
+    rounds = {"slow": slow, "fast": slow / 2}
+    assert bench._speed("fast", rounds, 1, 8)["speedup"] == 2
+    rounds = {"slow": slow, "fast": np.array([1.0, 10.0, 1.0, 10.0, 10.0])}
+    assert bench._speed("fast", rounds, 1, 8)["speedup"] == 2
+
+
+def test_rounds_end_with_the_time_but_there_are_five(files):
+    session = bench.open_session(files["fast"], 1)
+    assert len(bench._rounds({"fast": session}, 1, 8, repeats=1000, seconds=0)["fast"]) == 5
+
+
+def test_memory_is_what_the_file_takes_and_not_what_its_starter_took(tmp_path):
+    path = write_model(tmp_path / "model.onnx", layers=10, width=1024)  # 42 MB of weights
+    ballast = np.ones(60_000_000)  # 480 MB that a child would inherit as its own peak
+    found = bench.load_once(path, threads=1)
+    del ballast
+    assert 42e6 <= found["loaded_bytes"] <= found["peak_bytes"] < 400e6
+
+
+def test_quick_halves_a_text_that_is_too_long(tmp_path):
+    path = write_model(tmp_path / "model.onnx", positions=20)
+    found = bench.quick(path, seconds=0.05)
+    assert (found["batch"], found["tokens"]) == (1, 16)
+    assert found["median_ms"] <= found["p95_ms"]
+    assert set(found) == {"batch", "tokens", "median_ms", "p95_ms", "texts_per_second"}
+
+
+def test_what_cannot_be_measured_is_said(tmp_path, files, capfd):
+    with pytest.raises(BundleError, match="does not take texts of 128 tokens"):
+        bench.bench(files, lengths=(128,), loads=1)
+    with pytest.raises(BundleError, match=r"missing\.onnx is not there"):
+        bench.bench({"fp32": tmp_path / "missing.onnx"})
+    (tmp_path / "damaged.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BundleError, match=r"damaged\.onnx cannot be opened"):
+        bench.bench({"fp32": tmp_path / "damaged.onnx"}, loads=1)
+    with pytest.raises(BundleError, match=r"damaged\.onnx cannot be opened by ONNX Runtime"):
+        bench.quick(tmp_path / "damaged.onnx")
+    assert capfd.readouterr().err == ""
+
+
+def test_weights_beside_the_file_count(tmp_path):
+    path = write_model(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx.data").write_bytes(bytes(1000))
+    assert bench.bytes_of(path) == path.stat().st_size + 1000
+
+
+def test_other_inputs_are_filled_in(tmp_path):
+    path = write_model(tmp_path / "model.onnx", names=("input_ids", "attention_mask", "token_type_ids"))
+    inputs = bench.make_inputs(bench.open_session(path, 1), 2, 8)
+    assert not inputs["token_type_ids"].any()
+    assert inputs["attention_mask"].all()
+    assert inputs["input_ids"].shape == (2, 8)
+
+
+def test_the_tables_say_it_all(facts):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(bench.render(facts))
+    text = console.file.getvalue()
+    for part in ("slow.onnx", "fast.onnx", "2 x 64", "times slow", "1 thread,", onnxruntime.__version__):
+        assert part in text
+    assert f"{facts['speed'][-1]['speedup']:.2f}" in text
+
+
+def test_the_table_of_a_system_that_does_not_tell_memory(facts):
+    facts = json.loads(json.dumps(facts))
+    for entry in facts["files"].values():
+        entry["peak_bytes"] = entry["loaded_bytes"] = None
+    console = Console(file=io.StringIO(), width=120)
+    console.print(bench.render(facts))
+    assert " - " in console.file.getvalue()
