@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from xlmprune import evaluation, recipe, registry
 from xlmprune.errors import BundleError, DataError, RecipeError, ShortfallError
+from xlmprune.metrics import Logits
 from xlmprune.recipe import TaskRecipe
 from xlmprune.serving import Bundle, predict
 
@@ -62,7 +63,11 @@ def evaluate_bundle(
     settings = task_of(path, overrides)
     if languages:
         settings = settings.model_copy(update={"languages": list(languages)})
-    task = registry.load("task", settings.name)(settings)
+    kind = registry.load("task", settings.name)
+    if settings.labels is None and not isinstance(getattr(kind, "labels", None), tuple):
+        # Labels of own data come from the training file, which whoever measures a bundle need not have.
+        settings = settings.model_copy(update={"labels": list(bundle.labels)})
+    task = kind(settings)
     if tuple(task.labels) != tuple(bundle.labels):
         raise BundleError(
             f"{path}: its labels are {list(bundle.labels)}, those of the data {list(task.labels)}"
@@ -76,18 +81,14 @@ def evaluate_bundle(
         if language in asked
     }
     rows: dict[str, dict[str, Any]] = {}
-    for language, score, logits in evaluation.evaluate(bundle.forward(form), sets, task, batch_size):
-        rows[language] = {
-            "n": score.n,
-            "score": score.value,
-            "ci95": list(evaluation.interval(score.statistics, task.metrics[0])),
-            **score.others,
-        }
+    for language, test in sets.items():
+        logits = evaluation.collect(bundle.forward(form), test.encoded, batch_size)
         if predictions is not None:
             from xlmprune.predictions import write_predictions
 
-            write_predictions(predictions, task, language, logits, sets[language].examples)
-    values = {language: row["score"] for language, row in rows.items()}
+            write_predictions(predictions, task, language, logits, test.examples)
+        rows[language] = _row(task, logits, test)
+    values = {language: row["score"] for language, row in rows.items() if row["score"] is not None}
     return {
         "form": form,
         "task": task.name,
@@ -99,6 +100,15 @@ def evaluate_bundle(
     }
 
 
+def _row(task: Any, logits: Logits, test: evaluation.TestSet) -> dict[str, Any]:
+    """One language's scores; None where its test file has no labels, and only predictions can be had."""
+    if test.examples.labels is None:
+        return {"n": len(test.examples), "score": None}
+    score = evaluation.score(logits, test.examples, task.metrics, task.labels)
+    low, high = evaluation.interval(score.statistics, task.metrics[0])
+    return {"n": score.n, "score": score.value, "ci95": [low, high], **score.others}
+
+
 def require(facts: dict[str, Any], minimums: Sequence[str]) -> None:
     """Compare scores with what was promised.
 
@@ -107,7 +117,9 @@ def require(facts: dict[str, Any], minimums: Sequence[str]) -> None:
         ShortfallError: a score is below its minimum.
     """
     known = {
-        **{language: row["score"] for language, row in facts["languages"].items()},
+        **{
+            language: row["score"] for language, row in facts["languages"].items() if row["score"] is not None
+        },
         **{key: facts[key] for key in ("zero_shot_mean", "all_mean") if facts[key] is not None},
     }
     short = []
