@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def evaluate_bundle(
     if languages:
         settings = settings.model_copy(update={"languages": list(languages)})
     kind = registry.load("task", settings.name)
-    if settings.labels is None and not isinstance(getattr(kind, "labels", None), tuple):
+    if settings.labels is None and isinstance(getattr(kind, "labels", None), cached_property):
         # Labels of own data come from the training file, which whoever measures a bundle need not have.
         settings = settings.model_copy(update={"labels": list(bundle.labels)})
     task = kind(settings)

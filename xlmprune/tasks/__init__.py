@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from xlmprune.data import Examples, Kind
 from xlmprune.metrics import Metric
-from xlmprune.sources import Split
+from xlmprune.sources import Corpus, Split
 
 
 class Task(Protocol):
@@ -44,6 +44,33 @@ class Task(Protocol):
 
     def unlabelled(self, language: str) -> list[str]:
         """Texts that are not in the test set; empty where there are none."""
+
+
+class _Reads(Protocol):
+    """What `CorpusTask` needs of its heirs."""
+
+    _corpus: Corpus
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+
+class CorpusTask:
+    """What tasks share that read their data from a `Corpus`; each gives it its own layout, labels and metrics."""
+
+    _corpus: Corpus
+
+    def languages(self) -> tuple[str, ...]:
+        """The train language, then every other that was asked for."""
+        return self._corpus.languages()
+
+    def examples(self: _Reads, language: str, split: Split) -> Examples:
+        """One split of one language, labels looked up by name."""
+        return self._corpus.examples(language, split, self.labels)
+
+    def unlabelled(self, language: str) -> list[str]:
+        """Texts of train and dev that are not in the test set."""
+        return self._corpus.unlabelled(language)
 
 
 def one_of(recipe: Any, by_source: dict[str, str]) -> str:

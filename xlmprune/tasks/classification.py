@@ -12,16 +12,17 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Examples, Kind
+from xlmprune.data import Kind
 from xlmprune.metrics import Accuracy, main_first
-from xlmprune.sources import Corpus, Split
+from xlmprune.sources import Corpus
 from xlmprune.sources.labels import in_order
+from xlmprune.tasks import CorpusTask
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe
 
 
-class Classification:
+class Classification(CorpusTask):
     """Classify texts, from your own files."""
 
     name = "classification"
@@ -37,18 +38,6 @@ class Classification:
     def labels(self) -> tuple[str, ...]:
         """The recipe's, or the training file's: by number if all are numbers, else in alphabetical order."""
         return tuple(self._given) if self._given else in_order(self._corpus.label_names())
-
-    def languages(self) -> tuple[str, ...]:
-        """The train language, then every other that was asked for."""
-        return self._corpus.languages()
-
-    def examples(self, language: str, split: Split) -> Examples:
-        """Texts with their labels."""
-        return self._corpus.examples(language, split, self.labels)
-
-    def unlabelled(self, language: str) -> list[str]:
-        """Texts of train and dev that are not in the test set."""
-        return self._corpus.unlabelled(language)
 
 
 class PairClassification(Classification):

@@ -15,7 +15,7 @@ from xlmprune.sources import Corpus, Split
 from xlmprune.sources.hub import HubSet
 from xlmprune.sources.labels import to_iob2
 from xlmprune.sources.xglue import LICENCE, Layout
-from xlmprune.tasks import one_of
+from xlmprune.tasks import CorpusTask, one_of
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe
@@ -26,7 +26,7 @@ XGLUE = Layout(folder="NER", train="{language}.train", test="{language}.{split}"
 HUB = HubSet("unimelb-nlp/wikiann", ("de", "en", "es", "nl"), first="tokens", label="ner_tags", closed=False)
 
 
-class Ner:
+class Ner(CorpusTask):
     """Named entity recognition."""
 
     name = "ner"
@@ -38,14 +38,6 @@ class Ner:
         self.metrics = main_first((EntityF1(),), recipe.metric)
         self.licence = one_of(recipe, {"xglue": LICENCE})
 
-    def languages(self) -> tuple[str, ...]:
-        """The train language, then every other that was asked for."""
-        return self._corpus.languages()
-
     def examples(self, language: str, split: Split) -> Examples:
         """Words with IOB2 tags."""
         return to_iob2(self._corpus.examples(language, split, self.labels), self.labels)
-
-    def unlabelled(self, language: str) -> list[str]:
-        """Sentences of train and dev that are not in the test set."""
-        return self._corpus.unlabelled(language)

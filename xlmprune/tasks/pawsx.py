@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Examples, Kind
+from xlmprune.data import Kind
 from xlmprune.metrics import Accuracy, main_first
-from xlmprune.sources import Corpus, Split
+from xlmprune.sources import Corpus
 from xlmprune.sources.hub import HubSet
 from xlmprune.sources.xglue import LICENCE, Layout
-from xlmprune.tasks import one_of
+from xlmprune.tasks import CorpusTask, one_of
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe
@@ -39,7 +39,7 @@ HUB = HubSet(
 )
 
 
-class Pawsx:
+class Pawsx(CorpusTask):
     """Paraphrase identification."""
 
     name = "pawsx"
@@ -50,15 +50,3 @@ class Pawsx:
         self.labels = tuple(recipe.labels or LABELS)
         self.metrics = main_first((Accuracy(),), recipe.metric)
         self.licence = one_of(recipe, {"hub": "free use, acknowledging Google LLC", "xglue": LICENCE})
-
-    def languages(self) -> tuple[str, ...]:
-        """The train language, then every other that was asked for."""
-        return self._corpus.languages()
-
-    def examples(self, language: str, split: Split) -> Examples:
-        """Pairs of sentences."""
-        return self._corpus.examples(language, split, self.labels)
-
-    def unlabelled(self, language: str) -> list[str]:
-        """Texts of train and dev that are not in the test set."""
-        return self._corpus.unlabelled(language)

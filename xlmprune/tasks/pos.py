@@ -15,7 +15,7 @@ from xlmprune.metrics import TagRuns, TokenAccuracy, main_first
 from xlmprune.sources import Corpus, Split
 from xlmprune.sources.hub import HubSet
 from xlmprune.sources.xglue import LICENCE, Layout
-from xlmprune.tasks import one_of
+from xlmprune.tasks import CorpusTask, one_of
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe
@@ -99,7 +99,7 @@ HUB = HubSet(
 )
 
 
-class Pos:
+class Pos(CorpusTask):
     """Part-of-speech tagging."""
 
     name = "pos"
@@ -115,10 +115,6 @@ class Pos:
         }
         self.licence = one_of(recipe, by_source | {"xglue": LICENCE})
 
-    def languages(self) -> tuple[str, ...]:
-        """The train language, then every other that was asked for."""
-        return self._corpus.languages()
-
     def examples(self, language: str, split: Split) -> Examples:
         """Words with their tags. A test set equal to the dev set, as XGLUE's Thai one is, is told in the notes."""
         examples = self._corpus.examples(language, split, self.labels)
@@ -130,7 +126,3 @@ class Pos:
                 )
                 return replace(examples, notes=(*examples.notes, note))
         return examples
-
-    def unlabelled(self, language: str) -> list[str]:
-        """Sentences of train and dev that are not in the test set."""
-        return self._corpus.unlabelled(language)

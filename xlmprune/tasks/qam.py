@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Examples, Kind
+from xlmprune.data import Kind
 from xlmprune.metrics import Accuracy, main_first
-from xlmprune.sources import Corpus, Split
+from xlmprune.sources import Corpus
 from xlmprune.sources.xglue import LICENCE, Layout
-from xlmprune.tasks import one_of
+from xlmprune.tasks import CorpusTask, one_of
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe
@@ -22,7 +22,7 @@ LABELS = ("0", "1")
 XGLUE = Layout(folder="QAM", train="xglue.qam.{language}.train", test="xglue.qam.{language}.{split}")
 
 
-class Qam:
+class Qam(CorpusTask):
     """Question answer matching."""
 
     name = "qam"
@@ -33,15 +33,3 @@ class Qam:
         self.labels = tuple(recipe.labels or LABELS)
         self.metrics = main_first((Accuracy(),), recipe.metric)
         self.licence = one_of(recipe, {"xglue": LICENCE})
-
-    def languages(self) -> tuple[str, ...]:
-        """The train language, then every other that was asked for."""
-        return self._corpus.languages()
-
-    def examples(self, language: str, split: Split) -> Examples:
-        """Pairs of question and passage."""
-        return self._corpus.examples(language, split, self.labels)
-
-    def unlabelled(self, language: str) -> list[str]:
-        """Texts of train and dev that are not in the test set."""
-        return self._corpus.unlabelled(language)

@@ -9,16 +9,17 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Examples, Kind
+from xlmprune.data import Kind
 from xlmprune.metrics import Ndcg, main_first
-from xlmprune.sources import Corpus, Split
+from xlmprune.sources import Corpus
 from xlmprune.sources.labels import in_order
+from xlmprune.tasks import CorpusTask
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe
 
 
-class Ranking:
+class Ranking(CorpusTask):
     """Rank documents for queries, from your own files."""
 
     name = "ranking"
@@ -35,15 +36,3 @@ class Ranking:
     def labels(self) -> tuple[str, ...]:
         """The recipe's, or the training file's ratings in ascending order."""
         return tuple(self._given) if self._given else in_order(self._corpus.label_names())
-
-    def languages(self) -> tuple[str, ...]:
-        """The train language, then every other that was asked for."""
-        return self._corpus.languages()
-
-    def examples(self, language: str, split: Split) -> Examples:
-        """Pairs of query and document, grouped by query."""
-        return self._corpus.examples(language, split, self.labels)
-
-    def unlabelled(self, language: str) -> list[str]:
-        """Texts of train and dev that are not in the test set."""
-        return self._corpus.unlabelled(language)

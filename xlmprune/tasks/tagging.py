@@ -13,12 +13,13 @@ from xlmprune.data import Examples, Kind
 from xlmprune.metrics import EntityF1, Metric, TokenAccuracy, main_first
 from xlmprune.sources import Corpus, Split
 from xlmprune.sources.labels import is_bio, to_iob2
+from xlmprune.tasks import CorpusTask
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe
 
 
-class Tagging:
+class Tagging(CorpusTask):
     """Tag every word of a sentence, from your own files."""
 
     name = "tagging"
@@ -47,14 +48,6 @@ class Tagging:
         metrics: tuple[Metric, ...] = (TokenAccuracy(),)
         return main_first((EntityF1(), *metrics) if is_bio(self.labels) else metrics, self._metric)
 
-    def languages(self) -> tuple[str, ...]:
-        """The train language, then every other that was asked for."""
-        return self._corpus.languages()
-
     def examples(self, language: str, split: Split) -> Examples:
         """Words with their tags, BIO ones as IOB2."""
         return to_iob2(self._corpus.examples(language, split, self.labels), self.labels)
-
-    def unlabelled(self, language: str) -> list[str]:
-        """Sentences of train and dev that are not in the test set."""
-        return self._corpus.unlabelled(language)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Examples, Kind
+from xlmprune.data import Kind
 from xlmprune.metrics import Ndcg, main_first
-from xlmprune.sources import Corpus, Split
+from xlmprune.sources import Corpus
 from xlmprune.sources.xglue import LICENCE, Layout
-from xlmprune.tasks import one_of
+from xlmprune.tasks import CorpusTask, one_of
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe
@@ -30,7 +30,7 @@ XGLUE = Layout(
 )
 
 
-class Wpr:
+class Wpr(CorpusTask):
     """Web page ranking."""
 
     name = "wpr"
@@ -41,15 +41,3 @@ class Wpr:
         self.labels = tuple(recipe.labels or LABELS)
         self.metrics = main_first((Ndcg("wpr_argmax"), Ndcg("wpr_expected", expected=True)), recipe.metric)
         self.licence = one_of(recipe, {"xglue": LICENCE})
-
-    def languages(self) -> tuple[str, ...]:
-        """The train language, then every other that was asked for."""
-        return self._corpus.languages()
-
-    def examples(self, language: str, split: Split) -> Examples:
-        """Pairs of query and page, grouped by query."""
-        return self._corpus.examples(language, split, self.labels)
-
-    def unlabelled(self, language: str) -> list[str]:
-        """Texts of train and dev that are not in the test set."""
-        return self._corpus.unlabelled(language)

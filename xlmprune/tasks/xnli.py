@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Examples, Kind
+from xlmprune.data import Kind
 from xlmprune.metrics import Accuracy, main_first
-from xlmprune.sources import Corpus, Split
+from xlmprune.sources import Corpus
 from xlmprune.sources.hub import HubSet
 from xlmprune.sources.xglue import LICENCE, Layout
-from xlmprune.tasks import one_of
+from xlmprune.tasks import CorpusTask, one_of
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe
@@ -34,7 +34,7 @@ HUB = HubSet("facebook/xnli", LANGUAGES, first="premise", second="hypothesis", l
 SYNONYMS = {"contradictory": "contradiction"}
 
 
-class Xnli:
+class Xnli(CorpusTask):
     """Natural language inference."""
 
     name = "xnli"
@@ -45,15 +45,3 @@ class Xnli:
         self.labels = tuple(recipe.labels or LABELS)
         self.metrics = main_first((Accuracy(),), recipe.metric)
         self.licence = one_of(recipe, {"hub": "CC BY-NC 4.0", "xglue": LICENCE})
-
-    def languages(self) -> tuple[str, ...]:
-        """The train language, then every other that was asked for."""
-        return self._corpus.languages()
-
-    def examples(self, language: str, split: Split) -> Examples:
-        """Pairs of premise and hypothesis."""
-        return self._corpus.examples(language, split, self.labels)
-
-    def unlabelled(self, language: str) -> list[str]:
-        """Premises and hypotheses of train and dev that are in no test pair."""
-        return self._corpus.unlabelled(language)
