@@ -416,7 +416,7 @@ class FinePruning:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything a resumed run needs, as named files of named tensors."""
-        files = {
+        files: dict[str, dict[str, Tensor]] = {
             "model": dict(self.model.named_parameters()),
             "masks": {name: pack_bits(mask) for name, mask in self.masks.items()},
             "finetuned": self.finetuned,
