@@ -59,7 +59,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel):
     inside = {name for name in inside if "__pycache__" not in name}
     packed = {str(file.relative_to(wheel)) for file in wheel.rglob("*") if file.is_file()}
     assert inside <= packed
-    recipes = {f"xlmprune/recipes/{file.name}" for file in (ROOT / "recipes").glob("*.yaml")}
+    recipes = {f"xlmprune/{file.relative_to(ROOT)}" for file in (ROOT / "recipes").rglob("*.yaml")}
     assert recipes
     assert recipes <= packed
     assert any(name.endswith("licenses/LICENSE") for name in packed)

@@ -104,6 +104,21 @@ def test_a_trimmed_vocabulary_is_said_beside_the_densities():
     assert findings.describe_vocabulary({"vocabulary": None}) == ""
 
 
+def test_languages_that_gave_unlabelled_text_are_told_apart():
+    report = sample_report(3)
+    for code, text in {"en": False, "de": True, "fr": True, "es": False}.items():
+        report["languages"][code]["seen_unlabelled"] = text
+    said = "2 of the 3 languages never trained on with labels gave unlabelled text to learn from"
+    for text in (render_markdown(report), model_card(report), printed(report, 400)):
+        assert said in text
+        assert "those with text 76.2 → 74.9, those without 72.9 → 70.6" in text
+    assert "was only evaluated" not in model_card(report)
+    assert "was only evaluated" in model_card(sample_report(3))
+    headings = language_table(report).headings
+    answers = {row[1]: row[headings.index("unlabelled text")] for row in language_table(report).rows}
+    assert answers == {"en": "no", "": "", "de": "yes", "fr": "yes", "es": "no"}
+
+
 def test_the_worst_language_is_named_and_marked_in_every_form():
     report = sample_report()
     assert "The worst language, Thai: 46.2 → 36.8 (−9.4 points)." in render_markdown(report)
@@ -402,7 +417,7 @@ def small_bundle(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("text", r"Wo kann ich heute Nacht die Sterne sehen\?\t(nought|one|two)\t[01]\.\d+"),
+        ("text", r"schalte das Licht in der Küche ein\t(nought|one|two)\t[01]\.\d+"),
         ("pair", r"Ein Mann spielt Gitarre\.\tNiemand macht Musik\.\t(nought|one|two)\t[01]\.\d+"),
         ("tokens", r"Angela/\w+ Merkel/\w+ wohnt/\w+ in/\w+ Berlin/\w+"),
     ],

@@ -119,6 +119,8 @@ class Row:
     interval: tuple[float, float] | None
     """95 % of the pruned score."""
     paired: Mapping[str, Any] | None
+    seen_unlabelled: bool | None
+    """Whether unlabelled text of the language was learnt from; None in a run that used none."""
     style: str
     """``train``, ``worst``, ``mean`` or ``other``."""
 
@@ -149,6 +151,7 @@ def rows(report: Report) -> list[Row]:
                 delta=entry.get("delta"),
                 interval=None if not interval or None in interval else (interval[0], interval[1]),
                 paired=report.get("paired", {}).get(code),
+                seen_unlabelled=entry.get("seen_unlabelled"),
                 style="train" if code == train else "worst" if code == worst else "other",
             )
         )
@@ -165,7 +168,7 @@ def mean_rows(report: Report) -> list[Row]:
         means = summary.get(key) or {}
         if means.get("dense") is not None:
             delta = None if means.get("pruned") is None else means["pruned"] - means["dense"]
-            listed.append(Row("", name, None, means, delta, None, None, "mean"))
+            listed.append(Row("", name, None, means, delta, None, None, None, "mean"))
     return listed
 
 
@@ -219,14 +222,41 @@ def describe_scores(report: Report) -> str:
     )
 
 
+def describe_unlabelled(report: Report) -> str:
+    """Which languages gave text without labels to learn from, and how both groups fared; empty where none did."""
+    train = train_language(report)
+    zero_shot = {code: entry for code, entry in report.get("languages", {}).items() if code != train}
+    seen = [entry for entry in zero_shot.values() if entry.get("seen_unlabelled")]
+    if not seen:
+        return ""
+    said = (
+        f"{len(seen)} of the {count_languages(len(zero_shot))} never trained on with labels gave unlabelled text to learn "
+        "from, so zero-shot here means without labels"
+    )
+    unseen = [entry for entry in zero_shot.values() if not entry.get("seen_unlabelled")]
+    if not unseen:
+        return f"{said}."
+    groups = [
+        f"{name} {score(_mean(group, 'dense'))} → {score(_mean(group, 'pruned'))}"
+        for name, group in (("those with text", seen), ("those without", unseen))
+    ]
+    return f"{said}: {', '.join(groups)}."
+
+
+def _mean(entries: list[Mapping[str, Any]], form: str) -> float | None:
+    values = [entry[form] for entry in entries if entry.get(form) is not None]
+    return sum(values) / len(values) if values else None
+
+
 def describe_files(report: Report) -> str:
     """The sizes of the ONNX files against dense fp32; empty without files."""
     dense = report.get("dense_bytes", {}).get("onnx_fp32")
     said = []
-    for name, facts in report.get("files", {}).items():
-        if name.endswith(".onnx") and name in FILE_FORMS:
-            share = f" ({percent(facts['bytes'] / dense)})" if dense else ""
-            said.append(f"{name} {size(facts['bytes'])}{share}")
+    files = report.get("files", {})
+    for name in FILE_FORMS:
+        if name.endswith(".onnx") and name in files:
+            share = f" ({percent(files[name]['bytes'] / dense)})" if dense else ""
+            said.append(f"{name} {size(files[name]['bytes'])}{share}")
     if not said:
         return ""
     against = f", against {size(dense)} dense in fp32" if dense else ""

@@ -25,6 +25,10 @@ LICENCE_IDS = {"mit", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
 HUB_IDS = {"quickstart": "intfloat/multilingual-e5-small"}
 """Where a model that goes by another name here comes from."""
 
+TEXTS = {"quickstart": '["turn on the kitchen light", "schalte das Licht in der Küche ein"]'}
+ANY_TEXTS = '["Where can I see the stars tonight?", "Wo kann ich heute Nacht die Sterne sehen?"]'
+"""What the serving code asks about: by task, and for every other."""
+
 UNKNOWN = "unknown; ask whoever published it before you ship"
 
 
@@ -45,10 +49,12 @@ def render(report: Report) -> str:
         "revision": model.get("revision"),
         "train_name": language_name(train) if train else None,
         "task": task,
+        "taught": any(entry.get("seen_unlabelled") for entry in report.get("languages", {}).values()),
         "pruning": report.get("recipe", {}).get("pruning"),
         "regularizer": report.get("recipe", {}).get("regularizer"),
         "max_length": model.get("max_length"),
         "served": served_file(report),
+        "texts": TEXTS.get(task.get("name", ""), ANY_TEXTS),
         "model_licence": model.get("licence") or UNKNOWN,
         "data_licence": task.get("licence") or UNKNOWN,
         "version": report.get("environment", {}).get("xlmprune"),

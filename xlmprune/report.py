@@ -87,6 +87,7 @@ def sections(report: Report) -> dict[str, Any]:
         findings.describe_density(report),
         findings.describe_vocabulary(report),
         findings.describe_scores(report),
+        findings.describe_unlabelled(report),
         findings.describe_files(report),
     )
     return {
@@ -174,7 +175,7 @@ def results_table(report: Report) -> RenderableType:
     return Group(*shown, *(Text(said) for said in (*names["sentences"], scaled) if said))
 
 
-LEFT_TO_FILES = ("code", "95% interval", "gained", "lost")
+LEFT_TO_FILES = ("code", "95% interval", "gained", "lost", "unlabelled text")
 """Columns that would not fit a terminal of 80; report.md has them."""
 
 STYLES = {"worst": "bold red", "train": "cyan", "mean": "bold"}

@@ -65,6 +65,10 @@ def language_table(report: Report) -> Table | None:
             ("gained", lambda row: number(row.paired.get("gained")) if row.paired else ""),
             ("lost", lambda row: number(row.paired.get("lost")) if row.paired else ""),
         ]
+    if any(row.seen_unlabelled is not None for row in listed):
+        columns += [
+            ("unlabelled text", lambda row: {True: "yes", False: "no", None: ""}[row.seen_unlabelled])
+        ]
     columns += [("n", lambda row: "" if row.n is None else number(row.n))]
     note = [f"{metric_name(report)}, percent. Δ: pruned minus dense, in points."]
     if any(row.interval for row in listed):
@@ -123,7 +127,7 @@ def file_table(report: Report) -> Table | None:
 def part_table(report: Report) -> Table | None:
     """Where the bytes are."""
     return _table(
-        "Bytes by part",
+        "Bytes by part of model.safetensors",
         {
             "part": lambda part: part["name"],
             "bytes": lambda part: size(part["bytes"]),
