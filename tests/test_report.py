@@ -141,7 +141,7 @@ def test_the_terminal_table_fits_eighty_columns_whole():
     text = printed(sample_report(), 80)
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
-    assert re.search(r"Thai +46\.2 +36\.8 +36\.8 +36\.\d +−9\.4 +< 0\.001 +640", text)
+    assert re.search(r"Thai +46\.2 +36\.8 +−9\.4 +36\.8 +36\.\d +< 0\.001 +640", text)
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,10 @@ def language_table(report: Report) -> Table | None:
     listed = [*first, *mean_rows(report), *(row for row in listed if row.style != "train")]
     columns: list[tuple[str, Callable[[Row], str]]] = [("language", lambda row: row.name)]
     columns += [("code", lambda row: row.code)]
-    columns += [(title, _score_of(form)) for form, title in forms(report).items()]
+    titles = forms(report)
+    columns += [(titles[form], _score_of(form)) for form in titles if not form.startswith("onnx_")]
     columns += [("Δ", lambda row: points(row.delta))]
+    columns += [(titles[form], _score_of(form)) for form in titles if form.startswith("onnx_")]
     if any(row.interval for row in listed):
         columns += [("95% interval", _interval)]
     if any(row.paired for row in listed):
