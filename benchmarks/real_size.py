@@ -111,20 +111,16 @@ def main() -> None:
         (place / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
         xlmprune = [sys.executable, "-m", "xlmprune"]
         run = place / "run"
-        timed(
-            "compress",
-            [
-                *xlmprune,
-                "compress",
-                str(place / "recipe.yaml"),
-                "--out",
-                str(run),
-                "--device",
-                "cpu",
-                "--fresh",
-            ]
-            + ["--set", f"model.vocabulary={chosen.vocabulary}"],
-        )
+        options_of_run = [
+            "--out",
+            str(run),
+            "--device",
+            "cpu",
+            "--fresh",
+            "--set",
+            f"model.vocabulary={chosen.vocabulary}",
+        ]
+        timed("compress", [*xlmprune, "compress", str(place / "recipe.yaml"), *options_of_run])
         timed("verify", [*xlmprune, "verify", str(run / "bundle")])
         timed("inspect", [*xlmprune, "inspect", str(run / "bundle")])
         files = sorted((run / "bundle").iterdir())
