@@ -144,6 +144,7 @@ def test_options_add_to_a_file_and_win(base, tmp_path):
         tmp_path, recipe=str(base), vary={"seed": [1, 2]}, methods={"a": {}, "b": {"regularizer": "none"}}
     )
     assert plan.read(file, ["seed=5,6"], ["training.max_length=16"]).seeds == [5, 6]
+    assert plan.read(file, ["seed=5", "seed=6"]).seeds == [5, 6]
     with pytest.raises(RecipeError, match=r"same run.*a on .* b on"):
         plan.read(file, [], ["regularizer=frobenius"])
 
@@ -502,7 +503,7 @@ def test_a_cell_that_fails_leaves_the_others(base, tmp_path, without_onnx):
     assert "diverged" in bad["message"]
     rows = pages.tables(facts)[0].rows
     assert rows[2][1:3] == ["0 of 1", "failed"]
-    assert rows[1][4].endswith(pages.ONE_SEED)
+    assert rows[1][3].endswith(pages.ONE_SEED)
     assert "diverged" in (tmp_path / "comparison.html").read_text()
 
 
@@ -721,6 +722,14 @@ def test_what_ray_cannot_give(base, tmp_path, monkeypatch, options, device, said
     monkeypatch.setitem(sys.modules, "ray", FakeRay())
     with pytest.raises(MachineError, match=said):
         list(ray_executor.RayExecutor(**options).run([piece(load(base), tmp_path, device=device)]))
+
+
+def test_executors_by_name(monkeypatch):
+    assert isinstance(running.make_executor("local"), local.LocalExecutor)
+    with pytest.raises(MachineError, match="--executor slurm: expected local or ray"):
+        running.make_executor("slurm")
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    assert running.make_executor("ray", gpus=0.5).gpus == 0.5
 
 
 def test_without_ray(monkeypatch):
@@ -970,7 +979,12 @@ def test_spreads_in_words():
 
 def test_one_task_has_its_means_as_columns():
     text = printed(some_facts())
-    assert "Methods on XNLI" in text
+    assert "Methods on XNLI at 31.0% of the encoder's weights" in text
+    narrow = printed(some_facts(), width=80)
+    assert narrow.count("± 0.7") == text.count("± 0.7")
+    facts = some_facts()
+    facts["rows"][1]["encoder_density"] = 0.1
+    assert pages.tables(facts)[0].headings[2] == "encoder weights"
     assert "No pruning" in text
     assert "65.5 ± 0.7" in text
     assert "2 of 2" in text, "seeds in favour"

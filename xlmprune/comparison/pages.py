@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,37 +57,43 @@ def _headlines(facts: Comparison) -> Iterator[Table]:
     done = [row for row in rows if row["done"]]
     train = done[0]["train_language"] if done else "en"
     metric = done[0]["metric"] if done else "score"
-    headings = [
-        "method",
-        "seeds",
-        "encoder weights",
-        language_name(train),
-        "zero-shot mean",
-        "Δ",
-        "all languages",
-    ]
+    at = _one_density(facts)
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "encoder weights": lambda row: percent(row["encoder_density"]),
+        language_name(train): lambda row: spread_text(row["english"]),
+        "zero-shot mean": lambda row: spread_text(row["zero_shot_mean"]),
+        "Δ": lambda row: spread_text(row.get("loss"), signed=True),
+        "all languages": lambda row: spread_text(row["all_mean"]),
+    }
+    if at is not None:
+        del columns["encoder weights"]
     yield Table(
-        title=f"Methods on {facts['tasks'][0]}",
-        headings=headings,
-        rows=[_method_cells(row) for row in rows],
+        title=f"Methods on {facts['tasks'][0]}"
+        + (f" at {percent(at)} of the encoder's weights" if at else ""),
+        headings=["method", "seeds", *columns],
+        rows=[
+            [
+                row["method"],
+                _seeds(row),
+                *(show(row) if row["done"] else _missing(row) for show in columns.values()),
+            ]
+            for row in rows
+        ],
         note=f"{metric}, percent. {SPREAD_NOTE} Δ: zero-shot mean, pruned minus dense, in points.",
         styles=["mean" if row["method"] == DENSE else "" for row in rows],
     )
 
 
-def _method_cells(row: Mapping[str, Any]) -> list[str]:
-    if not row["done"]:
-        return [row["method"], f"0 of {row['planned']}", *[_missing(row)] * 5]
-    seeds = str(row["done"]) if row["done"] == row["planned"] else f"{row['done']} of {row['planned']}"
-    return [
-        row["method"],
-        seeds,
-        percent(row["encoder_density"]),
-        spread_text(row["english"]),
-        spread_text(row["zero_shot_mean"]),
-        spread_text(row.get("loss"), signed=True),
-        spread_text(row["all_mean"]),
-    ]
+def _one_density(facts: Comparison) -> float | None:
+    """The final density, if all methods have the same."""
+    found = {
+        round(row["encoder_density"], 3) for row in facts["rows"] if row["done"] and row["method"] != DENSE
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    return str(row["done"]) if row["done"] == row["planned"] else f"{row['done']} of {row['planned']}"
 
 
 def _missing(row: Mapping[str, Any] | None) -> str:
@@ -108,10 +114,8 @@ def _methods_by_task(facts: Comparison, measure: str, title: str) -> Table:
             for row in found
         ]
         lines.append([method, *cells, spread_text(averages[method].get(measure))])
-    densities = {
-        round(row["encoder_density"], 3) for row in facts["rows"] if row["done"] and row["method"] != DENSE
-    }
-    at = f"At {percent(densities.pop())} of the encoder's weights. " if len(densities) == 1 else ""
+    density = _one_density(facts)
+    at = f"At {percent(density)} of the encoder's weights. " if density else ""
     scored = ", ".join(f"{task} {metric}" for task, metric in metrics.items())
     return Table(
         title=title,
@@ -209,8 +213,8 @@ def _tests(facts: Comparison) -> Table | None:
             for test in ordered
         ],
         note=f"Zero-shot mean, first minus second, in points. p: randomization test, {facts['tests'][0]['rounds']:,} "
-        f"exchanges of examples; Holm's correction for {len(facts['tests'])} tests. It asks whether another test set would "
-        "show the difference. Whether other seeds would is for the spread to say, and one seed cannot.",
+        f"exchanges of examples; Holm's correction for {len(facts['tests'])} of them. It asks whether another test set "
+        "would show the difference. Whether other seeds would is for the spread to say, and one seed cannot.",
         texts=3 if many else 2,
     )
 
@@ -238,8 +242,12 @@ def _cells(facts: Comparison) -> Table | None:
 
 
 def faults(facts: Comparison) -> list[str]:
-    """A sentence for every cell that failed or came with a warning."""
-    return [f"{cell['name']}: {cell['message']}" for cell in facts["cells"] if cell["message"]]
+    """A sentence for everything that went wrong, with the runs it happened to."""
+    by_message: dict[str, list[str]] = {}
+    for cell in facts["cells"]:
+        if cell["message"]:
+            by_message.setdefault(cell["message"], []).append(cell["name"])
+    return [f"{', '.join(names)}: {message}" for message, names in by_message.items()]
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -374,8 +382,12 @@ def _rich(table: Table) -> RenderableType:
     from rich.text import Text
 
     grid = Grid(box=SIMPLE_HEAD, pad_edge=False, title=table.title, title_justify="left")
+    # Many columns do not fit a terminal of 80: there a cell may take two lines, and loses nothing.
+    few = len(table.headings) <= 7
     for place, heading in enumerate(table.headings):
-        grid.add_column(heading, justify="left" if place < table.texts else "right")
+        figures = place >= table.texts
+        title = heading.replace(" ", "\n") if figures else heading
+        grid.add_column(title, justify="right" if figures else "left", no_wrap=few)
     for style, cells in table.marked():
         grid.add_row(*(Text(cell) for cell in cells), style="bold" if style == "mean" else None)
     return grid

@@ -166,11 +166,9 @@ def _is_comparison(values: Mapping[str, Any]) -> bool:
 
 def _read_file(values: dict[str, Any], lines: dict[Any, int], file: Path) -> ComparisonFile:
     for section in ("methods", "tasks"):
-        for label, entries in (
-            (values.get(section) or {}).items() if isinstance(values.get(section), dict) else []
-        ):
-            if entries is None:  # `magnitude:` with nothing after it, the recipe as it is
-                values[section][label] = {}
+        if isinstance(values.get(section), dict):
+            # `L2-MBP:` with nothing after it is the recipe as it is.
+            values[section] = {label: {} if o is None else o for label, o in values[section].items()}
     try:
         return ComparisonFile.model_validate({"name": file.stem, **values})
     except ValidationError as error:
@@ -224,16 +222,20 @@ def _lay_out(
     baseline: str | None,
 ) -> Plan:
     varied = {key: (values, f"{file}: vary.{key}") for key, values in given.vary.items()}
-    varied |= {key: (values, f"--vary {key}") for key, values in vary}
-    for _key, (values, source) in varied.items():
+    asked: dict[str, list[Any]] = {}
+    for key, values in vary:
+        asked.setdefault(key, []).extend(values)
+    varied |= {key: (values, f"--vary {key}") for key, values in asked.items()}
+    for values, source in varied.values():
         if not values:
             raise RecipeError(f"{source}: no value is listed, so there is no cell to run")
     seeds = varied.pop("seed", None)
     rows = [_axis(key, *found) for key, found in varied.items() if key.split(".")[0] != "task"]
     columns = [_axis(key, *found) for key, found in varied.items() if key.split(".")[0] == "task"]
     if given.methods:
-        own_seeds = not any(key == "seed" for key, _ in vary)
-        rows.insert(0, [_row(label, o, file, own_seeds) for label, o in given.methods.items()])
+        rows.insert(
+            0, [_row(label, o, file, own_seeds="seed" not in asked) for label, o in given.methods.items()]
+        )
     if given.tasks:
         columns.insert(0, [_column(label, o, file) for label, o in given.tasks.items()])
     if not rows and not columns and seeds is None:
@@ -303,17 +305,16 @@ def _axis(key: str, values: list[Any], source: str) -> list[_Choice]:
     ]
 
 
+NAMED = ("regularizer", "pruning.criterion", "pruning.schedule", "task.name")
+"""Keys whose values say by themselves what they are."""
+
+
 def _label(key: str, value: Any) -> str:
     """How a value is called in the table: a component by its name, anything else with its key."""
     if isinstance(value, Mapping) and "name" in value:
         beside = ", ".join(f"{k}={v}" for k, v in value.items() if k != "name")
         return f"{value['name']} ({beside})" if beside else str(value["name"])
-    if isinstance(value, str) and key in (
-        "regularizer",
-        "pruning.criterion",
-        "pruning.schedule",
-        "task.name",
-    ):
+    if isinstance(value, str) and key in NAMED:
         return value
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f"{key.rpartition('.')[2]}={shown}"

@@ -12,7 +12,7 @@ from xlmprune.comparison.dense import dense_key, dense_recipe, is_begun
 from xlmprune.comparison.local import LocalExecutor
 from xlmprune.comparison.plan import Plan
 from xlmprune.comparison.work import Executor, Outcome, Work
-from xlmprune.errors import XlmpruneError
+from xlmprune.errors import MachineError, XlmpruneError
 from xlmprune.progress import Reporter
 
 
@@ -95,9 +95,28 @@ def _dense_name(key: str) -> str:
     return f"dense stage {key}"
 
 
+def make_executor(name: str, gpus: float | None = None, cpus: float = 1) -> Executor:
+    """``local`` or ``ray``.
+
+    Args:
+        gpus: for Ray, the share of a GPU that each run gets; None is a whole one where there are any.
+        cpus: for Ray, the cores of each run.
+
+    Raises:
+        MachineError: no such executor, or Ray is not installed.
+    """
+    if name == "local":
+        return LocalExecutor()
+    if name == "ray":
+        from xlmprune.comparison.ray import RayExecutor
+
+        return RayExecutor(gpus, cpus)
+    raise MachineError(f"--executor {name}: expected local or ray")
+
+
 def default_out(plan: Plan) -> Path:
     """Where a comparison goes that is not told."""
     return Path("runs") / f"{plan.name}-comparison"
 
 
-__all__ = ["compare", "default_out"]
+__all__ = ["compare", "default_out", "make_executor"]
