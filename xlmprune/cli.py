@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from xlmprune._version import __version__
-from xlmprune.errors import ShortfallError, XlmpruneError
+from xlmprune.errors import RecipeError, ShortfallError, XlmpruneError
 
 
 class _Group(TyperGroup):
@@ -217,6 +217,88 @@ def unpack(
     folder = out or bundle.with_name(bundle.resolve().name + "-unpacked")
     for file in unpack_bundle(bundle, folder):
         typer.echo(str(folder / file))
+
+
+@app.command()
+def bench(
+    bundle: Bundle,
+    against: Annotated[
+        Path | None, typer.Option(help="Another bundle, or an ONNX file, to compare with.")
+    ] = None,
+    batches: Annotated[str, typer.Option(help="Texts in a call, comma-separated.")] = "1,8",
+    lengths: Annotated[str, typer.Option(help="Tokens of every text, comma-separated.")] = "64,128",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of ONNX Runtime; 0 takes every core.")] = 0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="How long to measure each batch and length.")
+    ] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Latency, throughput, memory and bytes of every form, side by side with the dense fp32 file.
+
+    Forms take turns, so that the ratios hold on a busy machine too.
+    """
+    from xlmprune import bench as benching
+    from xlmprune.exporters.unpacking import contenders
+
+    with contenders(bundle, against) as files:
+        facts = benching.bench(
+            files,
+            batches=_numbers(batches, "--batches"),
+            lengths=_numbers(lengths, "--lengths"),
+            threads=threads or None,
+            seconds=seconds,
+            say=lambda text: typer.echo(text, err=True),
+        )
+    _print_json(facts) if as_json else _print_table(benching.render(facts))
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise RecipeError(f"{option} {text}: expected whole numbers above 0, such as 1,8")
+    return numbers
+
+
+@app.command()
+def compare(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe, a comparison file, or a shipped one's name.")
+    ],
+    vary: Annotated[
+        list[str], typer.Option("--vary", metavar="KEY=V1,V2", help="Run every value; may be repeated.")
+    ] = [],
+    set_: Set = [],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of all runs; otherwise runs/<name>-comparison.")
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="Test the other methods against this one alone.")] = "",
+    executor: Annotated[str, typer.Option(help="local, or ray (extra `ray`).")] = "local",
+    gpus: Annotated[float | None, typer.Option(help="For ray: the share of a GPU each run gets.")] = None,
+    cpus: Annotated[float, typer.Option(help="For ray: the cores each run gets.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in folders that hold runs.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and make none.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Several methods, seeds and tasks under one budget, one table with its spread.
+
+    Every run is an ordinary run folder; run again, finished ones are left alone and broken ones go on.
+    """
+    from xlmprune.comparison import pages, plan, running, table
+
+    laid_out = plan.read(recipe, vary, set_, baseline or None)
+    if dry_run:
+        _print_json(pages.plan_facts(laid_out)) if as_json else _print_table(pages.plan_table(laid_out))
+        return
+    folder = out or Path("runs") / f"{laid_out.name}-comparison"
+    facts = running.compare(laid_out, folder, running.make_executor(executor, gpus, cpus), device, fresh)
+    _print_json(facts) if as_json else _print_table(pages.results_table(facts))
+    typer.echo(f"comparison: {folder / 'comparison.html'}", err=True)
+    if code := table.exit_code(facts):
+        raise typer.Exit(code)
 
 
 @app.command()

@@ -248,7 +248,7 @@ def _close_stage(job: Job, end: StageEnd) -> None:
 
 def measure_stage(job: Job, end: StageEnd) -> None:
     """Score every language after a stage; the dense stage on every example, later ones on the recipe's share."""
-    cap = None if end.stage == 0 else job.recipe.evaluation.max_stage_examples
+    cap = None if end.stage == 0 else _stage_cap(job)
     scores: Scores = {}
     sets = {language: test.head(cap) for language, test in job.tests.items()}
     for language, score, _ in evaluation.evaluate(
@@ -261,6 +261,12 @@ def measure_stage(job: Job, end: StageEnd) -> None:
     row = _stage_row(job, end)
     _add_scores(job, row, scores)
     job.stages.append(row)
+
+
+def _stage_cap(job: Job) -> int | None:
+    """Test examples a language in the curve over stages. Groups of ranked documents are not cut: all of them."""
+    grouped = any(test.examples.groups is not None for test in job.tests.values())
+    return None if grouped else job.recipe.evaluation.max_stage_examples
 
 
 def _stage_row(job: Job, end: StageEnd) -> dict[str, Any]:
@@ -276,10 +282,13 @@ def _stage_row(job: Job, end: StageEnd) -> dict[str, Any]:
 
 
 def _add_scores(job: Job, row: dict[str, Any], scores: Scores) -> None:
-    values = {language: score.value for language, score in scores.items()}
+    # On the same examples at every stage, though the first and the last are measured on all: a curve must not jump.
+    cap, metric = _stage_cap(job), job.task.metrics[0]
+    shown = {language: score.statistics[:cap] for language, score in scores.items()}
+    values = {language: float(metric.value(part.sum(axis=0))) for language, part in shown.items()}
     row["languages"] = values
     row["zero_shot_mean"] = evaluation.zero_shot_mean(values, job.recipe.task.train_language)
-    row["n"] = sum(score.n for score in scores.values())
+    row["n"] = sum(len(part) for part in shown.values())
     job.folder.events.write("stage", **row)
     mean = row["zero_shot_mean"]
     job.reporter.say(

@@ -193,7 +193,7 @@ def scaled_down(recipe: Recipe) -> list[str]:
         capped.append(f"{recipe.training.epochs_per_stage:g} epochs a stage (the paper trains 15)")
     if recipe.evaluation.max_stage_examples is not None:
         capped.append(
-            f"between stages at most {recipe.evaluation.max_stage_examples} test examples a language; dense, pruned and "
+            f"the curve over stages takes at most {recipe.evaluation.max_stage_examples} test examples a language; dense, pruned and "
             "ONNX scores use all"
         )
     return capped

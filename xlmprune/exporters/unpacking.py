@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from xlmprune.checkpoint import explain_disk
 from xlmprune.errors import BundleError
@@ -31,3 +34,44 @@ def unpack_bundle(bundle: Path, out: Path) -> list[str]:
                 proto = packing.unpack(onnx_export.load_onnx(bundle / file))
                 written += onnx_export.save_onnx(proto, out / file)
     return [path.relative_to(out).as_posix() for path in written]
+
+
+@contextmanager
+def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, Path]]:
+    """ONNX files to measure side by side, by name; the first is what the others are compared with.
+
+    That is ``against``, a bundle or an ONNX file, where it is given, and else the dense form of the bundle's first
+    form, written for the while where the bundle has it packed.
+
+    Raises:
+        BundleError: there is nothing to measure.
+    """
+    ours = {form: bundle / file for form, file in FILES.items() if (bundle / file).is_file()}
+    if not ours:
+        raise BundleError(
+            f"{bundle} has neither {' nor '.join(FILES.values())}; expected a bundle written by xlmprune"
+        )
+    with TemporaryDirectory() as temporary:
+        if against is not None:
+            yield {**_others(against), **ours}
+            return
+        form, file = next(iter(ours.items()))
+        proto = onnx_export.load_onnx(file)
+        if not packing.is_packed(proto):
+            yield ours
+            return
+        dense = Path(temporary) / file.name
+        onnx_export.save_onnx(packing.unpack(proto), dense)
+        del proto
+        yield {f"{form} dense": dense, **ours}
+
+
+def _others(against: Path) -> dict[str, Path]:
+    if against.is_file():
+        return {against.name: against}
+    found = {
+        f"{against.name} {form}": against / file for form, file in FILES.items() if (against / file).is_file()
+    }
+    if not found:
+        raise BundleError(f"{against} is neither an ONNX file nor a bundle with one")
+    return found
