@@ -27,7 +27,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/xlmprune compress recipes/quickstart.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

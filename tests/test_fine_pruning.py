@@ -107,7 +107,7 @@ def test_story_of_a_run():
 def test_training_learns_the_task():
     model = tiny_classifier(initializer_range=0.3)
     recipe = make_recipe(
-        training={"epochs_per_stage": 80, "learning_rate": 1e-2},
+        training={"epochs_per_stage": 50, "learning_rate": 2e-2},
         pruning={"schedule": {"name": "geometric", "stages": 1}},
     )
     ends = [event for event in drive(FinePruning(recipe, model, examples())) if isinstance(event, StageEnd)]
@@ -148,14 +148,15 @@ def test_a_run_taken_up_again_is_the_same_run(sections, stop_after):
         assert torch.equal(mask, second.masks[name])
 
 
-@pytest.mark.parametrize("stop_after", [7, 10, 14])
+@pytest.mark.parametrize("stop_after", [8, 14])
 @pytest.mark.parametrize(
     "name", ["random", "gradient", "lookahead", "lamp", "eq6", "l0", "movement", "platon", "pins", "obert"]
 )
 def test_every_criterion_resumes_exactly(name, stop_after):
+    fewer = {"batches": 8} if name == "obert" else {}
     recipe = make_recipe(
         pruning={
-            "criterion": {"name": name},
+            "criterion": {"name": name, **fewer},
             "schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 2},
         }
     )
@@ -176,7 +177,7 @@ def test_every_criterion_resumes_exactly(name, stop_after):
         assert not weight[~second.masks[weight_name]].any()
 
 
-@pytest.mark.parametrize("stop_after", [3, 7, 9, 15])
+@pytest.mark.parametrize("stop_after", [7, 9])
 @pytest.mark.parametrize("teacher", ["finetuned", "best_so_far"])
 @pytest.mark.parametrize("tokens", [False, True])
 def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_after):
