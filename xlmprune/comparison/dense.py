@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlmprune import recipe as recipes
 from xlmprune.errors import ModelError
-from xlmprune.recipe import Component, EvaluationRecipe, ExportRecipe, PruningRecipe, Recipe
+from xlmprune.recipe import Component, ExportRecipe, PruningRecipe, Recipe
 
 if TYPE_CHECKING:
     from xlmprune.progress import Reporter
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def dense_recipe(recipe: Recipe) -> Recipe:
     """The recipe with everything that stage 0 does not read set to a default.
 
-    The whole task section stays, since stage 0 also measures the dense model on every language.
+    The sections task and evaluation stay whole, since stage 0 also measures the dense model on every language.
     """
     training = recipe.training
     dense_epochs = training.dense_epochs or training.epochs_per_stage
@@ -47,7 +47,6 @@ def dense_recipe(recipe: Recipe) -> Recipe:
             "pruning": PruningRecipe(criterion=recipe.pruning.criterion) if watches else PruningRecipe(),
             "distillation": None,
             "regularizer": recipe.regularizer if _regularizes_dense(recipe) else Component(name="none"),
-            "evaluation": EvaluationRecipe(batch_size=recipe.evaluation.batch_size),
             "export": ExportRecipe(),
         }
     )

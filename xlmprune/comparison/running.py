@@ -114,9 +114,4 @@ def make_executor(name: str, gpus: float | None = None, cpus: float = 1) -> Exec
     raise MachineError(f"--executor {name}: expected local or ray")
 
 
-def default_out(plan: Plan) -> Path:
-    """Where a comparison goes that is not told."""
-    return Path("runs") / f"{plan.name}-comparison"
-
-
-__all__ = ["compare", "default_out", "make_executor"]
+__all__ = ["compare", "make_executor"]
