@@ -145,8 +145,8 @@ def _by_density(facts: Comparison, task: str) -> Table | None:
         title=f"Zero-shot mean on {task} as weights go",
         headings=["method", *map(percent, columns)],
         rows=lines,
-        note="Columns: encoder weights that remain. Where evaluation.max_stage_examples caps the curve, every column of it is "
-        "measured on those examples alone, and its last differs from the table of methods, which uses all.",
+        note="Columns: encoder weights that remain. Where evaluation.max_stage_examples caps the curve, every column is "
+        "measured on those examples alone, and the last differs from the table of methods, which uses all.",
     )
 
 
