@@ -75,7 +75,7 @@ def draw_scores(lines: Sequence[Line], width: int, height: int, metric: str) -> 
     left, right, top, bottom = (42, 146, 14, 44) if width > 500 else (30, 124, 14, 44)
     densities = sorted({density for line in lines for density, _ in line.points}, reverse=True)
     scores = [score for line in lines for _, score in line.points]
-    ticks = _round_ticks(min(scores), max(scores))
+    ticks = round_ticks(min(scores), max(scores))
     low, high = min(ticks[0], min(scores)), max(ticks[-1], max(scores))
 
     def x(density: float) -> float:
@@ -166,7 +166,7 @@ def _depth(density: float, densities: Sequence[float]) -> float:
     return -log(density) if densities[-1] > 0 else -density
 
 
-def _round_ticks(low: float, high: float) -> list[float]:
+def round_ticks(low: float, high: float) -> list[float]:
     """Four to eight round values that cover [low, high]."""
     span = max(high - low, 1e-9)
     unit = 10.0 ** floor(log10(span / 5))

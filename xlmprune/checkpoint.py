@@ -154,7 +154,7 @@ class RunFolder:
     def _clear(self) -> None:
         for name in ("checkpoint", "bundle"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("recipe.yaml", "events.jsonl"):
+        for name in ("recipe.yaml", "events.jsonl", "scores.safetensors"):
             (self.path / name).unlink(missing_ok=True)
 
     def _claim(self) -> None:

@@ -154,7 +154,9 @@ class Distillation:
     @classmethod
     def _per_language(cls, value: str | None) -> str | None:
         if value is not None and value != "task" and "{language}" not in value:
-            raise ValueError(f"{value!r} has no {{language}} in it; expected such as text/{{language}}.txt, or task")
+            raise ValueError(
+                f"{value!r} has no {{language}} in it; expected such as text/{{language}}.txt, or task"
+            )
         return value
 
     @property

@@ -240,14 +240,19 @@ class _RecipeLoader(yaml.SafeLoader):
 
 
 def _narrow(loader: type[yaml.SafeLoader]) -> None:
-    """Replace YAML 1.1's booleans, floats and dates, which read `no` as false and `3e-5` as text."""
-    replaced = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+    """Replace YAML 1.1's booleans, numbers and dates, which read `no` as false, `3e-5` as text and `2:4` as 124."""
+    replaced = [f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp")]
     loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in replaced]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     decimal = r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?"
     exponent = r"[-+]?[0-9]+[eE][-+]?[0-9]+"
+    loader.add_implicit_resolver(
+        "tag:yaml.org,2002:int",
+        re.compile("^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+)$"),
+        list("-+0123456789"),
+    )
     loader.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(f"^(?:{decimal}|{exponent}|[-+]?\\.inf|\\.nan)$"),

@@ -9,7 +9,7 @@ from math import log
 from typing import Any
 
 from xlmprune.charts import LABEL_GAP, spread
-from xlmprune.charts import _round_ticks as round_ticks
+from xlmprune.charts import round_ticks as round_ticks
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1000, 42, 220, 14, 44
 
