@@ -30,9 +30,11 @@ def write_model(folder: Path) -> None:
     """XLM-R base with random weights and the real tokenizer."""
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaModel
+    from transformers.utils import logging
 
     from xlmprune.quickstart.model import ensure_model
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     config = XLMRobertaConfig(
         vocab_size=250_002,
