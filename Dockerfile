@@ -21,7 +21,7 @@ RUN pip install -c constraints.txt '.[quickstart]'
 
 # The user's id can be matched to the host's, so that what lands in a mounted folder belongs to whoever ran it.
 ARG UID=1000
-RUN useradd --uid "$UID" --create-home xlmprune \
+RUN useradd --uid "$UID" --non-unique --no-log-init --create-home xlmprune \
     && mkdir -p /cache runs \
     && chown xlmprune: /cache runs
 USER xlmprune

@@ -52,7 +52,7 @@ def explain_disk(folder: Path) -> Iterator[None]:
                 f"{folder}: the disk is full ({free:.1f} GB free). The last whole checkpoint is kept: make room and run "
                 "the same command again, or choose another place with --out"
             ) from error
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOLCK):
             raise MachineError(
                 f"{folder}: cannot be written to ({text}); choose another place with --out"
             ) from error
@@ -124,7 +124,12 @@ class RunFolder:
     def finished(self) -> dict[str, Any] | None:
         """The report of a run that is complete, else None."""
         report = self.bundle / "report.json"
-        return json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
+        if not report.is_file():
+            return None
+        try:
+            return json.loads(report.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{report}: is damaged ({error}); use --fresh to start over") from error
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -160,8 +165,17 @@ class RunFolder:
     def _claim(self) -> None:
         """Write the recipe into a new folder; refuse a folder of another one."""
         file = self.path / "recipe.yaml"
-        if not file.exists():
-            if self.checkpoints.exists() or self.bundle.exists():
+        if (
+            self.bundle.is_dir()
+            and any(self.bundle.iterdir())
+            and not (self.bundle / "report.json").is_file()
+        ):
+            raise RecipeError(
+                f"{self.bundle}: is not empty and holds no report.json; move it away, or use another --out"
+            )
+        begun = self.start.exists() or self._saved() or self.bundle.exists()
+        if not file.exists() or not begun:  # nothing is lost by another recipe where nothing has begun
+            if begun:
                 raise RecipeError(
                     f"{self.path}: holds a run without its recipe.yaml; use --fresh or another --out"
                 )
@@ -183,7 +197,7 @@ class RunFolder:
         with explain_disk(self.path):
             partial.mkdir()
             write(partial)
-            partial.replace(self.start)
+            put_in_place(partial, self.start)
 
     def save(self, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
         """Save named files of tensors and the numbers beside them, then let the older checkpoint go."""
@@ -201,10 +215,7 @@ class RunFolder:
                 )
             state = {**state, "events_bytes": self.events.bytes, "recipe_sha256": self.recipe.sha256()}
             write_atomically(partial / STATE, json.dumps(state, indent=1))
-            for file in partial.iterdir():
-                _flush(file)
-            partial.replace(self.checkpoints / f"saved-{number:06d}")
-            _flush(self.checkpoints)
+            put_in_place(partial, self.checkpoints / f"saved-{number:06d}")
         for _, folder in older:
             shutil.rmtree(folder)
 
@@ -300,6 +311,14 @@ class EventLog:
             except ValueError:
                 break
         return events
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Give a finished folder its name, once all of it is on the disk: after a power cut it is whole or absent."""
+    for path in [*partial.rglob("*"), partial]:
+        _flush(path)
+    partial.replace(final)
+    _flush(final.parent)
 
 
 def _flush(path: Path) -> None:

@@ -25,7 +25,9 @@ class _Group(TyperGroup):
                 typer.echo(f"xlmprune: {line}", err=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            typer.echo("xlmprune: interrupted; the same command goes on from the last checkpoint", err=True)
+            goes_on = ctx.invoked_subcommand in ("compress", "compare")
+            advice = "; the same command goes on from the last checkpoint" if goes_on else ""
+            typer.echo(f"xlmprune: interrupted{advice}", err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # The reader of our output went away, as `head` does; nothing is wrong.

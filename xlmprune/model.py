@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers.utils import cached_file
@@ -148,10 +149,20 @@ def load_pretrained(recipe: ModelRecipe, kind: str, labels: Sequence[str], seed:
         model, info = _from_hub(
             recipe,
             lambda: HEADS[kind].from_pretrained(
-                source, revision=revision, config=config, dtype=torch.float32, output_loading_info=True
+                source,
+                revision=revision,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a head for other labels is replaced; anything else is refused below
             ),
         )
         tokenizer = _from_hub(recipe, lambda: _tokenizer(source, revision))
+    misshapen = sorted(key for key, *_ in info["mismatched_keys"] if not key.startswith("classifier."))
+    if misshapen:
+        raise ModelError(
+            f"{recipe.name}: {misshapen[0]} and {len(misshapen) - 1} others are not of the shape config.json gives"
+        )
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))
     if missing:
         raise ModelError(
@@ -196,7 +207,7 @@ def _from_hub(recipe: ModelRecipe, fetch: Callable[[], Any]) -> Any:
     """Run ``fetch``; a hub that cannot be reached becomes a sentence that helps."""
     try:
         return fetch()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         if recipe.name == "quickstart" or Path(recipe.name).is_dir():
             raise ModelError(f"{recipe.name}: the model folder cannot be read: {first}") from error
@@ -242,11 +253,15 @@ def read_start(folder: Path, kind: str) -> Pretrained:
     Raises:
         ModelError: the folder is damaged.
     """
-    with _quiet_transformers():
-        model, info = HEADS[kind].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    damaged = ModelError(f"{folder}: the run's starting weights are damaged; start again with --fresh")
+    try:
+        with _quiet_transformers():
+            model, info = HEADS[kind].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        origin = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise damaged from error
     if info["missing_keys"] or info["unexpected_keys"]:
-        raise ModelError(f"{folder}: the run's starting weights are damaged; start again with --fresh")
-    origin = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
+        raise damaged
     return Pretrained(model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), origin)
 
 

@@ -16,9 +16,9 @@ import torch
 from xlmprune import bundling, evaluation, registry, report, results, score_file, vocabulary
 from xlmprune import recipe as recipes
 from xlmprune.bundling import Form
-from xlmprune.checkpoint import RunFolder, StopRequest, explain_disk, write_atomically
-from xlmprune.data import Encoded, encode
-from xlmprune.errors import DataError, ShortfallError
+from xlmprune.checkpoint import RunFolder, StopRequest, explain_disk, put_in_place, write_atomically
+from xlmprune.data import Encoded, Examples, encode
+from xlmprune.errors import DataError, MachineError, ShortfallError
 from xlmprune.evaluation import Scores, TestSet
 from xlmprune.fine_pruning import FinePruning, StageEnd, Step
 from xlmprune.metrics import Logits
@@ -53,6 +53,12 @@ def run(
             pruned, logits = measure_pruned(job)
             forms = export(job, logits)
             return publish(job, pruned, forms)
+        except torch.OutOfMemoryError as error:
+            raise MachineError(
+                f"the GPU's memory is full ({str(error).split(chr(10))[0]}) The last checkpoint is kept. Raise "
+                "training.gradient_accumulation (the result stays that of the whole batch), or lower training.batch_size, "
+                "training.max_length or evaluation.batch_size; a changed recipe starts over with --fresh"
+            ) from error
         finally:
             reporter.stop()
 
@@ -75,6 +81,8 @@ class Job:
     unlabelled: dict[str, int]
     """Texts of each language that the student learns the teacher's answers on."""
     pruner: FinePruning
+    fingerprints: dict[str, str]
+    """Of train, dev and every test set, so that a run never goes on with other data."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     dense: dict[str, np.ndarray] = field(default_factory=dict)
     """Statistics of the dense model by language, [examples, k]."""
@@ -104,6 +112,7 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
         raise DataError(f"{examples.origin or recipe.task.name}: no training examples in {train_language!r}")
     if examples.labels is None:
         raise DataError(f"{examples.origin}: the training examples carry no labels")
+    chosen_on = read_dev(task, recipe)
     if not folder.start.is_dir():
         reporter.say(f"loading {recipe.model.name}")
         pretrained, trimming = load_model(recipe, task)
@@ -115,7 +124,7 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
     tokenizer = pretrained.tokenizer
     train = encode(tokenizer, examples, length)
     tests = evaluation.load_test_sets(task, tokenizer, length, recipe.task.max_test_examples)
-    dev = _dev_set(task, tokenizer, recipe)
+    dev = None if chosen_on is None else TestSet(chosen_on, encode(tokenizer, chosen_on, length))
     pretrained.model.to(device)
     forward = forward_of(pretrained.model, device)
 
@@ -140,18 +149,26 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
         tests=tests,
         unlabelled=taught,
         pruner=pruner,
+        fingerprints=_fingerprints(examples, dev, tests),
     )
     restore(job)
     return job
 
 
+def _fingerprints(train: Examples, dev: TestSet | None, tests: Mapping[str, TestSet]) -> dict[str, str]:
+    sets = {"train": train, **({} if dev is None else {"dev": dev.examples})}
+    sets |= {f"test {language}": test.examples for language, test in tests.items()}
+    return {name: score_file.fingerprint(examples) for name, examples in sets.items()}
+
+
 def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | None]:
     """The pretrained model with its head, its vocabulary trimmed where the recipe says so."""
-    pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
-    if not isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        return pretrained, None
     wanted = recipe.model.vocabulary
-    texts = vocabulary.texts_for(task, wanted.files)
+    if not isinstance(wanted, VocabularyRecipe):
+        return load_pretrained(recipe.model, task.kind, task.labels, recipe.seed), None
+    texts = vocabulary.texts_for(task, wanted.files)  # before the model: what lacks here is told at once
+    vocabulary.require_texts(texts)
+    pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
     tokenizer, facts = vocabulary.trim(
         pretrained.model, pretrained.tokenizer, texts, min_count=wanted.min_count, max_size=wanted.max_size
     )
@@ -187,17 +204,22 @@ def _check_length(recipe: Recipe, pretrained: Pretrained) -> None:
         )
 
 
-def _dev_set(task: Any, tokenizer: Any, recipe: Recipe) -> TestSet | None:
-    """English dev, on which alone anything is chosen; None where the source has none."""
+def read_dev(task: Any, recipe: Recipe) -> Examples | None:
+    """English dev, on which alone anything is chosen; None with `training.keep: last`, which chooses nothing.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    if recipe.training.keep == "last":
+        return None
     try:
         examples = task.examples(recipe.task.train_language, "dev")
-    except DataError:
-        if recipe.training.keep == "best" and recipe.training.epochs_per_stage > 1:
-            raise
-        return None
-    if recipe.task.max_test_examples is not None:
-        examples = examples.head(recipe.task.max_test_examples)
-    return TestSet(examples, encode(tokenizer, examples, recipe.training.max_length))
+    except DataError as error:
+        raise DataError(
+            f"{error}\nThe best epoch of a stage is chosen on dev examples in {recipe.task.train_language!r}; without them "
+            "set training.keep: last"
+        ) from error
+    return examples.head(recipe.task.max_test_examples or len(examples))
 
 
 # --- fine-tune, score, prune -----------------------------------------------------------------------------------------
@@ -226,6 +248,8 @@ def fine_prune(job: Job, until: int | None = None) -> None:
             else:
                 _close_stage(job, event)
                 saved = time.monotonic()
+                if stop.asked:
+                    raise KeyboardInterrupt
                 if event.stage == until:
                     return
 
@@ -306,7 +330,13 @@ def save(job: Job) -> None:
         language: torch.from_numpy(np.ascontiguousarray(s)) for language, s in job.dense.items()
     }
     tensors = {name: entries for name, entries in tensors.items() if entries}
-    state = {"progress": job.pruner.progress(), "stages": job.stages, "dense_others": job.dense_others}
+    state = {
+        "progress": job.pruner.progress(),
+        "stages": job.stages,
+        "dense_others": job.dense_others,
+        "data": job.fingerprints,
+        "device": job.device.type,
+    }
     job.folder.save(tensors, state)
 
 
@@ -318,6 +348,18 @@ def restore(job: Job) -> None:
         job.folder.events.write("start", recipe_sha256=job.recipe.sha256(), device=job.device.type)
         return
     tensors, state = found
+    changed = [what for what, known in state["data"].items() if job.fingerprints.get(what, known) != known]
+    if changed or state["data"].keys() != job.fingerprints.keys():
+        changed += sorted(state["data"].keys() ^ job.fingerprints.keys())
+        raise DataError(
+            f"{job.folder.path}: the data are not those the run began with ({', '.join(changed)}). Put the files back to go "
+            "on, or use --fresh to start over with these"
+        )
+    if state["device"] != job.device.type:
+        job.reporter.say(
+            f"this run began on {state['device']} and goes on on {job.device.type}: not bit for bit the same"
+        )
+        job.folder.events.write("device", before=state["device"], now=job.device.type)
     job.pruner.restore(tensors, state["progress"])
     job.stages, job.dense_others = state["stages"], state["dense_others"]
     job.dense = {language: tensor.numpy() for language, tensor in tensors.get("dense", {}).items()}
@@ -383,7 +425,7 @@ def publish(job: Job, pruned: Scores, forms: list[Form]) -> dict[str, Any]:
         facts = results.assemble(job, pruned, forms, refused)
         report.write(facts, unfinished)
         bundling.seal(job, unfinished)
-        unfinished.replace(job.folder.bundle)
+        put_in_place(unfinished, job.folder.bundle)
     job.folder.events.write("done", summary=facts["summary"], refused=refused)
     return promised(facts)
 

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from xlmprune import recipe as recipes
-from xlmprune import registry
+from xlmprune import registry, vocabulary
 from xlmprune.fine_pruning import updates_in_stage
+from xlmprune.mask import attainable
 from xlmprune.model import HEADS, count_parameters, load_config, parameters_by_part, prunable
-from xlmprune.recipe import Recipe
+from xlmprune.pipeline import read_dev
+from xlmprune.recipe import Recipe, VocabularyRecipe
 from xlmprune.runtime import resolve_device, resolve_precision
 
 ACTIVATION_COPIES = 18
@@ -29,11 +31,15 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     languages = task.languages()
     train = task.examples(recipe.task.train_language, "train")
     count = min(len(train), recipe.task.max_train_examples or len(train))
+    read_dev(task, recipe)
+    if isinstance(recipe.model.vocabulary, VocabularyRecipe):
+        vocabulary.require_texts(vocabulary.texts_for(task, recipe.model.vocabulary.files))
     config = load_config(recipe.model, task.labels)
     with torch.device("meta"):
         model = HEADS[task.kind](config)
     batches = -(-count // recipe.training.batch_size)
-    densities = (1.0, *recipes.build(recipe, "schedule").densities())
+    falling = recipes.build(recipe, "schedule").densities()
+    densities = (1.0, *(attainable(density, recipe.pruning.pattern) for density in falling))
     stages = [
         {"stage": k, "encoder_density": density, "updates": updates_in_stage(recipe, batches, k)}
         for k, density in enumerate(densities)

@@ -299,9 +299,13 @@ def parse_yaml(text: str, origin: str) -> tuple[Any, dict[KeyPath, int]]:
     Raises:
         RecipeError: not YAML, or a key twice; names ``origin`` and the line.
     """
-    loader = _RecipeLoader(text)
     lines: dict[KeyPath, int] = {}
     try:
+        loader = _RecipeLoader(text)
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_RecipeLoader)):
+            raise RecipeError(
+                f"{origin}: anchors and aliases (&, *) are not read in recipes; write the values out"
+            )
         node = loader.get_single_node()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -476,6 +480,16 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             )
     if recipe.training.gradient_accumulation > recipe.training.batch_size:
         yield ("training", "gradient_accumulation"), "more micro-batches than examples in a batch"
+    teacher = (
+        recipe.distillation.get("teacher", "finetuned")
+        if isinstance(recipe.distillation, dict)
+        else "finetuned"
+    )
+    if teacher != "finetuned" and recipe.training.keep == "last":
+        yield (
+            ("distillation", "teacher"),
+            f"{teacher} is judged on dev examples, and training.keep: last reads none",
+        )
     if isinstance(recipe.task.languages, list) and len(set(recipe.task.languages)) != len(
         recipe.task.languages
     ):
@@ -505,11 +519,17 @@ def _explain(error: ValidationError, model: Any, where: _Where, prefix: KeyPath 
     sentences: dict[str, None] = {}
     for fault in error.errors():
         loc: KeyPath = tuple(fault["loc"])
-        path = (*prefix, *(part for part in loc if part not in _UNION_TAGS))
+        path = (*prefix, *(part for part in loc if not _is_union_tag(part)))
+        if (
+            fault["type"] == "literal_error"
+            and loc[-1] == "literal['keep']"
+            and isinstance(fault["input"], dict)
+        ):
+            continue  # `vocabulary` was given as a mapping; what is wrong inside it is said by the other faults
         dotted = ".".join(map(str, path))
         place = where(path)
         if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = _fields_at(model, tuple(part for part in loc[:-1] if part not in _UNION_TAGS))
+            known = _fields_at(model, tuple(part for part in loc[:-1] if not _is_union_tag(part)))
             sentences[f"{place}: unknown key {dotted!r}; {registry.nearest(str(path[-1]), known)}"] = None
         elif fault["type"] in ("missing", "missing_argument"):
             sentences[f"{place}: {dotted!r} is missing"] = None
@@ -530,6 +550,11 @@ _UNION_TAGS = (
     "str",
     "int",
 )
+
+
+def _is_union_tag(part: str | int) -> bool:
+    """Whether pydantic put this into a path to say which alternative of a union it tried."""
+    return part in _UNION_TAGS or str(part).startswith("function-after[")
 
 
 def _fields_at(model: Any, path: KeyPath) -> list[str]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+PAPERS_TASKS = ("xnli", "nc", "ner", "pos", "pawsx", "qam", "qadsm", "wpr")
+PAPERS_EPOCHS = 15
+"""What O'Neill et al. 2022 train in every stage."""
+
 
 def assemble(job: Job, pruned: Scores, forms: list[Form], refused: dict[str, str]) -> dict[str, Any]:
     """The report of a run: every key of it is measured here or absent."""
@@ -126,9 +130,16 @@ def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> 
     return facts
 
 
+def _travelling(notes: tuple[str, ...], origin: str) -> list[str]:
+    """Notes without the path of this machine."""
+    return [note.replace(origin, _place(origin)) if origin else note for note in notes]
+
+
 def _task(job: Job) -> dict[str, Any]:
     notes = {
-        language: list(test.examples.notes) for language, test in job.tests.items() if test.examples.notes
+        language: _travelling(test.examples.notes, test.examples.origin)
+        for language, test in job.tests.items()
+        if test.examples.notes
     }
     return {
         "name": job.task.name,
@@ -137,7 +148,7 @@ def _task(job: Job) -> dict[str, Any]:
         "licence": job.task.licence,
         "train_examples": len(job.train),
         "train_origin": _place(job.train_origin),
-        "train_notes": list(job.train_notes),
+        "train_notes": _travelling(job.train_notes, job.train_origin),
         "notes": notes,
     }
 
@@ -186,15 +197,23 @@ def scaled_down(recipe: Recipe) -> list[str]:
     if recipe.task.max_train_examples is not None:
         capped.append(f"at most {recipe.task.max_train_examples} training examples")
     if recipe.task.max_test_examples is not None:
-        capped.append(f"at most {recipe.task.max_test_examples} test examples a language")
+        capped.append(
+            f"at most {recipe.task.max_test_examples} test examples a language, and as many for dev"
+        )
     if recipe.training.max_updates_per_stage is not None:
         capped.append(f"at most {recipe.training.max_updates_per_stage} updates a stage")
-    if recipe.training.epochs_per_stage < 15:
-        capped.append(f"{recipe.training.epochs_per_stage:g} epochs a stage (the paper trains 15)")
+    if recipe.training.epochs_per_stage < 1:
+        capped.append(f"{recipe.training.epochs_per_stage:g} of an epoch a stage")
+    elif recipe.task.name in PAPERS_TASKS and recipe.training.epochs_per_stage < PAPERS_EPOCHS:
+        capped.append(
+            f"{recipe.training.epochs_per_stage:g} epochs a stage (the paper trains {PAPERS_EPOCHS})"
+        )
+    if (recipe.training.dense_epochs or PAPERS_EPOCHS) < PAPERS_EPOCHS and recipe.task.name in PAPERS_TASKS:
+        capped.append(f"{recipe.training.dense_epochs:g} dense epochs (the paper trains {PAPERS_EPOCHS})")
     if recipe.evaluation.max_stage_examples is not None:
         capped.append(
-            f"the curve over stages takes at most {recipe.evaluation.max_stage_examples} test examples a language; dense, pruned and "
-            "ONNX scores use all"
+            f"the curve over stages takes at most {recipe.evaluation.max_stage_examples} test examples a language; "
+            "dense, pruned and ONNX scores use all"
         )
     return capped
 

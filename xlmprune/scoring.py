@@ -37,6 +37,12 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
         raise BundleError(
             f"{file}: cannot be read ({error}); it says what task the bundle was measured on"
         ) from None
+    for override in overrides:
+        key = override.partition("=")[0]
+        name = key.removeprefix("task.")
+        if name == key or name.partition(".")[0] not in TaskRecipe.model_fields:
+            known = [f"task.{field}" for field in TaskRecipe.model_fields]
+            raise RecipeError(f"--set {override}: unknown key {key!r} here; {registry.nearest(key, known)}")
     recipe.apply_overrides(values, overrides)
     try:
         return TaskRecipe.model_validate(values["task"])

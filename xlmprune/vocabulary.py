@@ -67,11 +67,7 @@ def trim(
         DataError: a language without text, or `max_size` smaller than the special tokens and single characters.
         ModelError: another kind of tokenizer.
     """
-    if empty := [language for language, texts in texts_by_language.items() if not any(texts)]:
-        raise DataError(
-            f"the vocabulary cannot be trimmed to {', '.join(empty)}: there is no text to count pieces in. "
-            "Name text files in model.vocabulary.files, or leave these languages out of task.languages"
-        )
+    require_texts(texts_by_language)
     original = json.loads(tokenizer.to_str())
     counts = count_pieces(tokenizer, (text for texts in texts_by_language.values() for text in texts))
     kept = choose_pieces(original, counts, texts_by_language, min_count, max_size)
@@ -90,6 +86,15 @@ def trim(
         "parameters_removed": before - sum(parameter.numel() for parameter in model.parameters()),
         "languages": coverage(tokenizer, trimmed, texts_by_language),
     }
+
+
+def require_texts(texts_by_language: Mapping[str, Sequence[str]]) -> None:
+    """Raise DataError, naming them, where languages have no text to count pieces in."""
+    if empty := [language for language, texts in texts_by_language.items() if not any(texts)]:
+        raise DataError(
+            f"the vocabulary cannot be trimmed to {', '.join(empty)}: there is no text to count pieces in. "
+            "Name text files in model.vocabulary.files, or leave these languages out of task.languages"
+        )
 
 
 def texts_for(task: Task, files: Sequence[str] | None = None) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ is the task's: it is looked up by name here, never by its number, because source
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlmprune.data import Examples, Kind
@@ -56,6 +57,7 @@ class Corpus:
         """
         self.train_language = recipe.train_language
         self._asked = recipe.languages
+        self._path = recipe.path
         self._synonyms = synonyms or {}
         self.source = _open(recipe, kind, columns, grouped, xglue, hub)
 
@@ -73,9 +75,13 @@ class Corpus:
                 why = ""
                 if language == self.train_language:
                     why = ", and the score of the train language stands beside all others"
+                if not available:
+                    raise DataError(
+                        f"no test file of any language at {self._path!r} (seen from {Path.cwd().name or '/'}/, with "
+                        "{split} filled in as the test split). Check task.path, or give it with --set task.path=…"
+                    )
                 raise DataError(
-                    f"no test set for language {language!r}{why}. Languages that have one: "
-                    f"{', '.join(sorted(available)) or 'none'}"
+                    f"no test set for language {language!r}{why}. Languages that have one: {', '.join(sorted(available))}"
                 )
         return tuple(wanted)
 
