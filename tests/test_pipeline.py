@@ -450,3 +450,91 @@ def test_diverging_training_keeps_the_checkpoint(workplace, tmp_path):
 
 def test_time_is_not_part_of_the_result(finished):
     assert time.strptime(report_of(finished[0])["created"], "%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_run_does_not_go_on_with_other_data(workplace, tmp_path, monkeypatch):
+    write_data(tmp_path / "data")
+    recipe = write_recipe(
+        workplace, name="changed", task={"path": str(tmp_path / "data" / "{language}.{split}.tsv")}
+    )
+    from xlmprune import fine_pruning
+
+    original, calls = fine_pruning.FinePruning._update, []
+
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == 22:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(fine_pruning.FinePruning, "_update", interrupted)
+    command = ["compress", str(recipe), "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, command).exit_code == 130
+    file = tmp_path / "data" / "th.test.tsv"
+    file.write_text(file.read_text(encoding="utf-8").replace("door", "light"), encoding="utf-8")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "test th" in result.stderr
+    assert "--fresh" in result.stderr
+
+
+def test_a_corrected_recipe_may_take_a_folder_where_nothing_has_begun(workplace, tmp_path):
+    recipe = write_recipe(workplace)
+    wrong = [
+        "compress",
+        str(recipe),
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        "task.path=nowhere/{language}.{split}.tsv",
+    ]
+    result = CliRunner().invoke(app, wrong)
+    assert result.exit_code == 2
+    assert "nowhere/{language}.{split}.tsv" in result.stderr
+    right = ["compress", str(recipe), "--out", str(tmp_path / "run"), "--set", "task.languages=[en, xx]"]
+    result = CliRunner().invoke(app, right)
+    assert "another recipe" not in result.stderr
+    assert "'xx'" in result.stderr
+
+
+def test_without_dev_examples_the_remedy_is_named(workplace, tmp_path):
+    write_data(tmp_path / "data")
+    (tmp_path / "data" / "en.dev.tsv").unlink()
+    path = f"task.path={tmp_path / 'data'}/{{language}}.{{split}}.tsv"
+    command = [
+        "compress",
+        str(write_recipe(workplace)),
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        path,
+        "--dry-run",
+    ]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "training.keep: last" in result.stderr
+    assert CliRunner().invoke(app, [*command, "--set", "training.keep=last"]).exit_code == 0
+
+
+def test_notes_in_the_report_hold_no_machine_path(workplace, tmp_path):
+    folder = tmp_path / "data"
+    write_data(folder)
+    for file in folder.glob("*.test.tsv"):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        file.write_text(
+            "\n".join([lines[0] + "\tmood", *(line + "\tcalm" for line in lines[1:])]), encoding="utf-8"
+        )
+    recipe = write_recipe(workplace, name="notes", task={"path": str(folder / "{language}.{split}.tsv")})
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    report = report_of(tmp_path / "run")
+    assert "mood" in json.dumps(report["task"]["notes"]), "else this test shows nothing"
+    assert str(tmp_path) not in json.dumps(report)
+
+
+def test_a_model_already_fine_tuned_gets_a_new_head(workplace, tmp_path):
+    tiny_model(labels=("one", "two")).save_pretrained(tmp_path / "tuned")
+    save_tokenizer(tiny_tokenizer(), tmp_path / "tuned", 64)
+    recipe = write_recipe(workplace, name="tuned", model={"name": str(tmp_path / "tuned")})
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output

@@ -199,3 +199,18 @@ def test_schema_accepts_the_shipped_recipes():
             if choice["properties"]["name"]["const"] == "cosine"
         )["properties"]
     )
+
+
+def test_a_misspelt_key_of_the_vocabulary(tmp_path):
+    said = refusal(tmp_path, MINIMAL + "model:\n  vocabulary: {files: [a], min_cout: 3}\n")
+    assert "'model.vocabulary.min_cout'" in said
+    assert "'min_count'" in said
+    assert len(said.splitlines()) == 1
+    assert "function-after" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a: \x07", "not valid YAML"), ("task: &a {name: *a}", "aliases")]
+)
+def test_strange_yaml(tmp_path, text, expected):
+    assert expected in refusal(tmp_path, text)
