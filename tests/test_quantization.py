@@ -1,0 +1,378 @@
+import collections
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper, numpy_helper
+from tiny import tiny_masks, tiny_model
+
+from xlmprune.errors import BundleError
+from xlmprune.exporters import packing, quantization
+from xlmprune.exporters.onnx import export_onnx
+
+
+def session_of(proto, **entries):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    for name, value in entries.items():
+        setattr(options, name, value)
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options)
+
+
+def feed(rows=6, length=12, seed=0):
+    random = np.random.default_rng(seed)
+    ids = random.integers(4, 200, (rows, length))
+    for row in range(rows):
+        ids[row, length - row % length :] = 1
+    return {"input_ids": ids, "attention_mask": (ids != 1).astype(np.int64)}
+
+
+def logits(proto, inputs=None):
+    return session_of(proto).run(None, inputs or feed())[0]
+
+
+def error(found, exact):
+    return float(np.sqrt(((found - exact) ** 2).mean() / ((exact - exact.mean(0)) ** 2).mean()))
+
+
+def arrays(proto):
+    return {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+
+
+@pytest.fixture(scope="module")
+def fp32():
+    model = tiny_model(hidden=64)
+    tiny_masks(model)
+    return export_onnx(model)
+
+
+@pytest.fixture(scope="module")
+def with_outliers(fp32):
+    """The same model, two channels of whose feed-forward inputs are forty times larger: a LayerNorm's gain does it."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(fp32)
+    for layer in (0, 1):
+        node = next(
+            n
+            for n in proto.graph.node
+            if n.op_type == "MatMul" and f"layer.{layer}.intermediate.dense" in n.input[1]
+        )
+        norm = next(n for n in proto.graph.node if n.output[0] == node.input[0])
+        gain = np.ones(64, dtype=np.float32)
+        gain[[3, 40]] = 40
+        norm.input[1] = f"gain.{layer}"
+        proto.graph.initializer.append(numpy_helper.from_array(gain, norm.input[1]))
+    return proto
+
+
+# --- matrices and tables ---------------------------------------------------------------------------------------------
+
+
+numbers = st.sampled_from([0.0, 0.0, 0.5, 1.0, -1.0, 3.0, -3.0, 100.0]) | st.floats(-5, 5, width=32)
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=numbers),
+    st.booleans(),
+)
+def test_a_matrix_keeps_its_zeros_and_its_sums_fit_any_processor(weight, per_channel):
+    integers, scale = quantization.quantize_matrix(weight, per_channel)
+    assert integers.dtype == np.int8
+    assert scale.dtype == np.float32
+    assert scale.shape == ((weight.shape[1],) if per_channel else ())
+    assert not integers[weight == 0].any()
+    assert np.abs(integers * scale - weight).max() <= np.max(scale) * 0.501
+    paired = np.vstack([integers, np.zeros((len(integers) % 2, weight.shape[1]), np.int8)]).astype(int)
+    for sign in (1, -1):
+        sums = np.maximum(sign * paired, 0).reshape(-1, 2, weight.shape[1]).sum(1)
+        assert sums.max(initial=0) <= 128
+        assert 255 * sums.max(initial=0) <= 32767
+
+
+def test_a_lone_weight_uses_the_whole_range():
+    weight = np.zeros((4, 2), np.float32)
+    weight[1, 0], weight[2, 1] = 2.5, -7
+    integers, scale = quantization.quantize_matrix(weight)
+    assert integers[1, 0] == 127
+    assert integers[2, 1] == -127
+    assert scale == pytest.approx([2.5 / 127, 7 / 127])
+
+
+def test_integer_products_are_exact_on_this_processor():
+    """The largest activations meet the largest neighbours; where sums of pairs overflow, this fails on AVX2."""
+    integers, _ = quantization.quantize_matrix(np.ones((64, 32), np.float32))
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [None, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, None)],
+        [numpy_helper.from_array(integers, "w")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    for rows in (1, 3, 64):
+        x = np.full((rows, 64), 255, np.uint8)
+        assert np.array_equal(session_of(proto).run(None, {"x": x})[0], x.astype(int) @ integers.astype(int))
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=numbers))
+def test_a_row_is_off_by_half_a_step_at_most(table):
+    integers, scale = quantization.quantize_rows(table)
+    assert (np.abs(integers * scale - table) <= 0.501 * scale).all()
+    assert not integers[table == 0].any()
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.sampled_from([32, 64, 96])), elements=numbers))
+def test_four_bits_are_off_by_about_half_a_step(table):
+    packed, scale = quantization.quantize_blocks(table)
+    values = np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.float32) - 8
+    blocks = values.reshape(len(table), -1, 32) * scale.astype(np.float32)
+    # fp16 scales have steps of 6e-8 at least.
+    # At the far end from -8 there is only +7, so a value there may be a whole step off.
+    assert (
+        np.abs(blocks - table.reshape(blocks.shape)) <= 1.02 * np.abs(scale.astype(np.float32)) + 5e-7
+    ).all()
+    assert not blocks[table.reshape(blocks.shape) == 0].any()
+
+
+def test_four_bit_tables_that_were_four_bits_come_back_as_they_were():
+    random = np.random.default_rng(0)
+    scale = random.random((20, 2, 1)).astype(np.float16)
+    values = random.integers(-8, 8, (20, 2, 32))
+    values[:, :, 5] = -8
+    table = (values * scale.astype(np.float32)).reshape(20, 64)
+    packed, found = quantization.quantize_blocks(table)
+    assert np.array_equal(found, scale)
+    back = np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.float32).reshape(20, 2, 32) - 8
+    assert np.array_equal(back, values)
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("embeddings", ["int8", "int4", "fp32"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_form_is_standard_and_near(fp32, embeddings, per_channel):
+    form = quantization.quantize(fp32, per_channel, embeddings)
+    onnx.checker.check_model(form, full_check=True)
+    assert {entry.domain for entry in form.opset_import} == {""}
+    assert error(logits(form), logits(fp32)) < (0.5 if embeddings == "int4" else 0.2)
+    assert form.ByteSize() < fp32.ByteSize() * 0.6
+    assert [entry.name for entry in form.graph.output] == ["logits"]
+
+
+def test_all_encoder_matrices_and_the_large_tables_are_integers_and_the_head_is_not(fp32):
+    found = arrays(quantization.quantize(fp32))
+    large = {name for name, array in found.items() if array.dtype == np.float32 and array.ndim == 2}
+    assert {name for name in large if array_is_weight(found[name])} == {"classifier.dense.weight"}
+    assert sum(name.endswith(".weight.T/int8") for name in found) == 12
+    assert found["roberta.embeddings.word_embeddings.weight/int8"].dtype == np.int8
+
+
+def array_is_weight(array):
+    return array.shape[0] > 3 and array.shape[1] > 3
+
+
+def test_the_runtime_fuses_it_and_leaves_no_product_in_floats(fp32, tmp_path):
+    form = quantization.quantize(fp32)
+    session_of(form, optimized_model_filepath=str(tmp_path / "optimized.onnx"))
+    found = collections.Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert found["DynamicQuantizeMatMul"] + found["MatMulIntegerToFloat"] == 12
+    assert found["MatMulInteger"] == 0
+
+
+def test_query_key_and_value_share_what_is_made_from_their_input(fp32):
+    calibration = quantization.calibrate(fp32, [feed()])
+    for smoothing in (None, calibration.smoothing):
+        form = quantization.quantize(fp32, smoothing=smoothing)
+        kinds = collections.Counter(node.op_type for node in form.graph.node)
+        assert kinds["DynamicQuantizeLinear"] == 8
+        assert kinds["MatMulInteger"] == 12
+
+
+def test_what_was_pruned_is_zero_and_packs(fp32):
+    form = quantization.quantize(fp32)
+    weights = arrays(fp32)
+    for name, integers in arrays(form).items():
+        if name.endswith(".weight.T/int8"):
+            assert not integers[weights[name.removesuffix("/int8")] == 0].any()
+    packed = packing.pack(form, smallest=2000)
+    assert len(packing.packed_names(packed)) == 12
+    assert np.array_equal(logits(packed), logits(form))
+
+
+def test_what_is_to_stay_stays(fp32):
+    table, matrix = "roberta.embeddings.word_embeddings.weight", quantization.matrices_of(fp32)[4][0]
+    form = quantization.quantize(fp32, keep_fp32=[table, matrix])
+    found = arrays(form)
+    assert np.array_equal(found[table], arrays(fp32)[table])
+    assert np.array_equal(found[matrix], arrays(fp32)[matrix])
+    assert f"{matrix}/int8" not in found
+    facts = json.loads(next(entry.value for entry in form.metadata_props if entry.key == "quantization"))
+    assert facts == {"per_channel": True, "embeddings": "int8", "smoothed": 0, "fp32": [table, matrix]}
+
+
+def test_the_argument_is_left_as_it_was(fp32):
+    before = fp32.SerializeToString()
+    calibration = quantization.calibrate(fp32, [feed()])
+    quantization.quantize(fp32, smoothing=calibration.smoothing)
+    assert fp32.SerializeToString() == before
+
+
+def test_attention_nodes_and_token_tasks():
+    model = tiny_model("tokens", layers=1, hidden=64)
+    tiny_masks(model)
+    proto = export_onnx(model, opset=23)
+    form = quantization.quantize(proto)
+    assert "Attention" in {node.op_type for node in form.graph.node}
+    assert arrays(form)["classifier.weight.T"].dtype == np.float32
+    real = feed()["attention_mask"].astype(bool)
+    assert error(logits(form)[real], logits(proto)[real]) < 0.2
+
+
+def test_what_cannot_be_quantised_is_refused(fp32):
+    with pytest.raises(ValueError, match="no fp32 weights no_such_matrix"):
+        quantization.quantize(fp32, keep_fp32=["no_such_matrix"])
+    with pytest.raises(BundleError, match="no fp32 matrices or tables"):
+        quantization.quantize(quantization.quantize(fp32))
+    with pytest.raises(BundleError, match="multiple of 32"):
+        quantization.quantize_blocks(np.ones((4, 48), np.float32))
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def test_smoothing_changes_nothing_but_rounding():
+    random = np.random.default_rng(0)
+    x, weight = random.standard_normal((50, 64)).astype(np.float32), random.standard_normal((64, 32))
+    x[:, 7] *= 50
+    weight = weight.astype(np.float32)
+    factors, before, after = quantization.smooth(x, weight)
+    assert (factors >= 1).all()
+    assert factors[7] == factors.max() > 10
+    assert np.median(factors) == 1
+    assert after < before / 2
+    assert (x / factors) @ (weight * factors[:, None]) == pytest.approx(x @ weight, abs=1e-3)
+
+
+def test_inputs_without_outliers_are_left_alone():
+    random = np.random.default_rng(0)
+    x = random.uniform(-1, 1, (200, 64)).astype(np.float32)
+    factors, before, after = quantization.smooth(x, random.standard_normal((64, 32)).astype(np.float32))
+    assert factors is None
+    assert before == after < 0.02
+
+
+def test_an_input_that_is_always_zero_has_no_error():
+    assert quantization.smooth(np.zeros((9, 4), np.float32), np.ones((4, 3), np.float32)) == (None, 0, 0)
+
+
+def test_outliers_are_found_and_mended(with_outliers):
+    batches = [feed(seed=seed) for seed in range(4)]
+    calibration = quantization.calibrate(with_outliers, batches)
+    for layer in (0, 1):
+        name = f"roberta.encoder.layer.{layer}.intermediate.dense.weight.T"
+        assert calibration.outlier[name] > 20
+        assert calibration.error[name] < calibration.plain[name] / 2
+        assert set(np.argsort(calibration.smoothing[name])[-2:]) == {3, 40}
+    assert set(calibration.error) == {name for name, _ in quantization.matrices_of(with_outliers)}
+    # Judged on text that was not calibrated on.
+    inputs = feed(rows=40, seed=99)
+    exact = logits(with_outliers, inputs)
+    plain = error(logits(quantization.quantize(with_outliers), inputs), exact)
+    mended = error(
+        logits(quantization.quantize(with_outliers, smoothing=calibration.smoothing), inputs), exact
+    )
+    assert mended < plain / 2
+
+
+def test_the_error_of_a_product_is_that_of_the_runtime():
+    random = np.random.default_rng(1)
+    x = random.standard_normal((40, 64)).astype(np.float32)
+    weight = random.standard_normal((64, 16)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    found = session_of(quantization.quantize(proto)).run(None, {"x": x})[0]
+    assert quantization.product_error(x, weight, x @ weight) == pytest.approx(
+        error(found, x @ weight), rel=0.02
+    )
+
+
+def test_padding_is_not_calibrated_on(fp32):
+    inputs = feed(rows=3, length=8)
+    longer = {name: np.pad(values, ((0, 0), (0, 9)), constant_values=1) for name, values in inputs.items()}
+    longer["attention_mask"][:, 8:] = 0
+    short, long = (quantization.calibrate(fp32, [entry]) for entry in (inputs, longer))
+    assert long.error == pytest.approx(short.error, rel=0.02)
+
+
+def test_calibration_needs_text(fp32):
+    with pytest.raises(ValueError, match="needs text"):
+        quantization.calibrate(fp32, [])
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+
+def test_outliers_are_chosen_to_be_smoothed_by_measurement(with_outliers):
+    calibration = quantization.calibrate(with_outliers, [feed(seed=seed) for seed in range(4)])
+    inputs = feed(rows=60, seed=5)
+    exact = logits(with_outliers, inputs)
+
+    def score(form):
+        return {"agreement": 100 * (1 - error(logits(form, inputs), exact))}
+
+    candidates = quantization.candidates_for(calibration)
+    assert [entry.name for entry in candidates] == [
+        "plain",
+        "smoothed",
+        "1 matrices in fp32",
+        "2 matrices in fp32",
+    ]
+    choice = quantization.choose(with_outliers, score, candidates, margin=5)
+    assert choice.name == "smoothed"
+    assert [entry["name"] for entry in choice.tried] == [entry.name for entry in candidates]
+    assert choice.tried[0]["bytes"] < choice.tried[-1]["bytes"]
+    assert score(choice.proto)["agreement"] == choice.tried[1]["agreement"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "margin", "chosen"),
+    [
+        ([(90, 95), (90, 95.4), (90, 95.4)], 0.5, 0),
+        ([(90, 94), (90, 95.4), (90, 95.4)], 0.5, 1),
+        ([(88, 95), (89, 95), (90, 95)], 0.5, 2),
+        ([(90, 90), (80, 95), (89, 94)], 0.5, 2),
+        ([(90, 90), (80, 95), (70, 94)], 0.5, 0),
+    ],
+)
+def test_the_first_that_is_near_the_best_in_everything_is_chosen(fp32, scores, margin, chosen):
+    candidates = [quantization.Candidate(str(number)) for number in range(3)]
+    figures = iter(scores)
+    choice = quantization.choose(
+        fp32, lambda form: dict(zip(("dev", "agreement"), next(figures))), candidates, margin
+    )
+    assert choice.name == str(chosen)
+
+
+def test_scores_that_say_nothing_are_refused(fp32):
+    for figures in ({}, {"dev": float("nan")}):
+        with pytest.raises(ValueError, match="expected numbers"):
+            quantization.choose(
+                fp32, lambda form, figures=figures: figures, [quantization.Candidate("plain")]
+            )
+    with pytest.raises(ValueError, match="no candidate"):
+        quantization.choose(fp32, lambda form: {"dev": 1.0}, [])
