@@ -46,10 +46,12 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe_of(task: str, data: Path, test_examples: int) -> dict[str, Any]:
-    """The scaled-down recipe of one task."""
+def recipe_of(task: str, data: Path, test_examples: int, share: float = 1.0) -> dict[str, Any]:
+    """The scaled-down recipe of one task, with ``share`` of its usual training examples."""
     settings = TASKS[task]
     own = {**settings["task"], "path": str(data / task / settings["task"]["path"])}
+    if "max_train_examples" in own:
+        own["max_train_examples"] = round(share * own["max_train_examples"])
     return {
         "name": task,
         "model": {
@@ -85,12 +87,17 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("runs/real-tasks"))
     options.add_argument("--tasks", default=",".join(TASKS))
     options.add_argument("--test-examples", type=int, default=120)
+    options.add_argument(
+        "--share", type=float, default=1.0, help="of the training examples, for a quicker look"
+    )
     chosen = options.parse_args()
     for task in chosen.tasks.split(","):
         out = chosen.out / task
         out.parent.mkdir(parents=True, exist_ok=True)
         file = chosen.out / f"{task}.yaml"
-        file.write_text(json.dumps(recipe_of(task, chosen.data, chosen.test_examples)), encoding="utf-8")
+        file.write_text(
+            json.dumps(recipe_of(task, chosen.data, chosen.test_examples, chosen.share)), encoding="utf-8"
+        )
         command = [sys.executable, "-m", "xlmprune", "compress", str(file), "--out", str(out), "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
