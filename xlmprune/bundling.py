@@ -13,8 +13,8 @@ import onnx
 
 from xlmprune import bench, evaluation, golden, manifest, serving
 from xlmprune._version import __version__
-from xlmprune.data import Encoded, pad
-from xlmprune.errors import ShortfallError
+from xlmprune.data import Encoded, encode, pad
+from xlmprune.errors import DataError, ShortfallError
 from xlmprune.evaluation import Agreement, Scores
 from xlmprune.exporters import onnx as onnx_export
 from xlmprune.exporters import packing, quantization
@@ -24,9 +24,13 @@ from xlmprune.mask import density
 from xlmprune.metrics import Logits
 from xlmprune.model import forward_of, save_tokenizer
 from xlmprune.runtime import environment
+from xlmprune.teaching import unlabelled_examples
 
 if TYPE_CHECKING:
     from xlmprune.pipeline import Job
+
+CALIBRATION_TEXTS = 12
+"""Of each language, to see which channels of the matrices' inputs lie far outside."""
 
 FILES = serving.FILES
 """Form to file name, `fp32` to `model.onnx`."""
@@ -92,7 +96,7 @@ def write_form(
         ShortfallError: an fp32 form does not reproduce PyTorch.
     """
     path = folder / FILES[name]
-    proto = quantization.quantize(graph) if name == "int8" else graph
+    proto = quantized(job, graph) if name == "int8" else graph
     dense_bytes = sum(onnx_export.tensor_bytes(tensor) for tensor in proto.graph.initializer)
     if job.recipe.export.onnx_layout == "packed":
         proto = packing.pack(proto)
@@ -110,6 +114,35 @@ def write_form(
         _check_parity(form)
     form.speed = bench.quick(path)
     return form
+
+
+def quantized(job: Job, graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph in INT8, with outlying channels smoothed by what unlabelled text shows of them; never test text."""
+    batches = [pad(part, range(len(part))) for part in calibration_texts(job)]
+    feeds = [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches]
+    calibration = quantization.calibrate(graph, feeds)
+    return quantization.quantize(graph, smoothing=calibration.smoothing)
+
+
+def calibration_texts(job: Job) -> list[Encoded]:
+    """A few texts of every language that has unlabelled ones, by the recipe or the task, and English training text."""
+    recipe = job.recipe
+    vocabulary = recipe.model.vocabulary
+    patterns = [
+        (recipe.distillation or {}).get("unlabelled"),
+        *(getattr(vocabulary, "files", None) or []),
+        "task",
+    ]
+    pattern = next(pattern for pattern in patterns if pattern)
+    parts = [job.train.rows(CALIBRATION_TEXTS)]
+    try:
+        found = unlabelled_examples(
+            job.task, pattern, {language: test.examples for language, test in job.tests.items()}
+        )
+    except DataError:  # no language has any: English alone must do, and the report's scores say how it did
+        return parts
+    texts = [examples.head(CALIBRATION_TEXTS) for examples in found.values()]
+    return [*parts, *(encode(job.pretrained.tokenizer, part, recipe.training.max_length) for part in texts)]
 
 
 def _onnx_forward(path: Path) -> evaluation.Forward:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -104,6 +104,14 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def rows(self, count: int) -> Encoded:
+        """The first ``count`` examples."""
+
+        def cut(column: Any) -> Any:
+            return None if column is None else column[:count]
+
+        return Encoded(*(cut(getattr(self, field.name)) for field in fields(self)))
 
 
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:

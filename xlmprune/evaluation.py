@@ -35,19 +35,7 @@ class TestSet:
         if count is None or count >= len(self.examples):
             return self
         fewer = self.examples.head(count)
-        rows = len(fewer)
-        encoded = self.encoded
-        return TestSet(
-            fewer,
-            Encoded(
-                encoded.input_ids[:rows],
-                None if encoded.labels is None else encoded.labels[:rows],
-                None if encoded.words is None else encoded.words[:rows],
-                encoded.truncated[:rows],
-                None if encoded.lengths is None else encoded.lengths[:rows],
-                None if encoded.unknown is None else encoded.unknown[:rows],
-            ),
-        )
+        return TestSet(fewer, self.encoded.rows(len(fewer)))
 
 
 @dataclass(frozen=True)
