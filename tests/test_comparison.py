@@ -573,7 +573,7 @@ def test_a_process_for_each_piece(base, tmp_path, capfd):
     ]
     first, second = local.LocalExecutor().run(works)
     assert (first.status, first.exit_code) == ("failed", 2)
-    assert first.message.startswith("no test set for language 'en'")
+    assert first.message.startswith("no test file of any language")
     assert (second.status, second.exit_code) == ("failed", 2)
     assert second.message == f"its dense stage failed: {first.message}"
     assert capfd.readouterr().out == ""

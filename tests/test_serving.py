@@ -72,7 +72,15 @@ def test_every_word_gets_a_tag(bundles):
         sentences, predict(Bundle(bundles["tokens"], 1), sentences, batch_size=7), strict=True
     ):
         scores, encoding = expected_probabilities(bundles["tokens"], "tokens", words)
-        first = [encoding.word_ids.index(word) for word in range(len(words))]
+        # A word is read at its first sub-word that holds a letter: Chinese and Thai words open with a bare mark.
+        first = [
+            next(
+                place
+                for place, own in enumerate(encoding.word_ids)
+                if own == word and encoding.tokens[place] != "▁"
+            )
+            for word in range(len(words))
+        ]
         assert answer["words"] == words
         assert answer["tags"] == [TAGS[int(scores[place].argmax())] for place in first]
         assert np.allclose(answer["probabilities"], scores[first].max(1), atol=1e-5)
