@@ -157,7 +157,9 @@ def plant_dense(dense: Path, recipe: Recipe, folder: Path, fresh: bool = False) 
         run.events.write("start", recipe_sha256=recipe.sha256(), device=_device_of(dense))
         run.events.write("dense_shared", key=dense_key(recipe), seconds=state["stages"][0]["seconds"])
         run.events.write("stage", **state["stages"][0])
-        run.save(tensors, {key: state[key] for key in ("progress", "stages", "dense_others", "data", "device")})
+        run.save(
+            tensors, {key: state[key] for key in ("progress", "stages", "dense_others", "data", "device")}
+        )
     return True
 
 
