@@ -7,10 +7,9 @@ import pytest
 
 
 def data_dir() -> Path | None:
-    """The folder named by XLMPRUNE_DATA, or `../shared/data` beside the checkout; None where neither exists."""
+    """The folder named by XLMPRUNE_DATA; None where it is not set."""
     named = os.environ.get("XLMPRUNE_DATA")
-    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
-    return folder if folder.is_dir() else None
+    return Path(named) if named else None
 
 
 def require_data(part: str) -> Path:

@@ -128,6 +128,35 @@ def test_bundle_holds_what_the_contract_names(finished):
     }
 
 
+def test_weights_only_with_languages_measured_at_every_second_stage(workplace, tmp_path):
+    recipe = write_recipe(
+        workplace, name="weights", export={"onnx": []}, evaluation={"stage_interval": 2, "batch_size": 8}
+    )
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    report = report_of(tmp_path / "run")
+    assert [("languages" in stage, "zero_shot_mean" in stage) for stage in report["stages"]] == [
+        (True, True),
+        (False, False),
+        (True, True),
+        (True, True),
+    ], "dense, the second and the last"
+    assert all("alignment" in stage for stage in report["stages"])
+    bundle = tmp_path / "run" / "bundle"
+    assert not list(bundle.rglob("*.onnx"))
+    assert "onnx_fp32" not in report["summary"]["english"]
+    card = (bundle / "README.md").read_text(encoding="utf-8")
+    assert "library_name: transformers" in card
+    assert "onnxruntime" not in card
+    verified = CliRunner().invoke(app, ["verify", str(bundle)])
+    assert verified.exit_code == 0, verified.output
+    assert "none was shipped" in verified.output
+    asked = CliRunner().invoke(app, ["predict", str(bundle), "hello"])
+    assert asked.exit_code == 2
+    assert "has neither model.onnx nor model.int8.onnx" in " ".join(asked.output.split())
+    assert xlmprune.load(bundle) is not None
+
+
 def test_report_counts_exactly(finished):
     report = report_of(finished[0])
     weights = prunable(xlmprune.load(finished[0] / "bundle"))

@@ -98,7 +98,7 @@ def test_unknown_task(tmp_path):
         ("training: {learning_rate: .inf}", "training.learning_rate"),
         ("training: {batch_size: 0}", "found 0"),
         ("seed: -1", "seed"),
-        ("export: {onnx: []}", "`onnx` lists each form once"),
+        ("export: {onnx: [fp32, fp32]}", "`onnx` lists a form twice"),
         ("export: {opset: 12}", "export.opset"),
         ("pruning: {pattern: '3:4'}", "pruning.pattern"),
         ("pruning: {pattern: '2:4', scope: global}", "scope must be layer"),

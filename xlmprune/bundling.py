@@ -128,8 +128,9 @@ def calibration_texts(job: Job) -> list[Encoded]:
     """A few texts of every language that has unlabelled ones, by the recipe or the task, and English training text."""
     recipe = job.recipe
     vocabulary = recipe.model.vocabulary
+    distillation = recipe.distillation or {}
     patterns = [
-        (recipe.distillation or {}).get("unlabelled"),
+        distillation.get("unlabelled"),
         *(getattr(vocabulary, "files", None) or []),
         "task",
     ]
@@ -137,7 +138,10 @@ def calibration_texts(job: Job) -> list[Encoded]:
     parts = [job.train.rows(CALIBRATION_TEXTS)]
     try:
         found = unlabelled_examples(
-            job.task, pattern, {language: test.examples for language, test in job.tests.items()}
+            job.task,
+            pattern,
+            {language: test.examples for language, test in job.tests.items()},
+            distillation.get("languages"),
         )
     except DataError:  # no language has any: English alone must do, and the report's scores say how it did
         return parts

@@ -137,6 +137,12 @@ class Distillation:
     """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text: the teacher's
     answers on them are learnt too. Languages without a file do without; test texts are left out."""
 
+    languages: Annotated[list[str], Field(min_length=1)] | None = None
+    """Languages whose text is read; None for all that have some. The others are measured as `seen_unlabelled: no`."""
+
+    max_texts: Annotated[int, Field(ge=1)] | None = None
+    """Texts a language, the first ones; None for all."""
+
     unlabelled_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the teacher's answers on unlabelled text, beside the loss on labelled text."""
 
@@ -157,6 +163,13 @@ class Distillation:
             raise ValueError(
                 f"{value!r} has no {{language}} in it; expected such as text/{{language}}.txt, or task"
             )
+        return value
+
+    @field_validator("languages", "max_texts")
+    @classmethod
+    def _of_unlabelled(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("unlabelled") is None:
+            raise ValueError("there is no unlabelled text to choose from; give distillation.unlabelled")
         return value
 
     @property

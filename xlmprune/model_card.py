@@ -63,8 +63,9 @@ def render(report: Report) -> str:
 
 
 def served_file(report: Report) -> str:
-    """The ONNX file to begin with: INT8 where it is shipped, for it is the faster one."""
-    return "model.int8.onnx" if "model.int8.onnx" in report.get("files", {}) else "model.onnx"
+    """The ONNX file to begin with: INT8 where it is shipped, for it is the faster one; "" where none is."""
+    files = report.get("files", {"model.onnx": {}})
+    return next((file for file in ("model.int8.onnx", "model.onnx") if file in files), "")
 
 
 def metadata(report: Report) -> str:
@@ -93,7 +94,7 @@ def metadata(report: Report) -> str:
             dict.fromkeys(code.split("-")[0].split("_")[0] for code in report.get("languages", {}))
         ),
         "license": licence if licence in LICENCE_IDS else "other",
-        "library_name": "onnx",
+        "library_name": "onnx" if served_file(report) else "transformers",
         "pipeline_tag": tag,
         "tags": ["xlm-roberta", "pruned", "cross-lingual"],
         "base_model": _hub_id(model.get("name")),

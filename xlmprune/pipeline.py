@@ -185,7 +185,9 @@ def make_teaching(
     texts, counts = None, {}
     if settings.unlabelled is not None:
         examples = {language: test.examples for language, test in tests.items()}
-        found = unlabelled_examples(task, settings.unlabelled, examples)
+        found = unlabelled_examples(
+            task, settings.unlabelled, examples, settings.languages, settings.max_texts
+        )
         counts = {language: len(part) for language, part in found.items()}
         texts = join_encoded([encode(tokenizer, part, recipe.training.max_length) for part in found.values()])
     return Teaching(settings, texts, recipe.training.batch_size, recipe.seed), counts
@@ -271,7 +273,16 @@ def _close_stage(job: Job, end: StageEnd) -> None:
 
 
 def measure_stage(job: Job, end: StageEnd) -> None:
-    """Score every language after a stage; the dense stage on every example, later ones on the recipe's share."""
+    """Score every language after a stage; the dense stage on every example, later ones on the recipe's share.
+
+    Stages between those that `evaluation.stage_interval` asks for have no scores.
+    """
+    if end.stage % job.recipe.evaluation.stage_interval:
+        row = _stage_row(job, end)
+        job.stages.append(row)
+        job.folder.events.write("stage", **row)
+        job.reporter.say(_stage_line(job, row))
+        return
     cap = None if end.stage == 0 else _stage_cap(job)
     scores: Scores = {}
     sets = {language: test.head(cap) for language, test in job.tests.items()}
@@ -314,13 +325,19 @@ def _add_scores(job: Job, row: dict[str, Any], scores: Scores) -> None:
     row["zero_shot_mean"] = evaluation.zero_shot_mean(values, job.recipe.task.train_language)
     row["n"] = sum(len(part) for part in shown.values())
     job.folder.events.write("stage", **row)
-    mean = row["zero_shot_mean"]
-    job.reporter.say(
-        f"stage {row['stage']}/{len(job.pruner.densities) - 1}  {row['encoder_density']:6.1%} of the encoder  "
-        f"{job.recipe.task.train_language} {values[job.recipe.task.train_language]:.1f}"
-        + (f"  zero-shot mean {mean:.1f}" if mean is not None else "")
-        + f"  alignment {row['alignment']:.4f}  {row['seconds']:.0f} s"
-    )
+    job.reporter.say(_stage_line(job, row))
+
+
+def _stage_line(job: Job, row: Mapping[str, Any]) -> str:
+    train_language, mean = job.recipe.task.train_language, row.get("zero_shot_mean")
+    parts = [
+        f"stage {row['stage']}/{len(job.pruner.densities) - 1}  {row['encoder_density']:6.1%} of the encoder"
+    ]
+    if "languages" in row:
+        parts.append(f"{train_language} {row['languages'][train_language]:.1f}")
+    if mean is not None:
+        parts.append(f"zero-shot mean {mean:.1f}")
+    return "  ".join([*parts, f"alignment {row['alignment']:.4f}", f"{row['seconds']:.0f} s"])
 
 
 def save(job: Job) -> None:
@@ -403,9 +420,11 @@ def export(job: Job, logits: Mapping[str, Logits]) -> list[Form]:
     with explain_disk(job.folder.path):
         job.folder.unfinished_bundle.mkdir()
         bundling.write_model(job, job.folder.unfinished_bundle)
+        forms: list[Form] = []
+        if not job.recipe.export.onnx:
+            return forms
         job.reporter.say("exporting")
         graph = bundling.trace(job)
-        forms = []
         for name in job.recipe.export.onnx:
             job.reporter.say(f"writing and measuring {name}")
             forms.append(bundling.write_form(job, name, graph, job.folder.unfinished_bundle, logits))

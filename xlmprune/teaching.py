@@ -85,7 +85,8 @@ class Teaching:
         """The unlabelled batch that goes with the run's ``position``-th update; None where there is no such text.
 
         Returns:
-            `input_ids`, `attention_mask`, and for token tasks `where`, true on the first sub-word of every word.
+            `input_ids`, `attention_mask`, and for token tasks `where`, true on every sub-word: text without labels has
+            no words either where a language writes no spaces.
         """
         texts = self.unlabelled
         if texts is None:
@@ -98,9 +99,10 @@ class Teaching:
         rows = self._order[1][place]
         batch = pad(texts, rows)
         if texts.words is not None:
-            batch["where"] = np.zeros(batch["input_ids"].shape, dtype=bool)
+            batch["where"] = batch["attention_mask"].astype(bool)
+            batch["where"][:, 0] = False
             for line, row in enumerate(rows):
-                batch["where"][line, texts.words[row]] = True
+                batch["where"][line, len(texts.input_ids[row]) - 1] = False
         return batch
 
     def tensors(self) -> dict[str, Tensor]:
@@ -124,7 +126,13 @@ class Teaching:
         self.choice.restore(progress)
 
 
-def unlabelled_examples(task: Any, pattern: str, tests: Mapping[str, Examples]) -> dict[str, Examples]:
+def unlabelled_examples(
+    task: Any,
+    pattern: str,
+    tests: Mapping[str, Examples],
+    languages: Sequence[str] | None = None,
+    max_texts: int | None = None,
+) -> dict[str, Examples]:
     """Unlabelled text of every language of the task that has some.
 
     Args:
@@ -132,19 +140,29 @@ def unlabelled_examples(task: Any, pattern: str, tests: Mapping[str, Examples]) 
             with a tab between; where a line has none, it is paired with the next. Words of a tagging task are what
             spaces separate.
         tests: the test sets, whose texts are left out.
+        languages: read these only; None for every language of ``tests``.
+        max_texts: at most so many of a language, the first ones.
 
     Returns:
         language to examples without labels; languages without text are absent.
 
     Raises:
-        DataError: no language has any text.
+        DataError: no language has any text, or one of ``languages`` is not measured.
     """
+    strangers = sorted(set(languages or ()) - set(tests))
+    if strangers:
+        raise DataError(
+            f"distillation.languages: {', '.join(strangers)} not among the languages measured, {', '.join(tests)}"
+        )
     found: dict[str, Examples] = {}
     for language, test in tests.items():
+        if languages is not None and language not in languages:
+            continue
         lines = _lines(task, pattern, language)
         tested = {_joined(test, row) for row in range(len(test))}
         rows: list[Any] = _paired(lines) if task.kind == "pair" else lines
         rows = [row for row in rows if ("\t".join(row) if task.kind == "pair" else row) not in tested]
+        rows = rows[:max_texts]
         if not rows:
             continue
         if task.kind == "pair":

@@ -65,7 +65,7 @@ def _checks(path: Path, threads: int) -> Iterator[Check]:
         return
     yield _attempt("tokenizer", partial(_check_tokenizer, opened))
     if not opened.forms:
-        yield Check("forms", False, f"has neither {' nor '.join(FILES.values())}; expected at least one")
+        yield _attempt("forms", partial(_check_without_forms, path))
     for form in opened.forms:
         file = FILES[form]
         yield _attempt(f"{file}: graph", partial(_check_graph, opened, form))
@@ -107,6 +107,13 @@ def _check_weights(path: Path) -> str:
             kept += int(decode_mask(file, name, entry, opened.get_tensor(name + MASK)).sum())
             total += int(np.prod(entry["shape"]))
     return f"{len(matrices)} pruned matrices, {kept / total:.2%} of their {total:,} weights remain"
+
+
+def _check_without_forms(path: Path) -> str:
+    """A bundle may hold weights only; whatever its manifest lists, it must hold."""
+    if set(FILES.values()) & set(manifest.read(path)["files"]):
+        raise BundleError(f"has neither {' nor '.join(FILES.values())}, and its manifest lists one")
+    return "none was shipped: this bundle holds weights for PyTorch, and nothing to serve"
 
 
 def _check_tokenizer(bundle: Bundle) -> str:

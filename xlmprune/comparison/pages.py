@@ -60,6 +60,7 @@ def _headlines(facts: Comparison) -> Iterator[Table]:
     at = _one_density(facts)
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "encoder weights": lambda row: percent(row["encoder_density"]),
+        f"{language_name(train)} dev": lambda row: spread_text(row["dev"]),
         language_name(train): lambda row: spread_text(row["english"]),
         "zero-shot mean": lambda row: spread_text(row["zero_shot_mean"]),
         "Δ": lambda row: spread_text(row.get("loss"), signed=True),
@@ -67,6 +68,8 @@ def _headlines(facts: Comparison) -> Iterator[Table]:
     }
     if at is not None:
         del columns["encoder weights"]
+    if not any(row.get("dev") for row in rows):  # training.keep: last reads none
+        del columns[f"{language_name(train)} dev"]
     yield Table(
         title=f"Methods on {facts['tasks'][0]}"
         + (f" at {percent(at)} of the encoder's weights" if at else ""),

@@ -90,6 +90,7 @@ def _cell(cell: Cell, outcome: Outcome | None, out: Path) -> dict[str, Any]:
         "encoder_density": report["model"]["encoder_density"],
         "seconds": sum(stage["seconds"] for stage in report["stages"]),
         "scaled_down": report["scaled_down"],
+        "dev": {"pruned": report["stages"][-1]["dev"], "dense": report["stages"][0]["dev"]},
         "pruned": {measure: summary[measure].get("pruned") for measure in MEASURES},
         "dense": {measure: summary[measure].get("dense") for measure in MEASURES},
         "languages": {
@@ -146,6 +147,7 @@ def _row(cells: Sequence[dict[str, Any]], form: str) -> dict[str, Any]:
         "train_language": first["train_language"],
         "encoder_density": first["encoder_density"] if form == "pruned" else 1.0,
     }
+    row["dev"] = spread({cell["seed"]: cell["dev"][form] for cell in done})
     for measure in MEASURES:
         row[measure] = spread({cell["seed"]: cell[form][measure] for cell in done})
     row["languages"] = {
