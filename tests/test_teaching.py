@@ -56,7 +56,7 @@ def test_a_language_that_is_not_measured_is_an_error():
 
 
 def test_choosing_text_needs_text():
-    with pytest.raises(ValueError, match="give distillation.unlabelled"):
+    with pytest.raises(ValueError, match="there is no unlabelled text to choose from"):
         Distillation(max_texts=5)
 
 
