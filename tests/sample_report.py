@@ -199,6 +199,10 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
                 "median_ms": 9.82,
                 "p95_ms": 11.4,
                 "texts_per_second": 101.8,
+                "speedup": 1.0,
+                "load_seconds": 0.42,
+                "peak_bytes": 310_000_000,
+                "loaded_bytes": 130_000_000,
             },
             "model.int8.onnx": {
                 "batch": 1,
@@ -206,7 +210,17 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
                 "median_ms": 2.61,
                 "p95_ms": 3.05,
                 "texts_per_second": 383.1,
+                "speedup": 3.76,
+                "load_seconds": 0.31,
+                "peak_bytes": 190_000_000,
+                "loaded_bytes": 52_000_000,
             },
+        },
+        "quantization": {
+            "chosen": "smoothed",
+            "reference": {"dev": 99.3, "agreement": 100.0},
+            "margins": {"dev": 0.5, "agreement": 3.0},
+            "tried": [{"name": "smoothed", "bytes": 25_761_300, "dev": 99.3, "agreement": 98.1}],
         },
         "parity": {
             "onnx_fp32": {"max_abs_diff": 3.1e-06, "relative_diff": 1.8e-07, "agreement": 1.0, "n": 11520},

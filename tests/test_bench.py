@@ -123,11 +123,20 @@ def test_memory_is_what_the_file_takes_and_not_what_its_starter_took(tmp_path):
 
 
 def test_quick_halves_a_text_that_is_too_long(tmp_path):
-    path = write_model(tmp_path / "model.onnx", positions=20)
-    found = bench.quick(path, seconds=0.05)
-    assert (found["batch"], found["tokens"]) == (1, 16)
-    assert found["median_ms"] <= found["p95_ms"]
-    assert set(found) == {"batch", "tokens", "median_ms", "p95_ms", "texts_per_second"}
+    files = {
+        "a": write_model(tmp_path / "a.onnx", positions=40),
+        "b": write_model(tmp_path / "b.onnx", positions=20),
+    }
+    found = bench.quick(files, seconds=0.05)
+    assert [(facts["batch"], facts["tokens"]) for facts in found.values()] == [(1, 16), (1, 16)]
+    assert found["a"]["speedup"] == 1.0
+    for facts in found.values():
+        assert facts["median_ms"] <= facts["p95_ms"]
+        assert facts["load_seconds"] > 0
+        assert set(facts) == {
+            "batch", "tokens", "median_ms", "p95_ms", "texts_per_second", "speedup", "load_seconds", "peak_bytes",
+            "loaded_bytes",
+        }  # fmt: skip
 
 
 def test_what_cannot_be_measured_is_said(tmp_path, files, capfd):
@@ -139,7 +148,7 @@ def test_what_cannot_be_measured_is_said(tmp_path, files, capfd):
     with pytest.raises(BundleError, match=r"damaged\.onnx cannot be opened"):
         bench.bench({"fp32": tmp_path / "damaged.onnx"}, loads=1)
     with pytest.raises(BundleError, match=r"damaged\.onnx cannot be opened by ONNX Runtime"):
-        bench.quick(tmp_path / "damaged.onnx")
+        bench.quick({"damaged": tmp_path / "damaged.onnx"})
     assert capfd.readouterr().err == ""
 
 

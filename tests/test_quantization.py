@@ -336,43 +336,53 @@ def test_outliers_are_chosen_to_be_smoothed_by_measurement(with_outliers):
         return {"agreement": 100 * (1 - error(logits(form, inputs), exact))}
 
     candidates = quantization.candidates_for(calibration)
-    assert [entry.name for entry in candidates] == [
-        "plain",
-        "smoothed",
-        "1 matrices in fp32",
-        "2 matrices in fp32",
-    ]
-    choice = quantization.choose(with_outliers, score, candidates, margin=5)
+    assert [entry.name for entry in candidates] == ["smoothed", "1 matrices in fp32", "2 matrices in fp32"]
+    plain = quantization.Candidate("plain")
+    choice = quantization.choose(
+        with_outliers, score, [plain, *candidates], reference={"agreement": 100}, margins={"agreement": 10}
+    )
     assert choice.name == "smoothed"
-    assert [entry["name"] for entry in choice.tried] == [entry.name for entry in candidates]
-    assert choice.tried[0]["bytes"] < choice.tried[-1]["bytes"]
+    assert [entry["name"] for entry in choice.tried] == ["plain", "smoothed"], "no more than needed"
     assert score(choice.proto)["agreement"] == choice.tried[1]["agreement"]
 
 
+def test_four_bit_embeddings_have_eight_bits_to_fall_back_on(with_outliers):
+    calibration = quantization.calibrate(with_outliers, [feed(seed=seed) for seed in range(4)])
+    candidates = quantization.candidates_for(calibration, "int4")
+    assert [entry.name for entry in candidates][:2] == ["smoothed", "embeddings in eight bits"]
+    assert [entry.options["embeddings"] for entry in candidates] == ["int4", "int8", "int8", "int8"]
+
+
 @pytest.mark.parametrize(
-    ("scores", "margin", "chosen"),
+    ("scores", "chosen", "tried"),
     [
-        ([(90, 95), (90, 95.4), (90, 95.4)], 0.5, 0),
-        ([(90, 94), (90, 95.4), (90, 95.4)], 0.5, 1),
-        ([(88, 95), (89, 95), (90, 95)], 0.5, 2),
-        ([(90, 90), (80, 95), (89, 94)], 0.5, 2),
-        ([(90, 90), (80, 95), (70, 94)], 0.5, 0),
+        ([(90, 95), (90, 95.4), (90, 95.4)], 0, 1),
+        ([(90, 94.9), (89.5, 95), (90, 99)], 1, 2),
+        ([(88, 98), (89, 98), (90, 95)], 2, 3),
+        ([(90, 90), (80, 98), (89, 94)], 2, 3),
+        ([(89, 90), (80, 95), (70, 94)], 0, 3),
     ],
 )
-def test_the_first_that_is_near_the_best_in_everything_is_chosen(fp32, scores, margin, chosen):
+def test_the_first_that_is_near_the_reference_in_everything_is_chosen(fp32, scores, chosen, tried):
     candidates = [quantization.Candidate(str(number)) for number in range(3)]
     figures = iter(scores)
     choice = quantization.choose(
-        fp32, lambda form: dict(zip(("dev", "agreement"), next(figures))), candidates, margin
+        fp32,
+        lambda form: dict(zip(("dev", "agreement"), next(figures))),
+        candidates,
+        reference={"dev": 90.0, "agreement": 100.0},
+        margins={"dev": 0.5, "agreement": 5.0},
     )
     assert choice.name == str(chosen)
+    assert len(choice.tried) == tried
 
 
 def test_scores_that_say_nothing_are_refused(fp32):
-    for figures in ({}, {"dev": float("nan")}):
-        with pytest.raises(ValueError, match="expected numbers"):
+    wanted = {"reference": {"dev": 90.0}, "margins": {"dev": 0.5}}
+    for figures in ({}, {"dev": float("nan")}, {"agreement": 90.0}):
+        with pytest.raises(ValueError, match="expected numbers for dev"):
             quantization.choose(
-                fp32, lambda form, figures=figures: figures, [quantization.Candidate("plain")]
+                fp32, lambda form, figures=figures: figures, [quantization.Candidate("plain")], **wanted
             )
     with pytest.raises(ValueError, match="no candidate"):
-        quantization.choose(fp32, lambda form: {"dev": 1.0}, [])
+        quantization.choose(fp32, lambda form: {"dev": 1.0}, [], **wanted)

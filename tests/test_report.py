@@ -182,9 +182,9 @@ def test_a_section_without_data_is_left_out():
     full = sample_report()
     titles = {name: table.title for name, table in all_tables(full).items()}
     keys = {"languages": "languages", "stages": "stages", "files": "files", "parts": "bytes_by_part"}
-    keys |= {name: name for name in ("speed", "parity", "text", "vocabulary", "environment")} | {
-        "alignment": "layers"
-    }
+    keys |= {
+        name: name for name in ("speed", "parity", "quantization", "text", "vocabulary", "environment")
+    } | {"alignment": "layers"}
     for name, key in keys.items():
         report = {k: v for k, v in full.items() if k != key}
         text = render_markdown(report)

@@ -90,23 +90,36 @@ def bench(
     return facts
 
 
-def quick(file: Path, tokens: int = 64, seconds: float = 2.0, threads: int | None = None) -> dict[str, Any]:
-    """Latency of one text, in a few seconds; for the report.
+def quick(
+    files: Mapping[str, Path], tokens: int = 64, seconds: float = 2.0, threads: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Latency of one text in every form, taking turns, and one opening of each, in a few seconds; for the report.
 
     Args:
-        tokens: length of the text; halved until the model's positions allow it.
+        files: ONNX files by name, the one to compare with first.
+        tokens: length of the text; halved until every model's positions allow it.
+        seconds: for all calls together.
 
     Returns:
-        `batch` 1, `tokens`, `median_ms`, `p95_ms`, `texts_per_second`.
+        by name: `batch` 1, `tokens`, `median_ms`, `p95_ms`, `texts_per_second`, `speedup` against the first,
+        `load_seconds`, `peak_bytes` and `loaded_bytes` (see `bench`).
     """
-    session = open_session(file, threads or processors())
-    while not _takes(session, tokens):
+    threads = threads or processors()
+    sessions = {form: open_session(path, threads) for form, path in files.items()}
+    while not all(_takes(session, tokens) for session in sessions.values()):
         if tokens == 1:
-            raise BundleError(f"{file} takes not even one token; expected a model of xlmprune")
+            raise BundleError(
+                f"{', '.join(map(str, files.values()))}: not even one token is taken; expected models of xlmprune"
+            )
         tokens //= 2
-    rounds = _rounds({"": session}, 1, tokens, repeats=1000, seconds=seconds)
-    facts = _speed("", rounds, 1, tokens)
-    return {key: facts[key] for key in ("batch", "tokens", "median_ms", "p95_ms", "texts_per_second")}
+    rounds = _rounds(sessions, 1, tokens, repeats=1000, seconds=seconds)
+    del sessions
+    facts = {}
+    for form, path in files.items():
+        speed = _speed(form, rounds, 1, tokens)
+        facts[form] = {key: value for key, value in speed.items() if key not in ("form", "rounds")}
+        facts[form] |= load_once(path, threads)
+    return facts
 
 
 # --- speed -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,26 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from xlmprune import bench, evaluation, golden, manifest, serving
+from xlmprune import bench, evaluation, golden, int8_form, manifest, serving
 from xlmprune._version import __version__
-from xlmprune.data import Encoded, encode, pad
-from xlmprune.errors import DataError, ShortfallError
+from xlmprune.data import Encoded, pad
+from xlmprune.errors import ShortfallError
 from xlmprune.evaluation import Agreement, Scores
 from xlmprune.exporters import onnx as onnx_export
-from xlmprune.exporters import packing, quantization
+from xlmprune.exporters import packing
 from xlmprune.exporters import safetensors as safetensors_export
 from xlmprune.exporters.triton import write_triton
 from xlmprune.mask import density
 from xlmprune.metrics import Logits
 from xlmprune.model import forward_of, save_tokenizer
 from xlmprune.runtime import environment
-from xlmprune.teaching import unlabelled_examples
 
 if TYPE_CHECKING:
     from xlmprune.pipeline import Job
-
-CALIBRATION_TEXTS = 12
-"""Of each language, to see which channels of the matrices' inputs lie far outside."""
 
 FILES = serving.FILES
 """Form to file name, `fp32` to `model.onnx`."""
@@ -50,6 +46,8 @@ class Form:
     agreement: Agreement
     dense_bytes: dict[str, int] = field(default_factory=dict)
     speed: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
+    """For an INT8 form: what was chosen, and by which figures."""
 
 
 def write_model(job: Job, folder: Path) -> None:
@@ -96,14 +94,17 @@ def write_form(
         ShortfallError: an fp32 form does not reproduce PyTorch.
     """
     path = folder / FILES[name]
-    proto = quantized(job, graph) if name == "int8" else graph
+    proto, facts = graph, {}
+    if name == "int8":
+        choice = int8_form.quantized(job, graph)
+        proto, facts = choice.proto, int8_form.facts_of(choice)
     dense_bytes = sum(onnx_export.tensor_bytes(tensor) for tensor in proto.graph.initializer)
     if job.recipe.export.onnx_layout == "packed":
         proto = packing.pack(proto)
     _describe(proto, job, name)
     onnx_export.save_onnx(proto, path)
     del proto
-    form = Form(name, path.name, {}, Agreement(), {f"onnx_{name}": dense_bytes})
+    form = Form(name, path.name, {}, Agreement(), {f"onnx_{name}": dense_bytes}, quantization=facts)
     forward = _onnx_forward(path)
     for language, score, found in evaluation.evaluate(
         forward, job.tests, job.task, job.recipe.evaluation.batch_size
@@ -112,46 +113,19 @@ def write_form(
         form.agreement.add(logits[language], found)
     if name == "fp32":
         _check_parity(form)
-    form.speed = bench.quick(path)
     return form
 
 
-def quantized(job: Job, graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in INT8, with outlying channels smoothed by what unlabelled text shows of them; never test text."""
-    batches = [pad(part, range(len(part))) for part in calibration_texts(job)]
-    feeds = [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches]
-    calibration = quantization.calibrate(graph, feeds)
-    return quantization.quantize(graph, smoothing=calibration.smoothing)
-
-
-def calibration_texts(job: Job) -> list[Encoded]:
-    """A few texts of every language that has unlabelled ones, by the recipe or the task, and English training text."""
-    recipe = job.recipe
-    vocabulary = recipe.model.vocabulary
-    distillation = recipe.distillation or {}
-    patterns = [
-        distillation.get("unlabelled"),
-        *(getattr(vocabulary, "files", None) or []),
-        "task",
-    ]
-    pattern = next(pattern for pattern in patterns if pattern)
-    parts = [job.train.rows(CALIBRATION_TEXTS)]
-    try:
-        found = unlabelled_examples(
-            job.task,
-            pattern,
-            {language: test.examples for language, test in job.tests.items()},
-            distillation.get("languages"),
-        )
-    except DataError:  # no language has any: English alone must do, and the report's scores say how it did
-        return parts
-    texts = [examples.head(CALIBRATION_TEXTS) for examples in found.values()]
-    return [*parts, *(encode(job.pretrained.tokenizer, part, recipe.training.max_length) for part in texts)]
+def time_forms(forms: Sequence[Form], folder: Path) -> None:
+    """Measure how fast the forms answer and open, side by side."""
+    if forms:
+        speed = bench.quick({form.file: folder / form.file for form in forms})
+        for form in forms:
+            form.speed = speed[form.file]
 
 
 def _onnx_forward(path: Path) -> evaluation.Forward:
-    session = serving.open_session(path)
-    return lambda ids, mask: session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+    return serving.forward_of(serving.open_session(path))
 
 
 def _describe(proto: onnx.ModelProto, job: Job, form: str) -> None:

@@ -105,11 +105,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def rows(self, count: int) -> Encoded:
-        """The first ``count`` examples."""
+    def rows(self, count: int, start: int = 0) -> Encoded:
+        """At most ``count`` examples from ``start`` on."""
 
         def cut(column: Any) -> Any:
-            return None if column is None else column[:count]
+            return None if column is None else column[start : start + count]
 
         return Encoded(*(cut(getattr(self, field.name)) for field in fields(self)))
 

@@ -263,6 +263,16 @@ def describe_files(report: Report) -> str:
     return f"On disk: {', '.join(said)}{against}."
 
 
+def speed_rows(report: Report) -> list[dict[str, Any]]:
+    """Every file timed, with the width of its bar: its median latency as a share of the slowest."""
+    speed = report.get("speed", {})
+    slowest = max((facts.get("median_ms") or 0 for facts in speed.values()), default=0) or 1
+    return [
+        {"name": name, **facts, "width": (facts.get("median_ms") or 0) / slowest}
+        for name, facts in speed.items()
+    ]
+
+
 def describe_chance(report: Report) -> str:
     """How to read many p-values at once."""
     tested = len(report.get("paired", {}))

@@ -179,6 +179,8 @@ class ExportRecipe(BaseModel):
     onnx: list[Literal["fp32", "int8"]] = ["fp32", "int8"]
     """Empty: weights only, as for the runs of a comparison."""
     onnx_layout: Literal["packed", "dense"] = "packed"
+    embeddings: Literal["int8", "int4"] = "int8"
+    """Word embeddings of the INT8 form: eight bits a value, or four with a scale for every 32."""
     opset: Annotated[int, Field(ge=18, le=25)] = 20
     floor: FloorRecipe = FloorRecipe()
     triton: bool = True

@@ -116,6 +116,7 @@ def render_html(report: Report) -> str:
         "rows": [*findings.rows(report), *findings.mean_rows(report)],
         "files": findings.file_rows(report),
         "parts": findings.part_rows(report),
+        "timed": findings.speed_rows(report),
         "grid": findings.layer_grid(report, "alignment"),
         "stages": report.get("stages", []),
         "zero_shot_count": findings.zero_shot_count(report),

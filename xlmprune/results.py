@@ -58,6 +58,9 @@ def assemble(job: Job, pruned: Scores, forms: list[Form], refused: dict[str, str
             language: length_statistics(test.encoded, test.examples) for language, test in job.tests.items()
         },
     }
+    for form in forms:
+        if form.quantization:
+            facts["quantization"] = form.quantization
     if refused:
         facts["refused"] = refused
     if job.unlabelled:

@@ -24,6 +24,7 @@ from xlmprune.findings import (
     rows,
     score,
     size,
+    speed_rows,
     train_language,
 )
 from xlmprune.languages import language_name
@@ -149,9 +150,35 @@ def speed_table(report: Report) -> Table | None:
             "median ms": lambda row: number(row.get("median_ms")),
             "95th percentile ms": lambda row: number(row.get("p95_ms")),
             "texts per second": lambda row: number(row.get("texts_per_second")),
+            "times as fast": lambda row: number(row.get("speedup")),
+            "opens in s": lambda row: number(row.get("load_seconds")),
+            "memory while opening": lambda row: size(row.get("peak_bytes")),
+            "memory once open": lambda row: size(row.get("loaded_bytes")),
         },
-        [{"name": name, **facts} for name, facts in report.get("speed", {}).items()],
-        "Dense kernels do not skip zeros: unstructured pruning makes a file smaller, INT8 makes it faster.",
+        speed_rows(report),
+        "Files took turns, so the ratios hold on a busy machine. Dense kernels do not skip zeros: unstructured pruning "
+        "makes a file smaller, INT8 makes it faster.",
+    )
+
+
+def quantization_table(report: Report) -> Table | None:
+    """The ways to quantise that were tried, and what each scored on English dev and unlabelled text."""
+    facts = report.get("quantization", {})
+    if not facts:
+        return None
+    rows = [{"name": "fp32", **facts.get("reference", {})}, *facts.get("tried", [])]
+    train = language_name(train_language(report) or "train")
+    return _table(
+        "How INT8 was chosen",
+        {
+            "form": lambda row: row["name"] + (", shipped" if row["name"] == facts.get("chosen") else ""),
+            "weights": lambda row: size(row.get("bytes")),
+            f"{train} dev": lambda row: score(row.get("dev")),
+            "unlabelled texts that keep their label": lambda row: percent(row["agreement"] / 100),
+        },
+        rows,
+        "The first form within its margins of fp32 is taken, the smallest first; later ones are not tried. No test text was "
+        "read for it.",
     )
 
 
@@ -266,6 +293,7 @@ def all_tables(report: Report) -> dict[str, Table]:
         "parts": part_table,
         "speed": speed_table,
         "parity": parity_table,
+        "quantization": quantization_table,
         "text": text_table,
         "vocabulary": vocabulary_table,
         "alignment": alignment_table,

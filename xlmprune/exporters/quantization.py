@@ -432,15 +432,15 @@ class Candidate:
 
 def candidates_for(calibration: Calibration, embeddings: Embeddings = "int8") -> list[Candidate]:
     """The ways worth trying, the smallest and fastest first; later ones leave the worst matrices in fp32."""
-    found = [Candidate("plain", {"embeddings": embeddings})]
-    smoothed = {"embeddings": embeddings, "smoothing": calibration.smoothing}
-    if calibration.smoothing:
-        found.append(Candidate("smoothed", smoothed))
+    options = {"embeddings": embeddings, "smoothing": calibration.smoothing}
+    found = [Candidate("smoothed" if calibration.smoothing else "plain", options)]
+    if embeddings == "int4":
+        found.append(Candidate("embeddings in eight bits", options | {"embeddings": "int8"}))
     for share in (0.05, 0.15):
         count = round(share * len(calibration.error))
         if count:
-            kept = calibration.worst(count)
-            found.append(Candidate(f"{count} matrices in fp32", smoothed | {"keep_fp32": kept}))
+            kept = {"embeddings": "int8", "keep_fp32": calibration.worst(count)}
+            found.append(Candidate(f"{count} matrices in fp32", options | kept))
     return found
 
 
@@ -450,44 +450,50 @@ class Choice:
 
     proto: onnx.ModelProto
     name: str
+    reference: dict[str, float]
     tried: list[dict[str, Any]]
-    """`name`, `bytes` of the weights, and what the score said, for every candidate."""
+    """`name`, `bytes` of the weights, and what the score said, for every candidate tried."""
 
 
 def choose(
     proto: onnx.ModelProto,
     score: Callable[[onnx.ModelProto], Mapping[str, float]],
     candidates: Sequence[Candidate],
-    margin: float = 0.5,
+    reference: Mapping[str, float],
+    margins: Mapping[str, float],
 ) -> Choice:
-    """The first candidate that is within ``margin`` of the best one in everything that is measured.
+    """The first candidate that is within its margin of the reference in everything that is measured.
+
+    Later candidates are not even tried then. Where none is, the one that is least beyond its margins is taken.
 
     Args:
         proto: dense fp32.
-        score: figures of a form, more being better, in percent: such as accuracy on English dev, and how many labels
+        score: figures of a form, more being better, in percent: such as the score on English dev, and how many labels
             of unlabelled text agree with the fp32 form's. Test data has no place here.
         candidates: of `candidates_for`, the one that is liked best first.
-        margin: points that a candidate may be behind the best in any figure.
+        reference: the same figures of the fp32 form.
+        margins: by figure, points that a candidate may be behind.
 
     Raises:
-        ValueError: there are no candidates, or the score gave no figure, or one that is no number.
+        ValueError: there are no candidates, or a score lacks a figure of the reference or is no number.
     """
     if not candidates:
         raise ValueError("there is no candidate to choose from")
     tried: list[dict[str, Any]] = []
-    scores: list[Mapping[str, float]] = []
+    beyond: list[float] = []
     for candidate in candidates:
         form = quantize(proto, **candidate.options)
         figures = score(form)
-        if not figures or not all(math.isfinite(value) for value in figures.values()):
-            raise ValueError(f"the score of {candidate.name!r} is {dict(figures)}; expected numbers")
-        scores.append(figures)
+        if set(figures) != set(reference) or not all(math.isfinite(value) for value in figures.values()):
+            raise ValueError(
+                f"the score of {candidate.name!r} is {dict(figures)}; expected numbers for {', '.join(reference)}"
+            )
         size = sum(len(tensor.raw_data) for tensor in form.graph.initializer)
         tried.append({"name": candidate.name, "bytes": size, **figures})
+        beyond.append(max(reference[key] - figures[key] - margins[key] for key in reference))
+        if beyond[-1] <= 0:
+            return Choice(form, candidate.name, dict(reference), tried)
         del form
-    best = {key: max(figures[key] for figures in scores) for key in scores[0]}
-    # Where none is near the best in everything, the one that is least behind in its worst figure.
-    behind = [max(best[key] - figures[key] for key in best) for figures in scores]
-    chosen = next((i for i, points in enumerate(behind) if points <= margin), int(np.argmin(behind)))
+    chosen = candidates[int(np.argmin(beyond))]
     # Made again: keeping every form would take the memory of all of them.
-    return Choice(quantize(proto, **candidates[chosen].options), candidates[chosen].name, tried)
+    return Choice(quantize(proto, **chosen.options), chosen.name, dict(reference), tried)
