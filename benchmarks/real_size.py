@@ -1,9 +1,10 @@
 """XLM-R base at its real size, through the real command: prune, one update, export, verify.
 
-    python benchmarks/real_size.py [--out DIR] [--opset 20] [--forms fp32,int8]
+    python benchmarks/real_size.py [--out DIR] [--opset 20] [--forms fp32,int8] [--pieces 60000]
 
 The weights are random, drawn from XLM-R base's configuration (278 M parameters), so that no hub is needed; the
-tokenizer is the quickstart's, which has XLM-R's 250,002 pieces. Prints the seconds and the peak memory of each step.
+tokenizer is the quickstart's, which has XLM-R's 250,002 pieces. With `--pieces` the vocabulary is trimmed to so many,
+counted on a text made of the pieces themselves. Prints the seconds and the peak memory of each step, and what `bench` finds.
 """
 
 from __future__ import annotations
@@ -61,6 +62,14 @@ def write_data(folder: Path) -> None:
             (folder / f"{language}.{split}.tsv").write_text("text\tlabel\n" + rows, encoding="utf-8")
 
 
+def write_pieces(folder: Path, tokenizer: Path) -> None:
+    """A text for each language that holds every other piece of the vocabulary, so that there is enough to trim."""
+    pieces = [piece for piece, _ in json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"][4:]]
+    for language in ("en", "de"):
+        lines = (piece.replace("▁", " ").strip() for piece in pieces[::2])
+        (folder / f"{language}.txt").write_text("\n".join(line for line in lines if line), encoding="utf-8")
+
+
 def timed(title: str, command: list[str]) -> None:
     """Run a command; print how long it took and the most memory it held."""
     started = time.perf_counter()
@@ -83,7 +92,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, help="keep everything here; otherwise a temporary folder")
     options.add_argument("--opset", default="20")
     options.add_argument("--forms", default="fp32,int8")
-    options.add_argument("--vocabulary", default="keep", help="value of model.vocabulary, as YAML")
+    options.add_argument("--pieces", type=int, help="trim the vocabulary to so many; otherwise it is kept")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         place = chosen.out or Path(temporary)
@@ -92,9 +101,15 @@ def main() -> None:
         write_model(place / "base")
         write_data(place)
         print(f"{'make model':<12} {time.perf_counter() - started:7.1f} s", flush=True)
+        vocabulary: str | dict[str, object] = "keep"
+        if chosen.pieces:
+            write_pieces(place, place / "base" / "tokenizer.json")
+            vocabulary = {
+                "files": [str(place / "{language}.txt")], "min_count": 1, "max_size": chosen.pieces,
+            }  # fmt: skip
         recipe = {
             "name": "real_size",
-            "model": {"name": str(place / "base")},
+            "model": {"name": str(place / "base"), "vocabulary": vocabulary},
             "task": {
                 "name": "classification",
                 "source": "files",
@@ -113,22 +128,17 @@ def main() -> None:
         (place / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
         xlmprune = [sys.executable, "-m", "xlmprune"]
         run = place / "run"
-        options_of_run = [
-            "--out",
-            str(run),
-            "--device",
-            "cpu",
-            "--fresh",
-            "--set",
-            f"model.vocabulary={chosen.vocabulary}",
-        ]
+        options_of_run = ["--out", str(run), "--device", "cpu", "--fresh"]
         timed("compress", [*xlmprune, "compress", str(place / "recipe.yaml"), *options_of_run])
         timed("verify", [*xlmprune, "verify", str(run / "bundle")])
         timed("inspect", [*xlmprune, "inspect", str(run / "bundle")])
         files = sorted((run / "bundle").iterdir())
         for file in files:
             if file.suffix in (".onnx", ".safetensors", ".data"):
-                print(f"{file.name:<24} {file.stat().st_size / 1e6:9.1f} MB")
+                print(f"{file.name:<24} {file.stat().st_size / 1e6:9.1f} MB", flush=True)
+        subprocess.run(
+            [*xlmprune, "bench", str(run / "bundle"), "--batches", "1", "--lengths", "64"], check=True
+        )
 
 
 if __name__ == "__main__":

@@ -264,6 +264,22 @@ def test_shipped_comparisons_are_valid_and_say_how_to_run(name):
     assert not [note for note in made.notes if "Not one budget" in note]
 
 
+def test_every_method_of_table_1_on_xnli_has_a_recipe_of_its_own():
+    made = plan.read("table1_xnli")
+    recipes_of = {
+        "Random": "random", "Global-Random": "global_random", "L0-MBP": "l0", "L2-MBP": "l2",
+        "L2-Global-MBP": "l2_global", "L2-Gradient-MBP": "gradient", "Lookahead": "lookahead", "LAMP": "lamp",
+        "PINS": "pins", "Cosine-MBP": "cosine", "Frobenius-MBP": "frobenius",
+    }  # fmt: skip
+    assert set(made.methods) == set(recipes_of)
+    for cell in made.cells:
+        own = recipes.load(f"xnli_{recipes_of[cell.method]}")
+        assert cell.recipe.pruning == own.pruning
+        assert recipes.build(cell.recipe, "regularizer") == recipes.build(own, "regularizer")
+        shared = cell.recipe.training.model_copy(update={"regularize_dense": True})
+        assert shared == own.training
+
+
 # --- the shared dense stage ------------------------------------------------------------------------------------------
 
 
