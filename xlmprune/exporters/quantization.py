@@ -451,6 +451,7 @@ class Choice:
     proto: onnx.ModelProto
     name: str
     reference: dict[str, float]
+    margins: dict[str, float]
     tried: list[dict[str, Any]]
     """`name`, `bytes` of the weights, and what the score said, for every candidate tried."""
 
@@ -492,8 +493,8 @@ def choose(
         tried.append({"name": candidate.name, "bytes": size, **figures})
         beyond.append(max(reference[key] - figures[key] - margins[key] for key in reference))
         if beyond[-1] <= 0:
-            return Choice(form, candidate.name, dict(reference), tried)
+            return Choice(form, candidate.name, dict(reference), dict(margins), tried)
         del form
     chosen = candidates[int(np.argmin(beyond))]
     # Made again: keeping every form would take the memory of all of them.
-    return Choice(quantize(proto, **chosen.options), chosen.name, dict(reference), tried)
+    return Choice(quantize(proto, **chosen.options), chosen.name, dict(reference), dict(margins), tried)
