@@ -198,9 +198,10 @@ def _first_pieces(encoding: Encoding, start_id: int | None) -> np.ndarray:
     words, ids = encoding.word_ids, encoding.ids
     for position, word in enumerate(words):
         if word is not None and word != previous:
-            # Read at the bare marker, Chinese words are all alike and like English punctuation. Measured with the
-            # quickstart model after 900 English sentences of part-of-speech tags: zh 25 %, th 43 %, en 93.9 %;
-            # at the letters behind it zh 67 %, th 70 %, en 94.0 %, six other languages within a point.
+            # Read at the bare marker, Chinese words are all alike and like English punctuation. The rule was found on
+            # 100 test sentences a language of part-of-speech tags, so it was measured again on 150 others, with the
+            # quickstart model after 3,000 English sentences: at the marker zh 21.0 %, th 35.4 %, ar 70.9 %; at the
+            # letters behind it zh 66.1 %, th 69.0 %, ar 73.1 %; en, de and vi move by 0.3 or less.
             bare = ids[position] == start_id and words[position + 1] == word
             positions.append(position + bare)
             previous = word
