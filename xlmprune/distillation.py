@@ -219,7 +219,7 @@ class Distillation:
         Args:
             student: as in `loss`.
             teacher: as in `loss`.
-            where: for token tasks, boolean [batch, tokens], true on the first sub-word of every word; otherwise None.
+            where: for token tasks, boolean [batch, tokens], true on every sub-word; otherwise None.
             student_states: as in `loss`.
             teacher_states: as in `loss`.
             attention_mask: as in `loss`.

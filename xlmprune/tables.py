@@ -171,7 +171,7 @@ def quantization_table(report: Report) -> Table | None:
     return _table(
         "How INT8 was chosen",
         {
-            "form": lambda row: row["name"] + (", shipped" if row["name"] == facts.get("chosen") else ""),
+            "form": lambda row: row["name"] + (", chosen" if row["name"] == facts.get("chosen") else ""),
             "weights": lambda row: size(row.get("bytes")),
             f"{train} dev": lambda row: score(row.get("dev")),
             "unlabelled texts that keep their label": lambda row: percent(row["agreement"] / 100),
