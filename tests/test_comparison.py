@@ -497,6 +497,39 @@ def test_again_it_does_nothing_and_goes_on_where_something_is_missing(compared, 
     assert missing["tests"] == facts["tests"]
 
 
+def test_only_some_methods(compared, without_onnx):
+    """The table keeps every row, and a dense stage trained before is used though one run alone asks for it."""
+    made, out, _, facts = compared
+    for name in ("none.seed1", "cosine.seed1"):
+        shutil.rmtree(out / name)
+    again = Recorder()
+    part = running.compare(made, out, again, "cpu", reporter=QUIET, only=["cosine"])
+    assert [(w.name, w.needs is not None) for w in again.works if w.kind == "cell"] == [
+        ("cosine.seed1", True)
+    ]
+    assert [(cell["name"], cell["status"]) for cell in part["cells"]] == [
+        ("none.seed1", "pending"),
+        *((cell["name"], "done") for cell in facts["cells"][1:]),
+    ]
+    assert table.exit_code(part) == 0
+    whole = running.compare(made, out, again, "cpu", reporter=QUIET)
+    assert whole["tests"] == facts["tests"]
+    with pytest.raises(RecipeError, match=r"--only 'cosin': no such method here; did you mean 'cosine'\?"):
+        running.compare(made, out, again, "cpu", reporter=QUIET, only=["cosin"])
+
+
+def test_a_dense_stage_found_trained_serves_a_run_that_is_alone(compared, base, without_onnx):
+    _, out, _, _ = compared
+    alone = plan.read(str(base), ["regularizer=cosine", "seed=1"], ["training.epochs_per_stage=1"])
+    shutil.rmtree(out / "cosine.seed1")
+    again = Recorder()
+    running.compare(alone, out, again, "cpu", reporter=QUIET)
+    (cell,) = (w for w in again.works if w.kind == "cell")
+    assert cell.needs is not None
+    events = (out / "cosine.seed1" / "events.jsonl").read_text()
+    assert "dense_shared" in events
+
+
 def test_fresh_starts_over(compared, without_onnx):
     made, out, _, facts = compared
     marks = [out / "none.seed1" / "recipe.yaml", *(out / "dense").glob("*/recipe.yaml")]
@@ -580,6 +613,14 @@ def piece(recipe, folder, **changes):
     return dataclasses.replace(made, **changes)
 
 
+def stand_in(folder, monkeypatch, script):
+    """A shell script in Python's place; it finds the piece of work in $line."""
+    fake = folder / "python"
+    fake.write_text(f"#!/bin/sh\nread -r line\n{script}\n")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(fake))
+
+
 def test_a_process_for_each_piece(base, tmp_path, capfd):
     """What a process of its own answers; stdout stays clean for the table."""
     lost = load(base, f"task.path={tmp_path}/{{language}}.{{split}}.tsv")
@@ -597,25 +638,24 @@ def test_a_process_for_each_piece(base, tmp_path, capfd):
 
 @pytest.mark.parametrize(
     ("script", "said"),
-    [("kill -9 $$", "killed.*memory"), ("exit 7", "exit code 7"), ("kill -11 $$", "signal 11")],
+    [
+        ("kill -9 $$", "killed.*memory"),
+        ("exit 7", "exit code 7"),
+        ("kill -11 $$", "signal 11"),
+        ("echo nonsense", "exit code 0"),
+    ],
 )
 def test_a_process_that_dies(tmp_path, monkeypatch, base, script, said):
-    fake = tmp_path / "python"
-    fake.write_text(f"#!/bin/sh\nread line\n{script}\n")
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(sys, "executable", str(fake))
-    outcome = local.in_a_process(piece(load(base), tmp_path))
+    stand_in(tmp_path, monkeypatch, script)
+    (outcome,) = local.LocalExecutor().run([piece(load(base), tmp_path)])
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert re.search(said, outcome.message)
 
 
 def test_an_interrupted_process_interrupts(tmp_path, monkeypatch, base):
-    fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\nread line\nexit 130\n")
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(sys, "executable", str(fake))
+    stand_in(tmp_path, monkeypatch, "exit 130")
     with pytest.raises(KeyboardInterrupt):
-        local.in_a_process(piece(load(base), tmp_path))
+        list(local.LocalExecutor().run([piece(load(base), tmp_path)]))
 
 
 def test_a_process_ends_with_whoever_started_it(base, tmp_path):
@@ -628,23 +668,99 @@ def test_a_process_ends_with_whoever_started_it(base, tmp_path):
         assert process.wait(timeout=60) in (-signal.SIGTERM, 130)
 
 
-def test_an_interrupted_comparison_has_saved(base, tmp_path):
-    """Ctrl-C at the parent: the piece under way stops with a checkpoint, and the parent is interrupted."""
+ANSWER = r"""printf '{"name": "%s", "status": "done"}' "$name" """
+NAME = r"""name=$(printf '%s' "$line" | sed 's/^{"name": "\([^"]*\)".*/\1/')"""
+
+
+def test_several_processes_at_once(base, tmp_path, monkeypatch, capfd):
+    """Each of the two waits for a sign of the other, and a third gets the place of the first to end."""
+    here = tmp_path / "signs"
+    here.mkdir()
+    wait = f"""{NAME}
+touch {here}/$name
+echo "I am here" >&2
+n=0
+while [ $(ls {here} | wc -l) -lt 2 ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
+echo "$OMP_NUM_THREADS" > {here}/$name
+[ $n -lt 300 ] && {ANSWER}"""
+    stand_in(tmp_path, monkeypatch, wait)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    recipe = load(base)
+    works = [piece(recipe, tmp_path / name, name=name) for name in ("one", "two", "three")]
+    outcomes = list(local.LocalExecutor(jobs=2).run(works))
+    assert sorted((o.name, o.status) for o in outcomes) == [
+        ("one", "done"),
+        ("three", "done"),
+        ("two", "done"),
+    ]
+    said = capfd.readouterr().err.splitlines()
+    assert sorted(said) == ["one: I am here", "three: I am here", "two: I am here"]
+    assert {file.read_text().strip() for file in here.iterdir()} == {"3"}
+
+
+def test_a_cell_waits_for_its_dense_stage_and_others_pass_it(base, tmp_path, monkeypatch):
+    """With a place free, the first piece that waits for nothing takes it; a failed dense stage takes no place."""
+    log = tmp_path / "log"
+    script = f"""{NAME}
+echo "$name" >> {log}
+[ "$name" = dense ] && sleep 1
+[ "$name" = lost ] && exit 7
+{ANSWER}"""
+    stand_in(tmp_path, monkeypatch, script)
+    recipe = load(base)
+    works = [
+        piece(recipe, tmp_path, name=name, needs=needs)
+        for name, needs in (
+            ("dense", None),
+            ("cell", "dense"),
+            ("lost", None),
+            ("orphan", "lost"),
+            ("own", None),
+        )
+    ]
+    outcomes = {o.name: o for o in local.LocalExecutor(jobs=2).run(works)}
+    assert [outcomes[work.name].status for work in works] == ["done", "done", "failed", "failed", "done"]
+    assert list(outcomes) == ["lost", "orphan", "own", "dense", "cell"]
+    assert log.read_text().split() == ["dense", "lost", "own", "cell"]
+    assert "exit code 7" in outcomes["orphan"].message
+
+
+def test_what_each_of_several_gets(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert local.share(0, 1, "auto") == {}
+    assert [local.share(slot, 3, "auto") for slot in range(3)] == [
+        {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu} for gpu in "010"
+    ]
+    assert local.share(0, 20, "cuda:1") == {"OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,5")
+    assert local.share(1, 2, "cuda")["CUDA_VISIBLE_DEVICES"] == "5"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert "CUDA_VISIBLE_DEVICES" not in local.share(1, 2, "auto")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_interrupted_comparison_has_saved(base, tmp_path, jobs):
+    """Ctrl-C at the parent: the pieces under way stop with a checkpoint, and the parent is interrupted."""
     long = load(base, "training.dense_epochs=5000", "training.checkpoint_minutes=60", "training.keep=last")
-    work_piece = json.dumps(dataclasses.asdict(piece(long, tmp_path / "cell")))
+    folders = [tmp_path / f"cell{number}" for number in range(jobs)]
+    works = json.dumps([dataclasses.asdict(piece(long, folder, name=folder.name)) for folder in folders])
     code = (
         "import json\nfrom xlmprune.comparison import local, work\n"
-        f"list(local.LocalExecutor().run([work.Work(**json.loads({work_piece!r}))]))"
+        f"list(local.LocalExecutor({jobs}).run([work.Work(**w) for w in json.loads({works!r})]))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as parent:
-        for _ in range(600):
-            if "update" in (log.read_text() if (log := tmp_path / "cell" / "events.jsonl").is_file() else ""):
+        logs = [folder / "events.jsonl" for folder in folders]
+        for _ in range(900):
+            if all(log.is_file() and "update" in log.read_text() for log in logs):
                 break
             time.sleep(0.1)
         parent.send_signal(signal.SIGTERM)
         said = parent.stderr.read()
     assert parent.returncode == -signal.SIGINT, said
-    assert dense.is_begun(tmp_path / "cell"), said
+    assert all(dense.is_begun(folder) for folder in folders), said
 
 
 class FakeRay(types.ModuleType):
@@ -742,10 +858,15 @@ def test_what_ray_cannot_give(base, tmp_path, monkeypatch, options, device, said
 
 def test_executors_by_name(monkeypatch):
     assert isinstance(running.make_executor("local"), local.LocalExecutor)
+    assert running.make_executor("local", jobs=4).jobs == 4
     with pytest.raises(MachineError, match="--executor slurm: expected local or ray"):
         running.make_executor("slurm")
+    with pytest.raises(MachineError, match="--jobs 0: expected 1 or more"):
+        running.make_executor("local", jobs=0)
     monkeypatch.setitem(sys.modules, "ray", FakeRay())
     assert running.make_executor("ray", gpus=0.5).gpus == 0.5
+    with pytest.raises(MachineError, match="--jobs is for --executor local"):
+        running.make_executor("ray", jobs=2)
 
 
 def test_without_ray(monkeypatch):

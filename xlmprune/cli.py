@@ -277,6 +277,10 @@ def compare(
         Path | None, typer.Option(help="Folder of all runs; otherwise runs/<name>-comparison.")
     ] = None,
     baseline: Annotated[str, typer.Option(help="Test the other methods against this one alone.")] = "",
+    only: Annotated[
+        list[str], typer.Option("--only", metavar="METHOD", help="Run this row alone; may be repeated.")
+    ] = [],
+    jobs: Annotated[int, typer.Option(help="Runs at once on this machine.")] = 1,
     executor: Annotated[str, typer.Option(help="local, or ray (extra `ray`).")] = "local",
     gpus: Annotated[float | None, typer.Option(help="For ray: the share of a GPU each run gets.")] = None,
     cpus: Annotated[float, typer.Option(help="For ray: the cores each run gets.")] = 1,
@@ -296,7 +300,8 @@ def compare(
         _print_json(pages.plan_facts(laid_out)) if as_json else _print_table(pages.plan_table(laid_out))
         return
     folder = out or Path("runs") / f"{laid_out.name}-comparison"
-    facts = running.compare(laid_out, folder, running.make_executor(executor, gpus, cpus), device, fresh)
+    runs = running.make_executor(executor, gpus, cpus, jobs)
+    facts = running.compare(laid_out, folder, runs, device, fresh, only=only)
     _print_json(facts) if as_json else _print_table(pages.results_table(facts))
     typer.echo(f"comparison: {folder / 'comparison.html'}", err=True)
     if code := table.exit_code(facts):

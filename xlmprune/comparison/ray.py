@@ -6,7 +6,7 @@ recipe's data and the output folder at the same paths, as on a shared disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from xlmprune.comparison.work import Outcome, Work, perform
@@ -36,7 +36,7 @@ class RayExecutor:
         self.ray: Any = ray
         self.gpus, self.cpus, self.address = gpus, cpus, address
 
-    def run(self, works: Sequence[Work]) -> Iterator[Outcome]:
+    def run(self, works: Sequence[Work]) -> Generator[Outcome, None, None]:
         """The outcome of every piece, as they end; many at a time.
 
         Raises:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from xlmprune.checkpoint import RunFolder
 from xlmprune.comparison import pages, table
-from xlmprune.comparison.dense import dense_key, dense_recipe, is_begun
+from xlmprune.comparison.dense import dense_key, dense_recipe, is_begun, is_trained
 from xlmprune.comparison.local import LocalExecutor
 from xlmprune.comparison.plan import Plan
 from xlmprune.comparison.work import Executor, Outcome, Work
-from xlmprune.errors import MachineError, XlmpruneError
+from xlmprune.errors import MachineError, RecipeError, XlmpruneError
 from xlmprune.progress import Reporter
+from xlmprune.registry import nearest
 
 
 def compare(
@@ -23,6 +25,7 @@ def compare(
     device: str = "auto",
     fresh: bool = False,
     reporter: Reporter | None = None,
+    only: Collection[str] = (),
 ) -> dict[str, Any]:
     """Run every cell that is not finished, and write comparison.json, .md and .html into ``out``.
 
@@ -33,28 +36,41 @@ def compare(
         out: holds a run folder for each cell, and `dense/` with the stages they share.
         executor: where the cells run; one after the other on this machine, if None.
         fresh: start over in folders that hold runs.
+        only: methods to run now, as their rows are called; all, if empty. The table has every row all the same.
 
     Returns:
         The content of comparison.json.
+
+    Raises:
+        RecipeError: ``only`` names a method that is not in the plan.
     """
     executor, reporter = executor or LocalExecutor(), reporter or Reporter()
     out = out.resolve()
-    outcomes = {} if fresh else dict(_finished(plan, out))
-    works = list(_works(plan, out, device, fresh, set(outcomes)))
+    wanted = _wanted(plan, only)
+    outcomes = {name: o for name, o in _finished(plan, out) if not (fresh and name in wanted)}
+    works = list(_works(plan, out, device, fresh, wanted - outcomes.keys()))
     cells = {cell.name for cell in plan.cells}
     reporter.say(
         f"{plan.name}: {len(cells)} cells, {len(outcomes)} finished already, "
         f"{sum(work.kind == 'dense' for work in works)} dense stages to train for {len(works)} pieces of work in all"
     )
-    for number, outcome in enumerate(executor.run(works), start=1):
-        ended = "done" if outcome.status == "done" else f"failed: {outcome.message}"
-        reporter.say(f"{number} of {len(works)}: {outcome.name} {ended} ({outcome.seconds:.0f} s)")
-        if outcome.name in cells:
-            outcomes[outcome.name] = outcome
-            pages.write(table.assemble(plan, outcomes, out, tests=False), out)
+    with contextlib.closing(executor.run(works)) as ended:
+        for number, outcome in enumerate(ended, start=1):
+            how = "done" if outcome.status == "done" else f"failed: {outcome.message}"
+            reporter.say(f"{number} of {len(works)}: {outcome.name} {how} ({outcome.seconds:.0f} s)")
+            if outcome.name in cells:
+                outcomes[outcome.name] = outcome
+                pages.write(table.assemble(plan, outcomes, out, tests=False), out)
     facts = table.assemble(plan, outcomes, out)
     pages.write(facts, out)
     return facts
+
+
+def _wanted(plan: Plan, only: Collection[str]) -> set[str]:
+    for method in only:
+        if method not in plan.methods:
+            raise RecipeError(f"--only {method!r}: no such method here; {nearest(method, plan.methods)}")
+    return {cell.name for cell in plan.cells if not only or cell.method in only}
 
 
 def _finished(plan: Plan, out: Path) -> Iterator[tuple[str, Outcome]]:
@@ -72,13 +88,15 @@ def _finished(plan: Plan, out: Path) -> Iterator[tuple[str, Outcome]]:
         yield cell.name, Outcome(cell.name, "done", 3 if refused else 0, refused)
 
 
-def _works(plan: Plan, out: Path, device: str, fresh: bool, finished: set[str]) -> Iterator[Work]:
-    """Every cell to run, each dense stage that two or more cells share before the first of them."""
+def _works(plan: Plan, out: Path, device: str, fresh: bool, wanted: Collection[str]) -> Iterator[Work]:
+    """The cells to run; before the first of those that share a dense stage, or find one trained, that stage."""
     keys = {cell.name: dense_key(cell.recipe) for cell in plan.cells}
-    shared = {key for key in keys.values() if list(keys.values()).count(key) > 1}
+    shared = {
+        key for key in keys.values() if list(keys.values()).count(key) > 1 or is_trained(out / "dense" / key)
+    }
     here, begun = str(Path.cwd()), set()
     for cell in plan.cells:
-        if cell.name in finished:
+        if cell.name not in wanted:
             continue
         key, folder = keys[cell.name], out / cell.name
         sharing = key in shared and (fresh or not is_begun(folder))
@@ -95,10 +113,11 @@ def _dense_name(key: str) -> str:
     return f"dense stage {key}"
 
 
-def make_executor(name: str, gpus: float | None = None, cpus: float = 1) -> Executor:
+def make_executor(name: str, gpus: float | None = None, cpus: float = 1, jobs: int = 1) -> Executor:
     """``local`` or ``ray``.
 
     Args:
+        jobs: for local, how many runs at once.
         gpus: for Ray, the share of a GPU that each run gets; None is a whole one where there are any.
         cpus: for Ray, the cores of each run.
 
@@ -106,8 +125,12 @@ def make_executor(name: str, gpus: float | None = None, cpus: float = 1) -> Exec
         MachineError: no such executor, or Ray is not installed.
     """
     if name == "local":
-        return LocalExecutor()
+        return LocalExecutor(jobs)
     if name == "ray":
+        if jobs != 1:
+            raise MachineError(
+                "--jobs is for --executor local; Ray runs as many as --cpus and --gpus leave room for"
+            )
         from xlmprune.comparison.ray import RayExecutor
 
         return RayExecutor(gpus, cpus)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -59,8 +59,11 @@ class Outcome:
 class Executor(Protocol):
     """Does pieces of work somewhere."""
 
-    def run(self, works: Sequence[Work]) -> Iterator[Outcome]:
-        """The outcome of every piece, as they end. A piece whose `needs` failed fails with it."""
+    def run(self, works: Sequence[Work]) -> Generator[Outcome, None, None]:
+        """The outcome of every piece, as they end. A piece whose `needs` failed fails with it.
+
+        Closed before its end, it ends the pieces under way.
+        """
 
 
 def perform(work: Work, needed: Outcome | None = None) -> Outcome:
