@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 
 from xlmprune import recipe as recipes
 from xlmprune.checkpoint import RunFolder, explain_disk
@@ -73,6 +74,24 @@ def test_another_recipe_is_refused_and_fresh_starts_over(tmp_path):
         RunFolder(tmp_path / "run", make_recipe(seed=7))
     with RunFolder(tmp_path / "run", make_recipe(seed=7), fresh=True) as folder:
         assert folder.latest() is None
+
+
+def test_a_folder_of_a_version_that_had_fewer_keys_goes_on(tmp_path):
+    """Where the new key has its default; another value is another recipe."""
+    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+        folder.save(tensors(1), {})
+    file = tmp_path / "run" / "recipe.yaml"
+    values, _ = recipes.parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    del values["evaluation"]["stage_interval"]
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+        assert folder.latest() is not None
+    with pytest.raises(RecipeError, match=r"evaluation.stage_interval is 1 there and 3 here"):
+        RunFolder(tmp_path / "run", make_recipe(evaluation={"stage_interval": 3}))
+    values["evaluation"]["no_such_key"] = 1
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"evaluation.stage_interval is None there and 1 here"):
+        RunFolder(tmp_path / "run", make_recipe())
 
 
 def test_a_damaged_checkpoint_is_said_to_be_so(tmp_path):

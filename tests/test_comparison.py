@@ -330,6 +330,14 @@ def test_what_it_does_not_read(base, overrides):
     assert dense.dense_key(load(base)) == dense.dense_key(load(base, *overrides))
 
 
+def test_the_key_of_a_dense_stage_outlives_new_keys_of_recipes(base):
+    """It is made of what differs from the defaults, so that a newer version finds what an older one trained."""
+    recipe = load(base)
+    wider = type("Wider", (recipes.Recipe,), {"__annotations__": {"new_key": int}, "new_key": 3})
+    values = {key: getattr(recipe, key) for key in type(recipe).model_fields}
+    assert dense.dense_key(wider.model_construct(**values)) == dense.dense_key(recipe)
+
+
 def test_regularizers_that_do_not_act_on_it(base):
     free = "training.regularize_dense=false"
     keys = {
@@ -489,7 +497,7 @@ def test_again_it_does_nothing_and_goes_on_where_something_is_missing(compared, 
     shutil.rmtree(out / "cosine.seed1" / "bundle")
     shutil.rmtree(out / "none.seed2")
     missing = running.compare(made, out, again, "cpu", reporter=QUIET)
-    assert [(w.name, w.needs is not None) for w in again.works if w.kind == "cell"] == [
+    assert [(w.name, w.dense is not None) for w in again.works if w.kind == "cell"] == [
         ("none.seed2", True),
         ("cosine.seed1", False),
     ]
@@ -504,7 +512,7 @@ def test_only_some_methods(compared, without_onnx):
         shutil.rmtree(out / name)
     again = Recorder()
     part = running.compare(made, out, again, "cpu", reporter=QUIET, only=["cosine"])
-    assert [(w.name, w.needs is not None) for w in again.works if w.kind == "cell"] == [
+    assert [(w.name, w.dense is not None) for w in again.works if w.kind == "cell"] == [
         ("cosine.seed1", True)
     ]
     assert [(cell["name"], cell["status"]) for cell in part["cells"]] == [
@@ -525,7 +533,8 @@ def test_a_dense_stage_found_trained_serves_a_run_that_is_alone(compared, base, 
     again = Recorder()
     running.compare(alone, out, again, "cpu", reporter=QUIET)
     (cell,) = (w for w in again.works if w.kind == "cell")
-    assert cell.needs is not None
+    assert cell.dense is not None
+    assert again.works == [cell], "nothing is trained that is there"
     events = (out / "cosine.seed1" / "events.jsonl").read_text()
     assert "dense_shared" in events
 
@@ -721,7 +730,9 @@ echo "$name" >> {log}
     outcomes = {o.name: o for o in local.LocalExecutor(jobs=2).run(works)}
     assert [outcomes[work.name].status for work in works] == ["done", "done", "failed", "failed", "done"]
     assert list(outcomes) == ["lost", "orphan", "own", "dense", "cell"]
-    assert log.read_text().split() == ["dense", "lost", "own", "cell"]
+    begun = log.read_text().split()
+    assert sorted(begun[:2]) == ["dense", "lost"]
+    assert begun[2:] == ["own", "cell"]
     assert "exit code 7" in outcomes["orphan"].message
 
 

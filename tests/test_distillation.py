@@ -123,17 +123,17 @@ def test_weighting_by_certainty_against_a_loop():
 
 
 def test_hidden_distance_by_hand():
-    # Two layers; the last token is padding.
+    # Two layers of two tokens, each against its own size; the last token is padding.
     teacher = [
-        torch.tensor([[[3.0, 4.0], [0.0, 0.0], [9.0, 9.0]]]),
+        torch.tensor([[[3.0, 4.0], [0.0, 4.0], [9.0, 9.0]]]),
         torch.tensor([[[1.0, 0.0], [1.0, 0.0], [7.0, 7.0]]]),
     ]
     student = [
-        torch.tensor([[[3.0, 3.0], [2.0, 0.0], [0.0, 0.0]]]),
+        torch.tensor([[[3.0, 3.0], [2.0, 4.0], [0.0, 0.0]]]),
         torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]]),
     ]
     mask = torch.tensor([[1, 1, 0]])
-    assert value(hidden_distance(student, teacher, mask)) == pytest.approx((1 + 4) / 25)
+    assert value(hidden_distance(student, teacher, mask)) == pytest.approx((1 / 25 + 4 / 16) / 2)
     assert value(hidden_distance([torch.zeros(1, 3, 2)] * 2, teacher, mask)) == pytest.approx(2)
     assert value(hidden_distance(teacher, teacher, mask)) == 0
 

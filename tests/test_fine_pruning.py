@@ -225,10 +225,13 @@ def test_the_teacher_is_the_dense_model_and_stays_it():
         assert not parameter.requires_grad
 
 
-def test_best_dev_epoch_is_kept():
+@pytest.mark.parametrize("criterion", ["magnitude", "l0"])
+def test_best_dev_epoch_is_kept(criterion):
+    """The very network that was measured: with its gates, where a criterion has some that are folded in."""
     model = tiny_classifier()
     recipe = make_recipe(
-        training={"epochs_per_stage": 3}, pruning={"schedule": {"name": "geometric", "stages": 1}}
+        training={"epochs_per_stage": 3},
+        pruning={"criterion": criterion, "schedule": {"name": "geometric", "stages": 1}},
     )
     seen = []
 
@@ -245,24 +248,69 @@ def test_best_dev_epoch_is_kept():
                 assert torch.equal(parameter, seen[best][name])
 
 
+def test_a_run_resumed_after_its_best_epoch_keeps_that_epochs_gates():
+    recipe = make_recipe(
+        training={"epochs_per_stage": 3, "learning_rate": 0.1},
+        pruning={"criterion": "l0", "schedule": {"name": "geometric", "stages": 1, "step_fraction": 0.5}},
+    )
+    scores = [50.0, 40.0, 30.0, 90.0, 20.0, 10.0]
+
+    def start(used=0):
+        left = iter(scores[used:])
+        return FinePruning(recipe, tiny_classifier(), examples(), lambda: next(left))
+
+    unbroken, first = start(), start()
+    drive(unbroken)
+    drive(first, 9 + 1 + 7)  # stage 0 with its end, and two epochs and an update of stage 1
+    tensors = {
+        file: {k: v.detach().clone() for k, v in entries.items()} for file, entries in first.tensors().items()
+    }
+    assert "best_criterion" in tensors
+    second = start(used=5)
+    second.restore(tensors, json.loads(json.dumps(first.progress())))
+    drive(second)
+    for name, parameter in unbroken.model.named_parameters():
+        assert torch.equal(parameter, dict(second.model.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize(
+    ("hidden", "unlabelled"), [(None, False), (0.0, False), (0.0, True), (0.5, False), (0.5, True)]
+)
 @pytest.mark.parametrize("tokens", [False, True])
-def test_accumulated_gradients_are_those_of_the_whole_batch(tokens):
+def test_accumulated_gradients_are_those_of_the_whole_batch(tokens, hidden, unlabelled):
+    """With a teacher too, unless ``hidden`` is None; with its answers on unlabelled text beside, or not."""
     kind = XLMRobertaForTokenClassification if tokens else XLMRobertaForSequenceClassification
     config = tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     results = []
     for accumulation in (1, 4):
         torch.manual_seed(0)
         model = kind(config)
+        plain = examples(20, tokens=tokens, seed=1)
+        text = Encoded(plain.input_ids, None, plain.words, plain.truncated) if unlabelled else None
+        teaching = None if hidden is None else Teaching(Distillation(hidden=hidden), text, 8, 0)
         recipe = make_recipe(training={"gradient_accumulation": accumulation, "max_updates_per_stage": 3})
-        steps = [
-            event
-            for event in drive(FinePruning(recipe, model, examples(tokens=tokens)), 3)
-            if isinstance(event, Step)
-        ]
+        pruner = FinePruning(recipe, model, examples(tokens=tokens), teaching=teaching)
+        # Three updates of the dense stage, its end, and two of the next, in which a teacher speaks.
+        steps = [event for event in drive(pruner, 6) if isinstance(event, Step)]
         results.append(([step.loss for step in steps], [p.detach().clone() for p in model.parameters()]))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     for one, four in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(one, four, rtol=1e-3, atol=2e-5)
+
+
+def test_a_part_of_a_batch_without_any_label_adds_nothing():
+    """Sentences whose words were all cut off, say; with one row a part, four of these have no label."""
+    data = examples(8, tokens=True)
+    labels = [np.full_like(row, IGNORE) if number % 2 else row for number, row in enumerate(data.labels)]
+    results = []
+    for accumulation in (1, 8):
+        torch.manual_seed(0)
+        config = tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        recipe = make_recipe(training={"gradient_accumulation": accumulation, "max_updates_per_stage": 2})
+        train = Encoded(data.input_ids, labels, data.words, data.truncated)
+        events = drive(FinePruning(recipe, XLMRobertaForTokenClassification(config), train), 2)
+        results.append([event.loss for event in events])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
 def test_divergence_stops_with_advice_and_leaves_the_weights():

@@ -4,15 +4,21 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from test_pipeline import report_of, workplace, write_recipe  # noqa: F401
 from tiny import SENTENCES, tiny_tokenizer
 from typer.testing import CliRunner
 
+from xlmprune import pipeline
+from xlmprune import recipe as recipes
+from xlmprune.checkpoint import RunFolder
 from xlmprune.cli import app
-from xlmprune.data import Examples, encode
+from xlmprune.data import Examples, encode, fold
 from xlmprune.distillation import Distillation
 from xlmprune.errors import DataError
-from xlmprune.teaching import Teaching, join_encoded, unlabelled_examples
+from xlmprune.progress import Reporter
+from xlmprune.teaching import Teaching, join_encoded
+from xlmprune.unlabelled import unlabelled_examples
 
 
 class Task:
@@ -44,15 +50,61 @@ def test_test_texts_are_left_out():
     assert found["de"].labels is None
 
 
+SAME = (
+    "Mach das Licht an.",
+    "mach  das Licht an",
+    "Mach das Licht an .",
+    "MACH DAS LICHT AN!",
+    "\u00a0Mach das Licht\u3000an ",
+)
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+@pytest.mark.parametrize("copy", SAME)
+def test_copies_of_what_is_measured_are_left_out(tmp_path, kind, copy):
+    """However spaced, cased or punctuated, of the test set of any language and of dev."""
+    text = SAME[2].split() if kind == "tokens" else SAME[0]
+    test, dev = (
+        Examples("de", "test", [text]),
+        Examples("en", "dev", [["other"] if kind == "tokens" else "other"]),
+    )
+    (tmp_path / "de.txt").write_text(f"{copy}\nMach das Licht aus.\nOther!\n", encoding="utf-8")
+    (tmp_path / "en.txt").write_text(f"{copy}\nstays\n", encoding="utf-8")
+    tests = {"en": Examples("en", "test", [["x"] if kind == "tokens" else "x"]), "de": test}
+    found = unlabelled_examples(Task(kind), str(tmp_path / "{language}.txt"), tests, dev)
+    split = str.split if kind == "tokens" else str
+    assert {language: part.first for language, part in found.items()} == {
+        "en": [split("stays")],
+        "de": [split("Mach das Licht aus.")],
+    }
+
+
+def test_marks_and_signs_tell_texts_apart():
+    """Vowels of Hindi and Thai are marks; a text of signs alone is itself."""
+    assert fold("की") != fold("का")
+    assert fold("ที่") != fold("ท")
+    assert fold("Ｌｉｃｈｔ 1") == fold("licht１")
+    assert fold("?") != fold("!")
+    assert fold(" ? ") == fold("?")
+
+
+def test_a_pair_is_left_out_if_either_text_is_measured(tmp_path):
+    lines = ["p1\th2", "p2\tH1.", "p2\th2", "p1", "p3", "h1", "h3"]
+    (tmp_path / "de.txt").write_text("\n".join(lines), encoding="utf-8")
+    tests = {"de": Examples("de", "test", ["p1"], ["h1"])}
+    found = unlabelled_examples(Task("pair"), str(tmp_path / "{language}.txt"), tests)
+    assert list(zip(found["de"].first, found["de"].second, strict=True)) == [("p2", "h2"), ("p3", "h3")]
+
+
 def test_text_can_be_limited_to_languages_and_to_a_number():
-    found = unlabelled_examples(Task("text"), "task", measured("text"), ["th"], 2)
+    found = unlabelled_examples(Task("text"), "task", measured("text"), languages=["th"], max_texts=2)
     assert list(found) == ["th"]
     assert found["th"].first == SENTENCES["th"][1:3]
 
 
 def test_a_language_that_is_not_measured_is_an_error():
     with pytest.raises(DataError, match="fi not among the languages measured, de, th"):
-        unlabelled_examples(Task("text"), "task", measured("text"), ["th", "fi"])
+        unlabelled_examples(Task("text"), "task", measured("text"), languages=["th", "fi"])
 
 
 def test_choosing_text_needs_text():
@@ -66,9 +118,9 @@ def test_words_of_taggers_are_what_spaces_separate():
 
 
 def test_pairs_come_from_tabs_or_neighbours(tmp_path):
-    (tmp_path / "de.txt").write_text("a\tb\nc\n\nd\ne\n", encoding="utf-8")
+    (tmp_path / "de.txt").write_text("a\tz\nc\n\nd\ne\n", encoding="utf-8")
     found = unlabelled_examples(Task("pair"), str(tmp_path / "{language}.txt"), measured("pair"))
-    assert list(zip(found["de"].first, found["de"].second, strict=True)) == [("a", "b"), ("c", "d")]
+    assert list(zip(found["de"].first, found["de"].second, strict=True)) == [("a", "z"), ("c", "d")]
     assert "th" not in found, "a language without a file does without"
 
 
@@ -110,3 +162,26 @@ def test_report_says_which_languages_gave_text(workplace, tmp_path):  # noqa: F8
         "ru",
     }
     assert str(tmp_path) not in json.dumps(report)
+
+
+def test_a_run_does_not_go_on_with_other_unlabelled_text(workplace, tmp_path):  # noqa: F811
+    """It is read from stage 1 on, so other text is refused once stage 1 has begun; before, nothing has been read."""
+    text = tmp_path / "de.txt"
+    text.write_text("ein neuer Satz\nund noch einer\n", encoding="utf-8")
+    given = write_recipe(
+        workplace, name="taught", distillation={"unlabelled": str(tmp_path / "{language}.txt")}
+    )
+    recipe = recipes.load(str(given))
+
+    def go(out, until):
+        with RunFolder(out, recipe) as folder:
+            pipeline.fine_prune(pipeline.prepare(recipe, folder, torch.device("cpu"), Reporter()), until)
+
+    go(tmp_path / "run", 1)
+    text.write_text("ganz etwas anderes\nund noch einer\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"not those the run began with \(unlabelled de\)"):
+        go(tmp_path / "run", 2)
+    text.unlink()
+    (tmp_path / "ru.txt").write_text("anderswo\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"\(unlabelled de, unlabelled ru\)"):
+        go(tmp_path / "run", 2)

@@ -182,7 +182,7 @@ class RunFolder:
             write_atomically(file, self.recipe.to_yaml())
             return
         values, _ = recipes.parse_yaml(file.read_text(encoding="utf-8"), str(file))
-        difference = _first_difference(values, self.recipe.resolved())
+        difference = _first_difference(_resolved(values, file), self.recipe.resolved())
         if difference:
             raise RecipeError(
                 f"{self.path}: holds the run of another recipe ({difference}). Use --fresh to start over in it, or "
@@ -327,6 +327,14 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _resolved(values: Any, file: Path) -> Any:
+    """A run's recipe with the defaults of keys that this version has and the one that wrote it had not."""
+    try:
+        return recipes.validate(values, str(file)).resolved()
+    except RecipeError:  # as it stands, then; the difference that follows says where
+        return values
 
 
 def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:

@@ -5,6 +5,7 @@ Needs `numpy` and `tokenizers` only, so that a bundle can be served and measured
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -83,6 +84,15 @@ class Examples:
             labels=cut(self.labels),
             groups=cut(self.groups),
         )
+
+
+def fold(text: str) -> str:
+    """What tells a text from others: its letters, marks and digits, in one case; all of it, where it has none.
+
+    Two copies of a sentence are often spaced or punctuated differently, as when one of them was split into words.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in folded if unicodedata.category(c)[0] in "LMN") or text.strip()
 
 
 @dataclass(frozen=True)

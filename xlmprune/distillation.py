@@ -20,6 +20,11 @@ from torch.nn import functional
 from xlmprune.component import STRICT
 from xlmprune.data import IGNORE
 
+Share = tuple[float, float]
+"""Of a batch that is taken in parts: this part's share of the whole batch's items, and of its tokens."""
+
+WHOLE: Share = (1.0, 1.0)
+
 
 def labelled(labels: Tensor) -> Tensor:
     """Which positions carry a label: boolean, shaped like ``labels``."""
@@ -91,8 +96,8 @@ def weighted_by_certainty(
 def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
     """Squared distance of hidden states, relative to the teacher's own size, summed over layers; a scalar.
 
-    Per layer ``MSE(student, teacher) / MSE(teacher, 0)`` over tokens that are not padding: 0 where equal, 1 for a student of
-    zeros.
+    Per layer the mean of ``|student - teacher|^2 / |teacher|^2`` over tokens that are not padding: 0 where equal, 1 for a
+    student of zeros.
 
     Args:
         student: one [batch, tokens, hidden] per layer.
@@ -108,7 +113,8 @@ def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], attent
     total = torch.zeros((), device=attention_mask.device)
     for ours, theirs in zip(student, teacher):
         a, b = ours[tokens].float(), theirs.detach()[tokens].float()
-        total = total + (a - b).square().mean() / b.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        size = b.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+        total = total + ((a - b).square().sum(-1) / size).mean()
     return total
 
 
@@ -135,7 +141,8 @@ class Distillation:
 
     unlabelled: str | None = None
     """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text: the teacher's
-    answers on them are learnt too. Languages without a file do without; test texts are left out."""
+    answers on them are learnt too. Languages without a file do without; texts of the test sets and of English dev are left
+    out, however they are spaced, cased or punctuated."""
 
     languages: Annotated[list[str], Field(min_length=1)] | None = None
     """Languages whose text is read; None for all that have some. The others are measured as `seen_unlabelled: no`."""
@@ -185,6 +192,7 @@ class Distillation:
         student_states: Sequence[Tensor] = (),
         teacher_states: Sequence[Tensor] = (),
         attention_mask: Tensor | None = None,
+        share: Share = WHOLE,
     ) -> Tensor:
         """The loss on labelled text, cross-entropy included: a scalar, mean over labelled items.
 
@@ -195,6 +203,7 @@ class Distillation:
             student_states: hidden states after each layer, [batch, tokens, hidden]; needed if `needs_hidden_states`.
             teacher_states: the teacher's.
             attention_mask: [batch, tokens]; needed with them.
+            share: what to weigh a part of a batch with, so that the sum over parts is the loss of the whole.
         """
         if self.confidence:
             total = weighted_by_certainty(student, teacher, labels, self.temperature)
@@ -203,7 +212,8 @@ class Distillation:
             hard = _mean(functional.cross_entropy(_chosen(student, where), labels[where], reduction="none"))
             soft = divergence(student, teacher, self.temperature, where)
             total = (1 - self.weight) * hard + self.weight * soft
-        return total + self._hidden_loss(student_states, teacher_states, attention_mask)
+        items, tokens = share
+        return items * total + tokens * self._hidden_loss(student_states, teacher_states, attention_mask)
 
     def unlabelled_loss(
         self,
@@ -213,6 +223,7 @@ class Distillation:
         student_states: Sequence[Tensor] = (),
         teacher_states: Sequence[Tensor] = (),
         attention_mask: Tensor | None = None,
+        share: Share = WHOLE,
     ) -> Tensor:
         """The loss on unlabelled text, to be added to `loss`: a scalar, mean over items.
 
@@ -223,11 +234,12 @@ class Distillation:
             student_states: as in `loss`.
             teacher_states: as in `loss`.
             attention_mask: as in `loss`.
+            share: as in `loss`.
         """
-        total = divergence(student, teacher, self.temperature, where)
-        return self.unlabelled_weight * (
-            total + self._hidden_loss(student_states, teacher_states, attention_mask)
-        )
+        items, tokens = share
+        total = items * divergence(student, teacher, self.temperature, where)
+        total = total + tokens * self._hidden_loss(student_states, teacher_states, attention_mask)
+        return self.unlabelled_weight * total
 
     def _hidden_loss(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None

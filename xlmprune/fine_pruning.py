@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from xlmprune import recipe as recipes
 from xlmprune.criteria import PruningContext
 from xlmprune.data import IGNORE, Encoded, pad, training_order
+from xlmprune.distillation import Share
 from xlmprune.errors import TrainingError
 from xlmprune.mask import (
     Masks,
@@ -243,30 +244,42 @@ class FinePruning:
     def _backward(self, rows: Any) -> float:
         """Accumulate the gradients of one batch, and of the unlabelled one beside it; returns the loss."""
         batches = [pad(self.train, part) for part in _split(rows, self._parts(len(rows)))]
-        counts = [int((batch["labels"] != IGNORE).sum()) for batch in batches]
         total = 0.0
-        for batch, count in zip(batches, counts, strict=True):
-            loss = self._training_loss(self.to_device(batch)) * (count / max(1, sum(counts)))
+        for batch, share in zip(batches, _shares(batches, self._labelled_items), strict=True):
+            if not share[0]:
+                continue  # no word of these carries a label
+            loss = self._training_loss(self.to_device(batch), share)
             loss.backward()
             total += loss.item()
         return total + self._backward_unlabelled()
 
-    def _training_loss(self, batch: dict[str, Tensor]) -> Tensor:
+    @staticmethod
+    def _labelled_items(batch: dict[str, Any]) -> int:
+        return int((batch["labels"] != IGNORE).sum())
+
+    def _training_loss(self, batch: dict[str, Tensor], share: Share) -> Tensor:
         if self.teaching is None or self.stage == 0:
-            return self._loss(batch)
-        return self.teaching.labelled_loss(self.model, batch, self.autocast())
+            return self._loss(batch) * share[0]
+        return self.teaching.labelled_loss(self.model, batch, self.autocast(), share)
 
     def _backward_unlabelled(self) -> float:
         whole = self.teaching.unlabelled_batch(self.position) if self.teaching and self.stage > 0 else None
         if self.teaching is None or whole is None:
             return 0.0
         size, total = len(whole["input_ids"]), 0.0
-        for rows in _split(range(size), self._parts(size)):
-            batch = self.to_device({key: value[rows.start : rows.stop] for key, value in whole.items()})
-            loss = self.teaching.unlabelled_loss(self.model, batch, self.autocast()) * (len(rows) / size)
+        batches = [
+            {key: value[rows.start : rows.stop] for key, value in whole.items()}
+            for rows in _split(range(size), self._parts(size))
+        ]
+        for batch, share in zip(batches, _shares(batches, self._unlabelled_items), strict=True):
+            loss = self.teaching.unlabelled_loss(self.model, self.to_device(batch), self.autocast(), share)
             loss.backward()
             total += loss.item()
         return total
+
+    @staticmethod
+    def _unlabelled_items(batch: dict[str, Any]) -> int:
+        return int(batch["where"].sum()) if "where" in batch else len(batch["input_ids"])
 
     def _parts(self, rows: int) -> int:
         return min(self.recipe.training.gradient_accumulation, rows)
@@ -339,6 +352,8 @@ class FinePruning:
             self.best = {
                 name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad
             }
+            if hasattr(self.criterion, "fold"):  # whose state is part of the network that was measured
+                self.best_criterion = {key: t.detach().clone() for key, t in self._criterion_state().items()}
 
     def _measure_dev(self) -> float:
         assert self.dev_score is not None
@@ -500,6 +515,16 @@ def updates_in_stage(recipe: Recipe, batches_per_epoch: int, stage: int) -> int:
         epochs = settings.dense_epochs
     updates = max(1, round(epochs * batches_per_epoch))
     return min(updates, settings.max_updates_per_stage or updates)
+
+
+def _shares(batches: Sequence[dict[str, Any]], count: Callable[[dict[str, Any]], int]) -> list[Share]:
+    """What part of all items, as ``count`` finds them, and of all tokens each of the batches holds."""
+    items, tokens = ([of(batch) for batch in batches] for of in (count, _tokens))
+    return [(i / max(1, sum(items)), t / max(1, sum(tokens))) for i, t in zip(items, tokens, strict=True)]
+
+
+def _tokens(batch: dict[str, Any]) -> int:
+    return int(batch["attention_mask"].sum())
 
 
 def _split(rows: Any, parts: int) -> list[Any]:

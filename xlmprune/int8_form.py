@@ -22,7 +22,7 @@ from xlmprune.evaluation import Agreement
 from xlmprune.exporters import quantization
 from xlmprune.exporters.onnx import save_onnx
 from xlmprune.metrics import Logits
-from xlmprune.teaching import unlabelled_examples
+from xlmprune.unlabelled import unlabelled_examples
 
 if TYPE_CHECKING:
     from xlmprune.pipeline import Job
@@ -74,6 +74,7 @@ def unlabelled_texts(job: Job) -> list[Encoded]:
             job.task,
             pattern,
             {language: test.examples for language, test in job.tests.items()},
+            None if job.dev is None else job.dev.examples,
             distillation.get("languages"),
             count,
         )

@@ -26,7 +26,10 @@ from xlmprune.model import Pretrained, forward_of, load_pretrained, read_start, 
 from xlmprune.progress import Reporter
 from xlmprune.recipe import Recipe, VocabularyRecipe
 from xlmprune.runtime import resolve_device
-from xlmprune.teaching import Teaching, join_encoded, unlabelled_examples
+from xlmprune.teaching import Teaching, join_encoded
+from xlmprune.unlabelled import unlabelled_examples
+
+UNLABELLED = "unlabelled"
 
 
 def run(
@@ -82,7 +85,7 @@ class Job:
     """Texts of each language that the student learns the teacher's answers on."""
     pruner: FinePruning
     fingerprints: dict[str, str]
-    """Of train, dev and every test set, so that a run never goes on with other data."""
+    """Of train, dev, unlabelled text and every test set, so that a run never goes on with other data."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     dense: dict[str, np.ndarray] = field(default_factory=dict)
     """Statistics of the dense model by language, [examples, k]."""
@@ -133,7 +136,8 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
         logits = evaluation.collect(forward, dev.encoded, recipe.evaluation.batch_size)
         return evaluation.score(logits, dev.examples, task.metrics, task.labels).value
 
-    teaching, taught = make_teaching(recipe, task, tests, tokenizer)
+    taught = read_unlabelled(recipe, task, tests, chosen_on)
+    teaching = make_teaching(recipe, taught, tokenizer)
     pruner = FinePruning(recipe, pretrained.model, train, dev_score if dev is not None else None, teaching)
     job = Job(
         recipe=recipe,
@@ -147,17 +151,20 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
         train_notes=examples.notes,
         dev=dev,
         tests=tests,
-        unlabelled=taught,
+        unlabelled={language: len(part) for language, part in taught.items()},
         pruner=pruner,
-        fingerprints=_fingerprints(examples, dev, tests),
+        fingerprints=_fingerprints(examples, dev, tests, taught),
     )
     restore(job)
     return job
 
 
-def _fingerprints(train: Examples, dev: TestSet | None, tests: Mapping[str, TestSet]) -> dict[str, str]:
+def _fingerprints(
+    train: Examples, dev: TestSet | None, tests: Mapping[str, TestSet], unlabelled: Mapping[str, Examples]
+) -> dict[str, str]:
     sets = {"train": train, **({} if dev is None else {"dev": dev.examples})}
     sets |= {f"test {language}": test.examples for language, test in tests.items()}
+    sets |= {f"{UNLABELLED} {language}": part for language, part in unlabelled.items()}
     return {name: score_file.fingerprint(examples) for name, examples in sets.items()}
 
 
@@ -175,22 +182,26 @@ def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | 
     return Pretrained(pretrained.model, tokenizer, pretrained.origin), facts
 
 
-def make_teaching(
-    recipe: Recipe, task: Any, tests: Mapping[str, TestSet], tokenizer: Any
-) -> tuple[Teaching | None, dict[str, int]]:
-    """The teacher's part, if the recipe has one, and how many unlabelled texts of each language go into it."""
+def read_unlabelled(
+    recipe: Recipe, task: Any, tests: Mapping[str, TestSet], dev: Examples | None
+) -> dict[str, Examples]:
+    """The text of each language that the student learns the teacher's answers on, if the recipe names any."""
+    settings = recipes.build_distillation(recipe)
+    if settings is None or settings.unlabelled is None:
+        return {}
+    measured = {language: test.examples for language, test in tests.items()}
+    return unlabelled_examples(
+        task, settings.unlabelled, measured, dev, settings.languages, settings.max_texts
+    )
+
+
+def make_teaching(recipe: Recipe, unlabelled: Mapping[str, Examples], tokenizer: Any) -> Teaching | None:
+    """The teacher's part, if the recipe has one."""
     settings = recipes.build_distillation(recipe)
     if settings is None:
-        return None, {}
-    texts, counts = None, {}
-    if settings.unlabelled is not None:
-        examples = {language: test.examples for language, test in tests.items()}
-        found = unlabelled_examples(
-            task, settings.unlabelled, examples, settings.languages, settings.max_texts
-        )
-        counts = {language: len(part) for language, part in found.items()}
-        texts = join_encoded([encode(tokenizer, part, recipe.training.max_length) for part in found.values()])
-    return Teaching(settings, texts, recipe.training.batch_size, recipe.seed), counts
+        return None
+    parts = [encode(tokenizer, part, recipe.training.max_length) for part in unlabelled.values()]
+    return Teaching(settings, join_encoded(parts) if parts else None, recipe.training.batch_size, recipe.seed)
 
 
 def _write_start(pretrained: Pretrained, trimming: dict[str, Any] | None, place: Path, length: int) -> None:
@@ -365,9 +376,13 @@ def restore(job: Job) -> None:
         job.folder.events.write("start", recipe_sha256=job.recipe.sha256(), device=job.device.type)
         return
     tensors, state = found
-    changed = [what for what, known in state["data"].items() if job.fingerprints.get(what, known) != known]
-    if changed or state["data"].keys() != job.fingerprints.keys():
-        changed += sorted(state["data"].keys() ^ job.fingerprints.keys())
+    known, now = state["data"], job.fingerprints
+    if (state["progress"]["stage"], state["progress"]["update"]) == (1, 0):
+        # Stage 0 may have been trained for several runs, and reads no unlabelled text.
+        now = {what: mark for what, mark in now.items() if what in known or not what.startswith(UNLABELLED)}
+    changed = [what for what in known if now.get(what, known[what]) != known[what]]
+    if changed or known.keys() != now.keys():
+        changed += sorted(known.keys() ^ now.keys())
         raise DataError(
             f"{job.folder.path}: the data are not those the run began with ({', '.join(changed)}). Put the files back to go "
             "on, or use --fresh to start over with these"

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xlmprune.data import Encoded, Examples, pad, training_order
-from xlmprune.distillation import Distillation, TeacherChoice
-from xlmprune.errors import DataError
+from xlmprune.data import Encoded, pad, training_order
+from xlmprune.distillation import WHOLE, Distillation, Share, TeacherChoice
 from xlmprune.runtime import derive_seed
-from xlmprune.sources.files import read_lines
 
 
 class Teaching:
@@ -49,18 +46,24 @@ class Teaching:
         if self.teacher is not None and self.choice is not None and self.choice.is_better(dev, density):
             self.teacher.load_state_dict(model.state_dict())
 
-    def labelled_loss(self, model: nn.Module, batch: dict[str, Tensor], autocast: torch.autocast) -> Tensor:
-        """Loss of a labelled batch, cross-entropy included: a scalar."""
+    def labelled_loss(
+        self, model: nn.Module, batch: dict[str, Tensor], autocast: torch.autocast, share: Share = WHOLE
+    ) -> Tensor:
+        """Loss of a labelled batch, cross-entropy included: a scalar. ``share`` as in `Distillation.loss`."""
         student, ours = self._answers(model, batch, autocast)
         teacher, theirs = self._ask(batch, autocast)
-        return self.settings.loss(student, teacher, batch["labels"], ours, theirs, batch["attention_mask"])
+        return self.settings.loss(
+            student, teacher, batch["labels"], ours, theirs, batch["attention_mask"], share
+        )
 
-    def unlabelled_loss(self, model: nn.Module, batch: dict[str, Tensor], autocast: torch.autocast) -> Tensor:
-        """Loss of an unlabelled batch: a scalar."""
+    def unlabelled_loss(
+        self, model: nn.Module, batch: dict[str, Tensor], autocast: torch.autocast, share: Share = WHOLE
+    ) -> Tensor:
+        """Loss of an unlabelled batch: a scalar. ``share`` as in `Distillation.loss`."""
         student, ours = self._answers(model, batch, autocast)
         teacher, theirs = self._ask(batch, autocast)
         return self.settings.unlabelled_loss(
-            student, teacher, batch.get("where"), ours, theirs, batch["attention_mask"]
+            student, teacher, batch.get("where"), ours, theirs, batch["attention_mask"], share
         )
 
     def _answers(
@@ -124,84 +127,6 @@ class Teaching:
             for name, parameter in self.teacher.named_parameters():
                 parameter.copy_(tensors[name])
         self.choice.restore(progress)
-
-
-def unlabelled_examples(
-    task: Any,
-    pattern: str,
-    tests: Mapping[str, Examples],
-    languages: Sequence[str] | None = None,
-    max_texts: int | None = None,
-) -> dict[str, Examples]:
-    """Unlabelled text of every language of the task that has some.
-
-    Args:
-        pattern: a file name with ``{language}``, one text a line; or `task`, for the task's own. A pair is two texts
-            with a tab between; where a line has none, it is paired with the next. Words of a tagging task are what
-            spaces separate.
-        tests: the test sets, whose texts are left out.
-        languages: read these only; None for every language of ``tests``.
-        max_texts: at most so many of a language, the first ones.
-
-    Returns:
-        language to examples without labels; languages without text are absent.
-
-    Raises:
-        DataError: no language has any text, or one of ``languages`` is not measured.
-    """
-    strangers = sorted(set(languages or ()) - set(tests))
-    if strangers:
-        raise DataError(
-            f"distillation.languages: {', '.join(strangers)} not among the languages measured, {', '.join(tests)}"
-        )
-    found: dict[str, Examples] = {}
-    for language, test in tests.items():
-        if languages is not None and language not in languages:
-            continue
-        lines = _lines(task, pattern, language)
-        tested = {_joined(test, row) for row in range(len(test))}
-        rows: list[Any] = _paired(lines) if task.kind == "pair" else lines
-        rows = [row for row in rows if ("\t".join(row) if task.kind == "pair" else row) not in tested]
-        rows = rows[:max_texts]
-        if not rows:
-            continue
-        if task.kind == "pair":
-            first, second = [row[0] for row in rows], [row[1] for row in rows]
-            found[language] = Examples(language, "unlabelled", first, second)
-        else:
-            texts = [row.split() for row in rows] if task.kind == "tokens" else rows
-            found[language] = Examples(language, "unlabelled", texts)
-    if not found:
-        raise DataError(f"distillation.unlabelled: no text found for {', '.join(tests)} at {pattern!r}")
-    return found
-
-
-def _lines(task: Any, pattern: str, language: str) -> list[str]:
-    if pattern == "task":
-        return task.unlabelled(language)
-    path = Path(pattern.replace("{language}", language))
-    return [line for line in read_lines(path) if line.strip()] if path.is_file() else []
-
-
-def _joined(examples: Examples, row: int) -> str:
-    text = examples.first[row]
-    first = text if isinstance(text, str) else " ".join(text)
-    return first if examples.second is None else f"{first}\t{examples.second[row]}"
-
-
-def _paired(lines: list[str]) -> list[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = []
-    waiting: str | None = None
-    for line in lines:
-        first, tab, second = line.partition("\t")
-        if tab:
-            pairs.append((first, second))
-        elif waiting is None:
-            waiting = line
-        else:
-            pairs.append((waiting, line))
-            waiting = None
-    return pairs
 
 
 def join_encoded(parts: Sequence[Encoded]) -> Encoded:

@@ -8,6 +8,7 @@ that the cell would have written itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -53,8 +54,9 @@ def dense_recipe(recipe: Recipe) -> Recipe:
 
 
 def dense_key(recipe: Recipe) -> str:
-    """Twelve hexadecimal digits that are equal where stage 0 is."""
-    return dense_recipe(recipe).sha256()[:12]
+    """Twelve hexadecimal digits that are equal where stage 0 is; a new key of recipes leaves them as they were."""
+    given = dense_recipe(recipe).model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _regularizes_dense(recipe: Recipe) -> bool:

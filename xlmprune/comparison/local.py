@@ -137,10 +137,10 @@ class _Process:
         self.listener.start()
 
     def _listen(self) -> None:
+        answer = b""
         with self.process as process, contextlib.suppress(BrokenPipeError):
             assert process.stdin is not None
             assert process.stdout is not None
-            answer = b""
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(dataclasses.asdict(self.work)).encode() + b"\n")
                 process.stdin.flush()

@@ -101,11 +101,12 @@ def _works(plan: Plan, out: Path, device: str, fresh: bool, wanted: Collection[s
         key, folder = keys[cell.name], out / cell.name
         sharing = key in shared and (fresh or not is_begun(folder))
         dense = out / "dense" / key
-        if sharing and key not in begun:
+        if sharing and key not in begun and (fresh or not is_trained(dense)):
             begun.add(key)
             text = dense_recipe(cell.recipe).to_yaml()
             yield Work(_dense_name(key), "dense", text, str(dense), None, None, device, fresh, here)
-        needs, source = (_dense_name(key), str(dense)) if sharing else (None, None)
+        needs = _dense_name(key) if sharing and key in begun else None
+        source = str(dense) if sharing else None
         yield Work(cell.name, "cell", cell.recipe.to_yaml(), str(folder), needs, source, device, fresh, here)
 
 

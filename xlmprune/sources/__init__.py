@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Examples, Kind
+from xlmprune.data import Examples, Kind, fold
 from xlmprune.errors import DataError
 from xlmprune.sources.labels import to_examples
 from xlmprune.sources.rows import Rows, Source, Split
@@ -102,23 +102,30 @@ class Corpus:
         return [[self._synonyms.get(name, name) for name in entry] for entry in names]
 
     def unlabelled(self, language: str) -> list[str]:
-        """Distinct texts of a language's train and dev sets, in order, none of which is in its test set.
+        """Distinct texts of a language's train and dev sets that are not in its test set, in order.
 
-        Empty where a language has a test set only. The words of a sentence are joined with spaces.
+        Empty where a language has a test set only. The words of a sentence are joined with spaces, the two texts of a
+        pair with a tab.
         """
         texts: dict[str, None] = {}
         for split in ("train", "dev"):
             if self.source.has(language, split):
                 texts |= dict.fromkeys(_texts(self.source.rows(language, split)))
         if texts and self.source.has(language, "test"):
-            tested = set(_texts(self.source.rows(language, "test")))
-            return [text for text in texts if text not in tested]
+            tested = {fold(text) for text in _texts(self.source.rows(language, "test"))}
+            return [text for text in texts if fold(text) not in tested]
         return list(texts)
 
 
 def _texts(rows: Rows) -> list[str]:
     texts = [text if isinstance(text, str) else " ".join(text) for text in rows.first]
-    return texts + (rows.second or [])
+    if rows.second is None:
+        return texts
+    return [f"{_one_line(a)}\t{_one_line(b)}" for a, b in zip(texts, rows.second, strict=True)]
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\t", " ")
 
 
 def _open(

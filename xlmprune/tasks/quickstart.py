@@ -76,11 +76,17 @@ class Quickstart:
         return Examples(language, split, texts, labels=labels, origin=intents.version())
 
     def unlabelled(self, language: str) -> list[str]:
-        """Sentences that are not in the language's test set: 560 where it has that many; train and dev included."""
+        """Sentences that are not in the language's test set: 560 where it has that many; train and dev included.
+
+        In an order that says nothing of their commands, those without any label elsewhere first.
+        """
         parts = self._parts(language)
-        return [
-            text for part, by_label in parts.items() if part != "test" for text in _take_turns(by_label)[0]
-        ]
+        texts: list[str] = []
+        for part in ("unlabelled", "train", "dev"):
+            drawn = [text for of_label in parts.get(part, ()) for text in of_label]
+            random.Random(f"{intents.SEED}/{language}/{part}").shuffle(drawn)
+            texts += drawn
+        return texts
 
     def _parts(self, language: str) -> Mapping[str, Sequence[tuple[str, ...]]]:
         return _divide(language) if language == self.train_language else _hold_out(language)
