@@ -1146,16 +1146,46 @@ def test_several_tasks_are_columns_with_their_average():
 
 
 def test_languages_that_gave_text_stand_apart():
-    languages = {code: table.spread({1: value}) for code, value in (("en", 90.0), ("sw", 40.0), ("th", 50.0))}
-    row = {"train_language": "en", "languages": languages}
+    """A table for each choice of languages, though another method read text of all."""
+    scores = (("en", 90.0), ("sw", 40.0), ("th", 50.0))
+    row = {
+        "train_language": "en",
+        "languages": {code: table.spread({1: value}) for code, value in scores},
+    }
     apart = table._means_apart(row, {"en", "th"})
     assert (apart["text_mean"]["mean"], apart["held_out_mean"]["mean"]) == (50.0, 40.0)
-    assert table._means_apart(row, {"sw", "th"})["held_out_mean"] is None
-    assert table._means_apart(row, set()) == {}
-    facts = some_facts(unlabelled={"XNLI": ["th"]})
-    facts["rows"][1] |= apart
+    every = table._means_apart(row, {"sw", "th"})
+    assert (every["text_mean"]["mean"], every["held_out_mean"]) == (45.0, None)
+    cells = [
+        {"task": "XNLI", "method": method, "unlabelled": codes}
+        for method, codes in (("A", ["th", "sw"]), ("B", ["th"]), ("C", []), ("D", ["sw", "th"]))
+    ]
+    texts = table._texts([*cells, {"task": "POS", "unlabelled": ["de"]}, {"task": "XNLI"}], "XNLI")
+    assert texts == [["sw", "th"], ["th"]]
+    facts = some_facts(unlabelled={"XNLI": texts})
+    for found, cell in zip(facts["cells"], cells, strict=False):
+        found["unlabelled"] = cell["unlabelled"]
+    for of in facts["rows"]:
+        of["languages"] = row["languages"]
+        of["apart"] = [every, apart]
     (found,) = (made for made in pages.tables(facts) if "with and without text" in made.title)
-    assert found.rows == [["A", "50.0†", "40.0†"]]
+    assert found.title.endswith(": Thai")
+    assert found.rows[1] == ["A", "50.0†", "40.0†"]
+    assert "B read unlabelled text of these 1" in found.note
+
+
+def test_what_some_compute_beside_the_updates_is_said(base):
+    def extra(*vary):
+        return [
+            note for note in plan.read(str(base), list(vary)).notes if note.startswith("Beside the updates")
+        ]
+
+    assert extra("regularizer=none,cosine") == []
+    (note,) = extra("distillation=null,{teacher: finetuned}")
+    assert 'distillation={"teacher": "finetuned"}: a teacher\'s answers' in note.replace("'", "'")
+    (note,) = extra("pruning.criterion=magnitude,gradient", "distillation=null,{unlabelled: task}")
+    assert note.count("gradients of 1 batches a stage") == 2
+    assert "as many unlabelled texts, for student and teacher and gradients" in note
 
 
 @pytest.mark.parametrize("tasks", [("XNLI",), ("XNLI", "POS")])

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from xlmprune.mask import (
     apply_masks,
     attainable,
-    collapsing,
     density,
     follows,
     full_masks,
@@ -150,13 +149,6 @@ def test_ranking_signed_weights_would_delete_the_largest_negative_ones():
     literal = weight - weight.flatten().sort().values[1000] >= 0
     assert not largest_pruned_is_below_smallest_kept(weight, literal)
     assert largest_pruned_is_below_smallest_kept(weight, keep_top(weight.abs(), 9000, whole(weight)))
-
-
-def test_a_matrix_of_small_scores_collapses_under_global_scope_and_is_named():
-    scores = {"small": torch.full((20, 20), 0.1), "large": torch.full((20, 20), 9.0)}
-    masks = select(scores, 0.502, full_masks(scores), scope="global")
-    assert collapsing(masks) == {"small": 2 / 400}
-    assert collapsing(select(scores, 0.502, full_masks(scores), scope="layer")) == {}
 
 
 @given(st.lists(st.integers(0, 2), min_size=8, max_size=8), st.lists(st.booleans(), min_size=8, max_size=8))

@@ -119,6 +119,25 @@ def test_languages_that_gave_unlabelled_text_are_told_apart():
     assert answers == {"en": "no", "": "", "de": "yes", "fr": "yes", "es": "no"}
 
 
+def test_matrices_that_a_global_ranking_emptied_are_named_in_every_form():
+    report = sample_report(3)
+    assert findings.describe_collapse(report) == ""
+    assert "Layer collapse" not in render_html(report) + render_markdown(report)
+    report["layers"][5]["density"] = 0.0001
+    report["layers"][7]["density"] = 0.0099
+    said = findings.describe_collapse(report)
+    assert said.startswith("2 of 72 matrices keep less than 1% of their weights: layer.0.output.dense")
+    assert "(0.01%), layer.1." in said
+    assert "pruning.scope: layer" in said
+    for form in (render_html(report), render_markdown(report)):
+        assert "Layer collapse" in form
+        assert "2 of 72 matrices" in form
+    for layer in report["layers"]:
+        layer["density"] = 0.005
+    assert "and 66 more" in findings.describe_collapse(report)
+    assert findings.collapsed(report["layers"], 0.005) == [], "asked for, not collapsed"
+
+
 def test_the_worst_language_is_named_and_marked_in_every_form():
     report = sample_report()
     assert "The worst language, Thai: 46.2 → 36.8 (−9.4 points)." in render_markdown(report)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,12 @@ from typing import Any
 from xlmprune.languages import language_name
 
 Report = Mapping[str, Any]
+
+SHOWN = 6
+"""Names in a sentence; the others are counted."""
+
+COLLAPSE = 0.01
+"""A matrix that keeps less than this share of its weights has all but stopped carrying anything."""
 
 FORMS = {"dense": "dense", "pruned": "pruned", "onnx_fp32": "ONNX fp32", "onnx_int8": "ONNX INT8"}
 """The stages of a model's life that are scored, in their order."""
@@ -271,6 +277,38 @@ def speed_rows(report: Report) -> list[dict[str, Any]]:
         {"name": name, **facts, "width": (facts.get("median_ms") or 0) / slowest}
         for name, facts in speed.items()
     ]
+
+
+def collapsed(layers: Sequence[Mapping[str, Any]], encoder_density: float) -> list[str]:
+    """The matrices that keep next to nothing while the encoder as a whole keeps more: layer collapse.
+
+    A ranking over all matrices at once can empty one of them, and the network behind it then answers much the same
+    whatever it reads.
+
+    Args:
+        layers: ``name`` and ``density`` of every matrix.
+    """
+    if encoder_density < COLLAPSE:
+        return []
+    return [layer["name"] for layer in layers if layer["density"] < COLLAPSE]
+
+
+def describe_collapse(report: Report) -> str:
+    """Which matrices a ranking over all of them has emptied; empty where it has none."""
+    layers, density_ = report.get("layers", []), report.get("model", {}).get("encoder_density")
+    found = set(collapsed(layers, density_)) if density_ is not None else set()
+    if not found:
+        return ""
+    named = [
+        f"{layer['name'].removeprefix('roberta.encoder.')} ({percent(layer['density'], 2)})"
+        for layer in sorted(layers, key=lambda layer: layer["density"])
+        if layer["name"] in found
+    ]
+    listed = ", ".join(named[:SHOWN]) + (f" and {len(named) - SHOWN} more" if len(named) > SHOWN else "")
+    return (
+        f"{len(found)} of {len(layers)} matrices keep less than {percent(COLLAPSE, 0)} of their weights: {listed}. A "
+        "ranking over all matrices at once emptied them; pruning.scope: layer keeps the same share of each."
+    )
 
 
 def describe_chance(report: Report) -> str:

@@ -28,9 +28,6 @@ Masks = dict[str, Tensor]
 
 Scope = Literal["layer", "global"]
 
-COLLAPSE = 0.01
-"""A matrix that keeps less than this share has stopped carrying anything."""
-
 
 def keep_top(scores: Tensor, keep: int, within: Tensor) -> Tensor:
     """Mark the ``keep`` highest scores among ``within``; exact under ties, which go to the lower index.
@@ -118,8 +115,8 @@ def select(
         scores: one tensor per entry of ``within``, same shapes, no NaN among remaining weights.
         density: share of all weights to keep, in [0, 1].
         within: what remains now.
-        scope: ``layer`` keeps the same share of every matrix; ``global`` ranks all matrices as one. Ask `collapsing`
-            afterwards whether a global ranking has emptied a matrix.
+        scope: ``layer`` keeps the same share of every matrix; ``global`` ranks all matrices as one, and may
+            empty some (`findings.collapsed`).
         pattern: ``unstructured``, or ``N:M`` such as ``2:4``: the best N of every M consecutive inputs of a row. The
             pattern fixes the density: any ``density`` below 1 gives N/M at once, and later calls leave it so
             (`attainable` says which density comes out). Scope means nothing then.
@@ -215,15 +212,6 @@ def follows(mask: Tensor, pattern: str) -> bool:
     if mask.shape[-1] % group:
         return False
     return bool((mask.reshape(-1, group).sum(dim=1) <= keep).all())
-
-
-def collapsing(masks: Masks, floor: float = COLLAPSE) -> dict[str, float]:
-    """The matrices that keep less than ``floor`` of their weights, with the share they keep.
-
-    A global ranking can empty a matrix, and the network behind it then answers the same whatever it reads.
-    """
-    shares = {name: float(mask.sum()) / mask.numel() for name, mask in masks.items()}
-    return {name: share for name, share in shares.items() if share < floor}
 
 
 def full_masks(weights: Weights) -> Masks:

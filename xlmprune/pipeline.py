@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xlmprune import bundling, evaluation, registry, report, results, score_file, vocabulary
+from xlmprune import bundling, evaluation, findings, registry, report, results, score_file, vocabulary
 from xlmprune import recipe as recipes
 from xlmprune.bundling import Form
 from xlmprune.checkpoint import RunFolder, StopRequest, explain_disk, put_in_place, write_atomically
@@ -316,15 +316,18 @@ def _stage_cap(job: Job) -> int | None:
 
 
 def _stage_row(job: Job, end: StageEnd) -> dict[str, Any]:
-    alignments = [layer["alignment"] for layer in job.pruner.layers()]
-    return {
+    layers = job.pruner.layers()
+    row: dict[str, Any] = {
         "stage": end.stage,
         "encoder_density": end.density,
         "seconds": end.seconds,
         "loss": end.loss,
-        "alignment": float(np.mean(alignments)),
+        "alignment": float(np.mean([layer["alignment"] for layer in layers])),
         "dev": end.dev,
     }
+    if empty := findings.collapsed(layers, end.density):
+        row["collapsed"] = empty
+    return row
 
 
 def _add_scores(job: Job, row: dict[str, Any], scores: Scores) -> None:
@@ -348,7 +351,10 @@ def _stage_line(job: Job, row: Mapping[str, Any]) -> str:
         parts.append(f"{train_language} {row['languages'][train_language]:.1f}")
     if mean is not None:
         parts.append(f"zero-shot mean {mean:.1f}")
-    return "  ".join([*parts, f"alignment {row['alignment']:.4f}", f"{row['seconds']:.0f} s"])
+    parts += [f"alignment {row['alignment']:.4f}", f"{row['seconds']:.0f} s"]
+    if empty := row.get("collapsed"):
+        parts.append(f"layer collapse: {len(empty)} matrices keep less than {findings.COLLAPSE:.0%}")
+    return "  ".join(parts)
 
 
 def save(job: Job) -> None:

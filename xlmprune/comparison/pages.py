@@ -29,7 +29,7 @@ def tables(facts: Comparison) -> list[Table]:
     """Every table, the headline first."""
     made = [*_headlines(facts)]
     for task in facts["tasks"]:
-        found = (_by_text(facts, task), _by_density(facts, task), _by_language(facts, task))
+        found = (*_by_text(facts, task), _by_density(facts, task), _by_language(facts, task))
         made += [table for table in found if table]
     made += [table for table in (_tests(facts), _cells(facts)) if table]
     return made
@@ -153,20 +153,31 @@ def _by_density(facts: Comparison, task: str) -> Table | None:
     )
 
 
-def _by_text(facts: Comparison, task: str) -> Table | None:
-    codes = facts["unlabelled"][task]
-    rows = _rows_with(facts, task, "text_mean")
-    if not codes or not rows:
-        return None
-    return Table(
-        title=f"Languages of {task} with and without text",
-        headings=["method", "gave unlabelled text", "gave none"],
-        rows=[
-            [row["method"], *(spread_text(row[key]) for key in ("text_mean", "held_out_mean"))]
-            for row in rows
-        ],
-        note=f"Zero-shot means apart. Some methods read unlabelled text of {', '.join(map(language_name, codes))}; what "
-        "text does for languages that gave none stands in the second column.",
+def _by_text(facts: Comparison, task: str) -> Iterator[Table]:
+    """A table for each choice of languages whose text was read, unless it leaves no language out."""
+    rows = _rows_with(facts, task, "languages")
+    for place, codes in enumerate(facts["unlabelled"][task]):
+        if not any(row["apart"][place]["held_out_mean"] for row in rows):
+            continue
+        yield Table(
+            title=f"Languages of {task} with and without text: {', '.join(map(language_name, codes))}",
+            headings=["method", "these", "the others"],
+            rows=[
+                [
+                    row["method"],
+                    *(spread_text(row["apart"][place][key]) for key in ("text_mean", "held_out_mean")),
+                ]
+                for row in rows
+            ],
+            note=f"Zero-shot means apart. {', '.join(_readers(facts, task, codes))} read unlabelled text of these "
+            f"{len(codes)} languages and of no other; what that does for the others stands in the second column.",
+        )
+
+
+def _readers(facts: Comparison, task: str, codes: list[str]) -> list[str]:
+    cells = [cell for cell in facts["cells"] if cell["task"] == task]
+    return list(
+        dict.fromkeys(cell["method"] for cell in cells if sorted(cell.get("unlabelled", [])) == codes)
     )
 
 

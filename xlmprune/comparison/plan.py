@@ -256,7 +256,9 @@ def _lay_out(
     if wanted is not None and wanted not in methods:
         raise RecipeError(f"baseline {wanted!r} is no method here; {registry.nearest(wanted, methods)}")
     notes = [SHARED_DENSE] if builder.shares_dense else []
-    return Plan(given.name, file.name, cells, wanted, (*notes, *_uneven_budgets(cells)))
+    return Plan(
+        given.name, file.name, cells, wanted, (*notes, *_uneven_budgets(cells), *_extra_passes(cells))
+    )
 
 
 @dataclass(frozen=True)
@@ -446,3 +448,23 @@ def _uneven_budgets(cells: Sequence[Cell]) -> Iterator[str]:
         if len(budgets) > 1:
             groups = "; ".join(", ".join(dict.fromkeys(methods)) for methods in budgets.values())
             yield f"Not one budget: on {task} these groups of methods train for different lengths: {groups}."
+
+
+def _extra_passes(cells: Sequence[Cell]) -> Iterator[str]:
+    """A sentence on what some methods compute beside the updates that all of them make."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        settings = recipes.build_distillation(cell.recipe)
+        criterion = recipes.build(cell.recipe, "criterion")
+        extra = []
+        if settings is not None:
+            extra.append("a teacher's answers on every batch")
+            if settings.unlabelled is not None:
+                extra.append("as many unlabelled texts, for student and teacher")
+        if (batches := getattr(criterion, "batches", None)) is not None:
+            extra.append(f"gradients of {batches} batches a stage to score weights")
+        if extra:
+            found.setdefault(" and ".join(extra), {})[cell.method] = None
+    if len(found) > 1 or any(set(methods) != {cell.method for cell in cells} for methods in found.values()):
+        listed = "; ".join(f"{', '.join(methods)}: {extra}" for extra, methods in found.items())
+        yield f"Beside the updates that all make, some compute more. {listed}."

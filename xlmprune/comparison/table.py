@@ -17,6 +17,7 @@ from xlmprune.comparison.plan import Cell, Plan
 from xlmprune.comparison.significance import ROUNDS, holm, randomization_test
 from xlmprune.comparison.work import Outcome
 from xlmprune.errors import DataError
+from xlmprune.findings import COLLAPSE, collapsed
 from xlmprune.metrics import METRICS
 
 SCHEMA_VERSION = 1
@@ -40,8 +41,9 @@ def assemble(plan: Plan, outcomes: Mapping[str, Outcome], out: Path, tests: bool
     """
     cells = [_cell(cell, outcomes.get(cell.name), out) for cell in plan.cells]
     rows = [*_dense_rows(plan, cells), *_method_rows(plan, cells)]
+    texts = {task: _texts(cells, task) for task in plan.tasks}
     for row in rows:
-        row |= _means_apart(row, _with_text(cells, row["task"]))
+        row["apart"] = [_means_apart(row, set(codes)) for codes in texts[row["task"]]]
     tested, untested = _tests(plan, cells, out) if tests else ([], [])
     return {
         "schema_version": SCHEMA_VERSION,
@@ -55,7 +57,7 @@ def assemble(plan: Plan, outcomes: Mapping[str, Outcome], out: Path, tests: bool
         "notes": [*plan.notes, *_notes(plan, cells), *untested],
         "scaled_down": list(dict.fromkeys(note for cell in cells for note in cell.get("scaled_down", []))),
         "rows": rows,
-        "unlabelled": {task: sorted(_with_text(cells, task)) for task in plan.tasks},
+        "unlabelled": texts,
         "averages": _averages(plan, rows),
         "tests": tested,
         "cells": cells,
@@ -97,6 +99,7 @@ def _cell(cell: Cell, outcome: Outcome | None, out: Path) -> dict[str, Any]:
             language: {form: row[form] for form in ("dense", "pruned")}
             for language, row in report["languages"].items()
         },
+        "collapsed": len(collapsed(report["layers"], report["model"]["encoder_density"])),
         "unlabelled": [code for code, row in report["languages"].items() if row.get("seen_unlabelled")],
         "curve": [
             {key: stage.get(key) for key in ("stage", "encoder_density", "zero_shot_mean")}
@@ -170,18 +173,19 @@ def _row(cells: Sequence[dict[str, Any]], form: str) -> dict[str, Any]:
     return row
 
 
-def _with_text(cells: Sequence[Mapping[str, Any]], task: str) -> set[str]:
-    """Languages of which any method of the task read unlabelled text."""
-    return {code for cell in cells if cell["task"] == task for code in cell.get("unlabelled", [])}
+def _texts(cells: Sequence[Mapping[str, Any]], task: str) -> list[list[str]]:
+    """Each choice of languages whose unlabelled text some method of the task read, the largest first."""
+    found = {
+        tuple(sorted(cell["unlabelled"])) for cell in cells if cell["task"] == task and cell.get("unlabelled")
+    }
+    return [list(codes) for codes in sorted(found, key=lambda codes: (-len(codes), codes))]
 
 
 def _means_apart(row: Mapping[str, Any], with_text: set[str]) -> dict[str, Spread | None]:
-    """Zero-shot means of languages that gave text to some method, and of those that gave none."""
+    """Zero-shot means of the languages in ``with_text``, and of the others; None of no language."""
     others = {
         code: found for code, found in row.get("languages", {}).items() if code != row["train_language"]
     }
-    if not with_text or not others:
-        return {}
     apart = {
         "text_mean": [found["values"] for code, found in others.items() if code in with_text],
         "held_out_mean": [found["values"] for code, found in others.items() if code not in with_text],
@@ -220,7 +224,7 @@ def _averages(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 def _notes(plan: Plan, cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for task in plan.tasks:
         column = [cell for cell in cells if cell["task"] == task]
-        if _with_text(cells, task):
+        if _texts(cells, task):
             readers = dict.fromkeys(cell["method"] for cell in column if cell.get("unlabelled"))
             yield (
                 f"On {task} these also read unlabelled text of languages they are measured in, so they are not zero-shot in "
@@ -244,6 +248,13 @@ def _notes(plan: Plan, cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if len(densities) > 1:
             listed = "; ".join(f"{100 * density:.1f}%: {', '.join(of)}" for density, of in densities.items())
             yield f"On {task} the final densities differ, so scores compare budgets as well as methods. {listed}."
+        empty = {cell["method"]: cell["collapsed"] for cell in column if cell.get("collapsed")}
+        if empty:
+            listed = ", ".join(f"{method} ({count})" for method, count in empty.items())
+            yield (
+                f"On {task} a ranking over all matrices at once left some with less than {COLLAPSE:.0%} of their weights "
+                f"(layer collapse; how many in brackets): {listed}."
+            )
         metrics = {cell["metric"] for cell in column if cell["status"] == "done"}
         if len(metrics) > 1:
             yield f"On {task} the methods were scored by different metrics: {', '.join(sorted(metrics))}."
