@@ -130,12 +130,24 @@ def _dense_rows(plan: Plan, cells: Sequence[dict[str, Any]]) -> Iterator[dict[st
     for task in plan.tasks:
         column = [cell for cell in cells if cell["task"] == task]
         chosen = []
-        for seed in dict.fromkeys(cell["seed"] for cell in column):
-            keys = [cell["dense_key"] for cell in column if cell["seed"] == seed]
-            common = max(keys, key=keys.count)
+        for seed, common in _common_dense(column).items():
             of_seed = [cell for cell in column if (cell["seed"], cell["dense_key"]) == (seed, common)]
             chosen.append(next((cell for cell in of_seed if cell["status"] == "done"), of_seed[0]))
         yield {"method": DENSE, "task": task, "planned": len(chosen), **_row(chosen, "dense")}
+
+
+def _common_dense(column: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Of each seed the dense stage that most methods began from."""
+    keys: dict[int, list[str]] = {}
+    for cell in column:
+        keys.setdefault(cell["seed"], []).append(cell["dense_key"])
+    return {seed: max(found, key=found.count) for seed, found in keys.items()}
+
+
+def _with_own_dense(column: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Methods that began from another one with some seed."""
+    common = _common_dense(column)
+    return list(dict.fromkeys(cell["method"] for cell in column if cell["dense_key"] != common[cell["seed"]]))
 
 
 def _row(cells: Sequence[dict[str, Any]], form: str) -> dict[str, Any]:
@@ -230,17 +242,11 @@ def _notes(plan: Plan, cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 f"On {task} these also read unlabelled text of languages they are measured in, so they are not zero-shot in "
                 f"the strict sense: {', '.join(readers)}."
             )
-        for seed in dict.fromkeys(cell["seed"] for cell in column):
-            keys = [cell["dense_key"] for cell in column if cell["seed"] == seed]
-            common = max(keys, key=keys.count)
-            apart = [
-                cell["method"] for cell in column if cell["seed"] == seed and cell["dense_key"] != common
-            ]
-            if apart:
-                yield (
-                    f"On {task}, seed {seed}, these trained a dense stage of their own, since what is varied already "
-                    f"acts there: {', '.join(apart)}."
-                )
+        if apart := _with_own_dense(column):
+            yield (
+                f"On {task} these trained a dense stage of their own, since what is varied already acts there: "
+                f"{', '.join(apart)}."
+            )
         densities: dict[float, dict[str, None]] = {}
         for cell in column:
             if cell["status"] == "done":
