@@ -1145,6 +1145,21 @@ def test_several_tasks_are_columns_with_their_average():
     assert "31.0%" in headline.note
 
 
+def test_the_table_of_densities_has_those_that_were_measured():
+    """With `evaluation.stage_interval` stages between have no scores, and then no column."""
+    facts = some_facts()
+    (found,) = (made for made in pages.tables(facts) if "as weights go" in made.title)
+    assert found.headings == ["method", "100.0%", "50.0%", "25.0%"]
+    assert found.rows[0] == ["A", "65.5 ± 0.7", "64.5 ± 0.7", "63.5 ± 0.7"]
+    for row in facts["rows"][1:]:
+        row["curve"][1]["zero_shot_mean"] = None
+    (found,) = (made for made in pages.tables(facts) if "as weights go" in made.title)
+    assert found.headings == ["method", "100.0%", "25.0%"]
+    for row in facts["rows"][1:]:
+        row["curve"][2]["zero_shot_mean"] = None
+    assert not [made for made in pages.tables(facts) if "as weights go" in made.title]
+
+
 def test_languages_that_gave_text_stand_apart():
     """A table for each choice of languages, though another method read text of all."""
     scores = (("en", 90.0), ("sw", 40.0), ("th", 50.0))

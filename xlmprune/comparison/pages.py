@@ -135,10 +135,9 @@ def _rows_with(facts: Comparison, task: str, key: str) -> list[Mapping[str, Any]
 
 def _by_density(facts: Comparison, task: str) -> Table | None:
     rows = _rows_with(facts, task, "curve")
-    columns = sorted(
-        {round(stage["encoder_density"], 3) for row in rows for stage in row["curve"]}, reverse=True
-    )
-    if len(columns) < 2 or not any(stage["zero_shot_mean"] for row in rows for stage in row["curve"]):
+    measured = [stage for row in rows for stage in row["curve"] if stage["zero_shot_mean"]]
+    columns = sorted({round(stage["encoder_density"], 3) for stage in measured}, reverse=True)
+    if len(columns) < 2:
         return None
     lines = []
     for row in rows:
