@@ -1145,6 +1145,14 @@ def test_several_tasks_are_columns_with_their_average():
     assert "31.0%" in headline.note
 
 
+def test_the_least_p_that_the_exchanges_can_show_is_marked():
+    facts = some_facts()
+    test = facts["tests"][0] | {"rounds": 10_000, "p_value": 1 / 10_001, "p_holm": 19 / 10_001}
+    facts["tests"] = [test, {**test, "p_value": 2 / 10_001, "p_holm": 38 / 10_001}]
+    (found,) = (made for made in pages.tables(facts) if made.title.startswith("Pairs"))
+    assert [row[3:5] for row in found.rows] == [["< 0.001", "≤ 0.002"], ["< 0.001", "0.004"]]
+
+
 def test_the_table_of_densities_has_those_that_were_measured():
     """With `evaluation.stage_interval` stages between have no scores, and then no column."""
     facts = some_facts()

@@ -219,17 +219,25 @@ def _tests(facts: Comparison) -> Table | None:
                 test["second"],
                 test["first"],
                 points(test["difference"]),
-                p_value(test["p_value"]),
-                p_value(test["p_holm"]),
+                _at_most(test, test["p_value"]),
+                _at_most(test, test["p_holm"]),
                 f"{sum(value * test['difference'] > 0 for value in test['by_seed'].values())} of {len(test['seeds'])}",
             ]
             for test in ordered
         ],
         note=f"Zero-shot mean, first minus second, in points. p: randomization test, {facts['tests'][0]['rounds']:,} "
-        f"exchanges of examples; Holm's correction for {len(facts['tests'])} of them. It asks whether another test set "
+        f"exchanges of examples, of which ≤ marks the least they can show; Holm's correction for {len(facts['tests'])} "
+        "tests. It asks whether another test set "
         "would show the difference. Whether other seeds would is for the spread to say, and one seed cannot.",
         texts=3 if many else 2,
     )
+
+
+def _at_most(test: Mapping[str, Any], value: float) -> str:
+    """A p-value; marked where no exchange gave as large a difference, so that more of them would make it smaller."""
+    shown = p_value(value)
+    least = test["p_value"] <= 1 / (test["rounds"] + 1) + 1e-12
+    return f"≤ {shown}" if least and not shown.startswith("<") else shown
 
 
 def _cells(facts: Comparison) -> Table | None:
