@@ -211,3 +211,12 @@ def test_a_recipe_chooses_the_main_metric_by_name():
     assert [metric.name for metric in main_first(metrics, "wpr_expected")] == ["wpr_expected", "wpr_argmax"]
     with pytest.raises(RecipeError, match="'f1' is no metric of this task; it has: wpr_argmax, wpr_expected"):
         main_first(metrics, "f1")
+
+
+def test_a_language_in_which_nothing_is_ranked_is_refused():
+    """One document a query, or the documents of a query apart from each other: no score, and not a score of 0."""
+    rows = Examples("de", "test", ["q"] * 4, ["d"] * 4, [1, 0, 1, 0], groups=["q1", "q2", "q1", "q2"])
+    with pytest.raises(
+        DataError, match=r"no query has two documents, so nothing is ranked in 'de'.*neighbouring"
+    ):
+        Ndcg().statistics([np.zeros(2)] * 4, rows, ("0", "1"))

@@ -126,3 +126,33 @@ def test_a_tokenizer_of_another_model(folder):
 def test_no_hub_says_what_helps():
     with pytest.raises(MachineError, match=r"model\.name: quickstart"):
         load("FacebookAI/xlm-roberta-base")
+
+
+@pytest.mark.parametrize("labels", [("a", "b"), ("one", "two")])
+def test_a_head_trained_before_is_replaced(folder, labels):
+    """Though it has as many labels, or the very same."""
+    tuned = tiny_model(labels=labels)
+    torch.nn.init.constant_(tuned.classifier.out_proj.bias, 7.0)
+    tuned.save_pretrained(folder)
+    fresh = load(folder)
+    assert not fresh.model.classifier.out_proj.bias.any()
+    assert fresh.model.config.id2label == {0: "a", 1: "b"}
+    weight = fresh.model.classifier.dense.weight
+    assert torch.equal(weight, load(folder).model.classifier.dense.weight)
+    assert not torch.equal(weight, load(folder, seed=1).model.classifier.dense.weight)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder):
+    """transformers would make one up that knows nothing but <unk>."""
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(
+        ModelError, match=r"no tokenizer.json and no sentencepiece.bpe.model.*save_pretrained"
+    ):
+        load(folder)
+
+
+def test_a_damaged_tokenizer_is_said_to_be_so(folder):
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {', encoding="utf-8")
+    with pytest.raises(ModelError, match=r"tokenizer\.json is damaged"):
+        load(folder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -567,3 +568,102 @@ def test_a_model_already_fine_tuned_gets_a_new_head(workplace, tmp_path):
     recipe = write_recipe(workplace, name="tuned", model={"name": str(tmp_path / "tuned")})
     result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
+
+
+def spoilt_data(workplace, folder, spoil):
+    """The tiny data with one file changed."""
+    shutil.copytree(workplace / "data", folder / "data")
+    spoil(folder / "data")
+    return str(folder / "data" / "{language}.{split}.tsv")
+
+
+def strip_labels(folder):
+    texts = [
+        line.split("\t")[0] for line in (folder / "de.test.tsv").read_text(encoding="utf-8").splitlines()
+    ]
+    (folder / "de.test.tsv").write_text("\n".join(texts) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_what_cannot_be_scored_is_told_before_anything_is_trained(workplace, tmp_path, options):
+    path = spoilt_data(workplace, tmp_path, strip_labels)
+    recipe = write_recipe(workplace, name="early", task={"path": path})
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run"), *options])
+    assert result.exit_code == 2
+    assert "de.test.tsv" in result.stderr
+    assert "no labels" in result.stderr
+    assert "stage 0" not in result.stderr
+
+
+def test_a_plan_knows_how_many_positions_the_model_has(workplace, tmp_path):
+    recipe = write_recipe(workplace, name="long", training={"max_length": 500})
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path), "--dry-run"])
+    assert result.exit_code == 2
+    assert "max_length is 500" in result.stderr
+
+
+def test_brackets_in_labels_are_shown_as_they_are(workplace, tmp_path):
+    def bracket(folder):
+        for file in folder.iterdir():
+            text = file.read_text(encoding="utf-8")
+            file.write_text(
+                text.replace("\tlight", "\t[/light]").replace("\tdoor", "\t[red]"), encoding="utf-8"
+            )
+
+    path = spoilt_data(workplace, tmp_path, bracket)
+    recipe = write_recipe(workplace, name="brackets", task={"path": path})
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run"), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "[/light], [red], sleep" in result.stdout
+
+
+def test_one_language_can_be_evaluated_without_the_others(finished, workplace, tmp_path):
+    """One's own customers' data, say, of which there is none in English."""
+    (tmp_path / "de.test.tsv").write_bytes((workplace / "data" / "de.test.tsv").read_bytes())
+    here = f"task.path={tmp_path}/{{language}}.{{split}}.tsv"
+    command = ["evaluate", str(finished[0] / "bundle"), "--set", here, "--json", "--languages"]
+    result = CliRunner().invoke(app, [*command, "de"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["languages"]
+    assert list(found) == ["de"]
+    assert found["de"]["score"] == report_of(finished[0])["languages"]["de"]["onnx_fp32"]
+    missing = CliRunner().invoke(app, [*command, "de, th"])
+    assert missing.exit_code == 2
+    assert "th.test.tsv" in missing.stderr
+
+
+def test_prediction_files_have_a_line_for_every_example(finished, workplace, tmp_path):
+    """Also where the run was measured on fewer, and where there is nothing to score against."""
+    path = spoilt_data(workplace, tmp_path, strip_labels)
+    command = ["evaluate", str(finished[0] / "bundle"), "--set", f"task.path={path}", "--languages", "de,th"]
+    result = CliRunner().invoke(
+        app, [*command, "--set", "task.max_test_examples=3", "--predictions", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "no labels" in result.stdout
+    for language in ("de", "th"):
+        file = tmp_path / "out" / "CLASSIFICATION" / f"{language}.prediction"
+        assert len(file.read_text(encoding="utf-8").splitlines()) == 32
+    capped = CliRunner().invoke(app, [*command[:-1], "th", "--set", "task.max_test_examples=3"])
+    assert "first 3 of each" in capped.stdout
+    (tmp_path / "file").write_text("")
+    refused = CliRunner().invoke(app, [*command, "--predictions", str(tmp_path / "file")])
+    assert refused.exit_code == 2
+    assert "expected a folder for predictions" in refused.stderr
+
+
+def test_a_promise_must_be_a_number(finished, workplace):
+    path = f"task.path={workplace}/data/{{language}}.{{split}}.tsv"
+    command = ["evaluate", str(finished[0] / "bundle"), "--set", path, "--languages", "de", "--min", "de=nan"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "--min de=nan: expected WHAT=SCORE" in result.stderr
+
+
+def test_empty_lines_are_counted(finished, tmp_path):
+    (tmp_path / "texts.txt").write_text("turn on the light\n\nsleep\n\n", encoding="utf-8")
+    result = CliRunner().invoke(
+        app, ["predict", str(finished[0] / "bundle"), "--file", str(tmp_path / "texts.txt")]
+    )
+    assert len(result.stdout.splitlines()) == 2
+    assert "2 empty lines left out" in result.stderr

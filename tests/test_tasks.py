@@ -313,3 +313,10 @@ def test_every_task_of_the_paper_has_its_recipes(name, method):
     assert recipe.regularizer.parameters == {"strength": strength, "reference": "pretrained"}
     if recipe.task.source == "hub":
         assert build(name).languages()[0] == "en"
+
+
+def test_ner_scores_entities_and_refuses_other_tags():
+    """ "ORG" would be read as an O, and everything found to be right."""
+    recipe = TaskRecipe(name="ner", source="files", path="{language}.{split}", labels=["O", "ORG", "LOC"])
+    with pytest.raises(RecipeError, match=r"O, ORG, LOC are not BIO tags.*task.name: tagging"):
+        registry.load("task", "ner")(recipe)

@@ -403,3 +403,35 @@ def test_held_out_text_of_nineteen_languages_is_cut_as_before_or_spelled():
     for language, mine in lines.items():
         assert check_cut_as_before(trimmed, kept, mine[:30]) == 1.0, language
         check_cut_as_before(trimmed, kept, mine[150:200])
+
+
+def test_a_text_counts_once_though_several_languages_have_it(tmp_path: Path):
+    """A file for all languages would otherwise pass any `min_count` by itself."""
+    (tmp_path / "all.txt").write_text("b\nab\n", encoding="utf-8")
+    texts = vocabulary.texts_for(TwoLanguages(), [str(tmp_path / "all.txt")])
+    assert [mine.count("b") for mine in texts.values()] == [1, 1]
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer)
+    _, once = vocabulary.trim(model, tokenizer, {"en": texts["en"], "sw": ["moja"]}, min_count=1)
+    _, facts = vocabulary.trim(tiny_model(tokenizer), tokenizer, texts, min_count=1)
+    assert facts["counted"] == once["counted"]
+    _, twice = vocabulary.trim(tiny_model(tokenizer), tokenizer, texts, min_count=2)
+    alone = vocabulary.trim(
+        tiny_model(tokenizer), tokenizer, {"en": texts["en"], "sw": ["moja"]}, min_count=2
+    )[1]
+    assert twice["counted"] == alone["counted"]
+
+
+def test_the_texts_of_a_pair_count_once():
+    class Pairs(TwoLanguages):
+        def unlabelled(self, language: str) -> list[str]:
+            return ["one\ttwo", "one\tmany"]
+
+    assert vocabulary.texts_for(Pairs())["en"] == ["one", "two", "many"]
+
+
+@pytest.mark.parametrize(
+    ("character", "expected"), [("ー", "KATAKANA"), ("々", "CJK"), ("ス", "KATAKANA"), ("人", "CJK")]
+)
+def test_marks_belong_to_the_script_of_their_words(character, expected):
+    assert vocabulary.script(character) == expected

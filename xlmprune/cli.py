@@ -85,8 +85,9 @@ def _print_table(renderable: Any) -> None:
     from rich.console import Console
 
     console = Console()
-    # Piped, a table must not be folded to 80 columns; on a terminal it takes the terminal's width.
-    Console(width=None if console.is_terminal else 160, highlight=False).print(renderable)
+    # Piped, a table must not be folded to 80 columns; on a terminal it takes the terminal's width. Labels and names are
+    # shown as they are: [brackets] in them are no markup.
+    Console(width=None if console.is_terminal else 160, highlight=False, markup=False).print(renderable)
 
 
 @app.command()
@@ -149,7 +150,13 @@ def evaluate(
     from xlmprune import scoring
 
     facts = scoring.evaluate_bundle(
-        bundle, form, set_, [code for code in languages.split(",") if code], batch_size, threads, predictions
+        bundle,
+        form,
+        set_,
+        [code.strip() for code in languages.split(",") if code.strip()],
+        batch_size,
+        threads,
+        predictions,
     )
     _print_json(facts) if as_json else _print_table(scoring.render(facts))
     scoring.require(facts, minimum)

@@ -5,7 +5,7 @@ Everything here works on numpy logits, whoever computed them: PyTorch while trai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import lgamma, log
 from typing import Any
@@ -58,10 +58,12 @@ class Score:
 Scores = dict[str, Score]
 
 
-def load_test_sets(task: Any, tokenizer: Any, max_length: int, cap: int | None) -> dict[str, TestSet]:
-    """Encode the test set of every language of the task, the train language first."""
+def load_test_sets(
+    task: Any, tokenizer: Any, max_length: int, cap: int | None, languages: Sequence[str] | None = None
+) -> dict[str, TestSet]:
+    """Encode the test set of every language of the task, the train language first; or of ``languages`` alone."""
     sets = {}
-    for language in task.languages():
+    for language in task.languages() if languages is None else languages:
         examples = task.examples(language, "test")
         if cap is not None:
             examples = examples.head(cap)
@@ -101,6 +103,19 @@ def evaluate(
     for language, test in sets.items():
         logits = collect(forward, test.encoded, batch_size)
         yield language, score(logits, test.examples, task.metrics, task.labels), logits
+
+
+def require_scorable(task: Any, tests: Mapping[str, Examples]) -> None:
+    """Score answers of zeros, so that what cannot be scored is told now and not after hours of training.
+
+    Raises:
+        DataError: a test set has no labels, or none that the task's metrics can use.
+        RecipeError: the task has no such metric.
+    """
+    count = len(task.labels)
+    for examples in tests.values():
+        shapes = [(count,) if isinstance(text, str) else (len(text), count) for text in examples.first]
+        score([np.zeros(shape, dtype=np.float32) for shape in shapes], examples, task.metrics, task.labels)
 
 
 def interval(statistics: np.ndarray, metric: Metric, seed: int = 0) -> tuple[float, float]:

@@ -134,7 +134,11 @@ class Ndcg:
     expected: bool = False
 
     def statistics(self, logits: Logits, examples: Examples, labels: tuple[str, ...]) -> np.ndarray:
-        """[groups of two or more, 2]: nDCG in [0, 1], 1."""
+        """[groups of two or more, 2]: nDCG in [0, 1], 1.
+
+        Raises:
+            DataError: no group has two documents.
+        """
         gold = _gold(examples, logits)
         if examples.groups is None:
             raise DataError(f"{examples.origin}: no query to group documents by, which nDCG needs")
@@ -142,6 +146,11 @@ class Ndcg:
         scores = np.array([self._score(row, gains) for row in logits])
         truth = np.array([gains[label] for label in gold])
         rows = [(ndcg(truth[a:b], scores[a:b]), 1.0) for a, b in runs(examples.groups) if b - a >= 2]
+        if not rows and len(examples):
+            raise DataError(
+                f"{examples.origin}: no query has two documents, so nothing is ranked in {examples.language!r}. The "
+                "documents of a query must stand on neighbouring lines"
+            )
         return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
     def _score(self, logits: np.ndarray, gains: np.ndarray) -> float:

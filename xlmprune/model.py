@@ -158,7 +158,7 @@ def load_pretrained(recipe: ModelRecipe, kind: str, labels: Sequence[str], seed:
             ),
         )
         tokenizer = _from_hub(recipe, lambda: _tokenizer(source, revision))
-    misshapen = sorted(key for key, *_ in info["mismatched_keys"] if not key.startswith("classifier."))
+    misshapen = sorted(key for key in _mismatched(info) if not key.startswith("classifier."))
     if misshapen:
         raise ModelError(
             f"{recipe.name}: {misshapen[0]} and {len(misshapen) - 1} others are not of the shape config.json gives"
@@ -173,6 +173,8 @@ def load_pretrained(recipe: ModelRecipe, kind: str, labels: Sequence[str], seed:
             f"{recipe.name}: the tokenizer has {tokenizer.get_vocab_size()} pieces and the embedding table "
             f"{config.vocab_size} rows; they belong to different models"
         )
+    if not any(key.startswith("classifier.") for key in [*info["missing_keys"], *_mismatched(info)]):
+        _draw_head(model, seed)
     origin = {
         "name": recipe.name if not Path(recipe.name).is_absolute() else Path(recipe.name).name,
         "revision": getattr(config, "_commit_hash", None) or revision,
@@ -183,6 +185,20 @@ def load_pretrained(recipe: ModelRecipe, kind: str, labels: Sequence[str], seed:
     return Pretrained(model.eval(), tokenizer, origin)
 
 
+@torch.no_grad()
+def _draw_head(model: Any, seed: int) -> None:
+    """Replace a head that was trained before, for whatever labels: every run begins with one of its seed."""
+    torch.manual_seed(derive_seed(seed, "head"))
+    for module in model.classifier.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.normal_(0.0, model.config.initializer_range)
+            module.bias.zero_()
+
+
+def _mismatched(info: Any) -> list[str]:
+    return [key for key, *_ in info["mismatched_keys"]]
+
+
 def _tokenizer(source: str, revision: str | None) -> Tokenizer:
     # The file itself, where there is one: in transformers 5 AutoTokenizer builds XLM-R's tokenizer anew from its pieces
     # and drops the normalizer, and then cuts Chinese, Thai and full-width text in other ways than XLM-R was trained on.
@@ -190,7 +206,16 @@ def _tokenizer(source: str, revision: str | None) -> Tokenizer:
         source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False
     )
     if file is not None:
-        tokenizer = Tokenizer.from_file(file)
+        try:
+            tokenizer = Tokenizer.from_file(file)
+        except Exception as error:  # of no narrower type
+            raise ModelError(f"{source}: tokenizer.json is damaged: {error}") from error
+    elif not _has_file(source, "sentencepiece.bpe.model", revision):
+        # transformers would make up a tokenizer of special tokens alone, to which every text is <unk>.
+        raise ModelError(
+            f"{source}: no tokenizer.json and no sentencepiece.bpe.model; save the model's tokenizer beside it "
+            "(tokenizer.save_pretrained)"
+        )
     else:
         fast = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
         tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
@@ -201,6 +226,11 @@ def _tokenizer(source: str, revision: str | None) -> Tokenizer:
             f"{source}: the tokenizer does not number <s>, <pad>, </s>, <unk> as 0, 1, 2, 3, as XLM-R does"
         )
     return tokenizer
+
+
+def _has_file(source: str, name: str, revision: str | None) -> bool:
+    found = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return found is not None
 
 
 def _from_hub(recipe: ModelRecipe, fetch: Callable[[], Any]) -> Any:
@@ -262,7 +292,7 @@ def read_start(folder: Path, kind: str) -> Pretrained:
         raise damaged from error
     if info["missing_keys"] or info["unexpected_keys"]:
         raise damaged
-    return Pretrained(model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), origin)
+    return Pretrained(model.eval(), _tokenizer(str(folder), None), origin)
 
 
 def forward_of(model: nn.Module, device: torch.device) -> Any:

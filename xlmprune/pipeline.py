@@ -123,10 +123,12 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
     else:
         pretrained = read_start(folder.start, task.kind)
         trimming = json.loads((folder.start / "vocabulary.json").read_text(encoding="utf-8"))
-    _check_length(recipe, pretrained)
+    check_length(recipe, pretrained.model.config)
     tokenizer = pretrained.tokenizer
     train = encode(tokenizer, examples, length)
     tests = evaluation.load_test_sets(task, tokenizer, length, recipe.task.max_test_examples)
+    measured = {f"test {language}": test.examples for language, test in tests.items()}
+    evaluation.require_scorable(task, measured | ({} if chosen_on is None else {"dev": chosen_on}))
     dev = None if chosen_on is None else TestSet(chosen_on, encode(tokenizer, chosen_on, length))
     pretrained.model.to(device)
     forward = forward_of(pretrained.model, device)
@@ -209,8 +211,9 @@ def _write_start(pretrained: Pretrained, trimming: dict[str, Any] | None, place:
     write_atomically(place / "vocabulary.json", json.dumps(trimming, ensure_ascii=False))
 
 
-def _check_length(recipe: Recipe, pretrained: Pretrained) -> None:
-    positions = pretrained.model.config.max_position_embeddings - pretrained.model.config.pad_token_id - 1
+def check_length(recipe: Recipe, config: Any) -> None:
+    """Raise DataError if the model has fewer positions than `training.max_length`."""
+    positions = config.max_position_embeddings - config.pad_token_id - 1
     if recipe.training.max_length > positions:
         raise DataError(
             f"training.max_length is {recipe.training.max_length}; {recipe.model.name} has {positions} positions"

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from xlmprune import evaluation, registry, vocabulary
 from xlmprune import recipe as recipes
-from xlmprune import registry, vocabulary
+from xlmprune.data import Examples
 from xlmprune.fine_pruning import updates_in_stage
 from xlmprune.mask import attainable
 from xlmprune.model import HEADS, count_parameters, load_config, parameters_by_part, prunable
-from xlmprune.pipeline import read_dev
+from xlmprune.pipeline import check_length, read_dev
 from xlmprune.recipe import Recipe, VocabularyRecipe
 from xlmprune.runtime import resolve_device, resolve_precision
 
@@ -31,10 +32,16 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     languages = task.languages()
     train = task.examples(recipe.task.train_language, "train")
     count = min(len(train), recipe.task.max_train_examples or len(train))
-    read_dev(task, recipe)
+    dev = read_dev(task, recipe)
+    tests = {
+        language: _head(task.examples(language, "test"), recipe.task.max_test_examples)
+        for language in languages
+    }
+    evaluation.require_scorable(task, tests | ({} if dev is None else {"dev": dev}))
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
         vocabulary.require_texts(vocabulary.texts_for(task, recipe.model.vocabulary.files))
     config = load_config(recipe.model, task.labels)
+    check_length(recipe, config)
     with torch.device("meta"):
         model = HEADS[task.kind](config)
     batches = -(-count // recipe.training.batch_size)
@@ -62,6 +69,10 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "precision": str(resolve_precision(recipe.training.precision, place)).removeprefix("torch."),
         "memory": estimate_memory(recipe, model),
     }
+
+
+def _head(examples: Examples, cap: int | None) -> Examples:
+    return examples if cap is None else examples.head(cap)
 
 
 def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:

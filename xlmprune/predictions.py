@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.data import Examples
+from xlmprune.errors import MachineError
 from xlmprune.metrics import CUT, Logits
 
 
@@ -21,6 +22,9 @@ def write_predictions(folder: Path, task: Any, language: str, logits: Logits, ex
 
     Returns:
         the file written.
+
+    Raises:
+        MachineError: it cannot be written.
     """
     if len(logits) != len(examples):
         raise ValueError(f"logits of {len(logits)} examples for {len(examples)}")
@@ -32,6 +36,11 @@ def write_predictions(folder: Path, task: Any, language: str, logits: Logits, ex
             tags = [task.labels[int(tag)] for tag in row.argmax(axis=-1)] if len(row) else []
             lines += [*tags, *[CUT] * (len(own) - len(tags)), ""]
     file = folder / task.name.upper() / f"{language}.prediction"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise MachineError(
+            f"{file}: cannot be written ({error.strerror}); expected a folder for predictions"
+        ) from error
     return file

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,30 +63,26 @@ def evaluate_bundle(
     """Score one form of a bundle on every language.
 
     Returns:
-        ``form``, ``metric``, ``languages`` {code: {n, score, ci95, others…}}, ``zero_shot_mean``, ``all_mean``.
+        ``form``, ``metric``, ``languages`` {code: {n, score, ci95, others…}}, ``zero_shot_mean``, ``all_mean``,
+        ``max_test_examples`` (the cap a language, None for all).
     """
     bundle = open_bundle(path, form, threads)
     form = form or bundle.forms[0]
     settings = task_of(path, overrides)
     if languages:
         settings = settings.model_copy(update={"languages": list(languages)})
-    kind = registry.load("task", settings.name)
-    if settings.labels is None and isinstance(getattr(kind, "labels", None), cached_property):
-        # Labels of own data come from the training file, which whoever measures a bundle need not have.
+    if settings.labels is None and settings.name != "quickstart":
+        # The model answers with these whatever a source calls usual; and own data have theirs in the training file, which
+        # whoever measures a bundle need not have.
         settings = settings.model_copy(update={"labels": list(bundle.labels)})
-    task = kind(settings)
+    task = registry.load("task", settings.name)(settings)
     if tuple(task.labels) != tuple(bundle.labels):
         raise BundleError(
             f"{path}: its labels are {list(bundle.labels)}, those of the data {list(task.labels)}"
         )
-    asked = set(languages) or set(task.languages())
-    sets = {
-        language: test
-        for language, test in evaluation.load_test_sets(
-            task, bundle.tokenizer, bundle.max_length, settings.max_test_examples
-        ).items()
-        if language in asked
-    }
+    # An official prediction file has a line for every line of the test file.
+    cap = None if predictions is not None else settings.max_test_examples
+    sets = evaluation.load_test_sets(task, bundle.tokenizer, bundle.max_length, cap, list(languages) or None)
     rows: dict[str, dict[str, Any]] = {}
     for language, test in sets.items():
         logits = evaluation.collect(bundle.forward(form), test.encoded, batch_size)
@@ -104,6 +100,7 @@ def evaluate_bundle(
         "languages": rows,
         "zero_shot_mean": evaluation.zero_shot_mean(values, settings.train_language),
         "all_mean": evaluation.mean(values.values()),
+        "max_test_examples": cap,
     }
 
 
@@ -135,7 +132,9 @@ def require(facts: dict[str, Any], minimums: Sequence[str]) -> None:
         try:
             wanted = float(text)
         except ValueError:
-            raise RecipeError(f"--min {minimum}: expected WHAT=SCORE, such as zero_shot_mean=55") from None
+            wanted = float("nan")
+        if not math.isfinite(wanted):
+            raise RecipeError(f"--min {minimum}: expected WHAT=SCORE, such as zero_shot_mean=55")
         if name not in known:
             raise RecipeError(
                 f"--min {minimum}: nothing was measured as {name!r}; {registry.nearest(name, list(known))}"
@@ -167,6 +166,7 @@ def read_texts(arguments: Sequence[str] | None, file: Path | None) -> Iterator[A
 
 
 def _lines(stream: Iterable[bytes], origin: str) -> Iterator[Any]:
+    empty = 0
     for number, raw in enumerate(stream, 1):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -174,6 +174,10 @@ def _lines(stream: Iterable[bytes], origin: str) -> Iterator[Any]:
             raise DataError(f"{origin}:{number}: not UTF-8 text") from None
         if line:
             yield _parse_line(line, f"{origin}:{number}")
+        else:
+            empty += 1
+    if empty:
+        print(f"{origin}: {empty} empty lines left out", file=sys.stderr)
 
 
 def _parse_line(line: str, place: str) -> Any:
@@ -198,15 +202,18 @@ def render(facts: dict[str, Any]) -> Any:
     """The scores as a table for the terminal."""
     from rich.table import Table
 
-    table = Table(
-        "language", "n", facts["metric"], "95 % interval", title=f"{facts['task']}, {facts['form']}"
-    )
+    cap = facts["max_test_examples"]
+    title = f"{facts['task']}, {facts['form']}" + (f", first {cap:,} of each" if cap else "")
+    table = Table("language", "n", facts["metric"], "95 % interval", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for language, row in facts["languages"].items():
-        table.add_row(
-            language, f"{row['n']:,}", f"{row['score']:.2f}", "{:.1f} – {:.1f}".format(*row["ci95"])
+        shown = (
+            ("–", "no labels")
+            if row["score"] is None
+            else (f"{row['score']:.2f}", "{:.1f} – {:.1f}".format(*row["ci95"]))
         )
+        table.add_row(language, f"{row['n']:,}", *shown)
     table.add_section()
     for name in ("zero_shot_mean", "all_mean"):
         if facts[name] is not None:

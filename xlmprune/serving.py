@@ -289,7 +289,9 @@ def _is_of_kind(kind: str, entry: Any) -> bool:
 def _found(entry: Any) -> str:
     if isinstance(entry, str):
         return "one text"
-    return f"{len(entry)} texts" if isinstance(entry, list | tuple) else type(entry).__name__
+    if isinstance(entry, tuple):
+        return f"{len(entry)} texts (a tab stands between two)"
+    return f"{len(entry)} texts" if isinstance(entry, list) else type(entry).__name__
 
 
 def _inputs(examples: Examples, row: int) -> dict[str, Any]:

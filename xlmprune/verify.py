@@ -271,8 +271,11 @@ def _check_triton(bundle: Bundle) -> Iterator[Check]:
 def render(checks: list[Check]) -> Any:
     """The checks as a table for the terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("check", "", "detail")
     for check in checks:
-        table.add_row(check.name, "[green]ok[/]" if check.passed else "[red]FAILED[/]", check.detail)
+        table.add_row(
+            check.name, Text("ok", "green") if check.passed else Text("FAILED", "red"), check.detail
+        )
     return table

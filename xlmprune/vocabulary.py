@@ -69,7 +69,9 @@ def trim(
     """
     require_texts(texts_by_language)
     original = json.loads(tokenizer.to_str())
-    counts = count_pieces(tokenizer, (text for texts in texts_by_language.values() for text in texts))
+    # Each text once, though several languages have it: a file may be given for all of them.
+    distinct = dict.fromkeys(text for texts in texts_by_language.values() for text in texts)
+    counts = count_pieces(tokenizer, distinct)
     kept = choose_pieces(original, counts, texts_by_language, min_count, max_size)
     trimmed = Tokenizer.from_str(json.dumps(trim_tokenizer(original, kept)))
     before = sum(parameter.numel() for parameter in model.parameters())
@@ -117,7 +119,11 @@ def texts_for(task: Task, files: Sequence[str] | None = None) -> dict[str, list[
             # The train language has text of its own, by the recipe; the others may have nothing else.
             if language != train_language or path.is_file():
                 texts[language] += _read_lines(path)
-    return {language: list(dict.fromkeys(mine)) for language, mine in texts.items()}
+    # The two texts of a pair stand apart elsewhere, and a text must not count twice.
+    return {
+        language: list(dict.fromkeys(part for text in mine for part in text.split("\t")))
+        for language, mine in texts.items()
+    }
 
 
 def count_pieces(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
@@ -233,6 +239,10 @@ def coverage(
     return report
 
 
+ALIASES = {"KATAKANA-HIRAGANA": "KATAKANA", "IDEOGRAPHIC": "CJK"}
+"""Marks of a script's words whose names begin otherwise: the long vowel of Katakana, the repetition of Han."""
+
+
 @lru_cache(maxsize=1 << 16)
 def script(character: str) -> str:
     """The first word of the Unicode name of a letter or mark, such as LATIN, CJK; else `NO_SCRIPT`.
@@ -242,7 +252,7 @@ def script(character: str) -> str:
     if unicodedata.category(character)[0] not in "LM":
         return NO_SCRIPT
     first = unicodedata.name(character, "?").split()[0]
-    return NO_SCRIPT if first in ("COMBINING", "MODIFIER", "VARIATION") else first
+    return NO_SCRIPT if first in ("COMBINING", "MODIFIER", "VARIATION") else ALIASES.get(first, first)
 
 
 def served_scripts(texts_by_language: Mapping[str, Sequence[str]]) -> set[str]:

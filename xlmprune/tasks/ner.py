@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xlmprune.data import Examples, Kind
+from xlmprune.errors import RecipeError
 from xlmprune.metrics import EntityF1, main_first
 from xlmprune.sources import Corpus, Split
 from xlmprune.sources.hub import HubSet
-from xlmprune.sources.labels import to_iob2
+from xlmprune.sources.labels import is_bio, to_iob2
 from xlmprune.sources.xglue import LICENCE, Layout
 from xlmprune.tasks import CorpusTask, one_of
 
@@ -35,6 +36,11 @@ class Ner(CorpusTask):
     def __init__(self, recipe: TaskRecipe) -> None:
         self._corpus = Corpus(recipe, self.kind, xglue=XGLUE, hub=HUB)
         self.labels = tuple(recipe.labels or (LABELS[:7] if recipe.source == "hub" else LABELS))
+        if not is_bio(self.labels):
+            raise RecipeError(
+                f"task.labels: {', '.join(self.labels)} are not BIO tags (O, B-PER, I-PER …), whose entities task ner "
+                "scores; for plain tags use task.name: tagging"
+            )
         self.metrics = main_first((EntityF1(),), recipe.metric)
         self.licence = one_of(recipe, {"xglue": LICENCE})
 
