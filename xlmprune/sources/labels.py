@@ -62,16 +62,20 @@ def _unknown(rows: Rows, row: int, word: int, name: str, labels: Sequence[str]) 
     if rows.header_unsaid and row == word == 0:
         header = " If this line has column names, set `task.header: true`."
     return DataError(
-        f"{place}: label {name!r} is not one of {listed(labels)}.{header} If it is right, list all labels in the "
+        f"{place}: label {short(name)!r} is not one of {listed(labels)}.{header} If it is right, list all labels in the "
         "recipe's `task.labels`; the training file must have examples of it"
     )
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:
     """Names for a message; of many the first, and how many there are."""
-    if len(names) <= most:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])}, … ({len(names):,} in all)"
+    first = ", ".join(map(short, names[:most]))
+    return first if len(names) <= most else f"{first}, … ({len(names):,} in all)"
+
+
+def short(name: str, most: int = 40) -> str:
+    """A name for a message, cut where it is a whole text."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def check_several(rows: Rows) -> None:
@@ -100,7 +104,7 @@ def check_classes(rows: Rows) -> None:
     check_several(rows)
     counts = Counter(name for entry in names for name in entry)
     if counts.total() > MANY and 2 * len(counts) > counts.total():
-        examples = ", ".join(repr(name if len(name) <= 40 else f"{name[:39]}…") for name in list(counts)[:3])
+        examples = ", ".join(repr(short(name)) for name in list(counts)[:3])
         what, where = (
             ("words", "{words: …, tags: …}") if rows.word_lines else ("rows", "{first: …, label: …}")
         )
