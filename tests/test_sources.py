@@ -484,6 +484,8 @@ def test_columns_of_token_files(tmp_path):
         assert (rows.first, rows.labels) == ([["EU", "rejects"]], [["B-ORG", "O"]]), content
     usual = files(tmp_path, "New York B-LOC\nis O\n", "tokens", columns={"words": 0, "tags": 1})
     assert usual.rows("en", "train").first == [["New York", "is"]]
+    odd = files(tmp_path, "w\tt\na\tlabel\nb\tO\n", "tokens", columns={"words": "w", "tags": "t"})
+    assert odd.rows("en", "train").labels == [["label", "O"]]
     bare = files(tmp_path, "EU NNP\nrejects VBZ\n", "tokens", columns={"words": 0, "tags": 2})
     assert bare.rows("en", "train").labels is None
 
@@ -506,6 +508,11 @@ def test_columns_of_token_files(tmp_path):
         ),
         ("X\ta\n\tb\n", {"columns": {"words": 1, "tags": 0}}, ":2: no tag found"),
         ("a\tb\tc\nd\te\tX\n", {"header": True}, ":1: columns found: a, b, c. Say which are which"),
+        (
+            "word\tpos\tner\nEU\tX\tO\n",
+            {"header": True},
+            ":1: columns found: word, pos, ner. Say which are which",
+        ),
         ("word\ttag\n", {"header": True}, "no sentence"),
     ],
 )

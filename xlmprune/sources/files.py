@@ -570,7 +570,8 @@ def read_tokens(
     )
     filled = [(number, line) for number, line in content if line.strip()]
     columns = dict(columns or {})
-    if filled and _names_first(columns, header):
+    named = _names_first(columns, header)
+    if filled and named:
         columns = _token_columns(_split(filled[0][1]), columns, f"{path}:{filled[0][0]}")
         content = [entry for entry in content if entry != filled[0]]
         filled = filled[1:]
@@ -578,7 +579,8 @@ def read_tokens(
         raise DataError(f"{path}: no sentence")
     read, left = _words_and_tags(filled, columns, path)
     tagged = any(tag is not None for _, tag in read.values())
-    if header is None and not any(isinstance(name, str) for name in columns.values()):
+    unsaid = header is None and not named
+    if unsaid:
         (first, (word, tag)), *others = read.items()
         refuse_doubtful_token(word, tag or "", [str(tag) for _, (_, tag) in others], f"{path}:{first}")
     if left:
@@ -602,7 +604,7 @@ def read_tokens(
         word_lines=sentences,
         notes=(*notes, *_empty_words(words, path)),
         no_labels="" if tagged else f"{_columns(len(_split(filled[0][1])))} found, and no tags in them",
-        header_unsaid=header is None,
+        header_unsaid=unsaid,
     )
 
 
@@ -660,7 +662,7 @@ def _token_columns(names: list[str], columns: Mapping[str, str | int], place: st
             raise DataError(f"{place}: no column is called {asked!r}; the first line has {', '.join(names)}")
         elif asked is None:
             found = [position for position, name in enumerate(names) if name.lower() in known]
-            if found:
+            if len(found) == 1:
                 chosen[role] = found[0]
     if len(names) == 2 and len(chosen) == 1:
         ((role, position),) = chosen.items()
