@@ -252,6 +252,25 @@ def test_evaluate_gives_the_reports_scores(finished):
     assert "de is" in short.stderr
 
 
+def test_evaluate_reads_test_files_alone(finished, tmp_path):
+    """As the help page of `evaluate` has it, without {split}; `compress` refuses that."""
+    run, _ = finished
+    (tmp_path / "data").mkdir()
+    for language in ("en", "de"):
+        text = (run.parent / "data" / f"{language}.test.tsv").read_text(encoding="utf-8")
+        (tmp_path / "data" / f"{language}.tsv").write_text(text, encoding="utf-8")
+    path = f"task.path={tmp_path}/data/{{language}}.tsv"
+    result = CliRunner().invoke(app, ["evaluate", str(run / "bundle"), "--set", path, "--json"])
+    assert result.exit_code == 0, result.output
+    scores = json.loads(result.stdout)["languages"]
+    assert list(scores) == ["en", "de"]
+    assert scores["de"]["score"] == pytest.approx(report_of(run)["languages"]["de"]["onnx_fp32"])
+    recipe = str(run / "recipe.yaml")
+    refused = CliRunner().invoke(app, ["compress", recipe, "--set", path, "--out", str(tmp_path / "run")])
+    assert refused.exit_code == 2
+    assert "without {split} train and test would be the same file" in refused.stderr
+
+
 def test_predict_and_evaluate_need_neither_torch_nor_transformers(finished):
     run, _ = finished
     script = (

@@ -141,6 +141,51 @@ def test_binary_file(tmp_path):
         recipes.load(str(file))
 
 
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("[a, b, b]", "label 'b' is listed twice"),
+        ("[0, b, '0']", "label '0' is listed twice"),
+        ("[a, '']", "a label is empty"),
+        ("[a, ' b']", "spaces around it"),
+        ("[a]", "at least two labels"),
+        ("[]", "at least two labels"),
+        ("[true, false]", "task.labels.0"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_refused(tmp_path, labels, expected):
+    said = refusal(tmp_path, f"task: {{name: xnli, labels: {labels}}}\n")
+    assert expected in said
+    assert "line 1" in said
+
+
+def test_numbers_are_label_names(tmp_path):
+    recipe = recipes.load(write(tmp_path, "task: {name: qam, labels: [0, 1]}\n"))
+    assert recipe.task.labels == ["0", "1"]
+    assert recipes.load(write(tmp_path, recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    "path", ["{language}.{split}.tsv", "{language}/{split}.tsv", "{split}", "{split} {language}"]
+)
+def test_a_value_that_opens_with_a_brace_needs_quotes(tmp_path, path):
+    hint = 'needs quotes: path: "{language}.{split}.tsv"'
+    for text in (
+        f"task:\n  source: files\n  path: {path}\n  name: xnli\n",
+        f"task:\n  name: xnli\n  path: {path}\n",
+    ):
+        said = refusal(tmp_path, text)
+        assert hint in said
+        assert "line" in said
+    file = write(tmp_path, MINIMAL)
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(file, [f"task.path={path}"])
+    assert hint in str(caught.value)
+    assert f"--set task.path={path}" in str(caught.value)
+    recipe = recipes.load(file, [f'task.path="{path}"'])
+    assert recipe.task.path == path
+
+
 def test_overrides_reach_inside_and_are_checked(tmp_path):
     file = write(tmp_path, MINIMAL)
     recipe = recipes.load(

@@ -1,3 +1,4 @@
+import csv
 import gzip
 import re
 
@@ -189,6 +190,204 @@ def test_broken_csv_is_refused(tmp_path):
     refused(files(tmp_path, 'a,"b\n', name="{language}.{split}.csv"), "en.train.csv:1: not valid CSV")
 
 
+# First lines that may be column names
+
+REVIEWS = "good film\tpos\nbad film\tneg\nfine\tpos\nno\tneg\nso good\tpos\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "kind", "rest", "suffix", "columns"),
+    [
+        ("review\tlabel", "text", REVIEWS, "tsv", None),
+        ("text\tsentiment", "text", REVIEWS, "tsv", None),
+        ("satz\tklasse", "text", REVIEWS, "tsv", None),
+        ("comment,toxic", "text", "you,1\nme,0\n", "csv", None),
+        ("kommentar,giftig", "text", "you,1\nme,0\n", "csv", None),
+        ("id\treview\tsentiment", "text", "7\tgood\tpos\n8\tbad\tneg\n", "tsv", {"first": 1, "label": 2}),
+        ("a\tb\tlabel", "pair", "c\td\tx\ne\tf\ty\n", "tsv", None),
+    ],
+)
+def test_a_first_line_that_looks_like_names_is_refused_until_the_recipe_says(
+    tmp_path, head, kind, rest, suffix, columns
+):
+    content, name = f"{head}\n{rest}", f"{{language}}.{{split}}.{suffix}"
+    refused(
+        files(tmp_path, content, kind, name, columns=columns),
+        f"en.train.{suffix}:1: looks like column names",
+        "`task.header: true`",
+        "`task.header: false`",
+    )
+    data = files(tmp_path, content, kind, name, columns=columns, header=False).rows("en", "train")
+    assert len(data.first) == len(rest.splitlines()) + 1
+    places = columns or {"first": 0, "label": 1} if kind == "text" else {"first": 0, "second": 1, "label": 2}
+    named = files(tmp_path, content, kind, name, columns=places, header=True).rows("en", "train")
+    assert len(named.first) == len(rest.splitlines())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        REVIEWS,
+        "7.5\tpos\n" + REVIEWS,
+        "label\tpos\nlabel\tneg\n",  # what people write recurs
+        "it\ttopic\nthat\ttopic\nthis\tother\n",
+        "a\t2\nb\t1\nc\t1\nd\t0\ne\t0\nf\t0\n",  # a rare rating is a number, as the others are
+        "".join(f"text {letter}\t{letter}\n" for letter in "abcdefgh"),  # every label is rare
+        "good\tpos\nbad\tneg\nodd\tneg\n",  # too few to tell
+    ],
+)
+def test_first_lines_that_are_examples(tmp_path, content):
+    rows = files(tmp_path, content, kind="text").rows("en", "train")
+    assert len(rows.first) == content.count("\n")
+
+
+def test_a_label_of_a_test_file_is_looked_up_and_a_header_suggested(tmp_path):
+    (tmp_path / "en.train.tsv").write_text("a\tpos\nb\tneg\n")
+    (tmp_path / "en.test.tsv").write_text("satz\tklasse\nc\tpos\nd\tpos\n")
+    (tmp_path / "sw.test.tsv").write_text("sentiment\tpos\n")
+    corpus = Corpus(recipe(tmp_path / "{language}.{split}.tsv"), "text")
+    with pytest.raises(
+        DataError, match=r"test\.tsv:1: label 'klasse' is not one of pos, neg\. If this line has column"
+    ):
+        corpus.examples("en", "test", ("pos", "neg"))
+    with pytest.raises(DataError, match=r"sw\.test\.tsv:1: looks like column names"):
+        corpus.examples("sw", "test", ("pos", "neg"))
+    said = Corpus(recipe(tmp_path / "{language}.{split}.tsv", header=False), "text")
+    with pytest.raises(DataError) as caught:
+        said.examples("en", "test", ("pos", "neg"))
+    assert "header" not in str(caught.value)
+
+
+# Labels and columns of tables
+
+
+def test_a_column_is_one_text_only(tmp_path):
+    content = "title\tdescription\tlabel\nStorm\tTwo bridges closed\tnews\nGoal\tLate\tsports\n"
+    rows = files(tmp_path, content).rows("en", "train")
+    assert (rows.first, rows.second) == (["Storm", "Goal"], ["Two bridges closed", "Late"])
+    content = "query\ttitle\tdescription\tlabel\nq\tt\td\tx\n"
+    rows = files(tmp_path, content).rows("en", "train")
+    assert (rows.first, rows.second) == (["q"], ["t d"])
+    rows = files(tmp_path, content, columns={"first": "title"}).rows("en", "train")
+    assert (rows.first, rows.second) == (["t"], ["d"])
+    rows = files(tmp_path, "title\ttext\tlabel\na\tb\tx\n", columns={"second": "title"}).rows("en", "train")
+    assert (rows.first, rows.second) == (["b"], ["a"])
+    rows = files(tmp_path, "query\tanswer\nq\ta\n", columns={"group": "query"}).rows("en", "train")
+    assert (rows.first, rows.second) == (["q"], ["a"])
+
+
+def corpus_of(folder, content, name="{language}.{split}.tsv", kind="text", split="train", **fields):
+    (folder / name.format(language="en", split=split)).write_text(content, encoding="utf-8")
+    return Corpus(recipe(folder / name, **fields), kind)
+
+
+def test_an_empty_label_is_refused_at_its_line(tmp_path):
+    for split in ("train", "dev", "test"):
+        corpus = corpus_of(tmp_path, "text\tlabel\na\tx\nb\t \nc\ty\n", split=split)
+        with pytest.raises(DataError, match=rf"en\.{split}\.tsv:3: the label is empty"):
+            corpus.examples("en", split, ("x", "y"))
+    with pytest.raises(DataError, match=r"en\.train\.tsv:3: the label is empty"):
+        corpus.label_names()
+
+
+def test_empty_rows_are_skipped_and_counted(tmp_path):
+    corpus = corpus_of(tmp_path, ",\ntext,label\na,x\n,\n , \nb,y\n", name="{language}.{split}.csv")
+    examples = corpus.examples("en", "train", ("x", "y"))
+    assert examples.first == ["a", "b"]
+    assert examples.notes == (f"{tmp_path}/en.train.csv: 3 empty rows skipped",)
+    corpus = corpus_of(tmp_path, ",\n,\n", name="{language}.{split}.csv")
+    with pytest.raises(DataError, match=r"en\.train\.csv: nothing but empty rows"):
+        corpus.label_names()
+
+
+def test_a_label_column_that_is_not_there_is_named(tmp_path):
+    content = "text\tsentiment\na\tpos\nb\tneg\n"
+    corpus = corpus_of(tmp_path, content, columns={"first": "text", "label": "snt"})
+    with pytest.raises(
+        DataError, match=r"no column is called 'snt' \(task\.columns\); columns found: text, sentiment"
+    ):
+        corpus.label_names()
+    assert corpus.source.rows("en", "train").labels is None
+    corpus = corpus_of(tmp_path, content, columns={"label": "snt"}, split="test")
+    assert any("no column is called 'snt'" in note for note in corpus.examples("en", "test", ("x",)).notes)
+    corpus = corpus_of(tmp_path, content, header=True)
+    with pytest.raises(
+        DataError, match=r"columns found: text, sentiment\. Say which has them.*columns: \{label: …\}"
+    ):
+        corpus.label_names()
+    corpus = corpus_of(tmp_path, "a b\nc d\n", columns={"first": 0, "label": 1})
+    with pytest.raises(DataError, match=r"none at position 1 .*1 column found"):
+        corpus.label_names()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text;label\na;x\nb;y\n",
+        "text;label\nwell, a;x\nb;y\n",
+        'text;label\n"well, a";x\nb;y\n',
+        "text;label\na;x\nb; or c;y\n",
+        "text\tlabel\na\tx\nb\ty\n",
+    ],
+)
+def test_other_separators_in_a_csv_are_hinted_at(tmp_path, content):
+    corpus = corpus_of(tmp_path, content, name="{language}.{split}.csv")
+    with pytest.raises(
+        DataError, match=r"Line 1 has (semicolons|tabs): save the file with commas, or as TSV"
+    ):
+        corpus.label_names()
+
+
+def test_texts_with_semicolons_are_texts(tmp_path):
+    corpus = corpus_of(tmp_path, "a; b\nc\n", name="{language}.{split}.csv", split="test")
+    assert corpus.examples("en", "test", ("x",)).first == ["a; b", "c"]
+    corpus = corpus_of(tmp_path, "a; b,x\nc; d,y\n", name="{language}.{split}.csv")
+    assert corpus.label_names() == [["x"], ["y"]]
+
+
+def test_a_label_for_every_row_is_another_column(tmp_path):
+    corpus = corpus_of(tmp_path, "".join(f"{'pn'[i % 2]}\tsentence number {i}\n" for i in range(3000)))
+    with pytest.raises(
+        DataError, match=r"3,000 different labels in 3,000 rows .* hardly classes.*another column"
+    ) as caught:
+        corpus.label_names()
+    assert len(str(caught.value)) < 600
+    labels = [f"sentence {i}" for i in range(3000)]
+    with pytest.raises(DataError, match=r"sentence 19, … \(3,000 in all\)") as caught:
+        corpus.examples("en", "train", labels)
+    assert len(str(caught.value)) < 800
+    few = corpus_of(tmp_path, "".join(f"sentence number {i}\tclass {i}\n" for i in range(20)))
+    assert len(in_order(few.label_names())) == 20
+
+
+def test_a_training_file_has_two_labels_at_least(tmp_path):
+    corpus = corpus_of(tmp_path, "a\tx\nb\tx\n")
+    for read in (corpus.label_names, lambda: corpus.examples("en", "train", ("x", "y"))):
+        with pytest.raises(DataError, match=r"en\.train\.tsv: the only label is 'x'"):
+            read()
+
+
+def test_half_a_character_in_json_is_refused(tmp_path):
+    name = "{language}.{split}.jsonl"
+    whole = '{"text": "a \\ud83d\\ude00", "label": "x"}\n'
+    assert files(tmp_path, whole, "text", name).rows("en", "train").first == ["a 😀"]
+    cut = '{"text": "a \\ud83d", "label": "x"}\n'
+    refused(
+        files(tmp_path, whole + cut, "text", name), r"en.train.jsonl:2: \ud83d is one half of a character"
+    )
+    words = '{"words": ["a \\uDE00"], "tags": ["X"]}\n'
+    refused(files(tmp_path, words, "tokens", name), r"en.train.jsonl:1: \ude00 is one half of a character")
+
+
+def test_a_field_of_a_csv_may_be_long(tmp_path):
+    limit = csv.field_size_limit()
+    article = "a" * 200_000
+    rows = files(tmp_path, f"{article},x\nb,y\n", "text", "{language}.{split}.csv").rows("en", "train")
+    assert rows.first == [article, "b"]
+    assert csv.field_size_limit() == limit
+    refused(files(tmp_path, f'a,x\n"{article}\n,y\n', "text", "{language}.{split}.csv"), ":2: not valid CSV")
+
+
 # Token files
 
 
@@ -236,6 +435,140 @@ def test_empty_words_are_kept_and_counted(tmp_path):
 )
 def test_bad_token_files_are_refused_with_file_and_line(tmp_path, content, parts):
     refused(files(tmp_path, content, kind="tokens", name="{language}.{split}"), *parts)
+
+
+TAGGED = "EU\tB-ORG\nrejects\tO\n\ncalls\tO\n"
+
+
+@pytest.mark.parametrize("header", ["word\ttag", "token\tner", "form\tupos", "Wort\tlabel"])
+def test_column_names_of_token_files(tmp_path, header):
+    content = f"{header}\n{TAGGED}"
+    refused(
+        files(tmp_path, content, "tokens"), "en.train.tsv:1: looks like column names", "`task.header: true`"
+    )
+    rows = files(tmp_path, content, "tokens", header=True).rows("en", "train")
+    assert (rows.first, rows.labels) == ([["EU", "rejects"], ["calls"]], [["B-ORG", "O"], ["O"]])
+    assert [rows.place(0), rows.place(0, 1), rows.place(1)] == [
+        f"{tmp_path}/en.train.tsv:{n}" for n in (2, 3, 5)
+    ]
+    said = files(tmp_path, content, "tokens", header=False).rows("en", "train")
+    assert said.first[0] == [header.split("\t")[0], "EU", "rejects"]
+
+
+def test_column_names_of_token_files_without_tags(tmp_path):
+    refused(files(tmp_path, "word\nEU\n", "tokens"), ":1: looks like column names (word)")
+    assert files(tmp_path, "word\nEU\n", "tokens", header=True).rows("en", "train").first == [["EU"]]
+    assert files(tmp_path, "Words\ncount\n", "tokens").rows("en", "train").first == [["Words", "count"]]
+    assert files(tmp_path, "a\tpos\nb\tneg\nc\tpos\n", "tokens").rows("en", "train").labels == [
+        ["pos", "neg", "pos"]
+    ]
+
+
+def test_columns_of_token_files(tmp_path):
+    swapped = "B-ORG\tEU\nO\trejects\n"
+    by_position = {"words": 1, "tags": 0}
+    for content, columns, header in [
+        (swapped, by_position, None),
+        (swapped.replace("\t", " "), by_position, None),
+        ("tag\tword\n" + swapped, None, True),
+        ("class\tform\n" + swapped, None, True),
+        ("t w\n" + swapped.replace("\t", " "), {"words": "w", "tags": "t"}, None),
+        ("EU NNP I-NP B-ORG\nrejects VBZ I-VP O\n", {"words": 0, "tags": 3}, None),
+        (
+            "form pos chunk ner\nEU NNP I-NP B-ORG\nrejects VBZ I-VP O\n",
+            {"words": "form", "tags": "ner"},
+            None,
+        ),
+    ]:
+        rows = files(tmp_path, content, "tokens", columns=columns, header=header).rows("en", "train")
+        assert (rows.first, rows.labels) == ([["EU", "rejects"]], [["B-ORG", "O"]]), content
+    usual = files(tmp_path, "New York B-LOC\nis O\n", "tokens", columns={"words": 0, "tags": 1})
+    assert usual.rows("en", "train").first == [["New York", "is"]]
+    odd = files(tmp_path, "w\tt\na\tlabel\nb\tO\n", "tokens", columns={"words": "w", "tags": "t"})
+    assert odd.rows("en", "train").labels == [["label", "O"]]
+    bare = files(tmp_path, "EU NNP\nrejects VBZ\n", "tokens", columns={"words": 0, "tags": 2})
+    assert bare.rows("en", "train").labels is None
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "part"),
+    [
+        (TAGGED, {"columns": {"words": 1, "tags": 4}}, ":1: 2 columns found, so none at position 4"),
+        (TAGGED, {"columns": {"tags": 0}}, "task.columns needs 'words'"),
+        (
+            TAGGED,
+            {"columns": {"words": "w", "tags": 1}},
+            ":1: no column is called 'w'; the first line has EU, B-ORG",
+        ),
+        (TAGGED, {"columns": {"words": "w"}, "header": False}, "`header: false` says there are no names"),
+        (
+            "a\tX\tb\nc\tY\n",
+            {"columns": {"words": 2, "tags": 1}},
+            ":2: 2 columns found, 3 expected as in line 1",
+        ),
+        ("X\ta\n\tb\n", {"columns": {"words": 1, "tags": 0}}, ":2: no tag found"),
+        ("a\tb\tc\nd\te\tX\n", {"header": True}, ":1: columns found: a, b, c. Say which are which"),
+        (
+            "word\tpos\tner\nEU\tX\tO\n",
+            {"header": True},
+            ":1: columns found: word, pos, ner. Say which are which",
+        ),
+        ("word\ttag\n", {"header": True}, "no sentence"),
+    ],
+)
+def test_bad_columns_of_token_files_are_refused(tmp_path, content, fields, part):
+    refused(files(tmp_path, content, "tokens", **fields), part)
+
+
+def test_columns_of_json_tokens_have_names(tmp_path):
+    content = '{"words": ["a"], "tags": ["X"]}\n'
+    source = files(tmp_path, content, "tokens", "{language}.{split}.jsonl", columns={"words": 0, "tags": 1})
+    refused(source, ":1: task.columns gives position 0 for 'words', but JSON lines have names: words, tags")
+
+
+def test_a_treebank_is_read_by_its_columns(tmp_path):
+    rest = "\t_" * 6
+    content = (
+        "# newdoc id = 1\n# sent_id = 1\n# text = du vin\n"
+        f"1-2\tdu\t_\t_{rest}\n1\tde\tde\tADP{rest}\n2\tle\tle\tDET{rest}\n2.1\tx\t_\t_{rest}\n3\tvin\tvin\tNOUN{rest}\n"
+    )
+    source = files(tmp_path, content, "tokens", "{language}.{split}", columns={"words": 1, "tags": 3})
+    rows = source.rows("en", "train")
+    assert (rows.first, rows.labels) == ([["de", "le", "vin"]], [["ADP", "DET", "NOUN"]])
+    assert [rows.place(0, word).rpartition(":")[2] for word in range(3)] == ["5", "6", "8"]
+    path = f"{tmp_path}/en.train"
+    assert rows.notes == (
+        f"{path}: 3 comments (# …) left out",
+        f"{path}: 2 ranges of multiword tokens and empty nodes left out",
+    )
+    refused(
+        files(tmp_path, content, "tokens", "{language}.{split}"), "`columns: {words: 1, tags: 3}` for CoNLL-U"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("# id 1\nEU B-ORG\n\n# id 2\nis O\n", [["EU"], ["is"]]),
+        ("# text = I am O\nEU B-ORG\nis O\n", [["EU", "is"]]),
+        ("# newdoc\nEU B-ORG\nis O\n", [["EU", "is"]]),
+        ("# id 1\nEU\tB-ORG\nis\tO\n", [["EU", "is"]]),
+        ("# id 1\nEU\nis\n", [["EU", "is"]]),
+        ("# O\nEU B-ORG\n# 1 O\nis O\n", [["#", "EU", "# 1", "is"]]),
+        ("# #\nEU NNP\n", [["#", "EU"]]),
+        ("# \tO\nEU\tB-ORG\n", [["# ", "EU"]]),
+        ("#\nEU\n", [["#", "EU"]]),
+        ("#tag O\nEU B-ORG\n", [["#tag", "EU"]]),
+        ("# O\n", [["#"]]),
+    ],
+)
+def test_comments_and_number_signs(tmp_path, content, words):
+    file = tmp_path / "en.test"
+    file.write_text(content)
+    rows = read_tokens(file)
+    assert rows.first == words
+    left = sum(line != "" for line in content.split("\n")) - sum(map(len, words))
+    assert rows.notes == ((f"{file}: {left} comment{'s' * (left > 1)} (# …) left out",) if left else ())
 
 
 def test_tokens_from_json(tmp_path):
@@ -311,12 +644,38 @@ def test_a_pattern_without_language_is_the_train_language(tmp_path):
     ("pattern", "part"),
     [
         ("{lang}.{split}.tsv", "{lang} is unknown; {language} and {split}"),
-        ("{language}.tsv", "without {split}"),
+        ("~nobody-of-this-name/{split}.tsv", "no such home folder"),
     ],
 )
 def test_bad_patterns_are_refused(pattern, part):
     with pytest.raises(DataError, match=re.escape(part)):
         Files(recipe(pattern), "text")
+
+
+def test_without_splits_there_is_a_test_file_only(tmp_path):
+    (tmp_path / "en.tsv").write_text("a\tx\n")
+    (tmp_path / "sw.tsv").write_text("b\ty\n")
+    corpus = Corpus(recipe(tmp_path / "{language}.tsv"), "text")
+    assert corpus.languages() == ("en", "sw")
+    assert corpus.examples("sw", "test", ("x", "y")).labels == [1]
+    assert not corpus.source.has("en", "dev")
+    assert corpus.unlabelled("en") == []
+    for split in ("train", "dev"):
+        with pytest.raises(DataError, match=r"without \{split\} train and test would be the same file"):
+            corpus.examples("en", split, ("x", "y"))
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "en.test.tsv").write_text("a\tx\n")
+    source = Files(recipe("~/{language}.{split}.tsv"), "text")
+    assert source.languages() == ("en",)
+    assert source.rows("en", "test").origin == f"{tmp_path}/en.test.tsv"
+    folder = tmp_path / "NC"
+    folder.mkdir()
+    (folder / "xglue.nc.de.test").write_text("Titel\tText\tsports\n")
+    layout = Layout("NC", "xglue.nc.{language}.train", "xglue.nc.{language}.{split}")
+    assert Xglue(TaskRecipe(name="nc", source="xglue", path="~"), layout).languages() == ("de",)
 
 
 def test_a_language_without_a_file_names_those_with_one(tmp_path):
@@ -364,7 +723,7 @@ def test_train_and_dev_need_labels_and_test_does_not(tmp_path):
     for split in ("train", "dev"):
         with pytest.raises(DataError, match=f"no labels; the {split} set needs them"):
             corpus.examples("en", split, ("x",))
-    with pytest.raises(DataError, match="no labels; a training file needs them"):
+    with pytest.raises(DataError, match="no labels; the train set needs them: 1 column found"):
         corpus.label_names()
 
 

@@ -244,6 +244,22 @@ def test_tags_of_ones_own(tmp_path):
     assert [metric.name for metric in plain.metrics] == ["token_accuracy"]
 
 
+@pytest.mark.parametrize("stray", ["tag", "o", "B-", "PER"])
+def test_a_stray_among_bio_tags_is_named(tmp_path, stray):
+    content = {"en.train": f"a\tB-LOC\nb\tO\nd\t{stray}\n\nc\tB-PER\n", "en.test": "a\tO\n"}
+    task = own(tmp_path, "tagging", content, header=False)
+    for ask in (lambda: task.labels, lambda: task.metrics):
+        with pytest.raises(DataError, match=rf"BIO but for '{stray}' \(.*en\.train\.tsv:3\).*task\.labels"):
+            ask()
+    meant = own(tmp_path, "tagging", content, labels=["O", "B-LOC", "B-PER", stray])
+    assert [metric.name for metric in meant.metrics] == ["token_accuracy"]
+
+
+def test_plain_tags_with_hyphens_are_no_bio(tmp_path):
+    content = {"en.train": "a\tB-X\nb\tNOUN\nc\tVERB\n", "en.test": "a\tNOUN\n"}
+    assert own(tmp_path, "tagging", content).labels == ("B-X", "NOUN", "VERB")
+
+
 def test_rankings_of_ones_own(tmp_path):
     content = {"en.train": "q\ta\t10\nq\tb\t2\nq\tc\t0\n", "en.test": "q\ta\t10\nq\tb\t0\nr\ta\t2\nr\tb\t0\n"}
     task = own(tmp_path, "ranking", content)
@@ -257,13 +273,19 @@ def test_rankings_of_ones_own(tmp_path):
 
 
 def test_tasks_of_the_paper_from_files(tmp_path):
-    content = {"en.train": "q\ttitle\ttext\tGood\n", "en.test": "query\tad_title\tad_description\nq\tt\td\n"}
+    content = {
+        "en.train": "q\ta title\ta text\tGood\nq\tt\td\tBad\n",
+        "en.test": "query\tad_title\tad_description\nq\tt\td\n",
+    }
     task = own(tmp_path, "qadsm", content)
-    assert task.examples("en", "train").second == ["title text"]
+    assert task.examples("en", "train").second == ["a title a text", "t d"]
     assert task.examples("en", "test").second == ["t d"]
-    content = {"en.train": "premise\thypothesis\tlabel\na\tb\tcontradictory\n", "en.test": "a\tb\tneutral\n"}
+    content = {
+        "en.train": "premise\thypothesis\tlabel\na\tb\tcontradictory\na\tc\tneutral\n",
+        "en.test": "a\tb\tneutral\n",
+    }
     task = own(tmp_path, "xnli", content)
-    assert names(task, task.examples("en", "train")) == ["contradiction"]
+    assert names(task, task.examples("en", "train")) == ["contradiction", "neutral"]
 
 
 def test_every_task_has_its_line_and_a_docstring():

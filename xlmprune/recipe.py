@@ -9,13 +9,22 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from xlmprune import registry
 from xlmprune.errors import RecipeError
@@ -84,7 +93,7 @@ class TaskRecipe(BaseModel):
     name: str
     source: Literal["hub", "xglue", "files"] = "hub"
     path: str | None = None
-    """For `xglue` the official folder; for `files` a pattern with `{language}` and `{split}`."""
+    """For `xglue` the official folder; for `files` a pattern with `{language}` and `{split}`; `~` is your home folder."""
     train_language: str = "en"
     languages: Literal["all"] | list[str] = "all"
     max_train_examples: Annotated[int, Field(ge=1)] | None = None
@@ -92,16 +101,38 @@ class TaskRecipe(BaseModel):
     labels: list[str] | None = None
     """Label names in the order of the model's outputs; otherwise the task's own, or the training file's, sorted."""
     columns: dict[str, str | int] | None = None
-    """Where the parts of an example stand in a table: `first`, `second`, `label`, `group`; names or positions from 0."""
+    """Where the parts of an example stand in a table: `first`, `second`, `label`, `group`; names or positions from 0.
+    In a token file: `words`, `tags`."""
     format: Literal["tsv", "csv", "jsonl", "tokens"] | None = None
     """File format; otherwise told from the file's name and the task."""
     header: bool | None = None
-    """Whether a table opens with a line of column names; otherwise told from that line."""
+    """Whether a table or token file opens with a line of column names; otherwise told from that line, where it is clear."""
     train_split: str = "train"
     dev_split: str = "dev"
     test_split: str = "test"
     metric: str | None = None
     """The metric to report first, where a task has several."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: Any) -> Any:
+        """`[0, 1]` are names too; `true` is none, since a file may spell it otherwise."""
+        if not isinstance(value, list):
+            return value
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in value]
+
+    @field_validator("labels")
+    @classmethod
+    def _differ(cls, labels: list[str] | None) -> list[str] | None:
+        if labels is None:
+            return None
+        if any(name != name.strip() or not name for name in labels):
+            raise ValueError("a label is empty, or has spaces around it, which files are read without")
+        if twice := [name for name, count in Counter(labels).items() if count > 1]:
+            raise ValueError(f"label {twice[0]!r} is listed twice")
+        if len(labels) < 2:
+            raise ValueError("at least two labels are needed; leave `labels` out to take the training file's")
+        return labels
 
     @model_validator(mode="after")
     def _needs_path(self) -> TaskRecipe:
@@ -315,10 +346,27 @@ def parse_yaml(text: str, origin: str) -> tuple[Any, dict[KeyPath, int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{origin}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        hint = BRACE_HINT if any(BRACE.search(line) for line in _around(text, mark)) else ""
+        raise RecipeError(
+            f"{origin}{where}: not valid YAML: {getattr(error, 'problem', error)}{hint}"
+        ) from None
     if node is None:
         return None, lines
     return _construct(node, loader, (), lines, origin), lines
+
+
+BRACE = re.compile(r"(?:^|[:\[,-]\s+|\[)\{\w+\}")
+"""A value that opens as `{language}.{split}.tsv` does, which YAML takes for a mapping."""
+
+BRACE_HINT = (
+    """; a value that opens with { needs quotes: path: "{language}.{split}.tsv", """
+    """or in a shell --set 'task.path="{language}.{split}.tsv"'"""
+)
+
+
+def _around(text: str, mark: yaml.Mark | None) -> list[str]:
+    """The line a fault was met in and the one before it, where the fault may lie."""
+    return text.splitlines()[max(0, mark.line - 1) : mark.line + 1] if mark else []
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[KeyPath, str]:
@@ -542,6 +590,8 @@ def _explain(error: ValidationError, model: Any, where: _Where, prefix: KeyPath 
             found = "" if isinstance(fault["input"], dict | None) else f", found {fault['input']!r}"
             message = fault["msg"].removeprefix("Value error, ")
             message = message[0].lower() + message[1:] if not message.startswith("`") else message
+            if fault["type"] == "string_type" and isinstance(fault["input"], dict):
+                message += BRACE_HINT
             sentences[f"{place}: {dotted}: {message}{found}" if dotted else f"{place}: {message}"] = None
     return list(sentences)
 

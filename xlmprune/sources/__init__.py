@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from xlmprune.data import Examples, Kind, fold
 from xlmprune.errors import DataError
-from xlmprune.sources.labels import to_examples
+from xlmprune.sources.labels import check_classes, no_labels, to_examples
 from xlmprune.sources.rows import Rows, Source, Split
 
 if TYPE_CHECKING:
@@ -93,13 +93,23 @@ class Corpus:
         """Per training example its label's name, or the names of its words' tags, after synonyms.
 
         Raises:
-            DataError: the training file has no labels.
+            DataError: the training file has no labels, one only, or nearly one for every row.
         """
         rows = self.source.rows(self.train_language, "train")
         if rows.labels is None:
-            raise DataError(f"{rows.origin}: no labels; a training file needs them, in its last column")
+            raise no_labels(rows, "train")
+        check_classes(rows)
         names = [[entry] if isinstance(entry, str) else entry for entry in rows.labels]
         return [[self._synonyms.get(name, name) for name in entry] for entry in names]
+
+    def first_place(self, label: str) -> str:
+        """File and line where the training file first has a label, as it is written there."""
+        rows = self.source.rows(self.train_language, "train")
+        for row, entry in enumerate(rows.labels or []):
+            names = [entry] if isinstance(entry, str) else entry
+            if label in names:
+                return rows.place(row, names.index(label))
+        return rows.origin
 
     def unlabelled(self, language: str) -> list[str]:
         """Distinct texts of a language's train and dev sets that are not in its test set, in order.

@@ -14,12 +14,21 @@ import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune.data import Kind
 from xlmprune.errors import DataError
+from xlmprune.sources.headers import (
+    KNOWN_NAMES,
+    TAG_NAMES,
+    WORD_NAMES,
+    opens_with_names,
+    refuse_doubtful_row,
+    refuse_doubtful_token,
+)
 from xlmprune.sources.rows import Rows, Split
 
 if TYPE_CHECKING:
@@ -30,51 +39,6 @@ DEFAULT_COLUMNS: dict[str, dict[int, tuple[str, ...]]] = {
     "pair": {3: ("first", "second", "label"), 2: ("first", "second")},
 }
 """Roles of the columns of a table without a header, by how many columns it has."""
-
-KNOWN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "first": (
-        ("text",),
-        ("sentence",),
-        ("premise",),
-        ("sentence1",),
-        ("question",),
-        ("query",),
-        ("news_title",),
-        ("title",),
-        ("utterance",),
-        ("first",),
-    ),
-    "second": (
-        ("hypothesis",),
-        ("hypo",),
-        ("sentence2",),
-        ("passage",),
-        ("ad_title", "ad_description"),
-        ("web_page_title", "web_page_snippet"),
-        ("title", "description"),
-        ("title", "snippet"),
-        ("news_body",),
-        ("body",),
-        ("answer",),
-        ("document",),
-        ("second",),
-    ),
-    "label": (
-        ("label",),
-        ("gold_label",),
-        ("relevance_label",),
-        ("relavance_label",),  # so spelt in a published copy of XGLUE
-        ("news_category",),
-        ("category",),
-        ("rating",),
-        ("intent",),
-        ("class",),
-    ),
-    "group": (("group",), ("query_id",), ("qid",)),
-    "words": (("words",), ("tokens",)),
-    "tags": (("tags",), ("labels",), ("ner_tags",), ("pos_tags",), ("upos",), ("ner",), ("pos",)),
-}
-"""Names of columns we know, by role; the first alternative that is there counts, joined if several."""
 
 
 class Files:
@@ -99,11 +63,7 @@ class Files:
                 f"task.path {recipe.path}: {{{unknown[0]}}} is unknown; "
                 "{language} and {split} are filled in"
             )
-        if "{split}" not in recipe.path:
-            raise DataError(
-                f"task.path {recipe.path}: without {{split}} train and test would be the same file"
-            )
-        self._pattern = recipe.path
+        self._pattern = expand(recipe.path)
         self._splits = {"train": recipe.train_split, "dev": recipe.dev_split, "test": recipe.test_split}
         self._train_language = recipe.train_language
         self._kind = kind
@@ -126,6 +86,10 @@ class Files:
 
     def rows(self, language: str, split: Split) -> Rows:
         """Read the file of one split and language."""
+        if split != "test" and "{split}" not in self._pattern:
+            raise DataError(
+                f"task.path {self._pattern}: without {{split}} train and test would be the same file"
+            )
         path = self._file(language, split)
         if path is None:
             name = fill(self._pattern, language, self._splits[split])
@@ -144,13 +108,23 @@ class Files:
                 raise DataError(
                     f"{path}: words and tags are read from token files or JSON lines, not from CSV"
                 )
-            return read_tokens(path)
+            return read_tokens(path, self._columns, self._header)
         if file_format == "tokens":
             raise DataError(f"{path}: a token file has no texts to classify; for tags, use task `tagging`")
         table = read_json_table(path) if file_format == "jsonl" else read_table(path, file_format)
-        return select_columns(table, self._kind, self._columns, self._header, self._by_count, self._grouped)
+        return select_columns(
+            without_empty_rows(table),
+            self._kind,
+            self._columns,
+            self._header,
+            self._by_count,
+            grouped=self._grouped,
+            train=split == "train",
+        )
 
     def _file(self, language: str, split: Split) -> Path | None:
+        if split != "test" and "{split}" not in self._pattern:
+            return None  # only measured, as `evaluate` does
         if "{language}" not in self._pattern and language != self._train_language:
             return None
         plain = Path(fill(self._pattern, language, self._splits[split]))
@@ -158,6 +132,18 @@ class Files:
             if path.is_file():
                 return path
         return None
+
+
+def expand(path: str) -> str:
+    """The path with a leading ``~`` replaced by the home folder, as shells do.
+
+    Raises:
+        DataError: no such home.
+    """
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise DataError(f"task.path {path}: no such home folder ({error})") from None
 
 
 def fill(pattern: str, language: str, split: str) -> str:
@@ -230,6 +216,8 @@ class Table:
     names: tuple[str, ...] | None = None
     """Column names where the format itself has them (JSON lines)."""
     notes: tuple[str, ...] = ()
+    hint: str = ""
+    """What may be wrong with the file as a whole, to end a message with."""
 
 
 def read_table(path: Path, file_format: str = "tsv") -> Table:
@@ -238,8 +226,9 @@ def read_table(path: Path, file_format: str = "tsv") -> Table:
     Raises:
         DataError: rows of unequal width, besides what `read_text` raises.
     """
+    hint = ""
     if file_format == "csv":
-        cells, lines = _read_csv(path)
+        cells, lines, hint = _read_csv(path)
         what = "commas"
     else:
         text = read_lines(path)
@@ -251,15 +240,26 @@ def read_table(path: Path, file_format: str = "tsv") -> Table:
         if len(row) != len(cells[0]):
             raise DataError(
                 f"{path}:{line}: {_columns(len(row))} found, {len(cells[0])} expected as in line {lines[0]}. "
-                f"Columns are separated by {what}; is there one inside a text, or a line broken in two?"
+                f"Columns are separated by {what}; is there one inside a text, or a line broken in two?{hint}"
             )
+    if hint and len(lines) > 1 and _alike([row[0] for row in cells]):
+        raise DataError(f"{path}:{lines[0]}: no comma found{hint}")
     notes = (f"{path}: {_count(skipped, 'empty line')} skipped",) if skipped else ()
-    return Table(str(path), cells, lines, notes=notes)
+    return Table(str(path), cells, lines, notes=notes, hint=hint)
 
 
-def _read_csv(path: Path) -> tuple[list[list[str]], list[int]]:
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+def _read_csv(path: Path) -> tuple[list[list[str]], list[int], str]:
+    """Rows, the line each begins in, and a hint where the first line seems to have other separators."""
+    text = read_text(path)
+    head = text.split("\n", 1)[0]
+    others = [
+        name for mark, name in ((";", "semicolons"), ("\t", "tabs")) if mark in head and "," not in head
+    ]
+    hint = f". Line 1 has {others[0]}: save the file with commas, or as TSV" if others else ""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     cells, lines, start = [], [], 1
+    # By default 131,072 characters; an article may be longer. The limit is the module's, so it is put back.
+    limit = csv.field_size_limit(len(text) + 1)
     try:
         for row in reader:
             if row:
@@ -267,8 +267,15 @@ def _read_csv(path: Path) -> tuple[list[list[str]], list[int]]:
                 lines.append(start)
             start = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error})") from error
-    return cells, lines
+        raise DataError(f"{path}:{start}: not valid CSV ({error}){hint}") from error
+    finally:
+        csv.field_size_limit(limit)
+    return cells, lines, hint
+
+
+def _alike(lines: Sequence[str]) -> bool:
+    """Whether semicolons, or tabs, divide all lines into the same number of parts."""
+    return any(len({line.count(mark) for line in lines}) == 1 for mark in ";\t" if mark in lines[0])
 
 
 def _json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
@@ -282,9 +289,22 @@ def _json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
             raise DataError(f"{path}:{number}: not JSON ({error.msg}); expected one object a line") from error
         if not isinstance(record, dict):
             raise DataError(f"{path}:{number}: {type(record).__name__} found, expected a JSON object")
+        if "\\u" in line:
+            _refuse_halves(record, f"{path}:{number}")
         records.append(record)
         lines.append(number)
     return records, lines
+
+
+def _refuse_halves(record: dict[str, Any], place: str) -> None:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(
+            f"{place}: {half} is one half of a character (a lone surrogate), such as is left where a text was cut; "
+            "remove it, or write the texts again from their source"
+        ) from None
 
 
 def read_json_table(path: Path) -> Table:
@@ -312,7 +332,9 @@ def select_columns(
     wanted: Mapping[str, str | int],
     header: bool | None,
     by_count: Mapping[int, tuple[str, ...]],
+    *,
     grouped: bool = False,
+    train: bool = False,
 ) -> Rows:
     """Find the columns of a table that make up examples.
 
@@ -323,9 +345,11 @@ def select_columns(
         header: whether the first row has names; None to tell from that row.
         by_count: for a table without names, roles of the columns by how many there are.
         grouped: rows belong to queries, which are their group column, or else the first text.
+        train: this is the training file; its labels are all there are.
 
     Raises:
-        DataError: no such column, no header where one is needed, or a width that is not known.
+        DataError: no such column, no header where one is needed, a first row of which it is not clear whether it is a
+            header, or a width that is not known.
     """
     names, cells, lines = table.names, table.cells, table.lines
     if names is None and _has_header(cells[0], wanted, header, f"{table.path}:{lines[0]}"):
@@ -335,7 +359,11 @@ def select_columns(
     if names is not None:
         chosen = _columns_by_name(names, kind, wanted, table.path)
     else:
-        chosen = _columns_by_position(len(cells[0]), kind, wanted, by_count, f"{table.path}:{lines[0]}")
+        place = f"{table.path}:{lines[0]}"
+        chosen = _columns_by_position(len(cells[0]), kind, wanted, by_count, place)
+        if header is None:
+            (label,) = chosen.get("label", (None,))
+            refuse_doubtful_row(cells, label, train, place)
 
     def column(role: str) -> list[str] | None:
         places = chosen.get(role)
@@ -357,8 +385,57 @@ def select_columns(
     unused = [name for place, name in enumerate(names or ()) if place not in used and name.lower() != "id"]
     if unused:
         notes.append(f"{table.path}: columns not used: {', '.join(unused)}")
+    missing = "" if labels is not None else _why_no_labels(table, names, wanted)
+    if missing and not train and isinstance(wanted.get("label"), str):
+        notes.append(f"{table.path}: no labels; {missing}")
     labels = [label.strip() for label in labels] if labels is not None else None
-    return Rows(table.path, first, second, labels, groups, lines, notes=tuple(notes))
+    return Rows(
+        table.path,
+        first,
+        second,
+        labels,
+        groups,
+        lines,
+        notes=tuple(notes),
+        no_labels=missing,
+        header_unsaid=names is None and header is None,
+    )
+
+
+def _why_no_labels(table: Table, names: Sequence[str] | None, wanted: Mapping[str, str | int]) -> str:
+    """What to say where labels are needed, and there are none."""
+    asked = wanted.get("label")
+    found = f"columns found: {', '.join(names)}" if names else f"{_columns(len(table.cells[0]))} found"
+    say = "Say which has them in the recipe: `columns: {label: …}`"
+    if isinstance(asked, str):
+        why = f"no column is called {asked!r} (task.columns); {found}"
+    elif asked is not None:
+        why = f"none at position {asked} (task.columns, from 0); {found}"
+    elif names or wanted:
+        why = f"{found}. {say}"
+    else:
+        why = f"{found}, and the label comes last"
+    return why + table.hint
+
+
+def without_empty_rows(table: Table) -> Table:
+    """Leave out rows whose every cell is blank, as spreadsheets write them, and count them in the notes.
+
+    Raises:
+        DataError: no other row is there.
+    """
+    filled = [any(str(cell).strip() for cell in row) for row in table.cells]
+    empty = len(filled) - sum(filled)
+    if not empty:
+        return table
+    if not any(filled):
+        raise DataError(f"{table.path}: nothing but empty rows")
+    return replace(
+        table,
+        cells=list(compress(table.cells, filled)),
+        lines=list(compress(table.lines, filled)),
+        notes=(*table.notes, f"{table.path}: {_count(empty, 'empty row')} skipped"),
+    )
 
 
 def _text(value: Any, role: str, place: str) -> str:
@@ -385,11 +462,7 @@ def _has_header(row: Sequence[str], wanted: Mapping[str, str | int], header: boo
         return True
     if header is False:
         return False
-    cells = [cell.strip().lower() for cell in row]
-    known = {name for names in KNOWN_NAMES.values() for alternative in names for name in alternative}
-    has_text = any(set(alternative) <= set(cells) for alternative in KNOWN_NAMES["first"])
-    has_label = any(set(alternative) <= set(cells) for alternative in KNOWN_NAMES["label"])
-    return has_text and (has_label or set(cells) <= known | {"id"})
+    return opens_with_names(row)
 
 
 def _columns_by_name(
@@ -397,18 +470,22 @@ def _columns_by_name(
 ) -> dict[str, tuple[int, ...]]:
     lowered = [name.lower() for name in names]
     chosen: dict[str, tuple[int, ...]] = {}
-    for role in ("first", "second", "label", "group"):
-        asked = wanted.get(role)
+    for role, asked in wanted.items():
         if isinstance(asked, int):
             if asked < len(names):
                 chosen[role] = (asked,)
-        elif asked is not None:
-            if asked in names:
-                chosen[role] = (names.index(asked),)
-        else:
-            for alternative in KNOWN_NAMES[role]:
-                if set(alternative) <= set(lowered):
-                    chosen[role] = tuple(lowered.index(name) for name in alternative)
+        elif asked in names:
+            chosen[role] = (names.index(asked),)
+    for role in ("first", "second", "label", "group"):
+        if role in wanted:
+            continue
+        # A query may be the first text and the group; otherwise one column has one part.
+        taken = {place for other in ("first", "second", "label") for place in chosen.get(other, ())}
+        for alternative in KNOWN_NAMES[role]:
+            if set(alternative) <= set(lowered):
+                places = [lowered.index(name) for name in alternative]
+                if free := tuple(place for place in places if role == "group" or place not in taken):
+                    chosen[role] = free
                     break
     needed = ("first", "second") if kind == "pair" else ("first",)
     for role in needed:
@@ -465,61 +542,201 @@ def _check_roles(columns: Mapping[str, str | int], kind: Kind) -> None:
             )
 
 
-def read_tokens(path: Path) -> Rows:
+def read_tokens(
+    path: Path, columns: Mapping[str, str | int] | None = None, header: bool | None = None
+) -> Rows:
     """Read a token file: ``token<TAB>tag`` or ``token tag`` a line, an empty line after every sentence.
 
     A file with a tab in its first line separates by tabs, and tokens may hold spaces; otherwise the last
-    space separates. A file without tags gives rows without labels. ``-DOCSTART-`` lines are left out; the
-    last sentence needs no empty line after it.
+    space separates. A file without tags gives rows without labels. ``-DOCSTART-`` lines are left out, and comments as
+    CoNLL-U has them; the last sentence needs no empty line after it.
+
+    Args:
+        path: the file.
+        columns: position (from 0) or name of ``words`` and ``tags``, where they are not the first and the second of
+            two. Any spaces separate columns then, in a file without tabs.
+        header: whether the first line has names; None: if ``columns`` has some.
 
     Raises:
-        DataError: more than two columns, or a tag missing where others have one.
+        DataError: more columns than expected, a tag missing where others have one, or a first line of which it is not
+            clear whether it has names.
     """
-    content = [
-        (number, "" if line.startswith("-DOCSTART-") else line)
-        for number, line in enumerate(read_lines(path), 1)
-    ]
+    content, notes = _without_comments(
+        [
+            (number, "" if line.startswith("-DOCSTART-") else line)
+            for number, line in enumerate(read_lines(path), 1)
+        ],
+        path,
+    )
     filled = [(number, line) for number, line in content if line.strip()]
+    columns = dict(columns or {})
+    named = _names_first(columns, header)
+    if filled and named:
+        columns = _token_columns(_split(filled[0][1]), columns, f"{path}:{filled[0][0]}")
+        content = [entry for entry in content if entry != filled[0]]
+        filled = filled[1:]
     if not filled:
         raise DataError(f"{path}: no sentence")
-    separator = "\t" if "\t" in filled[0][1] else " "
-    widths = [line.count(separator) + 1 for _, line in filled]
-    for (number, _), width in zip(filled, widths, strict=True):
-        if width > 2 and (separator == "\t" or min(widths) > 2):
-            raise DataError(
-                f"{path}:{number}: {_columns(width)} found, 2 expected (token, tag). Of CoNLL-U, keep FORM and "
-                "UPOS of the rows with whole numbers as ids"
-            )
-    tagged = separator in filled[0][1]
-    words: list[list[str]] = []
-    tags: list[list[str]] = []
-    starts: list[int] = []
-    inside = False
+    read, left = _words_and_tags(filled, columns, path)
+    tagged = any(tag is not None for _, tag in read.values())
+    unsaid = header is None and not named
+    if unsaid:
+        (first, (word, tag)), *others = read.items()
+        refuse_doubtful_token(word, tag or "", [str(tag) for _, (_, tag) in others], f"{path}:{first}")
+    if left:
+        notes += (f"{path}: {_count(left, 'range')} of multiword tokens and empty nodes left out",)
+    sentences: list[list[int]] = [[]]
     for number, line in content:
-        if not line.strip():
-            inside = False
-            continue
-        if not inside:
-            words.append([])
-            tags.append([])
-            starts.append(number)
-            inside = True
-        word, found, tag = line.rpartition(separator)
-        if bool(found) != tagged or (tagged and not tag.strip()):
-            what = "no tag" if tagged else "a tag"
-            raise DataError(f"{path}:{number}: {what} found, unlike in line {filled[0][0]}: {line[:60]!r}")
-        words[-1].append(word if tagged else line)
-        tags[-1].append(tag.strip())
+        if number in read:
+            sentences[-1].append(number)
+        elif not line.strip() and sentences[-1]:
+            sentences.append([])
+    sentences = [sentence for sentence in sentences if sentence]
+    words = [[read[number][0] for number in sentence] for sentence in sentences]
+    tags = [[read[number][1] or "" for number in sentence] for sentence in sentences]
     return Rows(
         str(path),
         first=words,
         second=None,
         labels=tags if tagged else None,
         groups=None,
-        lines=starts,
-        one_line_per_word=True,
-        notes=_empty_words(words, path),
+        lines=[sentence[0] for sentence in sentences],
+        word_lines=sentences,
+        notes=(*notes, *_empty_words(words, path)),
+        no_labels="" if tagged else f"{_columns(len(_split(filled[0][1])))} found, and no tags in them",
+        header_unsaid=unsaid,
     )
+
+
+Lines = list[tuple[int, str]]
+"""Lines with their numbers, from 1."""
+
+
+def _without_comments(content: Lines, path: Path) -> tuple[Lines, tuple[str, ...]]:
+    """Leave out CoNLL-U's comments. ``# O`` is a number sign with its tag, ``# text = …`` and ``# id 7`` are none."""
+    others = [line for _, line in content if line.strip() and not line.startswith("# ")]
+    tabs = any("\t" in line for line in others)
+    spaces = any(" " in line.strip() for line in others)
+    tags = {line.rpartition(" ")[2] for line in others} if spaces else set()
+
+    def is_comment(line: str) -> bool:
+        if not line.startswith("# ") or not others:
+            return False
+        if tabs:
+            return "\t" not in line
+        parts = line.split()
+        if len(parts) == 2:
+            return parts[1] in ("newdoc", "newpar")
+        return len(parts) > 2 and (parts[2] == "=" or not spaces or parts[-1] not in tags)
+
+    kept = [entry for entry in content if not is_comment(entry[1])]
+    left = len(content) - len(kept)
+    return kept, ((f"{path}: {_count(left, 'comment')} (# …) left out",) if left else ())
+
+
+def _names_first(columns: Mapping[str, str | int], header: bool | None) -> bool:
+    named = [name for name in columns.values() if isinstance(name, str)]
+    if named and header is False:
+        raise DataError(
+            f"task.columns names {named[0]!r}, but `header: false` says there are no names; give positions"
+        )
+    return bool(named or header)
+
+
+def _split(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else line.split()
+
+
+def _token_columns(names: list[str], columns: Mapping[str, str | int], place: str) -> dict[str, str | int]:
+    """Positions of words and tags, by the names in a header; none where they are the first two of two."""
+    names = [name.strip() for name in names]
+    chosen: dict[str, str | int] = {}
+    for role, known in (("words", WORD_NAMES), ("tags", TAG_NAMES)):
+        asked = columns.get(role)
+        if isinstance(asked, int):
+            chosen[role] = asked
+        elif asked is not None and asked in names:
+            chosen[role] = names.index(asked)
+        elif asked is not None and not (role == "tags" and len(names) == 1):
+            # As in tables, a test file may come without the tags; then only the words are left.
+            raise DataError(f"{place}: no column is called {asked!r}; the first line has {', '.join(names)}")
+        elif asked is None:
+            found = [position for position, name in enumerate(names) if name.lower() in known]
+            if len(found) == 1:
+                chosen[role] = found[0]
+    if len(names) == 2 and len(chosen) == 1:
+        ((role, position),) = chosen.items()
+        chosen["tags" if role == "words" else "words"] = 1 - int(position)
+    if len(names) > 2 and len(chosen) < 2:
+        raise DataError(
+            f"{place}: columns found: {', '.join(names)}. Say which are which in the recipe: "
+            "`columns: {words: …, tags: …}`"
+        )
+    return chosen if len(names) > 1 else {}
+
+
+def _words_and_tags(
+    filled: Lines, columns: Mapping[str, str | int], path: Path
+) -> tuple[dict[int, tuple[str, str | None]], int]:
+    """Word and tag by line, None for every tag of a file without; and how many lines that are no words were left out."""
+    separator = "\t" if "\t" in filled[0][1] else " "
+    widths = [line.count(separator) + 1 for _, line in filled]
+    usual = columns == {"words": 0, "tags": 1} and min(widths) <= 2 and (separator == " " or max(widths) <= 2)
+    if columns and not usual:
+        return _chosen_columns(filled, columns, path)
+    for (number, _), width in zip(filled, widths, strict=True):
+        if width > 2 and (separator == "\t" or min(widths) > 2):
+            raise DataError(
+                f"{path}:{number}: {_columns(width)} found, 2 expected (token, tag). Say which they are in the recipe, "
+                "from 0: `columns: {words: 1, tags: 3}` for CoNLL-U, `columns: {words: 0, tags: 3}` for CoNLL-2003"
+            )
+    tagged = separator in filled[0][1]
+    read: dict[int, tuple[str, str | None]] = {}
+    for number, line in filled:
+        word, found, tag = line.rpartition(separator)
+        if bool(found) != tagged or (tagged and not tag.strip()):
+            what = "no tag" if tagged else "a tag"
+            raise DataError(f"{path}:{number}: {what} found, unlike in line {filled[0][0]}: {line[:60]!r}")
+        read[number] = (word, tag.strip()) if tagged else (line, None)
+    return read, 0
+
+
+def _chosen_columns(
+    filled: Lines, columns: Mapping[str, str | int], path: Path
+) -> tuple[dict[int, tuple[str, str | None]], int]:
+    first, width = filled[0][0], len(_split(filled[0][1]))
+    for role in ("words", "tags"):
+        if role not in columns:
+            raise DataError(f"task.columns needs {role!r} for token files; given: {', '.join(columns)}")
+    words, tags = int(columns["words"]), int(columns["tags"])
+    for role, position in (("words", words), ("tags", tags)):
+        # The tags were the last column, and this file comes without them.
+        if not (0 <= position < width or (role == "tags" and position == width)):
+            raise DataError(
+                f"{path}:{first}: {_columns(width)} found, so none at position {position} (from 0) for {role!r}"
+            )
+    read: dict[int, tuple[str, str | None]] = {}
+    left = 0
+    for number, line in filled:
+        cells = _split(line)
+        if len(cells) != width:
+            raise DataError(
+                f"{path}:{number}: {_columns(len(cells))} found, {width} expected as in line {first}: {line[:60]!r}"
+            )
+        if width == CONLLU and re.fullmatch(r"[0-9]+[-.][0-9]+", cells[0]):
+            left += 1
+            continue
+        tag = cells[tags].strip() if tags < width else None
+        if tag == "":
+            raise DataError(f"{path}:{number}: no tag found: {line[:60]!r}")
+        read[number] = (cells[words], tag)
+    if not read:
+        raise DataError(f"{path}: no sentence")
+    return read, left
+
+
+CONLLU = 10
+"""Columns of CoNLL-U, whose ranges (1-2) and empty nodes (1.1) are no words."""
 
 
 def read_json_tokens(path: Path, columns: Mapping[str, str | int] | None = None) -> Rows:
@@ -554,6 +771,11 @@ def read_json_tokens(path: Path, columns: Mapping[str, str | int] | None = None)
 
 def _json_key(record: dict[str, Any], role: str, columns: Mapping[str, str | int], place: str) -> str | None:
     if role in columns:
+        if isinstance(columns[role], int):
+            raise DataError(
+                f"{place}: task.columns gives position {columns[role]} for {role!r}, but JSON lines have names: "
+                f"{', '.join(record)}"
+            )
         return str(columns[role])
     for (name,) in KNOWN_NAMES[role]:
         if name in record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,20 +17,17 @@ def to_examples(
     """Look up every label by its name.
 
     Raises:
-        DataError: a label that is not among ``labels``, with file and line; or a training set without any.
+        DataError: a label that is empty or not among ``labels``, with file and line; a training or dev set without
+            any; or a training set with one only.
     """
     if rows.labels is None and split != "test":
-        raise DataError(f"{rows.origin}: no labels; the {split} set needs them, in the last column")
+        raise no_labels(rows, split)
     ids = {label: number for number, label in enumerate(labels)}
     ids |= {other: ids[label] for other, label in (synonyms or {}).items() if label in ids}
 
     def number(name: str, row: int, word: int = 0) -> int:
         if name not in ids:
-            raise DataError(
-                f"{rows.place(row, word)}: label {name!r} is not one of {', '.join(labels)}. If it is "
-                f"right, list "
-                "all labels in the recipe's `task.labels`; the training file must have examples of it"
-            )
+            raise _unknown(rows, row, word, name, labels)
         return ids[name]
 
     numbers: list[int] | list[list[int]] | None = None
@@ -43,9 +41,86 @@ def to_examples(
             if tagged
             else [number(str(name), row) for row, name in enumerate(rows.labels)]
         )
+    if split == "train":
+        check_several(rows)
     return Examples(
         language, split, rows.first, rows.second, numbers, rows.groups, origin=rows.origin, notes=rows.notes
     )
+
+
+def no_labels(rows: Rows, split: Split) -> DataError:
+    """What to say where labels are needed and there are none."""
+    found = f": {rows.no_labels}" if rows.no_labels else ""
+    return DataError(f"{rows.origin}: no labels; the {split} set needs them{found}")
+
+
+def _unknown(rows: Rows, row: int, word: int, name: str, labels: Sequence[str]) -> DataError:
+    place = rows.place(row, word)
+    if not name:
+        return DataError(f"{place}: the label is empty; give this row one, or take the row out")
+    header = ""
+    if rows.header_unsaid and row == word == 0:
+        header = " If this line has column names, set `task.header: true`."
+    return DataError(
+        f"{place}: label {short(name)!r} is not one of {listed(labels)}.{header} If it is right, list all labels in the "
+        "recipe's `task.labels`; the training file must have examples of it"
+    )
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names for a message; of many the first, and how many there are."""
+    first = ", ".join(map(short, names[:most]))
+    return first if len(names) <= most else f"{first}, … ({len(names):,} in all)"
+
+
+def short(name: str, most: int = 40) -> str:
+    """A name for a message, cut where it is a whole text."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def check_several(rows: Rows) -> None:
+    """Refuse a training set in which there is nothing to tell apart.
+
+    Raises:
+        DataError: all its labels are the same.
+    """
+    found = {name for entry in _names(rows) for name in entry}
+    if len(found) == 1:
+        raise DataError(
+            f"{rows.origin}: the only label is {found.pop()!r}; a training set needs at least two"
+        )
+
+
+def check_classes(rows: Rows) -> None:
+    """Refuse labels of a training file that can hardly be classes.
+
+    Raises:
+        DataError: one is empty, with file and line; all are the same; or most rows have one of their own.
+    """
+    names = _names(rows)
+    for row, entry in enumerate(names):
+        if "" in entry:
+            raise _unknown(rows, row, entry.index(""), "", ())
+    check_several(rows)
+    counts = Counter(name for entry in names for name in entry)
+    if counts.total() > MANY and 2 * len(counts) > counts.total():
+        examples = ", ".join(repr(short(name)) for name in list(counts)[:3])
+        what, where = (
+            ("words", "{words: …, tags: …}") if rows.word_lines else ("rows", "{first: …, label: …}")
+        )
+        raise DataError(
+            f"{rows.origin}: {len(counts):,} different labels in {counts.total():,} {what} ({examples}, …), so they "
+            f"are hardly classes. Are they in another column? Say so in the recipe: `columns: {where}`; or list them "
+            "in `task.labels`"
+        )
+
+
+def _names(rows: Rows) -> list[list[str]]:
+    return [[entry] if isinstance(entry, str) else entry for entry in rows.labels or []]
+
+
+MANY = 20
+"""Of fewer rows, most may well have a label of their own."""
 
 
 def in_order(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
@@ -58,6 +133,14 @@ def is_bio(tags: Iterable[str]) -> bool:
     """Whether tags are O, B-… and I-…, with at least one of the latter two."""
     entities = [tag for tag in tags if tag != "O"]
     return bool(entities) and all(tag[:2] in ("B-", "I-") and len(tag) > 2 for tag in entities)
+
+
+def strays_from_bio(tags: Iterable[str]) -> list[str]:
+    """The one or two tags that keep a set of tags from being BIO; none where more do, or too few others are."""
+    found = set(tags)
+    strays = sorted(tag for tag in found if tag != "O" and not is_bio([tag]))
+    entities = len(found - {"O"}) - len(strays)
+    return strays if len(strays) <= min(2, entities) else []
 
 
 def to_iob2(examples: Examples, labels: Sequence[str]) -> Examples:

@@ -20,12 +20,17 @@ class Rows:
     groups: list[str] | None
     lines: list[int]
     """The line of every row in its file, of its first word for a sentence; for the hub, the row's number."""
-    one_line_per_word: bool = False
+    word_lines: list[list[int]] | None = None
+    """The line of every word of every sentence, where each has one of its own."""
     notes: tuple[str, ...] = ()
+    no_labels: str = ""
+    """Without labels: what was found instead, for a message."""
+    header_unsaid: bool = False
+    """Line 1 is read as an example, and the recipe does not say that it is one."""
 
     def place(self, row: int, word: int = 0) -> str:
         """``file:line``, as editors and compilers write it."""
-        return f"{self.origin}:{self.lines[row] + (word if self.one_line_per_word else 0)}"
+        return f"{self.origin}:{self.word_lines[row][word] if self.word_lines else self.lines[row]}"
 
 
 class Source(Protocol):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlmprune.errors import DataError
-from xlmprune.sources.files import find_languages, read_table, read_tokens
+from xlmprune.sources.files import expand, find_languages, read_table, read_tokens
 from xlmprune.sources.rows import Rows, Split
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Xglue:
         """
         self._layout = layout
         self._grouped = grouped
-        self._folder = _find_folder(Path(recipe.path or ""), layout.folder)
+        self._folder = _find_folder(Path(expand(recipe.path or "")), layout.folder)
         self._cache: dict[str, dict[str, Rows]] = {}
 
     def languages(self) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Xglue:
             known = f"; languages with a test file: {', '.join(self.languages())}" if split != "train" else ""
             raise DataError(f"{path}: no such file, for language {language!r}, split {split!r}{known}")
         if self._layout.tokens:
-            return read_tokens(path)
+            return read_tokens(path, header=False)
         return self._table(path, "train" if split == "train" else "test")
 
     def _file(self, language: str, split: Split) -> Path:

@@ -10,9 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from xlmprune.data import Examples, Kind
+from xlmprune.errors import DataError
 from xlmprune.metrics import EntityF1, Metric, TokenAccuracy, main_first
 from xlmprune.sources import Corpus, Split
-from xlmprune.sources.labels import is_bio, to_iob2
+from xlmprune.sources.labels import is_bio, strays_from_bio, to_iob2
 from xlmprune.tasks import CorpusTask
 
 if TYPE_CHECKING:
@@ -33,10 +34,20 @@ class Tagging(CorpusTask):
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The recipe's, or the training file's: O and the tags of each type for BIO, else in alphabetical order."""
+        """The recipe's, or the training file's: O and the tags of each type for BIO, else in alphabetical order.
+
+        Raises:
+            DataError: tags are BIO but for one or two.
+        """
         if self._given:
             return tuple(self._given)
         found = {tag for tags in self._corpus.label_names() for tag in tags}
+        if strays := strays_from_bio(found):
+            places = " and ".join(f"{tag!r} ({self._corpus.first_place(tag)})" for tag in strays)
+            raise DataError(
+                f"the tags are BIO but for {places}. If they are meant, list all tags in the recipe's `task.labels`; "
+                "each word's tag then counts by itself, and there is no entity F1"
+            )
         if not is_bio(found):
             return tuple(sorted(found))
         types = sorted({tag[2:] for tag in found if tag != "O"})
