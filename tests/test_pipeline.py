@@ -686,3 +686,10 @@ def test_empty_lines_are_counted(finished, tmp_path):
     )
     assert len(result.stdout.splitlines()) == 2
     assert "2 empty lines left out" in result.stderr
+
+
+def test_a_wrong_override_of_evaluate_is_a_sentence(finished):
+    result = CliRunner().invoke(app, ["evaluate", str(finished[0] / "bundle"), "--set", "task.languages=de"])
+    assert result.exit_code == 2
+    assert "--set task.languages=de: task.languages: " in result.stderr
+    assert "found 'de'" in result.stderr

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from xlmprune import recipe as recipes
 from xlmprune.errors import RecipeError
@@ -259,3 +260,15 @@ def test_a_misspelt_key_of_the_vocabulary(tmp_path):
 )
 def test_strange_yaml(tmp_path, text, expected):
     assert expected in refusal(tmp_path, text)
+
+
+def test_a_file_name_that_is_no_name_becomes_one(tmp_path):
+    file = tmp_path / "my first récipe (2).yaml"
+    values = {"task": {"name": "quickstart"}}
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert recipes.load(str(file)).name == "my_first_r_cipe_2_"
+
+
+def test_a_yaml_tag_that_does_not_fit_is_a_sentence():
+    with pytest.raises(RecipeError, match=r"x\.yaml: not valid YAML: invalid literal"):
+        recipes.parse_yaml("seed: !!int abc", "x.yaml")

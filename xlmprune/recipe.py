@@ -352,7 +352,10 @@ def parse_yaml(text: str, origin: str) -> tuple[Any, dict[KeyPath, int]]:
         ) from None
     if node is None:
         return None, lines
-    return _construct(node, loader, (), lines, origin), lines
+    try:
+        return _construct(node, loader, (), lines, origin), lines
+    except ValueError as error:  # `!!int abc`
+        raise RecipeError(f"{origin}: not valid YAML: {error}") from None
 
 
 BRACE = re.compile(r"(?:^|[:\[,-]\s+|\[)\{\w+\}")
@@ -450,7 +453,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     values, lines = parse_yaml(text, str(file))
     if not isinstance(values, dict):
         raise RecipeError(f"{file}: expected keys such as `task:`, found {type(values).__name__}")
-    values.setdefault("name", file.stem)
+    values.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]+", "_", file.stem).lstrip("_.-") or "recipe")
     return validate(values, str(file), lines, apply_overrides(values, overrides))
 
 
@@ -487,6 +490,23 @@ def validate(
     if faults:
         raise RecipeError("\n".join(faults))
     return recipe
+
+
+def validate_task(values: Any, origin: str, given: dict[KeyPath, str]) -> TaskRecipe:
+    """The section `task` alone.
+
+    Args:
+        given: what `apply_overrides` returned.
+
+    Raises:
+        RecipeError: as `validate` has it.
+    """
+    try:
+        return TaskRecipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(
+            "\n".join(_explain(error, TaskRecipe, _Where(origin, {}, given), ("task",)))
+        ) from None
 
 
 def _distillation_faults(values: Any, where: _Where) -> list[str]:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from xlmprune import evaluation, recipe, registry
 from xlmprune.errors import BundleError, DataError, RecipeError, ShortfallError
 from xlmprune.metrics import Logits
@@ -43,12 +41,8 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
         if name == key or name.partition(".")[0] not in TaskRecipe.model_fields:
             known = [f"task.{field}" for field in TaskRecipe.model_fields]
             raise RecipeError(f"--set {override}: unknown key {key!r} here; {registry.nearest(key, known)}")
-    recipe.apply_overrides(values, overrides)
-    try:
-        return TaskRecipe.model_validate(values["task"])
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise RecipeError(f"task.{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    given = recipe.apply_overrides(values, overrides)
+    return recipe.validate_task(values["task"], str(file), given)
 
 
 def evaluate_bundle(

@@ -56,45 +56,18 @@ KNOWN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Names of columns we know, by role; the first alternative that is there counts, joined if several."""
 
-OTHER_NAMES = frozenset(
-    (
-        *(
-            "id",
-            "idx",
-            "index",
-            "guid",
-            "uid",
-            "lang",
-            "language",
-            "content",
-            "review",
-            "comment",
-            "comment_text",
-        ),
-        *(
-            "tweet",
-            "message",
-            "post",
-            "headline",
-            "text_a",
-            "text_b",
-            "text1",
-            "text2",
-            "question1",
-            "question2",
-        ),
-        *("sentiment", "polarity", "emotion", "topic", "target", "labels", "score", "stars", "toxic"),
-    )
-)
+OTHER_NAMES = frozenset((
+    "id", "idx", "index", "guid", "uid", "lang", "language", "content", "review", "comment", "comment_text", "tweet",
+    "message", "post", "headline", "text_a", "text_b", "text1", "text2", "question1", "question2", "sentiment", "polarity",
+    "emotion", "topic", "target", "labels", "score", "stars", "toxic",
+))  # fmt: skip
 """What columns are often called too, without saying enough of what is in them."""
 
 WORD_NAMES = frozenset(("word", "words", "token", "tokens", "form"))
-TAG_NAMES = frozenset(
-    (
-        *("tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "iob", "bio", "entity"),
-        *("pos", "pos_tag", "pos_tags", "upos", "upostag", "xpos"),
-    )
-)
+TAG_NAMES = frozenset((
+    "tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "iob", "bio", "entity", "pos", "pos_tag", "pos_tags",
+    "upos", "upostag", "xpos",
+))  # fmt: skip
 
 FEW = 5
 """With fewer rows beneath the first, a label that occurs once says nothing."""
