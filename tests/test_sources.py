@@ -8,9 +8,11 @@ from xlmprune import registry
 from xlmprune.errors import DataError
 from xlmprune.recipe import TaskRecipe
 from xlmprune.sources import Corpus
-from xlmprune.sources.files import Files, find_languages, read_json_tokens, read_lines, read_tokens
+from xlmprune.sources.files import Files, find_languages
 from xlmprune.sources.hub import Hub, HubSet
 from xlmprune.sources.labels import in_order
+from xlmprune.sources.lines import read_lines
+from xlmprune.sources.token_files import read_json_tokens, read_tokens
 from xlmprune.sources.xglue import Layout, Xglue
 
 PAIRS = "premise\thypothesis\tlabel\nRain fell.\tIt rained.\tyes\nฝนตก\tไม่มีฝน\tno\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 from xlmprune.data import Examples, fold
 from xlmprune.errors import DataError
-from xlmprune.sources.files import read_lines
+from xlmprune.sources.lines import expand, read_lines
 
 
 def unlabelled_examples(
@@ -73,7 +73,7 @@ def _texts(examples: Examples) -> Iterator[str]:
 def _lines(task: Any, pattern: str, language: str) -> list[str]:
     if pattern == "task":
         return task.unlabelled(language)
-    path = Path(pattern.replace("{language}", language))
+    path = Path(expand(pattern.replace("{language}", language)))
     return [line for line in read_lines(path) if line.strip()] if path.is_file() else []
 
 

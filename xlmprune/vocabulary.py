@@ -22,6 +22,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from xlmprune.errors import DataError, ModelError
+from xlmprune.sources.lines import expand
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,7 +116,7 @@ def texts_for(task: Task, files: Sequence[str] | None = None) -> dict[str, list[
     texts[train_language] += _train_texts(task, train_language)
     for pattern in files or ():
         for language in texts:
-            path = Path(pattern.replace("{language}", language))
+            path = Path(expand(pattern.replace("{language}", language)))
             # The train language has text of its own, by the recipe; the others may have nothing else.
             if language != train_language or path.is_file():
                 texts[language] += _read_lines(path)

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlmprune.errors import DataError
-from xlmprune.sources.files import expand, find_languages, read_table, read_tokens
+from xlmprune.sources.files import find_languages
+from xlmprune.sources.lines import expand
 from xlmprune.sources.rows import Rows, Split
+from xlmprune.sources.tables import read_table
+from xlmprune.sources.token_files import read_tokens
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe
