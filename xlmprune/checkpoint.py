@@ -157,8 +157,12 @@ class RunFolder:
         return lock
 
     def _clear(self) -> None:
-        for name in ("checkpoint", "bundle"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        # The bundle first: where it may not be removed, the checkpoint and its recipe are still there.
+        for folder in (self.bundle, self.checkpoints):
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.exists():
+                shutil.rmtree(folder)
         for name in ("recipe.yaml", "events.jsonl", "scores.safetensors"):
             (self.path / name).unlink(missing_ok=True)
 
