@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import xlmprune
 from xlmprune.cli import app
+from xlmprune.errors import BundleError
 from xlmprune.model import prunable, save_tokenizer
 
 LANGUAGES = list(SENTENCES)
@@ -404,6 +405,27 @@ def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch)
     assert (tmp_path / "run" / "bundle" / "model.onnx").exists()
     again = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert again.exit_code == 3
+
+
+def test_a_small_vocabulary_ships_and_a_timing_that_fails_stops_nothing(workplace, tmp_path, monkeypatch):
+    export = {"onnx": ["fp32", "int8"], "triton": False}
+    recipe = write_recipe(workplace, export=export)
+    options = [f"model.vocabulary.files=[{workplace}/data/en.train.tsv]", "model.vocabulary.max_size=100"]
+    options += ["training.epochs_per_stage=1", "training.dense_epochs=1"]
+    arguments = ["compress", str(recipe), *(part for option in options for part in ("--set", option))]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "small")])
+    assert result.exit_code == 0, result.output
+    assert report_of(tmp_path / "small")["vocabulary"]["pieces"] <= 100
+    assert set(report_of(tmp_path / "small")["speed"]) == {"model.onnx", "model.int8.onnx"}
+
+    def fail(*_):
+        raise BundleError("model.onnx cannot be opened in a process of its own")
+
+    monkeypatch.setattr("xlmprune.bench.load_once", fail)
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "untimed")])
+    assert result.exit_code == 0, result.output
+    assert "were not timed: model.onnx cannot be opened" in result.stderr
+    assert report_of(tmp_path / "untimed")["speed"] == {}
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(workplace, tmp_path):

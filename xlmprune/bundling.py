@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import onnx
 from xlmprune import bench, evaluation, golden, int8_form, manifest, serving
 from xlmprune._version import __version__
 from xlmprune.data import Encoded, pad
-from xlmprune.errors import ShortfallError
+from xlmprune.errors import BundleError, ShortfallError
 from xlmprune.evaluation import Agreement, Scores
 from xlmprune.exporters import onnx as onnx_export
 from xlmprune.exporters import packing
@@ -116,12 +116,17 @@ def write_form(
     return form
 
 
-def time_forms(forms: Sequence[Form], folder: Path) -> None:
-    """Measure how fast the forms answer and open, side by side."""
-    if forms:
+def time_forms(forms: Sequence[Form], folder: Path, say: Callable[[str], None]) -> None:
+    """Measure how fast the forms answer and open, side by side; where that fails it is said, and they ship untimed."""
+    if not forms:
+        return
+    try:
         speed = bench.quick({form.file: folder / form.file for form in forms})
-        for form in forms:
-            form.speed = speed[form.file]
+    except (BundleError, OSError) as error:
+        say(f"the forms were not timed: {error}")
+        return
+    for form in forms:
+        form.speed = speed[form.file]
 
 
 def _onnx_forward(path: Path) -> evaluation.Forward:

@@ -452,7 +452,7 @@ def export(job: Job, logits: Mapping[str, Logits]) -> list[Form]:
         for name in job.recipe.export.onnx:
             job.reporter.say(f"writing and measuring {name}")
             forms.append(bundling.write_form(job, name, graph, job.folder.unfinished_bundle, logits))
-        bundling.time_forms(forms, job.folder.unfinished_bundle)
+        bundling.time_forms(forms, job.folder.unfinished_bundle, job.reporter.say)
     return forms
 
 
