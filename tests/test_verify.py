@@ -8,9 +8,11 @@ import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 from tiny import tiny_bundle
+from typer.testing import CliRunner
 
 from xlmprune import golden, manifest
 from xlmprune import verify as verification
+from xlmprune.cli import app
 from xlmprune.errors import BundleError
 from xlmprune.exporters.packing import is_packed
 from xlmprune.exporters.unpacking import unpack_bundle
@@ -232,3 +234,22 @@ def test_unpacked_a_bundle_is_dense(packed, tmp_path):
     assert not is_packed(onnx.load(tmp_path / "plain" / "model.onnx"))
     with pytest.raises(BundleError, match="is the bundle itself"):
         unpack_bundle(packed, packed)
+    with pytest.raises(BundleError, match="lies inside the bundle"):
+        unpack_bundle(packed, packed / "plain")
+
+
+def test_unpacked_where_another_bundle_was_nothing_of_that_one_is_left(packed, tmp_path):
+    out = tmp_path / "plain"
+    out.mkdir()
+    for name in ("model.int8.onnx", "model.int8.onnx.data", "model.onnx.data", "notes.txt"):
+        (out / name).write_text("of another model")
+    written = unpack_bundle(packed, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*written, "notes.txt"])
+
+
+def test_unpack_from_within_the_bundle(packed, tmp_path, monkeypatch):
+    folder = shutil.copytree(packed, tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, ["unpack", "."])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "copy-unpacked" / "model.onnx").is_file()

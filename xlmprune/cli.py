@@ -223,9 +223,15 @@ def unpack(
     """Write the dense form of every packed file (plain safetensors, plain ONNX), for tools that want it."""
     from xlmprune.exporters.unpacking import unpack_bundle
 
-    folder = out or bundle.with_name(bundle.resolve().name + "-unpacked")
+    folder = out or _beside(bundle, "-unpacked")
     for file in unpack_bundle(bundle, folder):
         typer.echo(str(folder / file))
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    """``folder`` with ``ending`` behind its name; `.` and `..` have none of their own."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(named.name + ending)
 
 
 @app.command()

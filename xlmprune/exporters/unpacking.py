@@ -18,21 +18,29 @@ from xlmprune.serving import FILES
 def unpack_bundle(bundle: Path, out: Path) -> list[str]:
     """Write ``out``: a plain model folder that `from_pretrained` accepts, and every ONNX file without packing.
 
+    Graphs that this bundle does not have are removed from ``out``.
+
     Returns:
         Names of the files written, relative to ``out``.
 
     Raises:
-        BundleError: the bundle is damaged, or ``out`` is the bundle.
+        BundleError: the bundle is damaged, or ``out`` is the bundle or inside it.
         MachineError: ``out`` cannot be written to.
     """
     if out.resolve() == bundle.resolve():
         raise BundleError(f"{out} is the bundle itself; unpack it into another folder")
+    if bundle.resolve() in out.resolve().parents:
+        raise BundleError(f"{out} lies inside the bundle, which must stay as it is; unpack it into another folder")
     with explain_disk(out):
         written = safetensors_export.unpack(bundle, out)
         for file in FILES.values():
             if (bundle / file).is_file():
                 proto = packing.unpack(onnx_export.load_onnx(bundle / file))
                 written += onnx_export.save_onnx(proto, out / file)
+        # Of another bundle unpacked here before; left there, they would be taken for this one's.
+        for file in FILES.values():
+            for stale in {*onnx_export.files_of(out / file)} - {*written}:
+                stale.unlink(missing_ok=True)
     return [path.relative_to(out).as_posix() for path in written]
 
 
