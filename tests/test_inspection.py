@@ -14,6 +14,7 @@ from xlmprune.errors import BundleError
 from xlmprune.exporters import onnx as onnx_export
 from xlmprune.exporters import safetensors as sparse
 from xlmprune.exporters.packing import pack
+from xlmprune.exporters.quantization import quantize
 from xlmprune.mask import pack_bits
 
 QUERY = "roberta.encoder.layer.1.attention.self.query.weight"
@@ -134,6 +135,23 @@ def test_a_packed_graph_says_the_same_in_fewer_bytes(tmp_path):
         assert {**one, "bytes": 0} == {**other, "bytes": 0}
         assert other["bytes"] < one["bytes"]
     assert packed["bytes_by_part"]["embeddings"] <= dense["bytes_by_part"]["embeddings"]
+
+
+def test_word_embeddings_in_four_bits_count_and_weigh_what_they_stand_for(tmp_path):
+    model = tiny_model(hidden=32)
+    dense = onnx_export.export_onnx(model)
+    onnx_export.save_onnx(dense, tmp_path / "dense.onnx")
+    onnx_export.save_onnx(quantize(dense, embeddings="int4"), tmp_path / "int4.onnx")
+    one, other = (
+        {entry.name: entry for entry in inspection._read_onnx(tmp_path / f"{name}.onnx")}
+        for name in ("dense", "int4")
+    )
+    table = "roberta.embeddings.word_embeddings.weight"
+    assert other[table].shape == one[table].shape == model.get_parameter(table).shape
+    assert other[table].norm == pytest.approx(one[table].norm, rel=0.02)
+    assert other[table].bytes < one[table].bytes / 6
+    facts = [inspection.inspect(tmp_path / f"{name}.onnx") for name in ("dense", "int4")]
+    assert facts[0]["parameters"] == facts[1]["parameters"]
 
 
 def test_a_bundle_and_its_table(model, tmp_path):

@@ -175,6 +175,7 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
 
     from xlmprune.exporters.onnx import TRANSPOSED, load_onnx, tensor_bytes
     from xlmprune.exporters.packing import unpack
+    from xlmprune.exporters.quantization import INT4, restore_blocks
 
     graph = load_onnx(path)
     sizes: dict[str, int] = {}
@@ -195,6 +196,8 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
         }
         zero = numpy_helper.to_array(beside["zero"]) if "zero" in beside else None
         scale = numpy_helper.to_array(beside["scale"]) if "scale" in beside else None
+        if tensors[0].name.endswith(INT4) and scale is not None:
+            values, scale = restore_blocks(values, scale), None
         if zero is not None and zero.any():
             values = values.astype(np.int32) - zero
         prunable = PRUNABLE.fullmatch(parameter) and values.ndim == 2

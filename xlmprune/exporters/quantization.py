@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 Embeddings = Literal["int8", "int4", "fp32"]
 Feed = Mapping[str, np.ndarray]
 
+INT4 = "/int4"
+"""Ends the name of a table in four bits; its scales end in `/scale`."""
+
 HEAD = "classifier."
 """Begins the names of the head's matrices. They stay fp32: they are small, and what they put out are the logits."""
 
@@ -190,6 +193,12 @@ def quantize_blocks(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values[:, : width // 2] | values[:, width // 2 :] << 4, scale
 
 
+def restore_blocks(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The fp32 table [rows, width] that `quantize_blocks` gave as four bits a value."""
+    centred = np.concatenate([values & 15, values >> 4], axis=1).astype(np.float32) - 8
+    return (centred.reshape(len(values), -1, BLOCK) * scale.astype(np.float32)).reshape(len(values), -1)
+
+
 class _Rewriting:
     """The nodes of the new graph, in order, and the constants it adds."""
 
@@ -243,7 +252,7 @@ class _Rewriting:
     def _add_blocks(self, name: str, table: np.ndarray, ids: str, out: str) -> None:
         values, scale = quantize_blocks(table)
         width = table.shape[1]
-        rows = self._node("Gather", [self._constant(f"{name}/int4", values), ids], f"{out}/rows")
+        rows = self._node("Gather", [self._constant(name + INT4, values), ids], f"{out}/rows")
         scales = self._node("Gather", [self._constant(f"{name}/scale", scale), ids], f"{out}/scales")
         scales = self._node("Cast", [scales], f"{out}/scales/float", to=TensorProto.FLOAT)
         low = self._node("BitwiseAnd", [rows, self._constant("int4/low", np.uint8(15))], f"{out}/low")
