@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from xlmprune import evaluation
 from xlmprune.data import Encoded, Examples
 from xlmprune.evaluation import Agreement, TestSet
-from xlmprune.metrics import Accuracy
+from xlmprune.metrics import Accuracy, EntityF1
 
 
 def encoded(lengths, words=None):
@@ -58,6 +58,14 @@ def test_mcnemar_is_the_exact_binomial(pairs):
     total = gained + lost
     tail = sum(comb(total, k) for k in range(min(gained, lost) + 1)) / 2**total
     assert found["p_value"] == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_an_entity_where_there_is_none_is_an_example_lost():
+    right, invented = [0, 0, 0], [0, 1, 0]
+    one, other = np.array([right] * 6 + [[1, 1, 1]], float), np.array([invented] * 6 + [[1, 1, 1]], float)
+    assert evaluation.paired(one, other, EntityF1()) == {"p_value": 2 / 2**6, "gained": 0, "lost": 6}
+    assert evaluation.paired(other, one, EntityF1())["gained"] == 6
+    assert evaluation.paired(one, one, EntityF1())["p_value"] == 1
 
 
 def test_models_measured_on_different_examples_are_not_paired():

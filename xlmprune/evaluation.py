@@ -148,10 +148,14 @@ def paired(before: np.ndarray, after: np.ndarray, metric: Metric) -> dict[str, f
         raise ValueError(
             f"the two models were measured on different examples: {before.shape} and {after.shape}"
         )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        difference = np.nan_to_num(metric.value(after)) - np.nan_to_num(metric.value(before))
+    difference = _each(after, metric) - _each(before, metric)
     gained, lost = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
     return {"p_value": _sign_test(gained, lost), "gained": gained, "lost": lost}
+
+
+def _each(statistics: np.ndarray, metric: Metric) -> np.ndarray:
+    """The metric on every example alone. Where there was nothing to find and nothing was found, that is right: 100."""
+    return np.where(statistics.any(axis=1), metric.value(statistics), 100.0)
 
 
 def _sign_test(gained: int, lost: int) -> float:
