@@ -198,6 +198,10 @@ def _parse_line(line: str, place: str) -> Any:
     return (first, second) if tab else line
 
 
+def _range(interval: list[float | None]) -> str:
+    return "–" if None in interval else "{:.1f} – {:.1f}".format(*interval)
+
+
 def render(facts: dict[str, Any]) -> Any:
     """The scores as a table for the terminal."""
     from rich.table import Table
@@ -211,7 +215,7 @@ def render(facts: dict[str, Any]) -> Any:
         shown = (
             ("–", "no labels")
             if row["score"] is None
-            else (f"{row['score']:.2f}", "{:.1f} – {:.1f}".format(*row["ci95"]))
+            else (f"{row['score']:.2f}", _range(row["ci95"]))
         )
         table.add_row(language, f"{row['n']:,}", *shown)
     table.add_section()
