@@ -131,6 +131,23 @@ def test_a_damaged_checkpoint_is_said_to_be_so(tmp_path):
             folder.latest()
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null"])
+def test_an_empty_state_is_a_damaged_checkpoint(tmp_path, content):
+    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+        folder.save(tensors(1), {})
+        next(folder.checkpoints.glob("saved-*/state.json")).write_text(content)
+        with pytest.raises(ModelError, match=r"damaged.*--fresh"):
+            folder.latest()
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+        folder.save(tensors(1), {})
+        next(folder.checkpoints.glob("saved-*/masks.safetensors")).unlink()
+        with pytest.raises(ModelError, match=r"masks\.safetensors missing.*--fresh"):
+            folder.latest()
+
+
 def test_one_process_at_a_time(tmp_path):
     with RunFolder(tmp_path / "run", make_recipe()), pytest.raises(MachineError, match="another xlmprune"):
         RunFolder(tmp_path / "run", make_recipe())

@@ -383,6 +383,38 @@ def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path
     assert "going on at stage 0, update 10" in second.stderr
 
 
+def test_a_checkpoint_with_parts_missing_is_a_sentence(workplace, tmp_path, monkeypatch):
+    """Also one of a version that did not list its files."""
+    recipe = write_recipe(workplace, name="parts", export={"onnx": []})
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xlmprune.pipeline.measure_pruned", stop)
+    arguments = ["compress", str(recipe), "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, arguments).exit_code == 130
+    (saved,) = (tmp_path / "run" / "checkpoint").glob("saved-*")
+    listed = json.loads((saved / "state.json").read_text())
+    unlisted = {key: value for key, value in listed.items() if key != "files"}
+    for state in (listed, unlisted):
+        (saved / "state.json").write_text(json.dumps(state))
+        for name in ("masks", "model", "dense"):
+            file = saved / f"{name}.safetensors"
+            content = file.read_bytes()
+            file.unlink()
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 2, result.output
+            assert f"{name}.safetensors missing" in result.stderr or state is unlisted
+            assert "the checkpoint is damaged" in result.stderr
+            assert "--fresh" in result.stderr
+            file.write_bytes(content)
+    trimming = tmp_path / "run" / "checkpoint" / "start" / "vocabulary.json"
+    trimming.write_text("")
+    assert "the checkpoint is damaged" in CliRunner().invoke(app, arguments).stderr
+    trimming.write_text("null")
+    assert CliRunner().invoke(app, arguments).exit_code == 130
+
+
 def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch):
     from xlmprune import bundling
 

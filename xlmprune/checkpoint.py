@@ -217,7 +217,12 @@ class RunFolder:
                     {key: value.detach().contiguous().cpu() for key, value in entries.items()},
                     partial / f"{name}.safetensors",
                 )
-            state = {**state, "events_bytes": self.events.bytes, "recipe_sha256": self.recipe.sha256()}
+            state = {
+                **state,
+                "files": list(tensors),
+                "events_bytes": self.events.bytes,
+                "recipe_sha256": self.recipe.sha256(),
+            }
             write_atomically(partial / STATE, json.dumps(state, indent=1))
             put_in_place(partial, self.checkpoints / f"saved-{number:06d}")
         for _, folder in older:
@@ -240,9 +245,14 @@ class RunFolder:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
         except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(
-                f"{folder}: the checkpoint is damaged ({error}); use --fresh to start over"
-            ) from error
+            raise damaged_checkpoint(folder, str(error)) from error
+        if not isinstance(state, dict) or "events_bytes" not in state:
+            raise damaged_checkpoint(folder, f"{STATE} is not what was written")
+        # Older checkpoints do not list their files.
+        if missing := [name for name in state.get("files", []) if name not in tensors]:
+            raise damaged_checkpoint(
+                folder, f"{', '.join(f'{name}.safetensors' for name in missing)} missing"
+            )
         self.events.cut(state["events_bytes"])
         return tensors, state
 
@@ -253,6 +263,11 @@ class RunFolder:
             if match:
                 found.append((int(match[1]), folder))
         return sorted(found)
+
+
+def damaged_checkpoint(folder: Path, what: str) -> ModelError:
+    """What is wrong with a checkpoint, and the way out."""
+    return ModelError(f"{folder}: the checkpoint is damaged ({what}); use --fresh to start over")
 
 
 class StopRequest:
