@@ -460,6 +460,34 @@ def test_a_small_vocabulary_ships_and_a_timing_that_fails_stops_nothing(workplac
     assert report_of(tmp_path / "untimed")["speed"] == {}
 
 
+@pytest.mark.parametrize(
+    ("lost", "floor", "said"),
+    [
+        ({"en": 9.0, "de": 0.0}, {"worst_language_drop": 1.0}, "en fell by 9.00 points"),
+        ({"en": 9.0}, {"zero_shot_drop": 1.0}, "its en is 9.00 points lower"),
+        ({"en": 9.0, "de": 0.0}, {"zero_shot_drop": 1.0}, None),
+        ({"en": 0.0, "de": 9.0, "th": 1.0}, {"zero_shot_drop": 4.0}, "its zero-shot mean is 5.00 points"),
+    ],
+)
+def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
+    from types import SimpleNamespace as Space
+
+    from xlmprune import bundling
+    from xlmprune.evaluation import Agreement, Score
+    from xlmprune.recipe import FloorRecipe
+
+    def scores(drop):
+        return {code: Score(90.0 - drop * points, {}, np.ones((1, 2))) for code, points in lost.items()}
+
+    (tmp_path / "model.int8.onnx").touch()
+    recipe = Space(export=Space(floor=FloorRecipe(**floor)), task=Space(train_language="en"))
+    job = Space(recipe=recipe, folder=Space(unfinished_bundle=tmp_path))
+    form = bundling.Form("int8", "model.int8.onnx", scores(1), Agreement())
+    refused = bundling.refuse(job, scores(0), [form])
+    assert (tmp_path / "model.int8.onnx").exists() == (said is None)
+    assert said is None or said in refused["int8"]
+
+
 def test_dry_run_prints_the_plan_and_trains_nothing(workplace, tmp_path):
     recipe = write_recipe(workplace)
     result = CliRunner().invoke(

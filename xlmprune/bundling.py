@@ -170,19 +170,17 @@ def refuse(job: Job, pruned: Scores, forms: list[Form]) -> dict[str, str]:
     floor, train_language = job.recipe.export.floor, job.recipe.task.train_language
     refused = {}
     for form in forms:
-        drops = {
-            language: pruned[language].value - score.value
-            for language, score in form.scores.items()
-            if language != train_language
-        }
+        drops = {language: pruned[language].value - score.value for language, score in form.scores.items()}
         if not drops:
             continue
         worst = max(drops, key=lambda language: drops[language])
-        mean = float(np.mean(list(drops.values())))
+        zero_shot = {language: drop for language, drop in drops.items() if language != train_language}
+        mean = float(np.mean(list((zero_shot or drops).values())))
         faults = []
         if floor.zero_shot_drop is not None and mean > floor.zero_shot_drop:
             faults.append(
-                f"its zero-shot mean is {mean:.2f} points lower, allowed are {floor.zero_shot_drop:g}"
+                f"its {'zero-shot mean' if zero_shot else train_language} is {mean:.2f} points lower, allowed are "
+                f"{floor.zero_shot_drop:g}"
             )
         if floor.worst_language_drop is not None and drops[worst] > floor.worst_language_drop:
             faults.append(
