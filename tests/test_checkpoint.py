@@ -52,8 +52,11 @@ def test_a_half_written_checkpoint_is_swept_away(tmp_path):
         partial = folder.checkpoints / ".partial-000002"
         partial.mkdir()
         (partial / "model.safetensors").write_bytes(b"half")
+    temporary = tmp_path / "run" / ".temporary-abc"
+    temporary.mkdir()
     with RunFolder(tmp_path / "run", make_recipe()) as folder:
         assert not partial.exists()
+        assert not temporary.exists()
         assert folder.latest()[1]["stage"] == 1
 
 

@@ -488,6 +488,14 @@ def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
     assert said is None or said in refused["int8"]
 
 
+def test_what_an_export_writes_for_the_while_lies_in_the_run_folder(workplace, tmp_path, monkeypatch):
+    recipe = write_recipe(workplace, name="while", export={"onnx": ["int8"]})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no such folder"))
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert not list((tmp_path / "run").glob(".temporary-*"))
+
+
 def test_dry_run_prints_the_plan_and_trains_nothing(workplace, tmp_path):
     recipe = write_recipe(workplace)
     result = CliRunner().invoke(

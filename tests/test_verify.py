@@ -1,8 +1,10 @@
+import errno
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import onnx
@@ -16,9 +18,9 @@ from typer.testing import CliRunner
 from xlmprune import golden, manifest
 from xlmprune import verify as verification
 from xlmprune.cli import app
-from xlmprune.errors import BundleError
+from xlmprune.errors import BundleError, MachineError
 from xlmprune.exporters.packing import is_packed
-from xlmprune.exporters.unpacking import unpack_bundle
+from xlmprune.exporters.unpacking import contenders, unpack_bundle
 from xlmprune.serving import Bundle
 from xlmprune.verify import compare, render, verify
 
@@ -323,3 +325,18 @@ def test_unpack_from_within_the_bundle(packed, tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["unpack", "."])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "copy-unpacked" / "model.onnx").is_file()
+
+
+def test_a_full_or_missing_place_for_temporary_files_is_a_sentence(packed, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("xlmprune.exporters.onnx.save_onnx", full)
+        patched.setattr(tempfile, "tempdir", str(tmp_path))
+        with pytest.raises(MachineError, match=rf"^{tmp_path}, where .* is full .*TMPDIR"), contenders(packed):
+            pass
+        assert f"{tmp_path}, where" in failures(packed)["model.onnx: packed equals dense"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(MachineError, match=r"no place for temporary files .*gone.*TMPDIR"), contenders(packed):
+        pass

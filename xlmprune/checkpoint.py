@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from xlmprune import recipe as recipes
 from xlmprune.errors import MachineError, ModelError, RecipeError
+from xlmprune.exporters import TEMPORARY
 from xlmprune.recipe import Recipe
 
 STATE = "state.json"
@@ -101,7 +102,8 @@ class RunFolder:
                 self.close()
                 raise
             self.checkpoints.mkdir(exist_ok=True)
-            for leftover in [*self.checkpoints.glob(".partial-*"), *path.glob(".bundle-*")]:
+            leftovers = [*self.checkpoints.glob(".partial-*"), *path.glob(".bundle-*"), *path.glob(f"{TEMPORARY}*")]
+            for leftover in leftovers:
                 shutil.rmtree(leftover)
         self.events = EventLog(path / "events.jsonl")
 

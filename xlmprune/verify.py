@@ -222,8 +222,7 @@ def _check_packed(bundle: Bundle, form: str) -> Iterator[Check]:
 
 
 def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
-    import tempfile
-
+    from xlmprune.exporters import temporary_folder
     from xlmprune.exporters.onnx import save_onnx
     from xlmprune.exporters.packing import unfolded, unpack
 
@@ -236,8 +235,8 @@ def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
             "ship the dense graph (xlmprune unpack), or use a version of ONNX Runtime that folds constants"
         )
     packed = bundle.forward(form)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "dense.onnx"
+    with temporary_folder() as folder:
+        path = folder / "dense.onnx"
         save_onnx(unpack(graph), path)
         dense = serving.forward_of(serving.open_session(path, bundle.threads))
         if not np.array_equal(packed(*feed), dense(*feed)):

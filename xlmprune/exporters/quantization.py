@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +40,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from xlmprune.errors import BundleError
+from xlmprune.exporters import temporary_folder
 from xlmprune.exporters.onnx import save_onnx
 
 if TYPE_CHECKING:
@@ -321,7 +321,9 @@ class Calibration:
         return sorted(self.error, key=lambda name: -self.error[name])[:count]
 
 
-def calibrate(proto: onnx.ModelProto, feeds: Iterable[Feed], tokens: int = TOKENS) -> Calibration:
+def calibrate(
+    proto: onnx.ModelProto, feeds: Iterable[Feed], tokens: int = TOKENS, folder: Path | None = None
+) -> Calibration:
     """Run the fp32 graph on unlabelled text, measure the error that INT8 makes in every product, and lower it.
 
     Args:
@@ -329,6 +331,7 @@ def calibrate(proto: onnx.ModelProto, feeds: Iterable[Feed], tokens: int = TOKEN
         feeds: batches of `input_ids` and `attention_mask` in all languages to be served. A few sentences of each are
             enough; padding is left out.
         tokens: on which the errors are measured, evenly taken from all that was fed.
+        folder: for a file of the while, as large as the graph; where the system has its temporary files if None.
 
     Raises:
         ValueError: there is no text.
@@ -336,7 +339,7 @@ def calibrate(proto: onnx.ModelProto, feeds: Iterable[Feed], tokens: int = TOKEN
     inputs: dict[str, list[str]] = {}
     for name, activation in matrices_of(proto):
         inputs.setdefault(activation, []).append(name)
-    seen = _activations(proto, list(inputs), feeds, tokens)
+    seen = _activations(proto, list(inputs), feeds, tokens, folder)
     wanted = {name for names in inputs.values() for name in names}
     weights = {t.name: t for t in proto.graph.initializer if t.name in wanted}
     found = Calibration({}, {}, {}, {})
@@ -385,7 +388,7 @@ def product_error(x: np.ndarray, weight: np.ndarray, exact: np.ndarray) -> float
 
 
 def _activations(
-    proto: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], tokens: int
+    proto: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], tokens: int, folder: Path | None
 ) -> dict[str, np.ndarray]:
     """fp32 [tokens, in] of every activation."""
     feeds = [{name: np.asarray(values) for name, values in feed.items()} for feed in feeds]
@@ -396,7 +399,7 @@ def _activations(
     taken = np.zeros(total, dtype=bool)
     taken[np.linspace(0, total - 1, min(tokens, total)).astype(int)] = True
     seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    session = _open(proto, names)
+    session = _open(proto, names, folder)
     start = 0
     for feed in feeds:
         real = feed["attention_mask"].astype(bool)
@@ -407,7 +410,9 @@ def _activations(
     return {name: np.concatenate(parts) for name, parts in seen.items()}
 
 
-def _open(proto: onnx.ModelProto, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
+def _open(
+    proto: onnx.ModelProto, outputs: Sequence[str], folder: Path | None
+) -> onnxruntime.InferenceSession:
     """A session that also gives inner values; through a file, since protobuf sends no more than 2 GB."""
     import onnxruntime
 
@@ -416,12 +421,12 @@ def _open(proto: onnx.ModelProto, outputs: Sequence[str]) -> onnxruntime.Inferen
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs
     )
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            save_onnx(proto, Path(folder) / "calibration.onnx")
+        with temporary_folder(folder) as place:
+            save_onnx(proto, place / "calibration.onnx")
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             return onnxruntime.InferenceSession(
-                str(Path(folder) / "calibration.onnx"), options, providers=["CPUExecutionProvider"]
+                str(place / "calibration.onnx"), options, providers=["CPUExecutionProvider"]
             )
     finally:
         del proto.graph.output[count:]

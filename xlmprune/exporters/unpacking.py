@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from xlmprune.checkpoint import explain_disk
 from xlmprune.errors import BundleError
 from xlmprune.exporters import onnx as onnx_export
-from xlmprune.exporters import packing
+from xlmprune.exporters import packing, temporary_folder
 from xlmprune.exporters import safetensors as safetensors_export
 from xlmprune.serving import FILES
 
@@ -53,13 +52,14 @@ def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, 
 
     Raises:
         BundleError: there is nothing to measure.
+        MachineError: there is no room for the dense form.
     """
     ours = {form: bundle / file for form, file in FILES.items() if (bundle / file).is_file()}
     if not ours:
         raise BundleError(
             f"{bundle} has neither {' nor '.join(FILES.values())}; expected a bundle written by xlmprune"
         )
-    with TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         if against is not None:
             yield {**_others(against), **ours}
             return
@@ -68,7 +68,7 @@ def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, 
         if not packing.is_packed(proto):
             yield ours
             return
-        dense = Path(temporary) / file.name
+        dense = temporary / file.name
         onnx_export.save_onnx(packing.unpack(proto), dense)
         del proto
         yield {f"{form} dense": dense, **ours}
