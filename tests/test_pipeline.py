@@ -488,12 +488,18 @@ def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
     assert said is None or said in refused["int8"]
 
 
-def test_what_an_export_writes_for_the_while_lies_in_the_run_folder(workplace, tmp_path, monkeypatch):
+def test_int8_alone_knows_its_dense_sizes_and_writes_for_the_while_into_the_run_folder(workplace, tmp_path, monkeypatch):
     recipe = write_recipe(workplace, name="while", export={"onnx": ["int8"]})
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no such folder"))
     result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
     assert not list((tmp_path / "run").glob(".temporary-*"))
+    report = report_of(tmp_path / "run")
+    dense, parameters = report["dense_bytes"], report["model"]["parameters"]
+    assert set(dense) == {"onnx_fp32", "onnx_int8", "safetensors"}, "fp32 too, though it was not asked for"
+    assert dense["safetensors"] == 4 * parameters
+    assert 4 * parameters <= dense["onnx_fp32"] < 4 * parameters + 1000, "equal tensors of a graph each count"
+    assert "against" in (tmp_path / "run" / "bundle" / "report.md").read_text(encoding="utf-8")
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(workplace, tmp_path):

@@ -20,12 +20,15 @@ from xlmprune.exporters import onnx as onnx_export
 from xlmprune.exporters import packing
 from xlmprune.exporters import safetensors as safetensors_export
 from xlmprune.exporters.triton import write_triton
+from xlmprune.inspection import parameter_of
 from xlmprune.mask import density
 from xlmprune.metrics import Logits
 from xlmprune.model import forward_of, save_tokenizer
 from xlmprune.runtime import environment
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from xlmprune.pipeline import Job
 
 FILES = serving.FILES
@@ -45,6 +48,7 @@ class Form:
     scores: Scores
     agreement: Agreement
     dense_bytes: dict[str, int] = field(default_factory=dict)
+    """Of the graph's weights without packing, in this form and in fp32."""
     speed: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] = field(default_factory=dict)
     """For an INT8 form: what was chosen, and by which figures."""
@@ -98,13 +102,18 @@ def write_form(
     if name == "int8":
         choice = int8_form.quantized(job, graph)
         proto, facts = choice.proto, int8_form.facts_of(choice)
-    dense_bytes = sum(onnx_export.tensor_bytes(tensor) for tensor in proto.graph.initializer)
+    merged = _merged(job.model, graph)
+    dense_bytes = {"onnx_fp32": _bytes_of(graph) + sum(4 * weight.numel() for weight in merged)}
+    if name == "int8":
+        dense_bytes["onnx_int8"] = _bytes_of(proto) + sum(
+            weight.numel() * (4 if weight.ndim == 1 else 1) for weight in merged
+        )
     if job.recipe.export.onnx_layout == "packed":
         proto = packing.pack(proto)
     _describe(proto, job, name)
     onnx_export.save_onnx(proto, path)
     del proto
-    form = Form(name, path.name, {}, Agreement(), {f"onnx_{name}": dense_bytes}, quantization=facts)
+    form = Form(name, path.name, {}, Agreement(), dense_bytes, quantization=facts)
     forward = _onnx_forward(path)
     for language, score, found in evaluation.evaluate(
         forward, job.tests, job.task, job.recipe.evaluation.batch_size
@@ -114,6 +123,16 @@ def write_form(
     if name == "fp32":
         _check_parity(form)
     return form
+
+
+def _bytes_of(proto: onnx.ModelProto) -> int:
+    return sum(onnx_export.tensor_bytes(tensor) for tensor in proto.graph.initializer)
+
+
+def _merged(model: nn.Module, graph: onnx.ModelProto) -> list[Tensor]:
+    """Parameters that the graph does not hold: the exporter keeps one of several that are equal, such as all zero."""
+    held = {parameter_of(tensor.name) for tensor in graph.graph.initializer}
+    return [parameter for name, parameter in model.named_parameters() if name not in held]
 
 
 def time_forms(forms: Sequence[Form], folder: Path, say: Callable[[str], None]) -> None:
