@@ -13,7 +13,9 @@ from xlmprune import bench
 from xlmprune.errors import BundleError
 
 
-def write_model(path, layers=1, width=64, positions=100, rows=bench.TOKEN_IDS, names=("input_ids", "attention_mask")):
+def write_model(
+    path, layers=1, width=64, positions=100, rows=bench.TOKEN_IDS, names=("input_ids", "attention_mask")
+):
     """Embedding, position embedding, `layers` products: enough to take time and to refuse long texts."""
     random = np.random.default_rng(0)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in names]

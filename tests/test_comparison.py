@@ -1008,6 +1008,9 @@ def test_scores_of_examples_are_kept(tmp_path):
         for language in ("sw", "ar"):
             assert np.array_equal(getattr(again, form)[language], getattr(kept, form)[language])
     assert [file.name for file in tmp_path.iterdir()] == [score_file.NAME]
+    (tmp_path / "other").touch()
+    assert (tmp_path / score_file.NAME).stat().st_mode == (tmp_path / "other").stat().st_mode
+    (tmp_path / "other").unlink()
     (tmp_path / score_file.NAME).write_bytes(b"{}")
     with pytest.raises(DataError, match="cannot be read"):
         score_file.read(tmp_path / score_file.NAME)

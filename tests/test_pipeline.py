@@ -488,7 +488,9 @@ def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
     assert said is None or said in refused["int8"]
 
 
-def test_int8_alone_knows_its_dense_sizes_and_writes_for_the_while_into_the_run_folder(workplace, tmp_path, monkeypatch):
+def test_int8_alone_knows_its_dense_sizes_and_writes_for_the_while_into_the_run_folder(
+    workplace, tmp_path, monkeypatch
+):
     recipe = write_recipe(workplace, name="while", export={"onnx": ["int8"]})
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no such folder"))
     result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])

@@ -334,9 +334,15 @@ def test_a_full_or_missing_place_for_temporary_files_is_a_sentence(packed, tmp_p
     with monkeypatch.context() as patched:
         patched.setattr("xlmprune.exporters.onnx.save_onnx", full)
         patched.setattr(tempfile, "tempdir", str(tmp_path))
-        with pytest.raises(MachineError, match=rf"^{tmp_path}, where .* is full .*TMPDIR"), contenders(packed):
+        with (
+            pytest.raises(MachineError, match=rf"^{tmp_path}, where .* is full .*TMPDIR"),
+            contenders(packed),
+        ):
             pass
         assert f"{tmp_path}, where" in failures(packed)["model.onnx: packed equals dense"]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(MachineError, match=r"no place for temporary files .*gone.*TMPDIR"), contenders(packed):
+    with (
+        pytest.raises(MachineError, match=r"no place for temporary files .*gone.*TMPDIR"),
+        contenders(packed),
+    ):
         pass

@@ -266,9 +266,7 @@ def bytes_of(path: Path) -> int:
 def load_once(path: Path, threads: int) -> dict[str, Any]:
     """Open a file in a fresh process: `load_seconds`, `peak_bytes`, `loaded_bytes` (see `bench`)."""
     command = own_process.command("xlmprune.bench", str(path), str(threads))
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=own_process.environment(), check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=own_process.environment(), check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise BundleError(f"{path} cannot be opened in a process of its own: {reason[0]}")

@@ -102,7 +102,11 @@ class RunFolder:
                 self.close()
                 raise
             self.checkpoints.mkdir(exist_ok=True)
-            leftovers = [*self.checkpoints.glob(".partial-*"), *path.glob(".bundle-*"), *path.glob(f"{TEMPORARY}*")]
+            leftovers = [
+                *self.checkpoints.glob(".partial-*"),
+                *path.glob(".bundle-*"),
+                *path.glob(f"{TEMPORARY}*"),
+            ]
             for leftover in leftovers:
                 shutil.rmtree(leftover)
         self.events = EventLog(path / "events.jsonl")

@@ -78,7 +78,9 @@ def _options(
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
+    from xlmprune.findings import plain
+
+    typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False))
 
 
 def _print_table(renderable: Any) -> None:

@@ -59,7 +59,9 @@ def read(folder: Path) -> Golden:
         raise BundleError(f"{path}: {error} is missing") from error
     logits = {name.removeprefix(LOGITS): array for name, array in arrays.items() if name.startswith(LOGITS)}
     if ids.ndim != 2 or ids.shape != mask.shape:
-        raise BundleError(f"{path} is damaged: input_ids {ids.shape} and attention_mask {mask.shape} do not fit")
+        raise BundleError(
+            f"{path} is damaged: input_ids {ids.shape} and attention_mask {mask.shape} do not fit"
+        )
     if not mask.any():
         raise BundleError(f"{path} is damaged: it holds no token")
     for form, array in logits.items():

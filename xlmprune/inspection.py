@@ -99,8 +99,16 @@ def _shards(folder: Path) -> list[Path]:
     index = folder / f"{SAFETENSORS_FILE}.index.json"
     if not index.is_file():
         return [folder / SAFETENSORS_FILE]
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    return [folder / name for name in sorted(set(names))]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name or "\\" in name:
+                raise ValueError(f"{name!r} is not the name of a file beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{index} is damaged ({error}); expected a weight_map from parameters to files"
+        ) from error
+    return [folder / name for name in names]
 
 
 # --- safetensors and checkpoints -------------------------------------------------------------------------------------

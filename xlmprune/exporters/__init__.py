@@ -42,7 +42,9 @@ def temporary_folder(inside: Path | None = None) -> Iterator[Path]:
             yield Path(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise MachineError(f"{place}, where temporary files go, is full ({error.strerror}): {advice}") from error
+            raise MachineError(
+                f"{place}, where temporary files go, is full ({error.strerror}): {advice}"
+            ) from error
         raise
 
 

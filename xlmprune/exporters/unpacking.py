@@ -29,7 +29,9 @@ def unpack_bundle(bundle: Path, out: Path) -> list[str]:
     if out.resolve() == bundle.resolve():
         raise BundleError(f"{out} is the bundle itself; unpack it into another folder")
     if bundle.resolve() in out.resolve().parents:
-        raise BundleError(f"{out} lies inside the bundle, which must stay as it is; unpack it into another folder")
+        raise BundleError(
+            f"{out} lies inside the bundle, which must stay as it is; unpack it into another folder"
+        )
     with explain_disk(out):
         written = safetensors_export.unpack(bundle, out)
         for file in FILES.values():
