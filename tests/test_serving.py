@@ -259,7 +259,7 @@ def test_golden_arrays_come_back(tmp_path):
     assert np.array_equal(found.input_ids, arrays["input_ids"])
     assert found.logits.keys() == {"fp32", "pytorch"}
     golden.write(tmp_path, {**arrays, "logits.fp32": np.ones((31, 3))})
-    with pytest.raises(BundleError, match="different batches"):
+    with pytest.raises(BundleError, match="one row of labels for each text"):
         golden.read(tmp_path)
     golden.write(tmp_path, {"input_ids": arrays["input_ids"]})
     with pytest.raises(BundleError, match="'attention_mask' is missing"):
