@@ -2,9 +2,11 @@
 # supplies the driver through the NVIDIA container toolkit. Without a GPU the same image runs on the CPU.
 FROM python:3.11-slim
 
-# Without a UTF-8 locale Python 3.11 may read recipes and print languages in ASCII.
+# Without a UTF-8 locale Python 3.11 may read recipes and print languages in ASCII. ONNX Runtime sends usage data unless told
+# not to.
 ENV LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 

@@ -13,12 +13,14 @@ from xlmprune import bench
 from xlmprune.errors import BundleError
 
 
-def write_model(path, layers=1, width=64, positions=100, names=("input_ids", "attention_mask")):
+def write_model(
+    path, layers=1, width=64, positions=100, rows=bench.TOKEN_IDS, names=("input_ids", "attention_mask")
+):
     """Embedding, position embedding, `layers` products: enough to take time and to refuse long texts."""
     random = np.random.default_rng(0)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in names]
     weights = {
-        "table": random.standard_normal((bench.TOKEN_IDS, width)).astype(np.float32),
+        "table": random.standard_normal((rows, width)).astype(np.float32),
         "positions": random.standard_normal((positions, width)).astype(np.float32),
         "one": np.array(1),
         "axis": np.array(1),
@@ -122,6 +124,14 @@ def test_memory_is_what_the_file_takes_and_not_what_its_starter_took(tmp_path):
     assert 42e6 <= found["loaded_bytes"] <= found["peak_bytes"] < 400e6
 
 
+def test_nothing_is_imported_from_the_folder_one_stands_in(tmp_path, monkeypatch):
+    path = write_model(tmp_path / "model.onnx")
+    for name in ("onnxruntime.py", "inspect.py"):
+        (tmp_path / name).write_text("raise SystemExit('a file of the bundle was imported')")
+    monkeypatch.chdir(tmp_path)
+    assert bench.load_once(path, threads=1)["load_seconds"] > 0
+
+
 def test_quick_halves_a_text_that_is_too_long(tmp_path):
     files = {
         "a": write_model(tmp_path / "a.onnx", positions=40),
@@ -137,6 +147,16 @@ def test_quick_halves_a_text_that_is_too_long(tmp_path):
             "batch", "tokens", "median_ms", "p95_ms", "texts_per_second", "speedup", "load_seconds", "peak_bytes",
             "loaded_bytes",
         }  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [199, 100, 5])
+def test_a_small_vocabulary_is_measured_with_the_ids_it_has(tmp_path, rows):
+    files = {
+        "large": write_model(tmp_path / "a.onnx"),
+        "small": write_model(tmp_path / "b.onnx", rows=rows),
+    }
+    assert bench.quick(files, seconds=0.05)["small"]["tokens"] == 64
+    assert len(bench.bench(files, (1,), (8,), threads=1, repeats=5, loads=1)["speed"]) == 2
 
 
 def test_what_cannot_be_measured_is_said(tmp_path, files, capfd):

@@ -1,7 +1,9 @@
 """The run folder: whole or absent, whatever happens in between."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -50,8 +52,11 @@ def test_a_half_written_checkpoint_is_swept_away(tmp_path):
         partial = folder.checkpoints / ".partial-000002"
         partial.mkdir()
         (partial / "model.safetensors").write_bytes(b"half")
+    temporary = tmp_path / "run" / ".temporary-abc"
+    temporary.mkdir()
     with RunFolder(tmp_path / "run", make_recipe()) as folder:
         assert not partial.exists()
+        assert not temporary.exists()
         assert folder.latest()[1]["stage"] == 1
 
 
@@ -74,6 +79,32 @@ def test_another_recipe_is_refused_and_fresh_starts_over(tmp_path):
         RunFolder(tmp_path / "run", make_recipe(seed=7))
     with RunFolder(tmp_path / "run", make_recipe(seed=7), fresh=True) as folder:
         assert folder.latest() is None
+
+
+def test_fresh_loses_nothing_where_the_bundle_cannot_be_removed(tmp_path, monkeypatch):
+    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+        folder.events.write("stage", stage=0)
+        folder.save(tensors(1), {})
+        folder.bundle.mkdir()
+        (folder.bundle / "report.json").write_text("{}")
+    rmtree = shutil.rmtree
+
+    def refuse(path, ignore_errors=False):
+        if path.name != "bundle":
+            rmtree(path, ignore_errors)
+        elif not ignore_errors:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(MachineError, match=r"cannot be written to .*Permission denied.*bundle.*--out"):
+        RunFolder(tmp_path / "run", make_recipe(), fresh=True)
+    monkeypatch.undo()
+    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+        assert folder.latest() is not None
+        assert len(folder.events.read()) == 1
+    with RunFolder(tmp_path / "run", make_recipe(), fresh=True) as folder:
+        assert folder.latest() is None
+        assert not folder.bundle.exists()
 
 
 def test_a_folder_of_a_version_that_had_fewer_keys_goes_on(tmp_path):
@@ -100,6 +131,23 @@ def test_a_damaged_checkpoint_is_said_to_be_so(tmp_path):
         file = next(folder.checkpoints.glob("saved-*/model.safetensors"))
         file.write_bytes(file.read_bytes()[:50])
         with pytest.raises(ModelError, match="damaged"):
+            folder.latest()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null"])
+def test_an_empty_state_is_a_damaged_checkpoint(tmp_path, content):
+    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+        folder.save(tensors(1), {})
+        next(folder.checkpoints.glob("saved-*/state.json")).write_text(content)
+        with pytest.raises(ModelError, match=r"damaged.*--fresh"):
+            folder.latest()
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+        folder.save(tensors(1), {})
+        next(folder.checkpoints.glob("saved-*/masks.safetensors")).unlink()
+        with pytest.raises(ModelError, match=r"masks\.safetensors missing.*--fresh"):
             folder.latest()
 
 

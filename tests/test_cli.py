@@ -81,6 +81,8 @@ def test_schema_is_json_schema():
         (["compress", "quikstart"], "quickstart"),
         (["compress", "quickstart", "--device", "cuda:9", "--dry-run"], "--device cpu"),
         (["compress", "quickstart", "--device", "tpu", "--dry-run"], "expected auto, cpu, cuda"),
+        (["compress", "quickstart", "--device", "cpu:", "--dry-run"], "expected auto, cpu, cuda"),
+        (["compress", "quickstart", "--device", "cuda:", "--dry-run"], "expected auto, cpu, cuda"),
         (["verify", "nowhere"], "nowhere"),
         (["evaluate", "nowhere"], "nowhere"),
         (["predict", "nowhere", "text"], "nowhere"),

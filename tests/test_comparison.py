@@ -623,7 +623,7 @@ def piece(recipe, folder, **changes):
 
 
 def stand_in(folder, monkeypatch, script):
-    """A shell script in Python's place; it finds the piece of work in $line."""
+    """A shell script in Python's place, which takes no note of its arguments; it finds the piece of work in $line."""
     fake = folder / "python"
     fake.write_text(f"#!/bin/sh\nread -r line\n{script}\n")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
@@ -643,6 +643,14 @@ def test_a_process_for_each_piece(base, tmp_path, capfd):
     assert (second.status, second.exit_code) == ("failed", 2)
     assert second.message == f"its dense stage failed: {first.message}"
     assert capfd.readouterr().out == ""
+
+
+def test_a_process_imports_nothing_from_the_folder_one_stands_in(base, tmp_path, monkeypatch):
+    (tmp_path / "inspect.py").write_text("raise SystemExit('a file of the user was imported')")
+    lost = load(base, f"task.path={tmp_path}/{{language}}.{{split}}.tsv")
+    monkeypatch.chdir(tmp_path)
+    (outcome,) = local.LocalExecutor().run([piece(lost, tmp_path / "lost", kind="dense")])
+    assert outcome.message.startswith("no test file of any language")
 
 
 @pytest.mark.parametrize(
@@ -1000,6 +1008,9 @@ def test_scores_of_examples_are_kept(tmp_path):
         for language in ("sw", "ar"):
             assert np.array_equal(getattr(again, form)[language], getattr(kept, form)[language])
     assert [file.name for file in tmp_path.iterdir()] == [score_file.NAME]
+    (tmp_path / "other").touch()
+    assert (tmp_path / score_file.NAME).stat().st_mode == (tmp_path / "other").stat().st_mode
+    (tmp_path / "other").unlink()
     (tmp_path / score_file.NAME).write_bytes(b"{}")
     with pytest.raises(DataError, match="cannot be read"):
         score_file.read(tmp_path / score_file.NAME)

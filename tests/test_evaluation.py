@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from xlmprune import evaluation
 from xlmprune.data import Encoded, Examples
 from xlmprune.evaluation import Agreement, TestSet
-from xlmprune.metrics import Accuracy
+from xlmprune.metrics import Accuracy, EntityF1
 
 
 def encoded(lengths, words=None):
@@ -47,6 +47,29 @@ def test_interval_of_accuracy_is_near_the_binomial_one():
     assert evaluation.interval(statistics, Accuracy()) == (low, high)
 
 
+def test_an_interval_does_not_collapse_where_all_or_none_is_right():
+    # Wilson 1927 by hand: n / (n + z²) = 20 / 23.8415 at the one end, z² / (n + z²) at the other.
+    assert evaluation.interval(np.ones((20, 2)), Accuracy()) == pytest.approx((83.8874, 100.0), abs=1e-3)
+    none = np.array([[0.0, 1.0]] * 20)
+    assert evaluation.interval(none, Accuracy()) == pytest.approx((0.0, 16.1126), abs=1e-3)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=50))
+def test_an_interval_holds_its_score(right):
+    statistics = np.array([[value, 1] for value in right], dtype=float)
+    low, high = evaluation.interval(statistics, Accuracy())
+    score = float(Accuracy().value(statistics.sum(axis=0)))
+    assert 0 <= low <= score <= high <= 100
+    assert high - low > 5
+
+
+def test_where_resampling_says_nothing_there_is_no_interval():
+    assert evaluation.interval(np.array([[2.0, 2.0, 2.0]] * 20), EntityF1()) == (None, None)
+    assert evaluation.interval(np.empty((0, 2)), Accuracy()) == (None, None)
+    low, high = evaluation.interval(np.array([[2.0, 2.0, 2.0], [1.0, 2.0, 2.0]] * 20), EntityF1())
+    assert 60 < low < 75 < high < 90
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_mcnemar_is_the_exact_binomial(pairs):
     before = np.array([[a, 1] for a, _ in pairs], dtype=float)
@@ -58,6 +81,15 @@ def test_mcnemar_is_the_exact_binomial(pairs):
     total = gained + lost
     tail = sum(comb(total, k) for k in range(min(gained, lost) + 1)) / 2**total
     assert found["p_value"] == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_an_entity_where_there_is_none_is_an_example_lost():
+    right, invented = [0, 0, 0], [0, 1, 0]
+    one, other = np.array([right] * 6 + [[1, 1, 1]], float), np.array([invented] * 6 + [[1, 1, 1]], float)
+    found = evaluation.paired(one, other, EntityF1())
+    assert found == {"p_value": pytest.approx(2 / 2**6), "gained": 0, "lost": 6}
+    assert evaluation.paired(other, one, EntityF1())["gained"] == 6
+    assert evaluation.paired(one, one, EntityF1())["p_value"] == 1
 
 
 def test_models_measured_on_different_examples_are_not_paired():

@@ -126,3 +126,18 @@ def test_what_cannot_be_exported_or_read_is_refused(tmp_path):
         exporter.load_onnx(tmp_path / "m.onnx")
     with pytest.raises(BundleError, match="missing"):
         exporter.load_onnx(tmp_path / "none.onnx")
+
+
+def test_equal_weights_count_each_though_the_graph_holds_one():
+    from xlmprune import bundling
+
+    model = tiny_model()
+    with torch.no_grad():
+        for layer in model.roberta.encoder.layer:
+            layer.output.dense.weight.zero_()
+    graph = exporter.export_onnx(model)
+    merged = bundling._merged(model, graph)
+    assert merged
+    counted = bundling._bytes_of(graph) + sum(4 * weight.numel() for weight in merged)
+    dense = sum(4 * parameter.numel() for parameter in model.parameters())
+    assert dense <= counted < dense + 1000

@@ -8,12 +8,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 from tiny import tiny_bundle, tiny_graph, tiny_masks, tiny_model
+from typer.testing import CliRunner
 
 from xlmprune import inspection
+from xlmprune.cli import app
 from xlmprune.errors import BundleError
 from xlmprune.exporters import onnx as onnx_export
 from xlmprune.exporters import safetensors as sparse
 from xlmprune.exporters.packing import pack
+from xlmprune.exporters.quantization import quantize
 from xlmprune.mask import pack_bits
 
 QUERY = "roberta.encoder.layer.1.attention.self.query.weight"
@@ -136,6 +139,23 @@ def test_a_packed_graph_says_the_same_in_fewer_bytes(tmp_path):
     assert packed["bytes_by_part"]["embeddings"] <= dense["bytes_by_part"]["embeddings"]
 
 
+def test_word_embeddings_in_four_bits_count_and_weigh_what_they_stand_for(tmp_path):
+    model = tiny_model(hidden=32)
+    dense = onnx_export.export_onnx(model)
+    onnx_export.save_onnx(dense, tmp_path / "dense.onnx")
+    onnx_export.save_onnx(quantize(dense, embeddings="int4"), tmp_path / "int4.onnx")
+    one, other = (
+        {entry.name: entry for entry in inspection._read_onnx(tmp_path / f"{name}.onnx")}
+        for name in ("dense", "int4")
+    )
+    table = "roberta.embeddings.word_embeddings.weight"
+    assert other[table].shape == one[table].shape == model.get_parameter(table).shape
+    assert other[table].norm == pytest.approx(one[table].norm, rel=0.02)
+    assert other[table].bytes < one[table].bytes / 6
+    facts = [inspection.inspect(tmp_path / f"{name}.onnx") for name in ("dense", "int4")]
+    assert facts[0]["parameters"] == facts[1]["parameters"]
+
+
 def test_a_bundle_and_its_table(model, tmp_path):
     folder = tiny_bundle(tmp_path / "bundle")
     facts = inspection.inspect(folder)
@@ -178,6 +198,34 @@ def test_a_norm_counts_scales():
     values = np.array([[1, -2], [3, 0]], dtype=np.int8)
     assert inspection._norm(values, np.array(0.5)) == pytest.approx(0.5 * 14**0.5)
     assert inspection._norm(values, np.array([1.0, 2.0])) == pytest.approx((1 + 16 + 9) ** 0.5)
+
+
+def test_weights_that_are_no_numbers_are_null_in_json(model, tmp_path):
+    tensors = {name: tensor.clone() for name, tensor in model[0].state_dict().items()}
+    tensors[QUERY][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "model.safetensors")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "model.safetensors"), "--json"])
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(result.output)["matrices"]}
+    assert rows[QUERY]["norm"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is damaged"),
+        ("{}", "weight_map"),
+        ("[]", "is damaged"),
+        ('{"weight_map": {"a": 1}}', "is damaged"),
+        ('{"weight_map": {"a": "../other/model.safetensors"}}', "not the name of a file beside it"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "not the name of a file beside it"),
+    ],
+)
+def test_a_damaged_index_of_shards_is_said(tmp_path, content, said):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(BundleError, match=said):
+        inspection.inspect(tmp_path)
 
 
 def test_what_cannot_be_inspected_is_said(tmp_path):

@@ -147,6 +147,7 @@ def test_the_image_is_fit_to_serve():
     assert lines[0] == "FROM python:3.11-slim"
     assert 'ENTRYPOINT ["xlmprune"]' in lines
     assert "LANG=C.UTF-8" in text
+    assert "ORT_DISABLE_TELEMETRY=1" in text
     assert "VOLUME /cache" in lines
     assert "HF_HOME=/cache/" in text
     assert "XLMPRUNE_CACHE=/cache/" in text

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import xlmprune
 from xlmprune.cli import app
+from xlmprune.errors import BundleError
 from xlmprune.model import prunable, save_tokenizer
 
 LANGUAGES = list(SENTENCES)
@@ -401,6 +402,38 @@ def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path
     assert "going on at stage 0, update 10" in second.stderr
 
 
+def test_a_checkpoint_with_parts_missing_is_a_sentence(workplace, tmp_path, monkeypatch):
+    """Also one of a version that did not list its files."""
+    recipe = write_recipe(workplace, name="parts", export={"onnx": []})
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xlmprune.pipeline.measure_pruned", stop)
+    arguments = ["compress", str(recipe), "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, arguments).exit_code == 130
+    (saved,) = (tmp_path / "run" / "checkpoint").glob("saved-*")
+    listed = json.loads((saved / "state.json").read_text())
+    unlisted = {key: value for key, value in listed.items() if key != "files"}
+    for state in (listed, unlisted):
+        (saved / "state.json").write_text(json.dumps(state))
+        for name in ("masks", "model", "dense"):
+            file = saved / f"{name}.safetensors"
+            content = file.read_bytes()
+            file.unlink()
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 2, result.output
+            assert f"{name}.safetensors missing" in result.stderr or state is unlisted
+            assert "the checkpoint is damaged" in result.stderr
+            assert "--fresh" in result.stderr
+            file.write_bytes(content)
+    trimming = tmp_path / "run" / "checkpoint" / "start" / "vocabulary.json"
+    trimming.write_text("")
+    assert "the checkpoint is damaged" in CliRunner().invoke(app, arguments).stderr
+    trimming.write_text("null")
+    assert CliRunner().invoke(app, arguments).exit_code == 130
+
+
 def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch):
     from xlmprune import bundling
 
@@ -423,6 +456,71 @@ def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch)
     assert (tmp_path / "run" / "bundle" / "model.onnx").exists()
     again = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert again.exit_code == 3
+
+
+def test_a_small_vocabulary_ships_and_a_timing_that_fails_stops_nothing(workplace, tmp_path, monkeypatch):
+    export = {"onnx": ["fp32", "int8"], "triton": False}
+    recipe = write_recipe(workplace, export=export)
+    options = [f"model.vocabulary.files=[{workplace}/data/en.train.tsv]", "model.vocabulary.max_size=100"]
+    options += ["training.epochs_per_stage=1", "training.dense_epochs=1"]
+    arguments = ["compress", str(recipe), *(part for option in options for part in ("--set", option))]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "small")])
+    assert result.exit_code == 0, result.output
+    assert report_of(tmp_path / "small")["vocabulary"]["pieces"] <= 100
+    assert set(report_of(tmp_path / "small")["speed"]) == {"model.onnx", "model.int8.onnx"}
+
+    def fail(*_):
+        raise BundleError("model.onnx cannot be opened in a process of its own")
+
+    monkeypatch.setattr("xlmprune.bench.load_once", fail)
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "untimed")])
+    assert result.exit_code == 0, result.output
+    assert "were not timed: model.onnx cannot be opened" in result.stderr
+    assert report_of(tmp_path / "untimed")["speed"] == {}
+
+
+@pytest.mark.parametrize(
+    ("lost", "floor", "said"),
+    [
+        ({"en": 9.0, "de": 0.0}, {"worst_language_drop": 1.0}, "en fell by 9.00 points"),
+        ({"en": 9.0}, {"zero_shot_drop": 1.0}, "its en is 9.00 points lower"),
+        ({"en": 9.0, "de": 0.0}, {"zero_shot_drop": 1.0}, None),
+        ({"en": 0.0, "de": 9.0, "th": 1.0}, {"zero_shot_drop": 4.0}, "its zero-shot mean is 5.00 points"),
+    ],
+)
+def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
+    from types import SimpleNamespace as Space
+
+    from xlmprune import bundling
+    from xlmprune.evaluation import Agreement, Score
+    from xlmprune.recipe import FloorRecipe
+
+    def scores(drop):
+        return {code: Score(90.0 - drop * points, {}, np.ones((1, 2))) for code, points in lost.items()}
+
+    (tmp_path / "model.int8.onnx").touch()
+    recipe = Space(export=Space(floor=FloorRecipe(**floor)), task=Space(train_language="en"))
+    job = Space(recipe=recipe, folder=Space(unfinished_bundle=tmp_path))
+    form = bundling.Form("int8", "model.int8.onnx", scores(1), Agreement())
+    refused = bundling.refuse(job, scores(0), [form])
+    assert (tmp_path / "model.int8.onnx").exists() == (said is None)
+    assert said is None or said in refused["int8"]
+
+
+def test_int8_alone_knows_its_dense_sizes_and_writes_for_the_while_into_the_run_folder(
+    workplace, tmp_path, monkeypatch
+):
+    recipe = write_recipe(workplace, name="while", export={"onnx": ["int8"]})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no such folder"))
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert not list((tmp_path / "run").glob(".temporary-*"))
+    report = report_of(tmp_path / "run")
+    dense, parameters = report["dense_bytes"], report["model"]["parameters"]
+    assert set(dense) == {"onnx_fp32", "onnx_int8", "safetensors"}, "fp32 too, though it was not asked for"
+    assert dense["safetensors"] == 4 * parameters
+    assert 4 * parameters <= dense["onnx_fp32"] < 4 * parameters + 1000, "equal tensors of a graph each count"
+    assert "against" in (tmp_path / "run" / "bundle" / "report.md").read_text(encoding="utf-8")
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(workplace, tmp_path):

@@ -463,3 +463,9 @@ def test_the_code_in_the_card_runs_as_it_stands(tmp_path, kind, expected):
 def test_reading_a_report_needs_no_torch():
     code = "import sys, xlmprune.report; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("tested", "said"), [(4, "0.2"), (14, "0.7"), (50, "2"), (200, "10"), (430, "22")])
+def test_how_many_p_values_fall_by_chance_is_a_plain_number(tested, said):
+    report = {"paired": {str(number): {} for number in range(tested)}}
+    assert f"of {tested}, about {said} would" in findings.describe_chance(report)

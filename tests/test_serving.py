@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,17 @@ def expected_probabilities(folder, kind, inputs):
     with torch.no_grad():
         logits = model(torch.tensor([encoding.ids]), torch.ones(1, len(encoding.ids))).logits[0]
     return torch.softmax(logits, -1).numpy(), encoding
+
+
+def test_onnx_runtime_sends_nothing_home(bundles, tmp_path):
+    code = f"from xlmprune.serving import Bundle; Bundle({str(bundles['text'])!r}).session()"
+    quiet = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    quiet |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], env=quiet, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]  # what waits to be sent
+    code = "import os, xlmprune; assert os.environ['ORT_DISABLE_TELEMETRY'] == {!r}"
+    for given, wanted in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
+        subprocess.run([sys.executable, "-c", code.format(wanted)], env=quiet | given, check=True)
 
 
 @pytest.mark.parametrize("kind", ["text", "pair"])
@@ -247,7 +259,7 @@ def test_golden_arrays_come_back(tmp_path):
     assert np.array_equal(found.input_ids, arrays["input_ids"])
     assert found.logits.keys() == {"fp32", "pytorch"}
     golden.write(tmp_path, {**arrays, "logits.fp32": np.ones((31, 3))})
-    with pytest.raises(BundleError, match="different batches"):
+    with pytest.raises(BundleError, match="one row of labels for each text"):
         golden.read(tmp_path)
     golden.write(tmp_path, {"input_ids": arrays["input_ids"]})
     with pytest.raises(BundleError, match="'attention_mask' is missing"):

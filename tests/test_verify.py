@@ -1,19 +1,26 @@
+import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file as load_golden
+from safetensors.numpy import save_file as save_golden
 from safetensors.torch import load_file, save_file
 from tiny import tiny_bundle
+from typer.testing import CliRunner
 
 from xlmprune import golden, manifest
 from xlmprune import verify as verification
-from xlmprune.errors import BundleError
+from xlmprune.cli import app
+from xlmprune.errors import BundleError, MachineError
 from xlmprune.exporters.packing import is_packed
-from xlmprune.exporters.unpacking import unpack_bundle
+from xlmprune.exporters.unpacking import contenders, unpack_bundle
 from xlmprune.serving import Bundle
 from xlmprune.verify import compare, render, verify
 
@@ -21,6 +28,12 @@ from xlmprune.verify import compare, render, verify
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return tiny_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Every matrix stored by its non-zeros."""
+    return tiny_bundle(tmp_path_factory.mktemp("packed") / "bundle", packed=True)
 
 
 @pytest.fixture
@@ -94,6 +107,72 @@ def test_damage_is_a_failed_check_and_no_crash(copy, name, damage):
         assert "is missing" in found[name]
     reseal(copy)
     assert failures(copy)  # the manifest agrees now, what is inside does not
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_golden(folder, **arrays):
+    found = load_golden(folder / "golden.safetensors")
+    found |= {name.replace("__", "."): np.asarray(array) for name, array in arrays.items()}
+    save_golden(found, folder / "golden.safetensors")
+
+
+def flip_an_id(folder):
+    ids = golden.read(folder).input_ids.copy()
+    ids[0, 1] += 1 << 20
+    change_golden(folder, input_ids=ids)
+
+
+def spoil_a_name(folder):
+    content = (folder / "model.onnx").read_bytes()
+    name = b"roberta.embeddings.word_embeddings.weight"
+    assert name in content
+    (folder / "model.onnx").write_bytes(content.replace(name, b"\xff" + name[1:]))
+
+
+def spoil_the_manifest(folder):
+    facts = json.loads((folder / "manifest.json").read_text())
+    facts["files"]["config.json"]["bytes"] = "12"
+    (folder / "manifest.json").write_text(json.dumps(facts))
+
+
+GOLDEN = "model.onnx: golden logits"
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "said"),
+    [
+        (flip_an_id, "model.onnx: packed equals dense", "could not be checked.*idx=|out of"),
+        (flip_an_id, GOLDEN, "cannot be run"),
+        (spoil_a_name, "model.onnx: packed", "a name is not UTF-8"),
+        (lambda folder: change_golden(folder, logits__fp32=np.array(1.0)), GOLDEN, r"fp32 are \(\)"),
+        (lambda folder: change_golden(folder, logits__fp32=np.zeros((32, 0))), GOLDEN, r"\(32, 0\)"),
+        (lambda folder: change_golden(folder, logits__fp32=np.full((32, 3), np.nan)), GOLDEN, "not finite"),
+        (lambda folder: edit(folder / "config.json", vocab_size=None), "tokenizer", "vocab_size is None"),
+        (spoil_the_manifest, "manifest.json", "'config.json' has no size"),
+    ],
+)
+def test_every_damage_is_a_failed_check_beside_the_others(packed, tmp_path, damage, name, said):
+    folder = shutil.copytree(packed, tmp_path / "copy")
+    before = {check.name for check in verify(folder, threads=1)}
+    damage(folder)
+    checks = {check.name: check for check in verify(folder, threads=1)}
+    assert not checks[name].passed
+    assert re.search(said, checks[name].detail)
+    inside = {"weights", "tokenizer", "model.onnx: graph", GOLDEN, "triton/tiny/1/model.onnx serves"}
+    assert inside <= before & checks.keys()
+
+
+def test_a_file_that_may_not_be_read_is_a_failed_check(copy, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(manifest, "sha256_of", refuse)
+    found = failures(copy)
+    assert found["tokenizer.json"] == "cannot be read: Permission denied"
+    assert "Permission denied" in found["triton"]
 
 
 def test_an_added_file_and_a_missing_manifest_are_failed_checks(copy):
@@ -198,11 +277,6 @@ def test_the_manifest_names_every_file_and_no_machine(bundle, tmp_path):
     assert facts["files"]["model.onnx"] == facts["files"]["triton/tiny/1/model.onnx"]
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    return tiny_bundle(tmp_path_factory.mktemp("packed") / "bundle", packed=True)
-
-
 def test_a_packed_bundle_is_compared_with_its_dense_form(packed, monkeypatch):
     monkeypatch.setattr(verification, "SLOWEST_PACKED", 10.0)  # microseconds of a tiny model say little
     checks = {check.name: check for check in verify(packed, threads=1)}
@@ -232,3 +306,43 @@ def test_unpacked_a_bundle_is_dense(packed, tmp_path):
     assert not is_packed(onnx.load(tmp_path / "plain" / "model.onnx"))
     with pytest.raises(BundleError, match="is the bundle itself"):
         unpack_bundle(packed, packed)
+    with pytest.raises(BundleError, match="lies inside the bundle"):
+        unpack_bundle(packed, packed / "plain")
+
+
+def test_unpacked_where_another_bundle_was_nothing_of_that_one_is_left(packed, tmp_path):
+    out = tmp_path / "plain"
+    out.mkdir()
+    for name in ("model.int8.onnx", "model.int8.onnx.data", "model.onnx.data", "notes.txt"):
+        (out / name).write_text("of another model")
+    written = unpack_bundle(packed, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*written, "notes.txt"])
+
+
+def test_unpack_from_within_the_bundle(packed, tmp_path, monkeypatch):
+    folder = shutil.copytree(packed, tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, ["unpack", "."])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "copy-unpacked" / "model.onnx").is_file()
+
+
+def test_a_full_or_missing_place_for_temporary_files_is_a_sentence(packed, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("xlmprune.exporters.onnx.save_onnx", full)
+        patched.setattr(tempfile, "tempdir", str(tmp_path))
+        with (
+            pytest.raises(MachineError, match=rf"^{tmp_path}, where .* is full .*TMPDIR"),
+            contenders(packed),
+        ):
+            pass
+        assert f"{tmp_path}, where" in failures(packed)["model.onnx: packed equals dense"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with (
+        pytest.raises(MachineError, match=r"no place for temporary files .*gone.*TMPDIR"),
+        contenders(packed),
+    ):
+        pass

@@ -6,12 +6,16 @@ when first asked for, so that ``import xlmprune`` and ``xlmprune --help`` stay q
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from xlmprune._version import __version__
 
 if TYPE_CHECKING:
     from xlmprune.exporters.safetensors import load as load
+
+# ONNX Runtime 1.31 sends usage data to its maker unless this is set before it is imported; 0 in the environment is kept.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["__version__", "load"]
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xlmprune import own_process
 from xlmprune.errors import BundleError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ FIRST_ID = 4
 """The first token id that is no special token."""
 
 TOKEN_IDS = 200
-"""Ids drawn from in the texts made up for measuring; every vocabulary is larger."""
+"""Ids drawn from in the texts made up for measuring; fewer where a model's vocabulary is smaller."""
 
 LEAST_ROUNDS = 5
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
@@ -82,10 +83,11 @@ def bench(
         "speed": [],
     }
     sessions = {form: open_session(path, threads) for form, path in files.items()}
+    ids = _ids_known(sessions)
     for batch in batches:
         for tokens in lengths:
             say(f"{batch} x {tokens} tokens")
-            rounds = _rounds(sessions, batch, tokens, repeats, seconds)
+            rounds = _rounds(sessions, batch, tokens, repeats, seconds, ids)
             facts["speed"] += [_speed(form, rounds, batch, tokens) for form in rounds]
     return facts
 
@@ -106,13 +108,14 @@ def quick(
     """
     threads = threads or processors()
     sessions = {form: open_session(path, threads) for form, path in files.items()}
-    while not all(_takes(session, tokens) for session in sessions.values()):
+    ids = _ids_known(sessions)
+    while not all(_takes(session, tokens, ids) for session in sessions.values()):
         if tokens == 1:
             raise BundleError(
                 f"{', '.join(map(str, files.values()))}: not even one token is taken; expected models of xlmprune"
             )
         tokens //= 2
-    rounds = _rounds(sessions, 1, tokens, repeats=1000, seconds=seconds)
+    rounds = _rounds(sessions, 1, tokens, repeats=1000, seconds=seconds, ids=ids)
     del sessions
     facts = {}
     for form, path in files.items():
@@ -151,21 +154,41 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def make_inputs(session: onnxruntime.InferenceSession, batch: int, tokens: int) -> dict[str, np.ndarray]:
-    """Random texts without padding, for every input that the file has."""
-    ids = np.random.default_rng(0).integers(FIRST_ID, TOKEN_IDS, (batch, tokens))
+def make_inputs(
+    session: onnxruntime.InferenceSession, batch: int, tokens: int, ids: int = TOKEN_IDS
+) -> dict[str, np.ndarray]:
+    """Random texts of ids below ``ids``, without padding, for every input that the file has."""
+    drawn = np.random.default_rng(0).integers(FIRST_ID, ids, (batch, tokens))
     inputs = {}
     for entry in session.get_inputs():
-        values = np.ones_like(ids) if "mask" in entry.name else np.zeros_like(ids)
+        values = np.ones_like(drawn) if "mask" in entry.name else np.zeros_like(drawn)
         if entry.name == "input_ids":
-            values = ids
+            values = drawn
         inputs[entry.name] = values.astype(np.int32 if "int32" in entry.type else np.int64)
     return inputs
 
 
-def _takes(session: onnxruntime.InferenceSession, tokens: int) -> bool:
+def _ids_known(sessions: Mapping[str, onnxruntime.InferenceSession]) -> int:
+    """Below which number every model knows the ids, as far as is asked for: `TOKEN_IDS`, halved while one refuses."""
+    ids = TOKEN_IDS
+    while ids > FIRST_ID + 1 and not all(_knows(session, ids) for session in sessions.values()):
+        ids = max(ids // 2, FIRST_ID + 1)
+    return ids
+
+
+def _knows(session: onnxruntime.InferenceSession, ids: int) -> bool:
+    inputs = make_inputs(session, 1, 1)
+    inputs["input_ids"][:] = ids - 1
+    return _runs(session, inputs)
+
+
+def _takes(session: onnxruntime.InferenceSession, tokens: int, ids: int) -> bool:
+    return _runs(session, make_inputs(session, 1, tokens, ids))
+
+
+def _runs(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> bool:
     try:
-        session.run(None, make_inputs(session, 1, tokens))
+        session.run(None, inputs)
     except Exception:  # as above
         return False
     return True
@@ -177,12 +200,13 @@ def _rounds(
     tokens: int,
     repeats: int,
     seconds: float,
+    ids: int = TOKEN_IDS,
 ) -> dict[str, np.ndarray]:
     """Milliseconds of every call, [rounds] for each form; entries of one place were measured in one round."""
     for form, session in sessions.items():
-        if not _takes(session, tokens):
+        if not _takes(session, tokens, ids):
             raise BundleError(f"{form} does not take texts of {tokens} tokens; try shorter ones")
-    inputs = {form: make_inputs(session, batch, tokens) for form, session in sessions.items()}
+    inputs = {form: make_inputs(session, batch, tokens, ids) for form, session in sessions.items()}
     order = list(sessions)
     taken: dict[str, list[float]] = {form: [] for form in order}
     for form in order:
@@ -241,11 +265,8 @@ def bytes_of(path: Path) -> int:
 
 def load_once(path: Path, threads: int) -> dict[str, Any]:
     """Open a file in a fresh process: `load_seconds`, `peak_bytes`, `loaded_bytes` (see `bench`)."""
-    command = [sys.executable, "-m", "xlmprune.bench", str(path), str(threads)]
-    # The package may have been imported from a checkout that is not installed.
-    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = own_process.command("xlmprune.bench", str(path), str(threads))
+    done = subprocess.run(command, capture_output=True, text=True, env=own_process.environment(), check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise BundleError(f"{path} cannot be opened in a process of its own: {reason[0]}")

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from xlmprune import recipe as recipes
 from xlmprune.errors import MachineError, ModelError, RecipeError
+from xlmprune.exporters import TEMPORARY
 from xlmprune.recipe import Recipe
 
 STATE = "state.json"
@@ -101,7 +102,12 @@ class RunFolder:
                 self.close()
                 raise
             self.checkpoints.mkdir(exist_ok=True)
-            for leftover in [*self.checkpoints.glob(".partial-*"), *path.glob(".bundle-*")]:
+            leftovers = [
+                *self.checkpoints.glob(".partial-*"),
+                *path.glob(".bundle-*"),
+                *path.glob(f"{TEMPORARY}*"),
+            ]
+            for leftover in leftovers:
                 shutil.rmtree(leftover)
         self.events = EventLog(path / "events.jsonl")
 
@@ -157,8 +163,12 @@ class RunFolder:
         return lock
 
     def _clear(self) -> None:
-        for name in ("checkpoint", "bundle"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        # The bundle first: where it may not be removed, the checkpoint and its recipe are still there.
+        for folder in (self.bundle, self.checkpoints):
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.exists():
+                shutil.rmtree(folder)
         for name in ("recipe.yaml", "events.jsonl", "scores.safetensors"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -213,7 +223,12 @@ class RunFolder:
                     {key: value.detach().contiguous().cpu() for key, value in entries.items()},
                     partial / f"{name}.safetensors",
                 )
-            state = {**state, "events_bytes": self.events.bytes, "recipe_sha256": self.recipe.sha256()}
+            state = {
+                **state,
+                "files": list(tensors),
+                "events_bytes": self.events.bytes,
+                "recipe_sha256": self.recipe.sha256(),
+            }
             write_atomically(partial / STATE, json.dumps(state, indent=1))
             put_in_place(partial, self.checkpoints / f"saved-{number:06d}")
         for _, folder in older:
@@ -236,9 +251,14 @@ class RunFolder:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
         except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(
-                f"{folder}: the checkpoint is damaged ({error}); use --fresh to start over"
-            ) from error
+            raise damaged_checkpoint(folder, str(error)) from error
+        if not isinstance(state, dict) or "events_bytes" not in state:
+            raise damaged_checkpoint(folder, f"{STATE} is not what was written")
+        # Older checkpoints do not list their files.
+        if missing := [name for name in state.get("files", []) if name not in tensors]:
+            raise damaged_checkpoint(
+                folder, f"{', '.join(f'{name}.safetensors' for name in missing)} missing"
+            )
         self.events.cut(state["events_bytes"])
         return tensors, state
 
@@ -249,6 +269,11 @@ class RunFolder:
             if match:
                 found.append((int(match[1]), folder))
         return sorted(found)
+
+
+def damaged_checkpoint(folder: Path, what: str) -> ModelError:
+    """What is wrong with a checkpoint, and the way out."""
+    return ModelError(f"{folder}: the checkpoint is damaged ({what}); use --fresh to start over")
 
 
 class StopRequest:

@@ -78,7 +78,9 @@ def _options(
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
+    from xlmprune.findings import plain
+
+    typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False))
 
 
 def _print_table(renderable: Any) -> None:
@@ -223,9 +225,15 @@ def unpack(
     """Write the dense form of every packed file (plain safetensors, plain ONNX), for tools that want it."""
     from xlmprune.exporters.unpacking import unpack_bundle
 
-    folder = out or bundle.with_name(bundle.resolve().name + "-unpacked")
+    folder = out or _beside(bundle, "-unpacked")
     for file in unpack_bundle(bundle, folder):
         typer.echo(str(folder / file))
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    """``folder`` with ``ending`` behind its name; `.` and `..` have none of their own."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(named.name + ending)
 
 
 @app.command()

@@ -316,9 +316,10 @@ def describe_chance(report: Report) -> str:
     tested = len(report.get("paired", {}))
     if not tested:
         return ""
+    expected = f"{tested / 20:.0f}" if tested >= 20 else f"{tested / 20:.1g}"
     return (
         "p: exact paired test (McNemar) of pruned against dense on the same examples, not corrected for the number "
-        f"of languages; of {tested}, about {tested / 20:.1g} would fall below 0.05 by chance alone."
+        f"of languages; of {tested}, about {expected} would fall below 0.05 by chance alone."
     )
 
 

@@ -58,6 +58,19 @@ def read(folder: Path) -> Golden:
     except KeyError as error:
         raise BundleError(f"{path}: {error} is missing") from error
     logits = {name.removeprefix(LOGITS): array for name, array in arrays.items() if name.startswith(LOGITS)}
-    if ids.shape != mask.shape or any(array.shape[0] != len(ids) for array in logits.values()):
-        raise BundleError(f"{path} is damaged: its arrays are of different batches")
+    if ids.ndim != 2 or ids.shape != mask.shape:
+        raise BundleError(
+            f"{path} is damaged: input_ids {ids.shape} and attention_mask {mask.shape} do not fit"
+        )
+    if not mask.any():
+        raise BundleError(f"{path} is damaged: it holds no token")
+    for form, array in logits.items():
+        fits = (array.ndim == 2 and len(array) == len(ids)) or (
+            array.ndim == 3 and array.shape[:2] == ids.shape
+        )
+        if not fits or not array.size:
+            raise BundleError(
+                f"{path} is damaged: logits of {form} are {array.shape} for ids of {ids.shape}, expected one row of "
+                "labels for each text or for each token"
+            )
     return Golden(ids, mask, logits)

@@ -99,8 +99,16 @@ def _shards(folder: Path) -> list[Path]:
     index = folder / f"{SAFETENSORS_FILE}.index.json"
     if not index.is_file():
         return [folder / SAFETENSORS_FILE]
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    return [folder / name for name in sorted(set(names))]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name or "\\" in name:
+                raise ValueError(f"{name!r} is not the name of a file beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{index} is damaged ({error}); expected a weight_map from parameters to files"
+        ) from error
+    return [folder / name for name in names]
 
 
 # --- safetensors and checkpoints -------------------------------------------------------------------------------------
@@ -175,6 +183,7 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
 
     from xlmprune.exporters.onnx import TRANSPOSED, load_onnx, tensor_bytes
     from xlmprune.exporters.packing import unpack
+    from xlmprune.exporters.quantization import INT4, restore_blocks
 
     graph = load_onnx(path)
     sizes: dict[str, int] = {}
@@ -195,6 +204,8 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
         }
         zero = numpy_helper.to_array(beside["zero"]) if "zero" in beside else None
         scale = numpy_helper.to_array(beside["scale"]) if "scale" in beside else None
+        if tensors[0].name.endswith(INT4) and scale is not None:
+            values, scale = restore_blocks(values, scale), None
         if zero is not None and zero.any():
             values = values.astype(np.int32) - zero
         prunable = PRUNABLE.fullmatch(parameter) and values.ndim == 2

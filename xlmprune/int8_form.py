@@ -6,10 +6,8 @@ unlabelled texts the label that the fp32 form gives them, on the mean over langu
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from xlmprune import evaluation, serving
 from xlmprune.data import Encoded, encode, pad
 from xlmprune.errors import DataError
 from xlmprune.evaluation import Agreement
-from xlmprune.exporters import quantization
+from xlmprune.exporters import quantization, temporary_folder
 from xlmprune.exporters.onnx import save_onnx
 from xlmprune.metrics import Logits
 from xlmprune.unlabelled import unlabelled_examples
@@ -45,7 +43,9 @@ and the share of unlabelled texts whose label stays, which are often close calls
 def quantized(job: Job, graph: onnx.ModelProto) -> quantization.Choice:
     """The graph in INT8, the way chosen by measurement."""
     texts = unlabelled_texts(job)
-    calibration = quantization.calibrate(graph, [_feed(part.rows(CALIBRATION_TEXTS)) for part in texts])
+    calibration = quantization.calibrate(
+        graph, [_feed(part.rows(CALIBRATION_TEXTS)) for part in texts], folder=job.folder.path
+    )
     asked = _questions(job, texts)
     exact = asked.answers(graph)
     return quantization.choose(
@@ -101,9 +101,9 @@ class _Questions:
         """A graph's logits on all of them."""
         batch_size = self.job.recipe.evaluation.batch_size
         sets = [*([self.dev.encoded] if self.dev else []), *self.texts]
-        with tempfile.TemporaryDirectory() as folder:
-            save_onnx(proto, Path(folder) / "candidate.onnx")
-            forward = serving.forward_of(serving.open_session(Path(folder) / "candidate.onnx"))
+        with temporary_folder(self.job.folder.path) as folder:
+            save_onnx(proto, folder / "candidate.onnx")
+            forward = serving.forward_of(serving.open_session(folder / "candidate.onnx"))
             return [evaluation.collect(forward, part, batch_size) for part in sets]
 
     def figures(self, exact: Sequence[Logits], found: Sequence[Logits]) -> dict[str, float]:

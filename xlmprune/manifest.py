@@ -57,8 +57,9 @@ def read(bundle: Path) -> dict[str, Any]:
     path = bundle / FILE
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        for entry in manifest["files"].values():
-            int(entry["bytes"]), str(entry["sha256"])
+        for name, entry in manifest["files"].items():
+            if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
+                raise ValueError(f"{name!r} has no size in bytes, or no SHA-256")
     except FileNotFoundError:
         raise BundleError(f"{path} is missing; without it nothing says what the files should be") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -85,12 +86,15 @@ def check(bundle: Path) -> list[FileCheck]:
 def _check_file(name: str, path: Path | None, entry: Mapping[str, Any]) -> FileCheck:
     if path is None:
         return FileCheck(name, False, f"is missing; {entry['bytes']:,} bytes expected")
-    size = path.stat().st_size
+    try:
+        size, found = path.stat().st_size, sha256_of(path)
+    except OSError as error:
+        return FileCheck(name, False, f"cannot be read: {error.strerror or error}")
     if size != entry["bytes"]:
         return FileCheck(
             name, False, f"has {size:,} bytes, {entry['bytes']:,} expected; copy the bundle again"
         )
-    if sha256_of(path) != entry["sha256"]:
+    if found != entry["sha256"]:
         return FileCheck(name, False, "has another SHA-256 than when it was made; copy the bundle again")
     return FileCheck(name, True, f"{size:,} bytes, SHA-256 {entry['sha256'][:12]}…")
 

@@ -16,7 +16,14 @@ import torch
 from xlmprune import bundling, evaluation, findings, registry, report, results, score_file, vocabulary
 from xlmprune import recipe as recipes
 from xlmprune.bundling import Form
-from xlmprune.checkpoint import RunFolder, StopRequest, explain_disk, put_in_place, write_atomically
+from xlmprune.checkpoint import (
+    RunFolder,
+    StopRequest,
+    damaged_checkpoint,
+    explain_disk,
+    put_in_place,
+    write_atomically,
+)
 from xlmprune.data import Encoded, Examples, encode
 from xlmprune.errors import DataError, MachineError, ShortfallError
 from xlmprune.evaluation import Scores, TestSet
@@ -122,7 +129,7 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
         folder.save_start(lambda place: _write_start(pretrained, trimming, place, length))
     else:
         pretrained = read_start(folder.start, task.kind)
-        trimming = json.loads((folder.start / "vocabulary.json").read_text(encoding="utf-8"))
+        trimming = _read_trimming(folder.start / "vocabulary.json")
     check_length(recipe, pretrained.model.config)
     tokenizer = pretrained.tokenizer
     train = encode(tokenizer, examples, length)
@@ -209,6 +216,13 @@ def make_teaching(recipe: Recipe, unlabelled: Mapping[str, Examples], tokenizer:
 def _write_start(pretrained: Pretrained, trimming: dict[str, Any] | None, place: Path, length: int) -> None:
     save_start(pretrained, place, length)
     write_atomically(place / "vocabulary.json", json.dumps(trimming, ensure_ascii=False))
+
+
+def _read_trimming(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged_checkpoint(file.parent, str(error)) from error
 
 
 def check_length(recipe: Recipe, config: Any) -> None:
@@ -385,6 +399,14 @@ def restore(job: Job) -> None:
         job.folder.events.write("start", recipe_sha256=job.recipe.sha256(), device=job.device.type)
         return
     tensors, state = found
+    try:
+        _stand_at(job, tensors, state)
+    except KeyError as error:
+        raise damaged_checkpoint(job.folder.checkpoints, f"{error} missing") from error
+    job.reporter.say(f"going on at stage {job.pruner.stage}, update {job.pruner.update}")
+
+
+def _stand_at(job: Job, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
     known, now = state["data"], job.fingerprints
     if (state["progress"]["stage"], state["progress"]["update"]) == (1, 0):
         # Stage 0 may have been trained for several runs, and reads no unlabelled text.
@@ -403,8 +425,8 @@ def restore(job: Job) -> None:
         job.folder.events.write("device", before=state["device"], now=job.device.type)
     job.pruner.restore(tensors, state["progress"])
     job.stages, job.dense_others = state["stages"], state["dense_others"]
-    job.dense = {language: tensor.numpy() for language, tensor in tensors.get("dense", {}).items()}
-    job.reporter.say(f"going on at stage {job.pruner.stage}, update {job.pruner.update}")
+    dense = tensors.get("dense", {})
+    job.dense = {language: dense[language].numpy() for language in (job.tests if job.stages else dense)}
 
 
 def _forward(job: Job) -> Any:
@@ -452,7 +474,7 @@ def export(job: Job, logits: Mapping[str, Logits]) -> list[Form]:
         for name in job.recipe.export.onnx:
             job.reporter.say(f"writing and measuring {name}")
             forms.append(bundling.write_form(job, name, graph, job.folder.unfinished_bundle, logits))
-        bundling.time_forms(forms, job.folder.unfinished_bundle)
+        bundling.time_forms(forms, job.folder.unfinished_bundle, job.reporter.say)
     return forms
 
 

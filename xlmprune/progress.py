@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_SECONDS = 10.0
@@ -27,7 +28,7 @@ class Reporter:
         """One line that stays."""
         stamp = time.strftime("%H:%M:%S")
         self.console.print(
-            f"[dim]{stamp}[/dim] {text}" if self.console.is_terminal else f"{stamp} {text}",
+            f"[dim]{stamp}[/dim] {escape(text)}" if self.console.is_terminal else f"{stamp} {text}",
             markup=self.console.is_terminal,
         )
 

@@ -198,7 +198,9 @@ class FloorRecipe(BaseModel):
     model_config = STRICT
 
     zero_shot_drop: Annotated[float, Field(ge=0)] | None = None
+    """Of the mean over the zero-shot languages; of the train language where there is no other."""
     worst_language_drop: Annotated[float, Field(ge=0)] | None = None
+    """Of any language, the train language included."""
 
 
 class ExportRecipe(BaseModel):

@@ -47,7 +47,7 @@ def assemble(job: Job, pruned: Scores, forms: list[Form], refused: dict[str, str
         "layers": job.pruner.layers(),
         "files": _files(job.folder.unfinished_bundle),
         "bytes_by_part": _bytes_by_part(job),
-        "dense_bytes": {key: value for form in forms for key, value in form.dense_bytes.items()},
+        "dense_bytes": _dense_bytes(job, forms),
         "speed": {form.file: form.speed for form in forms if form.speed and form.name not in refused},
         "parity": {name: form.agreement.as_dict() for name, form in shipped.items()},
         "paired": {
@@ -185,6 +185,13 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
+
+
+def _dense_bytes(job: Job, forms: list[Form]) -> dict[str, int]:
+    """Bytes of the weights of each form as they would be without masks and packing."""
+    found = {key: value for form in forms for key, value in form.dense_bytes.items()}
+    tensors = job.model.state_dict().values()
+    return {**found, "safetensors": sum(tensor.numel() * tensor.element_size() for tensor in tensors)}
 
 
 def _bytes_by_part(job: Job) -> dict[str, int]:

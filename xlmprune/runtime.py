@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 from importlib import metadata
 from typing import Any
 
@@ -22,7 +23,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
         raise MachineError(f"--device {name}: expected auto, cpu, cuda or cuda:n")
     if kind == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0

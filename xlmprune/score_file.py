@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.numpy import save_file
 
 from xlmprune.data import Examples
 from xlmprune.errors import DataError
+from xlmprune.exporters import replacing
 
 NAME = "scores.safetensors"
 
@@ -56,11 +56,8 @@ def write(path: Path, scores: ExampleScores) -> None:
         "languages": json.dumps(list(scores.pruned)),
         "fingerprints": json.dumps(scores.fingerprints),
     }
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def read(path: Path) -> ExampleScores:

@@ -192,6 +192,11 @@ def _parse_line(line: str, place: str) -> Any:
     return (first, second) if tab else line
 
 
+def _range(interval: list[float | None]) -> str:
+    low, high = interval
+    return "–" if low is None or high is None else f"{low:.1f} – {high:.1f}"
+
+
 def render(facts: dict[str, Any]) -> Any:
     """The scores as a table for the terminal."""
     from rich.table import Table
@@ -202,11 +207,7 @@ def render(facts: dict[str, Any]) -> Any:
     for column in table.columns[1:]:
         column.justify = "right"
     for language, row in facts["languages"].items():
-        shown = (
-            ("–", "no labels")
-            if row["score"] is None
-            else (f"{row['score']:.2f}", "{:.1f} – {:.1f}".format(*row["ci95"]))
-        )
+        shown = ("–", "no labels") if row["score"] is None else (f"{row['score']:.2f}", _range(row["ci95"]))
         table.add_row(language, f"{row['n']:,}", *shown)
     table.add_section()
     for name in ("zero_shot_mean", "all_mean"):

@@ -75,7 +75,7 @@ def language_table(report: Report) -> Table | None:
     columns += [("n", lambda row: "" if row.n is None else number(row.n))]
     note = [f"{metric_name(report)}, percent. Δ: pruned minus dense, in points."]
     if any(row.interval for row in listed):
-        note += ["The interval is the pruned score's, over resampled test sets."]
+        note += ["The interval is the pruned score's: over other test sets as large as this one."]
     return Table(
         title="Languages",
         headings=[heading for heading, _ in columns],

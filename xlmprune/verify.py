@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xlmprune import golden, manifest, serving
-from xlmprune.errors import BundleError
+from xlmprune.errors import BundleError, XlmpruneError
 from xlmprune.serving import FILES, Bundle
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ def verify(bundle: str | Path, threads: int = 0) -> list[Check]:
 
 
 def _checks(path: Path, threads: int) -> Iterator[Check]:
-    yield from _check_files(path)
+    yield from _guarded(manifest.FILE, partial(_check_files, path))
     yield _attempt("weights", partial(_check_weights, path))
     try:
         opened = Bundle(path, threads)
-    except BundleError as error:
-        yield Check("config.json", False, str(error))
+    except Exception as error:
+        yield Check("config.json", False, _sentence(error))
         return
     yield _attempt("tokenizer", partial(_check_tokenizer, opened))
     if not opened.forms:
@@ -70,24 +70,37 @@ def _checks(path: Path, threads: int) -> Iterator[Check]:
         file = FILES[form]
         yield _attempt(f"{file}: graph", partial(_check_graph, opened, form))
         yield _attempt(f"{file}: golden logits", partial(_check_golden, opened, form))
-        yield from _check_packed(opened, form)
-    yield from _check_triton(opened)
+        yield from _guarded(f"{file}: packed", partial(_check_packed, opened, form))
+    yield from _guarded("triton", partial(_check_triton, opened))
 
 
 def _attempt(name: str, question: Callable[[], str]) -> Check:
-    """The sentence ``question`` returns is a pass, a BundleError it raises is not."""
+    """The sentence ``question`` returns is a pass, whatever it raises is not."""
     try:
         return Check(name, True, question())
-    except BundleError as error:
-        return Check(name, False, str(error))
+    except Exception as error:
+        return Check(name, False, _sentence(error))
+
+
+def _guarded(name: str, checks: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """``checks``; where they break off, a last one of that name says why."""
+    try:
+        yield from checks()
+    except Exception as error:
+        yield Check(name, False, _sentence(error))
+
+
+def _sentence(error: Exception) -> str:
+    """What a check raised. Damage takes more forms than readers foresee, and none of them may hide the other checks."""
+    if isinstance(error, XlmpruneError):
+        return str(error)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"could not be checked ({type(error).__name__}: {first}); is it damaged, or may it not be read?"
 
 
 def _check_files(path: Path) -> Iterator[Check]:
-    try:
-        for found in manifest.check(path):
-            yield Check(found.file, found.passed, found.detail)
-    except BundleError as error:
-        yield Check(manifest.FILE, False, str(error))
+    for found in manifest.check(path):
+        yield Check(found.file, found.passed, found.detail)
 
 
 def _check_weights(path: Path) -> str:
@@ -117,7 +130,9 @@ def _check_without_forms(path: Path) -> str:
 
 
 def _check_tokenizer(bundle: Bundle) -> str:
-    pieces, rows = bundle.tokenizer.get_vocab_size(), bundle.config.get("vocab_size", 0)
+    pieces, rows = bundle.tokenizer.get_vocab_size(), bundle.config.get("vocab_size")
+    if not isinstance(rows, int):
+        raise BundleError(f"config.json: vocab_size is {rows!r}, expected the number of the model's rows")
     if pieces > rows:
         raise BundleError(
             f"the tokenizer has {pieces:,} pieces and the model rows for {rows:,}; they belong to different models"
@@ -166,6 +181,8 @@ def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
     expected = stored.logits[form]
     if found.shape != expected.shape:
         raise BundleError(f"logits are {list(found.shape)}, {list(expected.shape)} were stored")
+    if not np.isfinite(expected).all():
+        raise BundleError(f"{golden.FILE} is damaged: its logits of {form} are not finite")
     if expected.ndim == 3:  # what a tagger says of padding means nothing
         tokens = stored.attention_mask.astype(bool)
         found, expected = found[tokens], expected[tokens]
@@ -195,8 +212,8 @@ def _check_packed(bundle: Bundle, form: str) -> Iterator[Check]:
     from xlmprune.exporters.onnx import load_onnx
     from xlmprune.exporters.packing import is_packed
 
+    graph = load_onnx(bundle.file(form))
     try:
-        graph = load_onnx(bundle.file(form))
         bundle.session(form)
     except BundleError:
         return  # the checks before have said so
@@ -205,8 +222,7 @@ def _check_packed(bundle: Bundle, form: str) -> Iterator[Check]:
 
 
 def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
-    import tempfile
-
+    from xlmprune.exporters import temporary_folder
     from xlmprune.exporters.onnx import save_onnx
     from xlmprune.exporters.packing import unfolded, unpack
 
@@ -219,8 +235,8 @@ def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
             "ship the dense graph (xlmprune unpack), or use a version of ONNX Runtime that folds constants"
         )
     packed = bundle.forward(form)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "dense.onnx"
+    with temporary_folder() as folder:
+        path = folder / "dense.onnx"
         save_onnx(unpack(graph), path)
         dense = serving.forward_of(serving.open_session(path, bundle.threads))
         if not np.array_equal(packed(*feed), dense(*feed)):

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 
+from xlmprune import own_process
 from xlmprune.comparison.work import Outcome, Work, perform
 from xlmprune.errors import MachineError
 
@@ -124,11 +125,11 @@ class _Process:
     ) -> None:
         self.work, self.answers = work, answers
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "xlmprune.comparison.work"],
+            own_process.command("xlmprune.comparison.work"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if named else None,
-            env={**os.environ, **variables},
+            env={**own_process.environment(), **variables},
             process_group=0 if os.name == "posix" else None,
         )
         self.relay = threading.Thread(target=self._relay, daemon=True)

@@ -5,12 +5,47 @@ Nothing heavy is imported here; `verify` and `predict` come through this package
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from xlmprune.errors import MachineError
+
+TEMPORARY = ".temporary-"
+"""Begins the name of a folder that is gone when its work is done; one that is still there, a crash left behind."""
+
 SAFETENSORS_FILE = "model.safetensors"
+
+
+@contextmanager
+def temporary_folder(inside: Path | None = None) -> Iterator[Path]:
+    """A folder for files of the while, in ``inside`` or where the system has its temporary files.
+
+    Raises:
+        MachineError: the system's place is full, or there is none. What happens in ``inside`` is its owner's to explain.
+    """
+    if inside is not None:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=inside) as folder:
+            yield Path(folder)
+        return
+    advice = "make room there, or name another place in the environment variable TMPDIR"
+    try:
+        place = tempfile.gettempdir()
+        temporary = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise MachineError(f"there is no place for temporary files ({error}): {advice}") from error
+    try:
+        with temporary as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise MachineError(
+                f"{place}, where temporary files go, is full ({error.strerror}): {advice}"
+            ) from error
+        raise
 
 
 @contextmanager

@@ -191,6 +191,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
             if not outside.is_file():
                 raise BundleError(f"{outside} is missing, which holds the weights of {path.name}")
         onnx.load_external_data_for_model(proto, str(path.parent))
+        # protobuf gives a string that is not UTF-8 as bytes.
+        for entry in (*proto.graph.initializer, *proto.graph.node):
+            if not isinstance(entry.name, str):
+                raise ValueError(f"a name is not UTF-8: {entry.name!r}")
         return proto
     except FileNotFoundError:
         raise BundleError(f"{path} is missing") from None

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,6 +37,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from xlmprune.errors import BundleError
+from xlmprune.exporters import temporary_folder
 from xlmprune.exporters.codes import find_pattern
 
 if TYPE_CHECKING:
@@ -491,9 +491,9 @@ def unfolded(
     import onnxruntime
 
     options = options or onnxruntime.SessionOptions()
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.profile_file_prefix = str(folder / "profile")
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         session.run(None, inputs)

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +40,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from xlmprune.errors import BundleError
+from xlmprune.exporters import temporary_folder
 from xlmprune.exporters.onnx import save_onnx
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 Embeddings = Literal["int8", "int4", "fp32"]
 Feed = Mapping[str, np.ndarray]
+
+INT4 = "/int4"
+"""Ends the name of a table in four bits; its scales end in `/scale`."""
 
 HEAD = "classifier."
 """Begins the names of the head's matrices. They stay fp32: they are small, and what they put out are the logits."""
@@ -190,6 +193,12 @@ def quantize_blocks(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values[:, : width // 2] | values[:, width // 2 :] << 4, scale
 
 
+def restore_blocks(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The fp32 table [rows, width] that `quantize_blocks` gave as four bits a value."""
+    centred = np.concatenate([values & 15, values >> 4], axis=1).astype(np.float32) - 8
+    return (centred.reshape(len(values), -1, BLOCK) * scale.astype(np.float32)).reshape(len(values), -1)
+
+
 class _Rewriting:
     """The nodes of the new graph, in order, and the constants it adds."""
 
@@ -243,7 +252,7 @@ class _Rewriting:
     def _add_blocks(self, name: str, table: np.ndarray, ids: str, out: str) -> None:
         values, scale = quantize_blocks(table)
         width = table.shape[1]
-        rows = self._node("Gather", [self._constant(f"{name}/int4", values), ids], f"{out}/rows")
+        rows = self._node("Gather", [self._constant(name + INT4, values), ids], f"{out}/rows")
         scales = self._node("Gather", [self._constant(f"{name}/scale", scale), ids], f"{out}/scales")
         scales = self._node("Cast", [scales], f"{out}/scales/float", to=TensorProto.FLOAT)
         low = self._node("BitwiseAnd", [rows, self._constant("int4/low", np.uint8(15))], f"{out}/low")
@@ -312,7 +321,9 @@ class Calibration:
         return sorted(self.error, key=lambda name: -self.error[name])[:count]
 
 
-def calibrate(proto: onnx.ModelProto, feeds: Iterable[Feed], tokens: int = TOKENS) -> Calibration:
+def calibrate(
+    proto: onnx.ModelProto, feeds: Iterable[Feed], tokens: int = TOKENS, folder: Path | None = None
+) -> Calibration:
     """Run the fp32 graph on unlabelled text, measure the error that INT8 makes in every product, and lower it.
 
     Args:
@@ -320,6 +331,7 @@ def calibrate(proto: onnx.ModelProto, feeds: Iterable[Feed], tokens: int = TOKEN
         feeds: batches of `input_ids` and `attention_mask` in all languages to be served. A few sentences of each are
             enough; padding is left out.
         tokens: on which the errors are measured, evenly taken from all that was fed.
+        folder: for a file of the while, as large as the graph; where the system has its temporary files if None.
 
     Raises:
         ValueError: there is no text.
@@ -327,7 +339,7 @@ def calibrate(proto: onnx.ModelProto, feeds: Iterable[Feed], tokens: int = TOKEN
     inputs: dict[str, list[str]] = {}
     for name, activation in matrices_of(proto):
         inputs.setdefault(activation, []).append(name)
-    seen = _activations(proto, list(inputs), feeds, tokens)
+    seen = _activations(proto, list(inputs), feeds, tokens, folder)
     wanted = {name for names in inputs.values() for name in names}
     weights = {t.name: t for t in proto.graph.initializer if t.name in wanted}
     found = Calibration({}, {}, {}, {})
@@ -376,7 +388,7 @@ def product_error(x: np.ndarray, weight: np.ndarray, exact: np.ndarray) -> float
 
 
 def _activations(
-    proto: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], tokens: int
+    proto: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], tokens: int, folder: Path | None
 ) -> dict[str, np.ndarray]:
     """fp32 [tokens, in] of every activation."""
     feeds = [{name: np.asarray(values) for name, values in feed.items()} for feed in feeds]
@@ -387,7 +399,7 @@ def _activations(
     taken = np.zeros(total, dtype=bool)
     taken[np.linspace(0, total - 1, min(tokens, total)).astype(int)] = True
     seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    session = _open(proto, names)
+    session = _open(proto, names, folder)
     start = 0
     for feed in feeds:
         real = feed["attention_mask"].astype(bool)
@@ -398,7 +410,9 @@ def _activations(
     return {name: np.concatenate(parts) for name, parts in seen.items()}
 
 
-def _open(proto: onnx.ModelProto, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
+def _open(
+    proto: onnx.ModelProto, outputs: Sequence[str], folder: Path | None
+) -> onnxruntime.InferenceSession:
     """A session that also gives inner values; through a file, since protobuf sends no more than 2 GB."""
     import onnxruntime
 
@@ -407,12 +421,12 @@ def _open(proto: onnx.ModelProto, outputs: Sequence[str]) -> onnxruntime.Inferen
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs
     )
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            save_onnx(proto, Path(folder) / "calibration.onnx")
+        with temporary_folder(folder) as place:
+            save_onnx(proto, place / "calibration.onnx")
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             return onnxruntime.InferenceSession(
-                str(Path(folder) / "calibration.onnx"), options, providers=["CPUExecutionProvider"]
+                str(place / "calibration.onnx"), options, providers=["CPUExecutionProvider"]
             )
     finally:
         del proto.graph.output[count:]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from xlmprune.checkpoint import explain_disk
 from xlmprune.errors import BundleError
 from xlmprune.exporters import onnx as onnx_export
-from xlmprune.exporters import packing
+from xlmprune.exporters import packing, temporary_folder
 from xlmprune.exporters import safetensors as safetensors_export
 from xlmprune.serving import FILES
 
@@ -18,21 +17,31 @@ from xlmprune.serving import FILES
 def unpack_bundle(bundle: Path, out: Path) -> list[str]:
     """Write ``out``: a plain model folder that `from_pretrained` accepts, and every ONNX file without packing.
 
+    Graphs that this bundle does not have are removed from ``out``.
+
     Returns:
         Names of the files written, relative to ``out``.
 
     Raises:
-        BundleError: the bundle is damaged, or ``out`` is the bundle.
+        BundleError: the bundle is damaged, or ``out`` is the bundle or inside it.
         MachineError: ``out`` cannot be written to.
     """
     if out.resolve() == bundle.resolve():
         raise BundleError(f"{out} is the bundle itself; unpack it into another folder")
+    if bundle.resolve() in out.resolve().parents:
+        raise BundleError(
+            f"{out} lies inside the bundle, which must stay as it is; unpack it into another folder"
+        )
     with explain_disk(out):
         written = safetensors_export.unpack(bundle, out)
         for file in FILES.values():
             if (bundle / file).is_file():
                 proto = packing.unpack(onnx_export.load_onnx(bundle / file))
                 written += onnx_export.save_onnx(proto, out / file)
+        # Of another bundle unpacked here before; left there, they would be taken for this one's.
+        for file in FILES.values():
+            for stale in {*onnx_export.files_of(out / file)} - {*written}:
+                stale.unlink(missing_ok=True)
     return [path.relative_to(out).as_posix() for path in written]
 
 
@@ -45,13 +54,14 @@ def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, 
 
     Raises:
         BundleError: there is nothing to measure.
+        MachineError: there is no room for the dense form.
     """
     ours = {form: bundle / file for form, file in FILES.items() if (bundle / file).is_file()}
     if not ours:
         raise BundleError(
             f"{bundle} has neither {' nor '.join(FILES.values())}; expected a bundle written by xlmprune"
         )
-    with TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         if against is not None:
             yield {**_others(against), **ours}
             return
@@ -60,7 +70,7 @@ def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, 
         if not packing.is_packed(proto):
             yield ours
             return
-        dense = Path(temporary) / file.name
+        dense = temporary / file.name
         onnx_export.save_onnx(packing.unpack(proto), dense)
         del proto
         yield {f"{form} dense": dense, **ours}
