@@ -305,7 +305,13 @@ def test_only_the_train_language_has_train_and_dev():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("path", "x.tsv"), ("labels", ["a"]), ("columns", {"text": 0}), ("format", "tsv"), ("header", True)],
+    [
+        ("path", "x.tsv"),
+        ("labels", ["a", "b"]),
+        ("columns", {"text": 0}),
+        ("format", "tsv"),
+        ("header", True),
+    ],
 )
 def test_keys_of_other_sources_are_refused(key: str, value: object):
     with pytest.raises(RecipeError, match=f"task.{key} is .* brings its own data"):

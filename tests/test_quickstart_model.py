@@ -198,6 +198,15 @@ def test_a_damaged_byte_never_ends_in_a_traceback_of_ours(
         quickstart.convert(path, path.parent / "out", sha256=sha256(path))
 
 
+def test_a_header_that_names_billions_of_positions_is_refused_before_they_are_made(tmp_path: Path):
+    whole = bytearray(packed_file(tensors_of_a_tiny_model()))
+    whole[31] = 12  # the highest byte of the number of positions
+    path = tmp_path / "damaged.bin"
+    path.write_bytes(whole)
+    with pytest.raises(ModelError, match=r"emb\.pos"):
+        quickstart.convert(path, tmp_path / "out", sha256=sha256(path))
+
+
 @pytest.mark.parametrize(("name", "offset"), [("emb.word", 0), ("l0.q.b", 4)])
 def test_a_value_that_is_not_a_number_is_refused(tmp_path: Path, name: str, offset: int):
     path = tmp_path / "odd.bin"

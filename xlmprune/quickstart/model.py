@@ -361,8 +361,8 @@ def _tensors(packed: Packed) -> dict[str, np.ndarray]:
     """All parameters under their names in `XLMRobertaModel`."""
     hidden, inner = packed.hidden, packed.feed_forward
     # XLM-R counts positions from pad_token_id + 1, where BERT starts at 0: its rows 0 and 1 are never used.
-    positions = np.zeros((packed.positions + 2, hidden), dtype=np.float32)
-    positions[2:] = packed.tensor("emb.pos", hidden, packed.positions)
+    # Read first: the header of a damaged file may name any number of positions.
+    positions = np.pad(packed.tensor("emb.pos", hidden, packed.positions), ((2, 0), (0, 0)))
     tensors = {
         # The file has rows up to 250,037 that belong to no piece.
         "embeddings.word_embeddings.weight": packed.tensor("emb.word", hidden, len(packed.pieces)),
