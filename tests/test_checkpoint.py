@@ -121,7 +121,7 @@ def test_a_folder_of_a_version_that_had_fewer_keys_goes_on(tmp_path):
         RunFolder(tmp_path / "run", make_recipe(evaluation={"stage_interval": 3}))
     values["evaluation"]["no_such_key"] = 1
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"evaluation.stage_interval is None there and 1 here"):
+    with pytest.raises(RecipeError, match=r"evaluation.stage_interval is null there and 1 here"):
         RunFolder(tmp_path / "run", make_recipe())
 
 

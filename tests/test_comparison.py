@@ -593,13 +593,13 @@ def test_a_dense_stage_that_fails_fails_its_cells(base, tmp_path, monkeypatch):
         assert cell["exit_code"] == 2
 
 
-def test_a_folder_of_another_recipe_is_a_fault(compared, base):
+def test_a_folder_of_another_comparison_is_refused_and_its_pages_stay(compared, base):
     _, out, _, _ = compared
+    pages_before = {file.name: file.read_bytes() for file in out.glob("comparison.*")}
     other = plan.read(str(base), ["regularizer=none,cosine", "seed=1,2"])
-    facts = running.compare(other, out, Recorder(), "cpu", reporter=QUIET)
-    assert {cell["status"] for cell in facts["cells"]} == {"failed"}
-    assert "epochs_per_stage" in facts["cells"][0]["message"]
-    assert table.exit_code(facts) == 2
+    with pytest.raises(RecipeError, match=r"epochs_per_stage is 1.0 there and 2.0 here.*Nothing was written"):
+        running.compare(other, out, Recorder(), "cpu", reporter=QUIET)
+    assert {file.name: file.read_bytes() for file in out.glob("comparison.*")} == pages_before
 
 
 def test_the_whole_plan_is_shown_before_it_runs(base):
@@ -1205,7 +1205,7 @@ def test_languages_that_gave_text_stand_apart():
     (found,) = (made for made in pages.tables(facts) if "with and without text" in made.title)
     assert found.title.endswith(": Thai")
     assert found.rows[1] == ["A", "50.0†", "40.0†"]
-    assert "B read unlabelled text of these 1" in found.note
+    assert "B read unlabelled text of this language and of no other" in found.note
 
 
 def test_what_some_compute_beside_the_updates_is_said(base):

@@ -791,3 +791,10 @@ def test_a_wrong_override_of_evaluate_is_a_sentence(finished):
     assert result.exit_code == 2
     assert "--set task.languages=de: task.languages: " in result.stderr
     assert "found 'de'" in result.stderr
+
+
+def test_inside_a_bundle_the_module_is_a_command_too(finished):
+    """A bundle has a folder `triton`, which Python would take for the package that PyTorch looks for."""
+    command = [sys.executable, "-m", "xlmprune", "unpack", ".", "--out", str(finished[0].parent / "inside")]
+    done = subprocess.run(command, cwd=finished[0] / "bundle", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

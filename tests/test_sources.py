@@ -689,7 +689,7 @@ def test_a_language_without_a_file_names_those_with_one(tmp_path):
     with pytest.raises(DataError, match=r"no test set for language 'yo'\. Languages that have one: en, sw"):
         Corpus(recipe(pattern, languages=["sw", "yo"]), "text").languages()
     with pytest.raises(
-        DataError, match=r"'de', and the score of the train language stands beside all others"
+        DataError, match=r"'de', the train language, whose score stands beside all others"
     ):
         Corpus(recipe(pattern, train_language="de"), "text").languages()
     assert Corpus(recipe(pattern, languages=["sw"]), "text").languages() == ("en", "sw")

@@ -185,3 +185,15 @@ def test_a_run_does_not_go_on_with_other_unlabelled_text(workplace, tmp_path):  
     (tmp_path / "ru.txt").write_text("anderswo\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"\(unlabelled de, unlabelled ru\)"):
         go(tmp_path / "run", 2)
+
+
+def test_a_plan_tells_what_text_there_is_and_where_there_is_none(workplace, tmp_path):  # noqa: F811
+    pattern = str(tmp_path / "{language}.txt")
+    recipe = write_recipe(workplace, name="planned", distillation={"unlabelled": pattern})
+    command = ["compress", str(recipe), "--out", str(tmp_path / "run"), "--dry-run"]
+    missing = CliRunner().invoke(app, command)
+    assert missing.exit_code == 2
+    assert "distillation.unlabelled: no text found" in missing.stderr
+    (tmp_path / "de.txt").write_text("ein neuer Satz\nund noch einer\n", encoding="utf-8")
+    found = CliRunner().invoke(app, command)
+    assert "unlabelled texts to learn a teacher's answers on: de 2" in found.stdout

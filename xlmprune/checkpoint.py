@@ -369,4 +369,4 @@ def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
             if difference:
                 return difference
         return None
-    return None if found == wanted else f"{path} is {found!r} there and {wanted!r} here"
+    return None if found == wanted else f"{path} is {json.dumps(found)} there and {json.dumps(wanted)} here"

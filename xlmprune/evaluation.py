@@ -108,7 +108,7 @@ def evaluate(
         yield language, score(logits, test.examples, task.metrics, task.labels), logits
 
 
-def require_scorable(task: Any, tests: Mapping[str, Examples]) -> None:
+def require_scorable(task: Any, tests: Iterable[Examples]) -> None:
     """Score answers of zeros, so that what cannot be scored is told now and not after hours of training.
 
     Raises:
@@ -116,7 +116,7 @@ def require_scorable(task: Any, tests: Mapping[str, Examples]) -> None:
         RecipeError: the task has no such metric.
     """
     count = len(task.labels)
-    for examples in tests.values():
+    for examples in tests:
         shapes = [(count,) if isinstance(text, str) else (len(text), count) for text in examples.first]
         score([np.zeros(shape, dtype=np.float32) for shape in shapes], examples, task.metrics, task.labels)
 

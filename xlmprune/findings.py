@@ -318,7 +318,8 @@ def describe_chance(report: Report) -> str:
         return ""
     expected = f"{tested / 20:.0f}" if tested >= 20 else f"{tested / 20:.1g}"
     return (
-        "p: exact paired test (McNemar) of pruned against dense on the same examples, not corrected for the number "
+        "p: exact paired test of pruned against dense on the same examples (McNemar's where an example is right or "
+        "wrong, else the sign test), not corrected for the number "
         f"of languages; of {tested}, about {expected} would fall below 0.05 by chance alone."
     )
 

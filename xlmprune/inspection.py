@@ -67,7 +67,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """
     place = Path(path)
     if place.is_dir():
-        return {"path": place.name, **_inspect_folder(place)}
+        return {"path": place.resolve().name, **_inspect_folder(place)}
     if not place.is_file():
         raise BundleError(f"{place}: no such file or folder")
     if place.suffix == ".onnx":

@@ -134,8 +134,8 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
     tokenizer = pretrained.tokenizer
     train = encode(tokenizer, examples, length)
     tests = evaluation.load_test_sets(task, tokenizer, length, recipe.task.max_test_examples)
-    measured = {f"test {language}": test.examples for language, test in tests.items()}
-    evaluation.require_scorable(task, measured | ({} if chosen_on is None else {"dev": chosen_on}))
+    measured = {language: test.examples for language, test in tests.items()}
+    evaluation.require_scorable(task, [*measured.values(), *([] if chosen_on is None else [chosen_on])])
     dev = None if chosen_on is None else TestSet(chosen_on, encode(tokenizer, chosen_on, length))
     pretrained.model.to(device)
     forward = forward_of(pretrained.model, device)
@@ -145,7 +145,7 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
         logits = evaluation.collect(forward, dev.encoded, recipe.evaluation.batch_size)
         return evaluation.score(logits, dev.examples, task.metrics, task.labels).value
 
-    taught = read_unlabelled(recipe, task, tests, chosen_on)
+    taught = read_unlabelled(recipe, task, measured, chosen_on)
     teaching = make_teaching(recipe, taught, tokenizer)
     pruner = FinePruning(recipe, pretrained.model, train, dev_score if dev is not None else None, teaching)
     job = Job(
@@ -192,16 +192,13 @@ def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | 
 
 
 def read_unlabelled(
-    recipe: Recipe, task: Any, tests: Mapping[str, TestSet], dev: Examples | None
+    recipe: Recipe, task: Any, tests: Mapping[str, Examples], dev: Examples | None
 ) -> dict[str, Examples]:
     """The text of each language that the student learns the teacher's answers on, if the recipe names any."""
     settings = recipes.build_distillation(recipe)
     if settings is None or settings.unlabelled is None:
         return {}
-    measured = {language: test.examples for language, test in tests.items()}
-    return unlabelled_examples(
-        task, settings.unlabelled, measured, dev, settings.languages, settings.max_texts
-    )
+    return unlabelled_examples(task, settings.unlabelled, tests, dev, settings.languages, settings.max_texts)
 
 
 def make_teaching(recipe: Recipe, unlabelled: Mapping[str, Examples], tokenizer: Any) -> Teaching | None:
@@ -268,7 +265,7 @@ def fine_prune(job: Job, until: int | None = None) -> None:
     with StopRequest() as stop:
         for event in pruner.run():
             if isinstance(event, Step):
-                _log(job, event)
+                _log(job, event, until)
                 due = time.monotonic() - saved > 60 * job.recipe.training.checkpoint_minutes
                 if stop.asked or (due and event.number < event.total):
                     save(job)
@@ -284,8 +281,8 @@ def fine_prune(job: Job, until: int | None = None) -> None:
                     return
 
 
-def _log(job: Job, step: Step) -> None:
-    last = len(job.pruner.densities) - 1
+def _log(job: Job, step: Step, until: int | None) -> None:
+    last = len(job.pruner.densities) - 1 if until is None else until
     job.reporter.step(step.stage, last, step.density, step.number, step.total, step.loss)
     if step.number == step.total or step.number % 50 == 0:
         job.folder.events.write("update", **vars(step))

@@ -12,7 +12,7 @@ from xlmprune.data import Examples
 from xlmprune.fine_pruning import updates_in_stage
 from xlmprune.mask import attainable
 from xlmprune.model import HEADS, count_parameters, load_config, parameters_by_part, prunable
-from xlmprune.pipeline import check_length, read_dev
+from xlmprune.pipeline import check_length, read_dev, read_unlabelled
 from xlmprune.recipe import Recipe, VocabularyRecipe
 from xlmprune.runtime import resolve_device, resolve_precision
 
@@ -37,7 +37,8 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         language: _head(task.examples(language, "test"), recipe.task.max_test_examples)
         for language in languages
     }
-    evaluation.require_scorable(task, tests | ({} if dev is None else {"dev": dev}))
+    evaluation.require_scorable(task, [*tests.values(), *([] if dev is None else [dev])])
+    unlabelled = read_unlabelled(recipe, task, tests, dev)
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
         vocabulary.require_texts(vocabulary.texts_for(task, recipe.model.vocabulary.files))
     config = load_config(recipe.model, task.labels)
@@ -61,6 +62,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "train_language": recipe.task.train_language,
         "train_examples": count,
         "labels": list(task.labels),
+        "unlabelled": {language: len(part) for language, part in unlabelled.items()},
         "stages": stages,
         "updates": sum(stage["updates"] for stage in stages),
         "criterion": recipe.pruning.criterion.name,
@@ -118,9 +120,15 @@ def render(plan: dict[str, Any]) -> Any:
         table,
         f"{plan['train_examples']:,} {plan['train_language']} training examples, labels: {', '.join(plan['labels'])}",
         f"{len(others)} zero-shot languages: {', '.join(others)}",
+        *([_texts_line(plan["unlabelled"])] if plan["unlabelled"] else []),
         f"{plan['parameters']:,} parameters, {plan['prunable']:,} of them prunable "
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",
         f"{plan['updates']:,} updates in all, {plan['precision']} on {plan['device']}",
         f"memory, estimated, before any vocabulary trimming: {plan['memory']['total'] / 1e9:.1f} GB ({memory})",
     )
+
+
+def _texts_line(unlabelled: dict[str, int]) -> str:
+    listed = ", ".join(f"{language} {count:,}" for language, count in unlabelled.items())
+    return f"unlabelled texts to learn a teacher's answers on: {listed}"

@@ -14,6 +14,7 @@ from xlmprune.errors import BundleError, DataError, RecipeError, ShortfallError
 from xlmprune.metrics import Logits
 from xlmprune.recipe import TaskRecipe
 from xlmprune.serving import Bundle, predict
+from xlmprune.sources.lines import count_of
 
 __all__ = ["evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
 
@@ -171,7 +172,7 @@ def _lines(stream: Iterable[bytes], origin: str) -> Iterator[Any]:
         else:
             empty += 1
     if empty:
-        print(f"{origin}: {empty} empty lines left out", file=sys.stderr)
+        print(f"{origin}: {count_of(empty, 'empty line')} left out", file=sys.stderr)
 
 
 def _parse_line(line: str, place: str) -> Any:

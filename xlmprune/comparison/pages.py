@@ -14,6 +14,7 @@ from xlmprune.comparison.plan import Plan, slug
 from xlmprune.comparison.table import DENSE
 from xlmprune.findings import DASH, p_value, percent, plain, points
 from xlmprune.languages import language_name
+from xlmprune.sources.lines import count_of
 from xlmprune.tables import Table
 
 if TYPE_CHECKING:
@@ -168,8 +169,9 @@ def _by_text(facts: Comparison, task: str) -> Iterator[Table]:
                 ]
                 for row in rows
             ],
-            note=f"Zero-shot means apart. {', '.join(_readers(facts, task, codes))} read unlabelled text of these "
-            f"{len(codes)} languages and of no other; what that does for the others stands in the second column.",
+            note=f"Zero-shot means apart. {', '.join(_readers(facts, task, codes))} read unlabelled text of "
+            f"{'this language' if len(codes) == 1 else f'these {len(codes)} languages'} and of no other; what that does "
+            "for the others stands in the second column.",
         )
 
 
@@ -226,8 +228,8 @@ def _tests(facts: Comparison) -> Table | None:
             for test in ordered
         ],
         note=f"Zero-shot mean, first minus second, in points. p: randomization test, {facts['tests'][0]['rounds']:,} "
-        f"exchanges of examples, of which ≤ marks the least they can show; Holm's correction for {len(facts['tests'])} "
-        "tests. It asks whether another test set "
+        f"exchanges of examples, of which ≤ marks the least they can show; Holm's correction for "
+        f"{count_of(len(facts['tests']), 'test')}. It asks whether another test set "
         "would show the difference. Whether other seeds would is for the spread to say, and one seed cannot.",
         texts=3 if many else 2,
     )

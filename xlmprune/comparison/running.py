@@ -42,11 +42,12 @@ def compare(
         The content of comparison.json.
 
     Raises:
-        RecipeError: ``only`` names a method that is not in the plan.
+        RecipeError: ``only`` names a method that is not in the plan, or ``out`` holds runs of other recipes.
     """
     executor, reporter = executor or LocalExecutor(), reporter or Reporter()
     out = out.resolve()
     wanted = _wanted(plan, only)
+    _refuse_other_recipes(plan, out, wanted if fresh else set())
     outcomes = {name: o for name, o in _finished(plan, out) if not (fresh and name in wanted)}
     works = list(_works(plan, out, device, fresh, wanted - outcomes.keys()))
     cells = {cell.name for cell in plan.cells}
@@ -71,6 +72,20 @@ def _wanted(plan: Plan, only: Collection[str]) -> set[str]:
         if method not in plan.methods:
             raise RecipeError(f"--only {method!r}: no such method here; {nearest(method, plan.methods)}")
     return {cell.name for cell in plan.cells if not only or cell.method in only}
+
+
+def _refuse_other_recipes(plan: Plan, out: Path, replaced: Collection[str]) -> None:
+    """Before a page is written: one forgotten --set would replace a good table by one of failures."""
+    for cell in plan.cells:
+        if cell.name not in replaced and (out / cell.name / "recipe.yaml").is_file():
+            try:
+                RunFolder(out / cell.name, cell.recipe).close()
+            except RecipeError as error:
+                raise RecipeError(
+                    f"{error}. Nothing was written; was --set, --vary or the file another when these runs were made?"
+                ) from None
+            except XlmpruneError:
+                continue  # busy or damaged: told when its turn comes
 
 
 def _finished(plan: Plan, out: Path) -> Iterator[tuple[str, Outcome]]:

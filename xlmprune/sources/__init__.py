@@ -74,7 +74,10 @@ class Corpus:
             if not self.source.has(language, "test"):
                 why = ""
                 if language == self.train_language:
-                    why = ", and the score of the train language stands beside all others"
+                    why = (
+                        ", the train language, whose score stands beside all others (`evaluate --languages` takes "
+                        "others alone)"
+                    )
                 if not available:
                     raise DataError(
                         f"no test file of any language at {self._path!r} (seen from {Path.cwd().name or '/'}/, with "

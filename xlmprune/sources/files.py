@@ -87,7 +87,8 @@ class Files:
                 found = find_languages(self._pattern, self._splits[split])
                 others = f"; languages with a {split} file: {', '.join(found) or 'none'}"
             raise DataError(
-                f"no file {name} (nor {name}.gz) for language {language!r}, split {split!r}{others}"
+                f"no file {name} (nor {name}.gz, seen from {Path.cwd().name or '/'}/) for language {language!r}, split "
+                f"{split!r}{others}. Another place is named by --set task.path=…"
             )
         file_format = self._format or _format_of(path, self._kind)
         if self._kind == "tokens":

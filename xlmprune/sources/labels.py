@@ -110,7 +110,7 @@ def check_classes(rows: Rows) -> None:
         )
         raise DataError(
             f"{rows.origin}: {len(counts):,} different labels in {counts.total():,} {what} ({examples}, …), so they "
-            f"are hardly classes. Are they in another column? Say so in the recipe: `columns: {where}`; or list them "
+            f"are hardly classes. Are they in another column? Say so in the recipe: `task.columns: {where}`; or list them "
             "in `task.labels`"
         )
 

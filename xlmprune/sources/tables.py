@@ -195,7 +195,7 @@ def _why_no_labels(table: Table, names: Sequence[str] | None, wanted: Mapping[st
     """What to say where labels are needed, and there are none."""
     asked = wanted.get("label")
     found = f"columns found: {', '.join(names)}" if names else f"{count_columns(len(table.cells[0]))} found"
-    say = "Say which has them in the recipe: `columns: {label: …}`"
+    say = "Say which has them in the recipe: `task.columns: {label: …}`"
     if isinstance(asked, str):
         why = f"no column is called {asked!r} (task.columns); {found}"
     elif asked is not None:
@@ -281,7 +281,7 @@ def _columns_by_name(
         if role not in chosen:
             raise DataError(
                 f"{path}: no column for the {role} text; columns found: {', '.join(names)}. "
-                f"Say which in the recipe: `columns: {{{role}: …, label: …}}`"
+                f"Say which in the recipe: `task.columns: {{{role}: …, label: …}}`"
             )
     if kind == "text":
         chosen.pop("second", None)
@@ -300,7 +300,7 @@ def _columns_by_position(
             known = " or ".join(f"{number} ({', '.join(roles)})" for number, roles in by_count.items())
             raise DataError(
                 f"{place}: {count_columns(count)} found, {known} expected. Say which is which in the recipe, as in "
-                "`columns: {first: 1, label: 2}` (positions from 0, or names where the file has a header)"
+                "`task.columns: {first: 1, label: 2}` (positions from 0, or names where the file has a header)"
             )
         roles = by_count[count]
         return {

@@ -144,7 +144,7 @@ def _token_columns(names: list[str], columns: Mapping[str, str | int], place: st
     if len(names) > 2 and len(chosen) < 2:
         raise DataError(
             f"{place}: columns found: {', '.join(names)}. Say which are which in the recipe: "
-            "`columns: {words: …, tags: …}`"
+            "`task.columns: {words: …, tags: …}`"
         )
     return chosen if len(names) > 1 else {}
 
@@ -162,7 +162,7 @@ def _words_and_tags(
         if width > 2 and (separator == "\t" or min(widths) > 2):
             raise DataError(
                 f"{path}:{number}: {count_columns(width)} found, 2 expected (token, tag). Say which they are in the recipe, "
-                "from 0: `columns: {words: 1, tags: 3}` for CoNLL-U, `columns: {words: 0, tags: 3}` for CoNLL-2003"
+                "from 0: `task.columns: {words: 1, tags: 3}` for CoNLL-U, `task.columns: {words: 0, tags: 3}` for CoNLL-2003"
             )
     tagged = separator in filled[0][1]
     read: dict[int, tuple[str, str | None]] = {}
@@ -255,7 +255,7 @@ def _json_key(record: dict[str, Any], role: str, columns: Mapping[str, str | int
     if role == "tags":
         return None
     raise DataError(
-        f"{place}: no list of words; keys found: {', '.join(record)}. Name it: `columns: {{words: …}}`"
+        f"{place}: no list of words; keys found: {', '.join(record)}. Name it: `task.columns: {{words: …}}`"
     )
 
 
