@@ -544,7 +544,7 @@ def test_a_treebank_is_read_by_its_columns(tmp_path):
         f"{path}: 2 ranges of multiword tokens and empty nodes left out",
     )
     refused(
-        files(tmp_path, content, "tokens", "{language}.{split}"), "`columns: {words: 1, tags: 3}` for CoNLL-U"
+        files(tmp_path, content, "tokens", "{language}.{split}"), "`task.columns: {words: 1, tags: 3}` for CoNLL-U"
     )
 
 
