@@ -544,7 +544,8 @@ def test_a_treebank_is_read_by_its_columns(tmp_path):
         f"{path}: 2 ranges of multiword tokens and empty nodes left out",
     )
     refused(
-        files(tmp_path, content, "tokens", "{language}.{split}"), "`task.columns: {words: 1, tags: 3}` for CoNLL-U"
+        files(tmp_path, content, "tokens", "{language}.{split}"),
+        "`task.columns: {words: 1, tags: 3}` for CoNLL-U",
     )
 
 
@@ -688,9 +689,7 @@ def test_a_language_without_a_file_names_those_with_one(tmp_path):
         Files(recipe(pattern), "text").rows("yo", "test")
     with pytest.raises(DataError, match=r"no test set for language 'yo'\. Languages that have one: en, sw"):
         Corpus(recipe(pattern, languages=["sw", "yo"]), "text").languages()
-    with pytest.raises(
-        DataError, match=r"'de', the train language, whose score stands beside all others"
-    ):
+    with pytest.raises(DataError, match=r"'de', the train language, whose score stands beside all others"):
         Corpus(recipe(pattern, train_language="de"), "text").languages()
     assert Corpus(recipe(pattern, languages=["sw"]), "text").languages() == ("en", "sw")
     assert Corpus(recipe(pattern), "text").languages() == ("en", "sw")
