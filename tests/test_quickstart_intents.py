@@ -245,6 +245,18 @@ def test_no_sentence_is_in_two_parts_nor_has_two_labels(language: str):
         assert set(ours.examples("en", "train").first) <= set(unlabelled)
 
 
+@pytest.mark.parametrize("language", ["de", "th"])
+def test_the_order_of_unlabelled_text_says_nothing_of_its_commands(language: str):
+    """The first n of it are no balanced choice, which only who knows the labels could make."""
+    ours = task()
+    commands = {
+        text: label for label, texts in enumerate(ours._parts(language)["unlabelled"]) for text in texts
+    }
+    first = Counter(commands[text] for text in ours.unlabelled(language)[:98])
+    assert max(first.values()) - min(first.values()) > 3, "98 of 14 commands, 7 each if they took turns"
+    assert ours.unlabelled(language) == task().unlabelled(language)
+
+
 SCRIPTS = {
     "ar": "ARABIC", "bg": "CYRILLIC", "el": "GREEK", "he": "HEBREW", "hi": "DEVANAGARI", "ko": "HANGUL",
     "ml": "MALAYALAM", "ru": "CYRILLIC", "th": "THAI", "uk": "CYRILLIC", "zh-CN": "CJK",

@@ -7,7 +7,7 @@ add a class that nobody meant, and skipped it might be an example lost.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from xlmprune.errors import DataError
 
@@ -80,6 +80,20 @@ def opens_with_names(cells: Sequence[str]) -> bool:
     has_text = any(set(alternative) <= lowered for alternative in KNOWN_NAMES["first"])
     has_label = any(set(alternative) <= lowered for alternative in KNOWN_NAMES["label"])
     return has_text and (has_label or lowered <= known | {"id"})
+
+
+def names_asked(columns: Mapping[str, str | int], header: bool | None) -> list[str]:
+    """The names among `task.columns`, for which a file needs a header.
+
+    Raises:
+        DataError: there are some, and `task.header` says there is none.
+    """
+    named = [name for name in columns.values() if isinstance(name, str)]
+    if named and header is False:
+        raise DataError(
+            f"task.columns names {named[0]!r}, but `header: false` says there are no names; give positions"
+        )
+    return named
 
 
 def refuse_doubtful_row(cells: Sequence[Sequence[str]], label: int | None, train: bool, place: str) -> None:

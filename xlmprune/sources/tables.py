@@ -13,7 +13,7 @@ from typing import Any
 
 from xlmprune.data import Kind
 from xlmprune.errors import DataError
-from xlmprune.sources.headers import KNOWN_NAMES, opens_with_names, refuse_doubtful_row
+from xlmprune.sources.headers import KNOWN_NAMES, names_asked, opens_with_names, refuse_doubtful_row
 from xlmprune.sources.lines import count_columns, count_of, read_json_lines, read_lines, read_text
 from xlmprune.sources.rows import Rows
 
@@ -234,11 +234,7 @@ def _text(value: Any, role: str, place: str) -> str:
 
 
 def _has_header(row: Sequence[str], wanted: Mapping[str, str | int], header: bool | None, place: str) -> bool:
-    named = [name for name in wanted.values() if isinstance(name, str)]
-    if named and header is False:
-        raise DataError(
-            f"task.columns names {named[0]!r}, but `header: false` says there are no names; give positions"
-        )
+    named = names_asked(wanted, header)
     if named or header:
         cells = [cell.strip() for cell in row]
         missing = [name for name in named if name not in cells]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.errors import DataError
-from xlmprune.sources.headers import KNOWN_NAMES, TAG_NAMES, WORD_NAMES, refuse_doubtful_token
+from xlmprune.sources.headers import KNOWN_NAMES, TAG_NAMES, WORD_NAMES, names_asked, refuse_doubtful_token
 from xlmprune.sources.lines import count_columns, count_of, read_json_lines, read_lines
 from xlmprune.sources.rows import Rows
 
@@ -48,7 +48,7 @@ def read_tokens(
     )
     filled = [(number, line) for number, line in content if line.strip()]
     columns = dict(columns or {})
-    named = _names_first(columns, header)
+    named = bool(names_asked(columns, header) or header)
     if filled and named:
         columns = _token_columns(_split(filled[0][1]), columns, f"{path}:{filled[0][0]}")
         content = [entry for entry in content if entry != filled[0]]
@@ -106,15 +106,6 @@ def _without_comments(content: Lines, path: Path) -> tuple[Lines, tuple[str, ...
     kept = [entry for entry in content if not is_comment(entry[1])]
     left = len(content) - len(kept)
     return kept, ((f"{path}: {count_of(left, 'comment')} (# …) left out",) if left else ())
-
-
-def _names_first(columns: Mapping[str, str | int], header: bool | None) -> bool:
-    named = [name for name in columns.values() if isinstance(name, str)]
-    if named and header is False:
-        raise DataError(
-            f"task.columns names {named[0]!r}, but `header: false` says there are no names; give positions"
-        )
-    return bool(named or header)
 
 
 def _split(line: str) -> list[str]:
