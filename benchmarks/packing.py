@@ -23,9 +23,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from xlmprune import bench
-from xlmprune.exporters import packing, quantization
-from xlmprune.exporters.onnx import export_onnx, load_onnx, save_onnx
+from xlmprune.bundle import bench
+from xlmprune.export import packing, quantization
+from xlmprune.export.graph import export_onnx, load_onnx, save_onnx
 
 XLMR_VOCABULARY = 250_002
 HIDDEN = 768

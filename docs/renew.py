@@ -19,8 +19,8 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from xlmprune import recipe as recipes
-from xlmprune import registry
-from xlmprune.distillation import Distillation
+from xlmprune.recipe import registry
+from xlmprune.training.distillation import Distillation
 
 ROOT = Path(__file__).parent.parent
 FILES = ("README.md", "docs/commands.md", "docs/recipe.md")

@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from xlmprune import bench
-from xlmprune.errors import BundleError
+from xlmprune.bundle import bench
+from xlmprune.core.errors import BundleError
 
 
 def write_model(

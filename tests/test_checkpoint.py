@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from xlmprune import recipe as recipes
-from xlmprune.checkpoint import RunFolder, explain_disk
-from xlmprune.errors import MachineError, ModelError, RecipeError
+from xlmprune.core.errors import MachineError, ModelError, RecipeError
+from xlmprune.core.run_folder import RunFolder, explain_disk
 
 
 def make_recipe(**changes):

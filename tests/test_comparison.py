@@ -25,17 +25,19 @@ from rich.console import Console
 from test_pipeline import write_data, write_model, write_recipe
 from test_report import HOSTILE, Page
 
-from xlmprune import bundling, pipeline, score_file
+from xlmprune import pipeline
 from xlmprune import recipe as recipes
-from xlmprune.checkpoint import RunFolder
-from xlmprune.comparison import dense, local, pages, plan, running, table, work
-from xlmprune.comparison import ray as ray_executor
-from xlmprune.comparison.significance import holm, randomization_test
-from xlmprune.data import Examples
-from xlmprune.errors import DataError, MachineError, ModelError, RecipeError
-from xlmprune.metrics import METRICS
-from xlmprune.progress import Reporter
-from xlmprune.runtime import resolve_device
+from xlmprune.compare import dense, local, pages, plan, running, table, work
+from xlmprune.compare import ray as ray_executor
+from xlmprune.compare.significance import holm, randomization_test
+from xlmprune.core.device import resolve_device
+from xlmprune.core.errors import DataError, MachineError, ModelError, RecipeError
+from xlmprune.core.progress import Reporter
+from xlmprune.core.run_folder import RunFolder
+from xlmprune.data.examples import Examples
+from xlmprune.evaluation import score_file
+from xlmprune.export import forms as bundling
+from xlmprune.tasks.metrics import METRICS
 
 
 @pytest.fixture(scope="module")
@@ -676,7 +678,7 @@ def test_an_interrupted_process_interrupts(tmp_path, monkeypatch, base):
 
 
 def test_a_process_ends_with_whoever_started_it(base, tmp_path):
-    command = [sys.executable, "-m", "xlmprune.comparison.work"]
+    command = [sys.executable, "-m", "xlmprune.compare.work"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
@@ -767,7 +769,7 @@ def test_an_interrupted_comparison_has_saved(base, tmp_path, jobs):
     folders = [tmp_path / f"cell{number}" for number in range(jobs)]
     works = json.dumps([dataclasses.asdict(piece(long, folder, name=folder.name)) for folder in folders])
     code = (
-        "import json\nfrom xlmprune.comparison import local, work\n"
+        "import json\nfrom xlmprune.compare import local, work\n"
         f"list(local.LocalExecutor({jobs}).run([work.Work(**w) for w in json.loads({works!r})]))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as parent:

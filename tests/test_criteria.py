@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import nn
 
-from xlmprune.criteria import PruningContext
-from xlmprune.criteria.eq6 import agreement
-from xlmprune.criteria.gradient import Gradient, absolute, accumulated, taylor
-from xlmprune.criteria.hard_concrete import (
+from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria.eq6 import agreement
+from xlmprune.pruning.criteria.gradient import Gradient, absolute, accumulated, taylor
+from xlmprune.pruning.criteria.hard_concrete import (
     SHIFT,
     evaluation_gate,
     gate,
@@ -24,26 +24,33 @@ from xlmprune.criteria.hard_concrete import (
     probability_open_slope,
     sample,
 )
-from xlmprune.criteria.l0 import L0
-from xlmprune.criteria.lamp import Lamp, layer_adaptive
-from xlmprune.criteria.lookahead import (
+from xlmprune.pruning.criteria.l0 import L0
+from xlmprune.pruning.criteria.lamp import Lamp, layer_adaptive
+from xlmprune.pruning.criteria.lookahead import (
     Lookahead,
     block_factors,
     lookahead,
     residual_factors,
     through_residual,
 )
-from xlmprune.criteria.magnitude import Magnitude, magnitude
-from xlmprune.criteria.movement import Movement, movement, soft_penalty
-from xlmprune.criteria.obert import Obert, add_sample, compensation, in_blocks, initial_inverse, saliency
-from xlmprune.criteria.pins import Pins, step_aware
-from xlmprune.criteria.platon import Platon, sensitivity
-from xlmprune.criteria.random import Random
-from xlmprune.criteria.smoothing import Smoothed, confidence
-from xlmprune.criteria.ties import break_ties
-from xlmprune.mask import apply_masks, density, follows, full_masks, keep_top, select
-from xlmprune.registry import CRITERIA
-from xlmprune.registry import load as load_component
+from xlmprune.pruning.criteria.magnitude import Magnitude, magnitude
+from xlmprune.pruning.criteria.movement import Movement, movement, soft_penalty
+from xlmprune.pruning.criteria.obert import (
+    Obert,
+    add_sample,
+    compensation,
+    in_blocks,
+    initial_inverse,
+    saliency,
+)
+from xlmprune.pruning.criteria.pins import Pins, step_aware
+from xlmprune.pruning.criteria.platon import Platon, sensitivity
+from xlmprune.pruning.criteria.random import Random
+from xlmprune.pruning.criteria.smoothing import Smoothed, confidence
+from xlmprune.pruning.criteria.ties import break_ties
+from xlmprune.pruning.masks import apply_masks, density, follows, full_masks, keep_top, select
+from xlmprune.recipe.registry import CRITERIA
+from xlmprune.recipe.registry import load as load_component
 
 
 def context(weights, masks=None, gradients=(), **given_):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import SENTENCES, tiny_tokenizer
 
-from xlmprune.data import (
+from xlmprune.data.examples import (
     IGNORE,
     Encoded,
     Examples,

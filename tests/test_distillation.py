@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from xlmprune.data import IGNORE
-from xlmprune.distillation import (
+from xlmprune.data.examples import IGNORE
+from xlmprune.training.distillation import (
     Distillation,
     TeacherChoice,
     certainty,

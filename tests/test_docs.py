@@ -13,9 +13,10 @@ import pytest
 from test_report import small_bundle
 from typer.testing import CliRunner
 
-from xlmprune import __version__, errors
+from xlmprune import __version__
 from xlmprune import recipe as recipes
 from xlmprune.cli import app
+from xlmprune.core import errors
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -37,7 +38,7 @@ def test_what_comes_from_the_code_is_current(name):
 
 
 def test_every_component_recipe_and_command_is_in_the_documentation():
-    from xlmprune.registry import TABLES
+    from xlmprune.recipe.registry import TABLES
 
     for table in TABLES.values():
         for name in table:
@@ -80,7 +81,7 @@ def test_recipes_in_the_documentation_are_valid(tmp_path, text):
 
 def test_three_lines_are_enough_for_your_own_data(tmp_path):
     """The README's shortest recipe reads files laid out as the README says."""
-    from xlmprune import registry
+    from xlmprune.recipe import registry
 
     (tmp_path / "data").mkdir()
     for name, lines in {

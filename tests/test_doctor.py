@@ -13,7 +13,7 @@ from importlib import metadata
 import pytest
 from rich.console import Console
 
-from xlmprune import doctor
+from xlmprune.core import doctor
 
 
 @pytest.fixture(autouse=True)
@@ -132,5 +132,5 @@ def test_a_cache_that_is_not_there_yet_is_measured_at_its_parent(monkeypatch, tm
 
 
 def test_importing_is_cheap():
-    code = "import sys, xlmprune.doctor; sys.exit(bool({'torch', 'numpy', 'rich', 'transformers'} & set(sys.modules)))"
+    code = "import sys, xlmprune.core.doctor; sys.exit(bool({'torch', 'numpy', 'rich', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlmprune import evaluation
-from xlmprune.data import Encoded, Examples
-from xlmprune.evaluation import Agreement, TestSet
-from xlmprune.metrics import Accuracy, EntityF1
+from xlmprune.data.examples import Encoded, Examples
+from xlmprune.evaluation import scores as evaluation
+from xlmprune.evaluation.scores import Agreement, TestSet
+from xlmprune.tasks.metrics import Accuracy, EntityF1
 
 
 def encoded(lengths, words=None):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlmprune.exporters import codes
+from xlmprune.export import codes
 
 
 def random_mask(shape, density, seed=0):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny import tiny_graph, tiny_masks, tiny_model
 
-from xlmprune.errors import BundleError
-from xlmprune.exporters import onnx as exporter
+from xlmprune.core.errors import BundleError
+from xlmprune.export import graph as exporter
 
 
 def batch(rows, length, seed=0):
@@ -129,7 +129,7 @@ def test_what_cannot_be_exported_or_read_is_refused(tmp_path):
 
 
 def test_equal_weights_count_each_though_the_graph_holds_one():
-    from xlmprune import bundling
+    from xlmprune.export import forms as bundling
 
     model = tiny_model()
     with torch.no_grad():

@@ -7,8 +7,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import tiny_masks, tiny_model, tiny_tokenizer
 
-from xlmprune.errors import BundleError
-from xlmprune.exporters import safetensors as sparse
+from xlmprune.core.errors import BundleError
+from xlmprune.export import sparse
 
 QUERY = "roberta.encoder.layer.0.attention.self.query.weight"
 
@@ -74,7 +74,7 @@ def test_half_precision_stays_half_precision(tmp_path):
 
 
 def test_bytes_are_near_the_bound_and_repeatable(tmp_path):
-    from xlmprune.exporters.codes import entropy_bits
+    from xlmprune.export.codes import entropy_bits
 
     model = tiny_model(hidden=128)
     masks = tiny_masks(model, 0.1)

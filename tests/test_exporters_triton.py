@@ -3,8 +3,8 @@ import os
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from xlmprune.errors import RecipeError
-from xlmprune.exporters import triton
+from xlmprune.core.errors import RecipeError
+from xlmprune.export import triton
 
 LABELS = ("entailment", "neutral", "contradiction")
 

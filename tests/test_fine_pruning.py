@@ -12,14 +12,14 @@ from transformers import (
 )
 
 from xlmprune import recipe as recipes
-from xlmprune.data import IGNORE, Encoded
-from xlmprune.distillation import Distillation
-from xlmprune.errors import TrainingError
-from xlmprune.fine_pruning import FinePruning, StageEnd, Step, cross_entropy, updates_in_stage
-from xlmprune.mask import density
-from xlmprune.model import prunable
-from xlmprune.regularizers.cosine import alignment
-from xlmprune.teaching import Teaching
+from xlmprune.core.errors import TrainingError
+from xlmprune.data.examples import IGNORE, Encoded
+from xlmprune.models.loading import prunable
+from xlmprune.pruning.masks import density
+from xlmprune.pruning.regularizers.cosine import alignment
+from xlmprune.training.distillation import Distillation
+from xlmprune.training.loop import FinePruning, StageEnd, Step, cross_entropy, updates_in_stage
+from xlmprune.training.teaching import Teaching
 
 LABELS = 3
 

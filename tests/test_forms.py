@@ -12,7 +12,7 @@ from tiny import SENTENCES, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
 from xlmprune.cli import app
-from xlmprune.model import save_tokenizer
+from xlmprune.models.loading import save_tokenizer
 
 SERVER = """
 import sys

@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 from tiny import tiny_bundle, tiny_graph, tiny_masks, tiny_model
 from typer.testing import CliRunner
 
-from xlmprune import inspection
+from xlmprune.bundle import inspect as inspection
 from xlmprune.cli import app
-from xlmprune.errors import BundleError
-from xlmprune.exporters import onnx as onnx_export
-from xlmprune.exporters import safetensors as sparse
-from xlmprune.exporters.packing import pack
-from xlmprune.exporters.quantization import quantize
-from xlmprune.mask import pack_bits
+from xlmprune.core.errors import BundleError
+from xlmprune.export import graph as onnx_export
+from xlmprune.export import sparse
+from xlmprune.export.packing import pack
+from xlmprune.export.quantization import quantize
+from xlmprune.pruning.masks import pack_bits
 
 QUERY = "roberta.encoder.layer.1.attention.self.query.weight"
 

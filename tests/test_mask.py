@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlmprune.mask import (
+from xlmprune.pruning.masks import (
     apply_masks,
     attainable,
     density,

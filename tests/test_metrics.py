@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlmprune.data import Examples
-from xlmprune.errors import DataError, RecipeError
-from xlmprune.metrics import (
+from xlmprune.core.errors import DataError, RecipeError
+from xlmprune.data.examples import Examples
+from xlmprune.data.readers.labels import to_iob2
+from xlmprune.tasks.metrics import (
     METRICS,
     Accuracy,
     EntityF1,
@@ -19,7 +20,6 @@ from xlmprune.metrics import (
     ndcg,
     tag_runs,
 )
-from xlmprune.sources.labels import to_iob2
 
 BIO = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 UPOS = ("NOUN", "VERB", "SCONJ", "CCONJ", "SYM")

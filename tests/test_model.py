@@ -8,8 +8,8 @@ from tiny import SENTENCES, tiny_model, tiny_tokenizer
 from tokenizers import Regex, Tokenizer, normalizers
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForSequenceClassification
 
-from xlmprune.errors import MachineError, ModelError
-from xlmprune.model import (
+from xlmprune.core.errors import MachineError, ModelError
+from xlmprune.models.loading import (
     load_pretrained,
     parameters_by_part,
     part_of,

@@ -67,10 +67,10 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel):
 
 def test_recipes_and_templates_are_found_from_another_folder(wheel, tmp_path):
     code = (
-        "import xlmprune.report, xlmprune.recipe\n"
+        "import xlmprune.report.pages, xlmprune.recipe\n"
         f"assert xlmprune.__file__.startswith({str(wheel)!r}), xlmprune.__file__\n"
         "print(xlmprune.recipe.find('quickstart'))\n"
-        "print(xlmprune.report.render_html({'name': 'outside'}))\n"
+        "print(xlmprune.report.pages.render_html({'name': 'outside'}))\n"
     )
     result = run_installed(wheel, tmp_path, "-c", code)
     assert result.returncode == 0, result.stderr

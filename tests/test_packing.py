@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tiny import tiny_masks, tiny_model
 
-from xlmprune.errors import BundleError
-from xlmprune.exporters import packing
-from xlmprune.exporters.codes import entropy_bits
-from xlmprune.exporters.onnx import export_onnx
+from xlmprune.core.errors import BundleError
+from xlmprune.export import packing
+from xlmprune.export.codes import entropy_bits
+from xlmprune.export.graph import export_onnx
 
 
 def graph_of(weight, opset=20):

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 import xlmprune
 from xlmprune.cli import app
-from xlmprune.errors import BundleError
-from xlmprune.model import prunable, save_tokenizer
+from xlmprune.core.errors import BundleError
+from xlmprune.models.loading import prunable, save_tokenizer
 
 LANGUAGES = list(SENTENCES)
 
@@ -359,7 +359,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_report(finished, workplace, 
 
 def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, monkeypatch):
     recipe = write_recipe(workplace, name="often", training={"checkpoint_minutes": 1e-9})
-    from xlmprune import fine_pruning
+    from xlmprune.training import loop as fine_pruning
 
     original, calls = fine_pruning.FinePruning._update, []
 
@@ -384,7 +384,7 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
 
 def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path, monkeypatch):
     recipe = write_recipe(workplace, name="stopped")
-    from xlmprune import fine_pruning
+    from xlmprune.training import loop as fine_pruning
 
     original, calls = fine_pruning.FinePruning._update, []
 
@@ -435,7 +435,7 @@ def test_a_checkpoint_with_parts_missing_is_a_sentence(workplace, tmp_path, monk
 
 
 def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch):
-    from xlmprune import bundling
+    from xlmprune.export import forms as bundling
 
     recipe = write_recipe(
         workplace, name="floor", export={"onnx": ["fp32", "int8"], "floor": {"worst_language_drop": 1.0}}
@@ -472,7 +472,7 @@ def test_a_small_vocabulary_ships_and_a_timing_that_fails_stops_nothing(workplac
     def fail(*_):
         raise BundleError("model.onnx cannot be opened in a process of its own")
 
-    monkeypatch.setattr("xlmprune.bench.load_once", fail)
+    monkeypatch.setattr("xlmprune.bundle.bench.load_once", fail)
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "untimed")])
     assert result.exit_code == 0, result.output
     assert "were not timed: model.onnx cannot be opened" in result.stderr
@@ -491,8 +491,8 @@ def test_a_small_vocabulary_ships_and_a_timing_that_fails_stops_nothing(workplac
 def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
     from types import SimpleNamespace as Space
 
-    from xlmprune import bundling
-    from xlmprune.evaluation import Agreement, Score
+    from xlmprune.evaluation.scores import Agreement, Score
+    from xlmprune.export import forms as bundling
     from xlmprune.recipe import FloorRecipe
 
     def scores(drop):
@@ -604,7 +604,7 @@ def test_a_run_does_not_go_on_with_other_data(workplace, tmp_path, monkeypatch):
     recipe = write_recipe(
         workplace, name="changed", task={"path": str(tmp_path / "data" / "{language}.{split}.tsv")}
     )
-    from xlmprune import fine_pruning
+    from xlmprune.training import loop as fine_pruning
 
     original, calls = fine_pruning.FinePruning._update, []
 

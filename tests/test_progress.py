@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from xlmprune.progress import Reporter
+from xlmprune.core.progress import Reporter
 
 
 def test_brackets_are_shown_as_they_are():

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 from tiny import tiny_masks, tiny_model
 
-from xlmprune.errors import BundleError
-from xlmprune.exporters import packing, quantization
-from xlmprune.exporters.onnx import export_onnx
+from xlmprune.core.errors import BundleError
+from xlmprune.export import packing, quantization
+from xlmprune.export.graph import export_onnx
 
 
 def session_of(proto, **entries):

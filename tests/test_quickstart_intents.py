@@ -19,12 +19,12 @@ from hassil.parse_expression import parse_sentence
 from hassil.recognize import recognize_all
 from hassil.sample import sample_sentence
 
-from xlmprune import registry, vocabulary
-from xlmprune.errors import DataError, MachineError, RecipeError
+from xlmprune.core.errors import DataError, MachineError, RecipeError
+from xlmprune.models import vocabulary
 from xlmprune.quickstart import intents
-from xlmprune.recipe import TaskRecipe
-from xlmprune.tasks import quickstart
-from xlmprune.tasks.quickstart import Quickstart
+from xlmprune.quickstart import task as quickstart
+from xlmprune.quickstart.task import Quickstart
+from xlmprune.recipe import TaskRecipe, registry
 
 
 def content(*templates: str, intent: str = "HassMediaNext", **more: dict) -> dict:
@@ -337,7 +337,7 @@ def test_a_foreign_metric_is_refused():
 
 def test_the_task_needs_no_torch():
     program = (
-        "import sys; from xlmprune.tasks import quickstart\n"
+        "import sys; from xlmprune.quickstart import task as quickstart\n"
         "print([n for n in ('torch', 'transformers', 'datasets', 'hassil') if n in sys.modules])"
     )
     assert (

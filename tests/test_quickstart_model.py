@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from xlmprune.errors import MachineError, ModelError
+from xlmprune.core.errors import MachineError, ModelError
 from xlmprune.quickstart import model as quickstart
 
 HIDDEN, FEED_FORWARD, LAYERS, POSITIONS, ROWS = 32, 64, 2, 6, 12

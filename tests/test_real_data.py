@@ -7,9 +7,8 @@ import pytest
 from real_data import require_data
 from tiny import tiny_tokenizer
 
-from xlmprune import registry
-from xlmprune.data import encode, length_statistics, pad
-from xlmprune.recipe import TaskRecipe
+from xlmprune.data.examples import encode, length_statistics, pad
+from xlmprune.recipe import TaskRecipe, registry
 
 FOLDERS = {
     "xnli": ("xnli", "{language}.{split}.tsv.gz", 15),

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from xlmprune import recipe as recipes
-from xlmprune.errors import RecipeError
+from xlmprune.core.errors import RecipeError
 
 MINIMAL = "task: {name: xnli}\n"
 

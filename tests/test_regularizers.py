@@ -6,14 +6,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from xlmprune.mask import apply_masks, full_masks, select
-from xlmprune.registry import REGULARIZERS, load
-from xlmprune.regularizers.both import Both
-from xlmprune.regularizers.cosine import Cosine, RowLengths, alignment, kept_energy, unit_cosines
-from xlmprune.regularizers.cosine_layer import CosineLayer, layer_cosine
-from xlmprune.regularizers.frobenius import Frobenius, distance, squared_distance
-from xlmprune.regularizers.l2 import L2
-from xlmprune.regularizers.none import NoRegularizer
+from xlmprune.pruning.masks import apply_masks, full_masks, select
+from xlmprune.pruning.regularizers.both import Both
+from xlmprune.pruning.regularizers.cosine import Cosine, RowLengths, alignment, kept_energy, unit_cosines
+from xlmprune.pruning.regularizers.cosine_layer import CosineLayer, layer_cosine
+from xlmprune.pruning.regularizers.frobenius import Frobenius, distance, squared_distance
+from xlmprune.pruning.regularizers.l2 import L2
+from xlmprune.pruning.regularizers.none import NoRegularizer
+from xlmprune.recipe.registry import REGULARIZERS, load
 
 VARIANTS = [
     NoRegularizer(),

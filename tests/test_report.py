@@ -20,10 +20,10 @@ from rich.console import Console
 from sample_report import sample_report
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from xlmprune import charts, findings
-from xlmprune.languages import language_name
-from xlmprune.report import model_card, render_html, render_markdown, results_table, write
-from xlmprune.tables import all_tables, language_table
+from xlmprune.core.languages import language_name
+from xlmprune.report import charts, findings
+from xlmprune.report.pages import model_card, render_html, render_markdown, results_table, write
+from xlmprune.report.tables import all_tables, language_table
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 HOSTILE = '<script>alert("x")</script>|`**[a](b)'
@@ -461,7 +461,9 @@ def test_the_code_in_the_card_runs_as_it_stands(tmp_path, kind, expected):
 
 
 def test_reading_a_report_needs_no_torch():
-    code = "import sys, xlmprune.report; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = (
+        "import sys, xlmprune.report.pages; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

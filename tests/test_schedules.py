@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from xlmprune.schedules import Cubic, Geometric, Linear
+from xlmprune.pruning.schedules import Cubic, Geometric, Linear
 
 
 def test_geometric_gives_the_papers_densities():

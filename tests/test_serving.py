@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny import MAX_LENGTH, tiny_batch, tiny_bundle, tiny_masks, tiny_model, tiny_texts, tiny_tokenizer
 
-from xlmprune import golden, serving
-from xlmprune.errors import BundleError, DataError
-from xlmprune.exporters.safetensors import load
-from xlmprune.serving import Bundle, predict
+from xlmprune.bundle import golden
+from xlmprune.bundle import session as serving
+from xlmprune.bundle.session import Bundle, predict
+from xlmprune.core.errors import BundleError, DataError
+from xlmprune.export.sparse import load
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC")
 
@@ -50,7 +51,7 @@ def expected_probabilities(folder, kind, inputs):
 
 
 def test_onnx_runtime_sends_nothing_home(bundles, tmp_path):
-    code = f"from xlmprune.serving import Bundle; Bundle({str(bundles['text'])!r}).session()"
+    code = f"from xlmprune.bundle.session import Bundle; Bundle({str(bundles['text'])!r}).session()"
     quiet = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     quiet |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     subprocess.run([sys.executable, "-c", code], env=quiet, check=True)
@@ -237,7 +238,7 @@ def test_a_model_of_another_task_is_refused(copy, bundles):
 
 
 def test_a_packed_file_without_optimization_is_announced(copy):
-    from xlmprune.exporters.packing import pack
+    from xlmprune.export.packing import pack
 
     serving.open_session(copy / "model.onnx", optimize=False)
     onnx.save(pack(onnx.load(copy / "model.onnx"), smallest=1), copy / "packed.onnx")

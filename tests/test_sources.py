@@ -4,16 +4,15 @@ import re
 
 import pytest
 
-from xlmprune import registry
-from xlmprune.errors import DataError
-from xlmprune.recipe import TaskRecipe
-from xlmprune.sources import Corpus
-from xlmprune.sources.files import Files, find_languages
-from xlmprune.sources.hub import Hub, HubSet
-from xlmprune.sources.labels import in_order
-from xlmprune.sources.lines import read_lines
-from xlmprune.sources.token_files import read_json_tokens, read_tokens
-from xlmprune.sources.xglue import Layout, Xglue
+from xlmprune.core.errors import DataError
+from xlmprune.data.readers import Corpus
+from xlmprune.data.readers.files import Files, find_languages
+from xlmprune.data.readers.hub import Hub, HubSet
+from xlmprune.data.readers.labels import in_order
+from xlmprune.data.readers.lines import read_lines
+from xlmprune.data.readers.token_files import read_json_tokens, read_tokens
+from xlmprune.data.readers.xglue import Layout, Xglue
+from xlmprune.recipe import TaskRecipe, registry
 
 PAIRS = "premise\thypothesis\tlabel\nRain fell.\tIt rained.\tyes\nฝนตก\tไม่มีฝน\tno\n"
 

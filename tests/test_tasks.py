@@ -9,12 +9,11 @@ import pytest
 from tiny import tiny_tokenizer
 
 from xlmprune import recipe as recipes
-from xlmprune import registry
-from xlmprune.data import encode
-from xlmprune.errors import DataError, RecipeError
-from xlmprune.metrics import METRICS
-from xlmprune.predictions import write_predictions
-from xlmprune.recipe import TaskRecipe
+from xlmprune.core.errors import DataError, RecipeError
+from xlmprune.data.examples import encode
+from xlmprune.evaluation.predictions import write_predictions
+from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.tasks.metrics import METRICS
 
 SAMPLE = Path(__file__).parent / "data" / "xglue_sample"
 PAPER = ("xnli", "nc", "ner", "pos", "pawsx", "qam", "qadsm", "wpr")
@@ -301,7 +300,12 @@ def test_every_task_has_its_line_and_a_docstring():
 
 def test_tasks_import_neither_torch_nor_transformers():
     modules = [entry.partition(":")[0] for name, entry in registry.TASKS.items() if name != "quickstart"]
-    modules += ["xlmprune.data", "xlmprune.metrics", "xlmprune.predictions", "xlmprune.sources.files"]
+    modules += [
+        "xlmprune.data.examples",
+        "xlmprune.tasks.metrics",
+        "xlmprune.evaluation.predictions",
+        "xlmprune.data.readers.files",
+    ]
     heavy = ("torch", "transformers", "datasets", "pandas", "pyarrow")
     code = f"""
 import importlib, sys

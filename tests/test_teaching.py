@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from xlmprune import pipeline
 from xlmprune import recipe as recipes
-from xlmprune.checkpoint import RunFolder
 from xlmprune.cli import app
-from xlmprune.data import Examples, encode, fold
-from xlmprune.distillation import Distillation
-from xlmprune.errors import DataError
-from xlmprune.progress import Reporter
-from xlmprune.teaching import Teaching, join_encoded
-from xlmprune.unlabelled import unlabelled_examples
+from xlmprune.core.errors import DataError
+from xlmprune.core.progress import Reporter
+from xlmprune.core.run_folder import RunFolder
+from xlmprune.data.examples import Examples, encode, fold
+from xlmprune.data.unlabelled import unlabelled_examples
+from xlmprune.training.distillation import Distillation
+from xlmprune.training.teaching import Teaching, join_encoded
 
 
 class Task:

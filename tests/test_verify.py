@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_bundle
 from typer.testing import CliRunner
 
-from xlmprune import golden, manifest
-from xlmprune import verify as verification
+from xlmprune.bundle import golden, manifest
+from xlmprune.bundle import verify as verification
+from xlmprune.bundle.session import Bundle
+from xlmprune.bundle.unpack import contenders, unpack_bundle
+from xlmprune.bundle.verify import compare, render, verify
 from xlmprune.cli import app
-from xlmprune.errors import BundleError, MachineError
-from xlmprune.exporters.packing import is_packed
-from xlmprune.exporters.unpacking import contenders, unpack_bundle
-from xlmprune.serving import Bundle
-from xlmprune.verify import compare, render, verify
+from xlmprune.core.errors import BundleError, MachineError
+from xlmprune.export.packing import is_packed
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_a_graph_the_checker_refuses(copy):
 def test_a_mask_that_does_not_fit_its_values(copy):
     path = copy / "model.safetensors"
     name = "roberta.encoder.layer.0.attention.self.query.weight"
-    from xlmprune.exporters.safetensors import read_facts
+    from xlmprune.export.sparse import read_facts
 
     facts, tensors = read_facts(path), load_file(path)
     tensors[f"{name}.mask"] = tensors[f"{name}.mask"][:-1].clone()
@@ -288,7 +288,7 @@ def test_a_packed_file_of_other_values_is_found(packed, tmp_path, monkeypatch):
     folder = shutil.copytree(packed, tmp_path / "copy")
     monkeypatch.setattr(verification, "SLOWEST_PACKED", 0.0)
     assert "at most 0 are allowed" in failures(folder)["model.onnx: packed equals dense"]
-    monkeypatch.setattr("xlmprune.exporters.packing.unfolded", lambda *_: ["xlmprune.packed/a/flat"])
+    monkeypatch.setattr("xlmprune.export.packing.unfolded", lambda *_: ["xlmprune.packed/a/flat"])
     assert "at every call (1 of its nodes" in failures(folder)["model.onnx: packed equals dense"]
 
 
@@ -332,7 +332,7 @@ def test_a_full_or_missing_place_for_temporary_files_is_a_sentence(packed, tmp_p
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("xlmprune.exporters.onnx.save_onnx", full)
+        patched.setattr("xlmprune.export.graph.save_onnx", full)
         patched.setattr(tempfile, "tempdir", str(tmp_path))
         with (
             pytest.raises(MachineError, match=rf"^{tmp_path}, where .* is full .*TMPDIR"),

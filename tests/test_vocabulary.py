@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
 
-from xlmprune import vocabulary
-from xlmprune.data import Examples, encode, pad
-from xlmprune.errors import DataError, ModelError
+from xlmprune.core.errors import DataError, ModelError
+from xlmprune.data.examples import Examples, encode, pad
+from xlmprune.models import vocabulary
 from xlmprune.quickstart.model import build_tokenizer, ensure_model
 
 WORDS = [
@@ -294,9 +294,7 @@ def test_files_that_cannot_be_read_are_named_with_their_line(tmp_path: Path):
 
 
 def test_neither_torch_nor_transformers_is_imported_with_the_module():
-    program = (
-        "import sys, xlmprune.vocabulary; print([n for n in ('torch', 'transformers') if n in sys.modules])"
-    )
+    program = "import sys, xlmprune.models.vocabulary; print([n for n in ('torch', 'transformers') if n in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
     )

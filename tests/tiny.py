@@ -108,8 +108,11 @@ def tiny_bundle(
     packed: bool = False,
 ) -> Path:
     """A whole bundle in ``folder``, with everything but report and model card."""
-    from xlmprune import golden, manifest, serving
-    from xlmprune.exporters import onnx, packing, quantization, safetensors, triton
+    from xlmprune.bundle import golden, manifest
+    from xlmprune.bundle import session as serving
+    from xlmprune.export import graph as onnx
+    from xlmprune.export import packing, quantization, triton
+    from xlmprune.export import sparse as safetensors
 
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = tiny_model(kind, labels), tiny_tokenizer()
@@ -151,7 +154,7 @@ def tiny_bundle(
 @cache
 def _exported_bytes(kind: str, labels: tuple[str, ...], density: float) -> bytes:
     # An export takes seconds, and the tests of a file want the same few models again and again.
-    from xlmprune.exporters import onnx
+    from xlmprune.export import graph as onnx
 
     model = tiny_model(kind, labels)
     tiny_masks(model, density)
@@ -168,7 +171,7 @@ def tiny_graph(kind: str = "text", labels: Sequence[str] = ("no", "maybe", "yes"
 
 def tiny_batch(kind: str = "text") -> dict[str, np.ndarray]:
     """The sample sentences as one padded batch."""
-    from xlmprune.data import Examples, encode, pad
+    from xlmprune.data.examples import Examples, encode, pad
 
     texts = tiny_texts(kind)
     first, second = ([list(part) for part in zip(*texts, strict=True)]) if kind == "pair" else (texts, None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xlmprune._version import __version__
 
 if TYPE_CHECKING:
-    from xlmprune.exporters.safetensors import load as load
+    from xlmprune.export.sparse import load as load
 
 # ONNX Runtime 1.31 sends usage data to its maker unless this is set before it is imported; 0 in the environment is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -22,7 +22,7 @@ __all__ = ["__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from xlmprune.exporters.safetensors import load
+        from xlmprune.export.sparse import load
 
         return load
     raise AttributeError(f"module 'xlmprune' has no attribute {name!r}")

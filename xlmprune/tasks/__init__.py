@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from xlmprune.data import Examples, Kind
-from xlmprune.metrics import Metric
-from xlmprune.sources import Corpus, Split
+from xlmprune.data.examples import Examples, Kind
+from xlmprune.data.readers import Corpus, Split
+from xlmprune.tasks.metrics import Metric
 
 
 class Task(Protocol):

@@ -12,11 +12,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Kind
-from xlmprune.metrics import Accuracy, main_first
-from xlmprune.sources import Corpus
-from xlmprune.sources.labels import in_order
+from xlmprune.data.examples import Kind
+from xlmprune.data.readers import Corpus
+from xlmprune.data.readers.labels import in_order
 from xlmprune.tasks import CorpusTask
+from xlmprune.tasks.metrics import Accuracy, main_first
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe

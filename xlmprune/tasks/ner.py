@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Examples, Kind
-from xlmprune.errors import RecipeError
-from xlmprune.metrics import EntityF1, main_first
-from xlmprune.sources import Corpus, Split
-from xlmprune.sources.hub import HubSet
-from xlmprune.sources.labels import is_bio, to_iob2
-from xlmprune.sources.xglue import LICENCE, Layout
+from xlmprune.core.errors import RecipeError
+from xlmprune.data.examples import Examples, Kind
+from xlmprune.data.readers import Corpus, Split
+from xlmprune.data.readers.hub import HubSet
+from xlmprune.data.readers.labels import is_bio, to_iob2
+from xlmprune.data.readers.xglue import LICENCE, Layout
 from xlmprune.tasks import CorpusTask, one_of
+from xlmprune.tasks.metrics import EntityF1, main_first
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe

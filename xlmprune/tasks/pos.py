@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Examples, Kind
-from xlmprune.metrics import TagRuns, TokenAccuracy, main_first
-from xlmprune.sources import Corpus, Split
-from xlmprune.sources.hub import HubSet
-from xlmprune.sources.xglue import LICENCE, Layout
+from xlmprune.data.examples import Examples, Kind
+from xlmprune.data.readers import Corpus, Split
+from xlmprune.data.readers.hub import HubSet
+from xlmprune.data.readers.xglue import LICENCE, Layout
 from xlmprune.tasks import CorpusTask, one_of
+from xlmprune.tasks.metrics import TagRuns, TokenAccuracy, main_first
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe

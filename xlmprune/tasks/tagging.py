@@ -9,12 +9,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Examples, Kind
-from xlmprune.errors import DataError
-from xlmprune.metrics import EntityF1, Metric, TokenAccuracy, main_first
-from xlmprune.sources import Corpus, Split
-from xlmprune.sources.labels import is_bio, strays_from_bio, to_iob2
+from xlmprune.core.errors import DataError
+from xlmprune.data.examples import Examples, Kind
+from xlmprune.data.readers import Corpus, Split
+from xlmprune.data.readers.labels import is_bio, strays_from_bio, to_iob2
 from xlmprune.tasks import CorpusTask
+from xlmprune.tasks.metrics import EntityF1, Metric, TokenAccuracy, main_first
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xlmprune.data import Kind
-from xlmprune.metrics import Ndcg, main_first
-from xlmprune.sources import Corpus
-from xlmprune.sources.xglue import LICENCE, Layout
+from xlmprune.data.examples import Kind
+from xlmprune.data.readers import Corpus
+from xlmprune.data.readers.xglue import LICENCE, Layout
 from xlmprune.tasks import CorpusTask, one_of
+from xlmprune.tasks.metrics import Ndcg, main_first
 
 if TYPE_CHECKING:
     from xlmprune.recipe import TaskRecipe

@@ -1,0 +1,1 @@
+"""What runs on a shipped bundle. Nothing here imports PyTorch."""

@@ -1,0 +1,76 @@
+"""`golden.safetensors`: one padded batch of real texts, and the logits that were measured for it.
+
+`input_ids` and `attention_mask`, int64 [batch, tokens], and `logits.<form>`, float32, for every form shipped and for
+`pytorch`. Whoever has the file can ask whether a model, a runtime or a machine still says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from xlmprune.core.errors import BundleError
+from xlmprune.core.files import replacing
+
+FILE = "golden.safetensors"
+LOGITS = "logits."
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One batch and what each form answered."""
+
+    input_ids: np.ndarray
+    """int64 [batch, tokens]"""
+    attention_mask: np.ndarray
+    """int64 [batch, tokens], 1 where there is a token"""
+    logits: dict[str, np.ndarray]
+    """form (or `pytorch`) to float32 [batch, labels] or [batch, tokens, labels]"""
+
+
+def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write ``input_ids``, ``attention_mask`` and any ``logits.<form>`` to the golden file of a bundle."""
+    dtypes = {name: np.float32 if name.startswith(LOGITS) else np.int64 for name in arrays}
+    tensors = {name: np.ascontiguousarray(array, dtype=dtypes[name]) for name, array in arrays.items()}
+    with replacing(folder / FILE) as partial:
+        save_file(tensors, partial)
+
+
+def read(folder: Path) -> Golden:
+    """The golden batch of a bundle.
+
+    Raises:
+        BundleError: missing or damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise BundleError(f"{path} is missing")
+    try:
+        arrays = load_file(path)
+        ids, mask = arrays.pop("input_ids"), arrays.pop("attention_mask")
+    except (SafetensorError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error
+    except KeyError as error:
+        raise BundleError(f"{path}: {error} is missing") from error
+    logits = {name.removeprefix(LOGITS): array for name, array in arrays.items() if name.startswith(LOGITS)}
+    if ids.ndim != 2 or ids.shape != mask.shape:
+        raise BundleError(
+            f"{path} is damaged: input_ids {ids.shape} and attention_mask {mask.shape} do not fit"
+        )
+    if not mask.any():
+        raise BundleError(f"{path} is damaged: it holds no token")
+    for form, array in logits.items():
+        fits = (array.ndim == 2 and len(array) == len(ids)) or (
+            array.ndim == 3 and array.shape[:2] == ids.shape
+        )
+        if not fits or not array.size:
+            raise BundleError(
+                f"{path} is damaged: logits of {form} are {array.shape} for ids of {ids.shape}, expected one row of "
+                "labels for each text or for each token"
+            )
+    return Golden(ids, mask, logits)

@@ -1,0 +1,88 @@
+"""The dense form of a bundle, for tools that cannot read packed files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from xlmprune.bundle.session import FILES
+from xlmprune.core.errors import BundleError
+from xlmprune.core.files import temporary_folder
+from xlmprune.core.run_folder import explain_disk
+from xlmprune.export import graph as onnx_export
+from xlmprune.export import packing
+from xlmprune.export import sparse as safetensors_export
+
+
+def unpack_bundle(bundle: Path, out: Path) -> list[str]:
+    """Write ``out``: a plain model folder that `from_pretrained` accepts, and every ONNX file without packing.
+
+    Graphs that this bundle does not have are removed from ``out``.
+
+    Returns:
+        Names of the files written, relative to ``out``.
+
+    Raises:
+        BundleError: the bundle is damaged, or ``out`` is the bundle or inside it.
+        MachineError: ``out`` cannot be written to.
+    """
+    if out.resolve() == bundle.resolve():
+        raise BundleError(f"{out} is the bundle itself; unpack it into another folder")
+    if bundle.resolve() in out.resolve().parents:
+        raise BundleError(
+            f"{out} lies inside the bundle, which must stay as it is; unpack it into another folder"
+        )
+    with explain_disk(out):
+        written = safetensors_export.unpack(bundle, out)
+        for file in FILES.values():
+            if (bundle / file).is_file():
+                proto = packing.unpack(onnx_export.load_onnx(bundle / file))
+                written += onnx_export.save_onnx(proto, out / file)
+        # Of another bundle unpacked here before; left there, they would be taken for this one's.
+        for file in FILES.values():
+            for stale in {*onnx_export.files_of(out / file)} - {*written}:
+                stale.unlink(missing_ok=True)
+    return [path.relative_to(out).as_posix() for path in written]
+
+
+@contextmanager
+def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, Path]]:
+    """ONNX files to measure side by side, by name; the first is what the others are compared with.
+
+    That is ``against``, a bundle or an ONNX file, where it is given, and else the dense form of the bundle's first
+    form, written for the while where the bundle has it packed.
+
+    Raises:
+        BundleError: there is nothing to measure.
+        MachineError: there is no room for the dense form.
+    """
+    ours = {form: bundle / file for form, file in FILES.items() if (bundle / file).is_file()}
+    if not ours:
+        raise BundleError(
+            f"{bundle} has neither {' nor '.join(FILES.values())}; expected a bundle written by xlmprune"
+        )
+    with temporary_folder() as temporary:
+        if against is not None:
+            yield {**_others(against), **ours}
+            return
+        form, file = next(iter(ours.items()))
+        proto = onnx_export.load_onnx(file)
+        if not packing.is_packed(proto):
+            yield ours
+            return
+        dense = temporary / file.name
+        onnx_export.save_onnx(packing.unpack(proto), dense)
+        del proto
+        yield {f"{form} dense": dense, **ours}
+
+
+def _others(against: Path) -> dict[str, Path]:
+    if against.is_file():
+        return {against.name: against}
+    found = {
+        f"{against.name} {form}": against / file for form, file in FILES.items() if (against / file).is_file()
+    }
+    if not found:
+        raise BundleError(f"{against} is neither an ONNX file nor a bundle with one")
+    return found

@@ -1,0 +1,298 @@
+"""Is this bundle what was measured, and does it say the same on this machine? Hashes, structure, stored answers.
+
+Every check is a name, whether it passed, and a sentence. A damaged file fails its checks; it does not stop the others.
+PyTorch is not needed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xlmprune.bundle import golden, manifest
+from xlmprune.bundle import session as serving
+from xlmprune.bundle.session import FILES, Bundle
+from xlmprune.core.errors import BundleError, XlmpruneError
+
+if TYPE_CHECKING:
+    import onnx
+
+LARGEST_DIFFERENCE = {"fp32": 1e-3, "int8": 0.1}
+"""Share of the stored logits' range by which this machine's may differ. CPUs without VNNI add up INT8 products with
+saturation, and their answers differ by much more than rounding."""
+
+LEAST_AGREEMENT = {"fp32": 1.0, "int8": 0.9}
+"""Share of stored labels to be met again; near ties (logits closer than the difference allowed) do not count."""
+
+SLOWEST_PACKED = 1.5
+"""Times the latency of the dense graph that a packed one may take. They are the same once loaded; a runtime that rebuilds
+the matrices at every call takes about 200 times as long."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about a bundle, answered."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def verify(bundle: str | Path, threads: int = 0) -> list[Check]:
+    """Check everything a bundle holds.
+
+    Raises:
+        BundleError: there is no such folder. Anything else is a check that did not pass.
+    """
+    path = Path(bundle)
+    if not path.is_dir():
+        raise BundleError(f"{path}: no such folder; expected a bundle written by xlmprune")
+    return list(_checks(path, threads))
+
+
+def _checks(path: Path, threads: int) -> Iterator[Check]:
+    yield from _guarded(manifest.FILE, partial(_check_files, path))
+    yield _attempt("weights", partial(_check_weights, path))
+    try:
+        opened = Bundle(path, threads)
+    except Exception as error:
+        yield Check("config.json", False, _sentence(error))
+        return
+    yield _attempt("tokenizer", partial(_check_tokenizer, opened))
+    if not opened.forms:
+        yield _attempt("forms", partial(_check_without_forms, path))
+    for form in opened.forms:
+        file = FILES[form]
+        yield _attempt(f"{file}: graph", partial(_check_graph, opened, form))
+        yield _attempt(f"{file}: golden logits", partial(_check_golden, opened, form))
+        yield from _guarded(f"{file}: packed", partial(_check_packed, opened, form))
+    yield from _guarded("triton", partial(_check_triton, opened))
+
+
+def _attempt(name: str, question: Callable[[], str]) -> Check:
+    """The sentence ``question`` returns is a pass, whatever it raises is not."""
+    try:
+        return Check(name, True, question())
+    except Exception as error:
+        return Check(name, False, _sentence(error))
+
+
+def _guarded(name: str, checks: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """``checks``; where they break off, a last one of that name says why."""
+    try:
+        yield from checks()
+    except Exception as error:
+        yield Check(name, False, _sentence(error))
+
+
+def _sentence(error: Exception) -> str:
+    """What a check raised. Damage takes more forms than readers foresee, and none of them may hide the other checks."""
+    if isinstance(error, XlmpruneError):
+        return str(error)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"could not be checked ({type(error).__name__}: {first}); is it damaged, or may it not be read?"
+
+
+def _check_files(path: Path) -> Iterator[Check]:
+    for found in manifest.check(path):
+        yield Check(found.file, found.passed, found.detail)
+
+
+def _check_weights(path: Path) -> str:
+    """Every mask of the sparse file can be read and marks as many weights as there are values."""
+    from safetensors import safe_open
+
+    from xlmprune.core.files import SAFETENSORS_FILE
+    from xlmprune.export.sparse import MASK, decode_mask, read_facts
+
+    file = path / SAFETENSORS_FILE
+    matrices = read_facts(file).get("matrices", {})
+    if not matrices:
+        return f"{SAFETENSORS_FILE} is dense"
+    kept = total = 0
+    with safe_open(file, "np") as opened:
+        for name, entry in matrices.items():
+            kept += int(decode_mask(file, name, entry, opened.get_tensor(name + MASK)).sum())
+            total += int(np.prod(entry["shape"]))
+    return f"{len(matrices)} pruned matrices, {kept / total:.2%} of their {total:,} weights remain"
+
+
+def _check_without_forms(path: Path) -> str:
+    """A bundle may hold weights only; whatever its manifest lists, it must hold."""
+    if set(FILES.values()) & set(manifest.read(path)["files"]):
+        raise BundleError(f"has neither {' nor '.join(FILES.values())}, and its manifest lists one")
+    return "none was shipped: this bundle holds weights for PyTorch, and nothing to serve"
+
+
+def _check_tokenizer(bundle: Bundle) -> str:
+    pieces, rows = bundle.tokenizer.get_vocab_size(), bundle.config.get("vocab_size")
+    if not isinstance(rows, int):
+        raise BundleError(f"config.json: vocab_size is {rows!r}, expected the number of the model's rows")
+    if pieces > rows:
+        raise BundleError(
+            f"the tokenizer has {pieces:,} pieces and the model rows for {rows:,}; they belong to different models"
+        )
+    return f"{pieces:,} pieces"
+
+
+def _check_graph(bundle: Bundle, form: str) -> str:
+    """The ONNX checker, and a look at inputs, output and operator set."""
+    import onnx
+
+    path = bundle.file(form)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+        graph = onnx.load(path, load_external_data=False)
+    except Exception as error:  # the checker raises errors of several unrelated kinds
+        raise BundleError(f"the ONNX checker refuses it: {str(error).strip().splitlines()[0]}") from error
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import}
+    named = ", ".join(f"{domain} {version}" for domain, version in sorted(opsets.items()))
+    return f"{len(graph.graph.node)} nodes, opset {named}"
+
+
+def _check_golden(bundle: Bundle, form: str) -> str:
+    """This machine's logits against the stored ones, as far as there are tokens."""
+    stored = golden.read(bundle.path)
+    if form not in stored.logits:
+        raise BundleError(
+            f"{golden.FILE} has no logits of {form}; it has {', '.join(stored.logits) or 'none'}"
+        )
+    begin = time.perf_counter()
+    session = bundle.session(form)
+    seconds = time.perf_counter() - begin
+    try:
+        found = serving.forward_of(session)(stored.input_ids, stored.attention_mask)
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise BundleError(f"cannot be run: {str(error).strip().splitlines()[0]}") from error
+    return f"{compare(stored, form, found)}; loaded in {seconds:.1f} s"
+
+
+def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
+    """A sentence on how near ``found`` is to the stored logits of ``form``.
+
+    Raises:
+        BundleError: too far, or labels differ that were no near ties.
+    """
+    expected = stored.logits[form]
+    if found.shape != expected.shape:
+        raise BundleError(f"logits are {list(found.shape)}, {list(expected.shape)} were stored")
+    if not np.isfinite(expected).all():
+        raise BundleError(f"{golden.FILE} is damaged: its logits of {form} are not finite")
+    if expected.ndim == 3:  # what a tagger says of padding means nothing
+        tokens = stored.attention_mask.astype(bool)
+        found, expected = found[tokens], expected[tokens]
+    if not np.isfinite(found).all():
+        raise BundleError("logits are not finite")
+    spread = max(float(expected.max() - expected.min()), 1e-12)
+    allowed = LARGEST_DIFFERENCE[form] * spread
+    largest = float(np.abs(found - expected).max())
+    best = np.sort(expected, axis=1)[:, -2:]
+    clear = (
+        best[:, -1] - best[:, 0] > allowed if expected.shape[1] > 1 else np.ones(len(expected), dtype=bool)
+    )
+    same = (found.argmax(1) == expected.argmax(1))[clear]
+    agreement = float(same.mean()) if same.size else 1.0
+    share = f"{largest / spread:.2%} of their range"
+    sentence = f"differ by at most {largest:.2g} ({share}), {agreement:.1%} of the labels agree"
+    if largest > allowed or agreement < LEAST_AGREEMENT[form]:
+        raise BundleError(
+            f"{sentence}; allowed are {LARGEST_DIFFERENCE[form]:.1%} and {LEAST_AGREEMENT[form]:.0%}. The file, or this "
+            "runtime, is not what was measured"
+        )
+    return sentence
+
+
+def _check_packed(bundle: Bundle, form: str) -> Iterator[Check]:
+    """A packed file against its dense form: the same logits, bit for bit, in about the same time."""
+    from xlmprune.export.graph import load_onnx
+    from xlmprune.export.packing import is_packed
+
+    graph = load_onnx(bundle.file(form))
+    try:
+        bundle.session(form)
+    except BundleError:
+        return  # the checks before have said so
+    if is_packed(graph):
+        yield _attempt(f"{FILES[form]}: packed equals dense", partial(_compare_packed, bundle, form, graph))
+
+
+def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
+    from xlmprune.core.files import temporary_folder
+    from xlmprune.export.graph import save_onnx
+    from xlmprune.export.packing import unfolded, unpack
+
+    stored = golden.read(bundle.path)
+    feed = (stored.input_ids, stored.attention_mask)
+    remaining = unfolded(bundle.file(form), dict(zip(serving.INPUTS, feed, strict=True)))
+    if remaining:
+        raise BundleError(
+            f"this runtime rebuilds matrices at every call ({len(remaining)} of its nodes, such as {remaining[0]}); "
+            "ship the dense graph (xlmprune unpack), or use a version of ONNX Runtime that folds constants"
+        )
+    packed = bundle.forward(form)
+    with temporary_folder() as folder:
+        path = folder / "dense.onnx"
+        save_onnx(unpack(graph), path)
+        dense = serving.forward_of(serving.open_session(path, bundle.threads))
+        if not np.array_equal(packed(*feed), dense(*feed)):
+            raise BundleError(
+                "its logits are not those of the dense graph; ship the dense one (xlmprune unpack)"
+            )
+        ratio = _time_ratio(packed, dense, feed)
+    sentence = f"logits are bit for bit those of the dense graph, latency {ratio:.2f} times its"
+    if ratio > SLOWEST_PACKED:
+        raise BundleError(
+            f"{sentence}, at most {SLOWEST_PACKED:g} are allowed; ship the dense graph (xlmprune unpack)"
+        )
+    return sentence
+
+
+def _time_ratio(one: Any, other: Any, feed: tuple[np.ndarray, np.ndarray], rounds: int = 7) -> float:
+    """Fastest time of ``one`` over that of ``other``, taken in turns so that a busy machine hurts both."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for forward, times in zip((one, other), seconds, strict=True):
+            begin = time.perf_counter()
+            forward(*feed)
+            times.append(time.perf_counter() - begin)
+    return min(seconds[0]) / min(seconds[1])
+
+
+def _check_triton(bundle: Bundle) -> Iterator[Check]:
+    """The model Triton serves is one of the bundle's files."""
+    folder = bundle.path / "triton"
+    if not folder.is_dir():
+        return
+    hashes = {manifest.sha256_of(bundle.file(form)) for form in bundle.forms}
+    models = sorted(folder.glob("*/1/model.onnx"))
+    if not models:
+        yield Check("triton", False, "the repository holds no <name>/1/model.onnx")
+    for model in models:
+        name = model.relative_to(bundle.path).as_posix()
+        same = manifest.sha256_of(model) in hashes
+        config = (model.parents[1] / "config.pbtxt").is_file()
+        if same and config:
+            yield Check(f"{name} serves", True, "is one of the bundle's forms, with its config.pbtxt")
+        else:
+            yield Check(
+                f"{name} serves", False, "is none of the bundle's forms" if config else "has no config.pbtxt"
+            )
+
+
+def render(checks: list[Check]) -> Any:
+    """The checks as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("check", "", "detail")
+    for check in checks:
+        table.add_row(
+            check.name, Text("ok", "green") if check.passed else Text("FAILED", "red"), check.detail
+        )
+    return table

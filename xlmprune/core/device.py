@@ -1,0 +1,73 @@
+"""Device, precision, threads, seeds, and the versions a report must name."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from xlmprune._version import __version__
+from xlmprune.core.errors import MachineError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+
+    Raises:
+        MachineError: not a device this tool knows, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise MachineError(f"--device {name}: expected auto, cpu, cuda or cuda:n")
+    if kind == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= found:
+            raise MachineError(
+                f"--device {name}: {found} CUDA devices found by PyTorch {torch.__version__}. Use --device cpu, or "
+                "check the driver with `nvidia-smi`, and in Docker that `--gpus all` was given"
+            )
+    return torch.device(name)
+
+
+def computes_bf16_quickly(device: torch.device) -> bool:
+    """Whether bf16 matrix products are faster than fp32 there; emulated bf16 is ten times slower."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast in training: ``auto`` is bf16 where that is quick."""
+    if precision == "auto":
+        precision = "bf16" if computes_bf16_quickly(device) else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed for one purpose, from the run's seed and what tells the purpose apart; the same on every machine."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware of this run, for the report; no host name and no path."""
+    packages = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "safetensors", "numpy")
+    facts: dict[str, Any] = {
+        "xlmprune": __version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        facts["device_name"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+    return facts

@@ -1,0 +1,1 @@
+"""Examples, the batches made from them, and the readers of every source."""

@@ -1,0 +1,154 @@
+"""A user's own files: tables (TSV, CSV, JSON lines) and token files, each perhaps gzipped.
+
+Nothing is guessed silently. What is repaired is counted and told in the notes; anything else is an error that
+names file and line.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xlmprune.core.errors import DataError
+from xlmprune.data.examples import Kind
+from xlmprune.data.readers.lines import expand
+from xlmprune.data.readers.rows import Rows, Split
+from xlmprune.data.readers.tables import (
+    DEFAULT_COLUMNS,
+    check_roles,
+    read_json_table,
+    read_table,
+    select_columns,
+    without_empty_rows,
+)
+from xlmprune.data.readers.token_files import read_json_tokens, read_tokens
+
+if TYPE_CHECKING:
+    from xlmprune.recipe import TaskRecipe
+
+
+class Files:
+    """Files found by a pattern such as ``data/{language}.{split}.tsv``."""
+
+    def __init__(
+        self,
+        recipe: TaskRecipe,
+        kind: Kind,
+        columns: Mapping[int, tuple[str, ...]] | None = None,
+        grouped: bool = False,
+    ) -> None:
+        """
+        Raises:
+            DataError: no path, or a pattern with other names in braces.
+        """
+        if not recipe.path:
+            raise DataError("source `files` needs `task.path`, such as data/{language}.{split}.tsv")
+        unknown = sorted(set(re.findall(r"\{(\w*)\}", recipe.path)) - {"language", "split"})
+        if unknown:
+            raise DataError(
+                f"task.path {recipe.path}: {{{unknown[0]}}} is unknown; "
+                "{language} and {split} are filled in"
+            )
+        self._pattern = expand(recipe.path)
+        self._splits = {"train": recipe.train_split, "dev": recipe.dev_split, "test": recipe.test_split}
+        self._train_language = recipe.train_language
+        self._kind = kind
+        self._grouped = grouped
+        self._columns = recipe.columns or {}
+        self._header = recipe.header
+        self._format = recipe.format
+        self._by_count = columns or DEFAULT_COLUMNS.get(kind, {})
+        check_roles(self._columns, kind)
+
+    def languages(self) -> tuple[str, ...]:
+        """Languages for which the pattern finds a test file, alphabetically."""
+        if "{language}" not in self._pattern:
+            return (self._train_language,) if self.has(self._train_language, "test") else ()
+        return find_languages(self._pattern, self._splits["test"])
+
+    def has(self, language: str, split: Split) -> bool:
+        """Whether there is such a file."""
+        return self._file(language, split) is not None
+
+    def rows(self, language: str, split: Split) -> Rows:
+        """Read the file of one split and language."""
+        if split != "test" and "{split}" not in self._pattern:
+            raise DataError(
+                f"task.path {self._pattern}: without {{split}} train and test would be the same file"
+            )
+        path = self._file(language, split)
+        if path is None:
+            name = fill(self._pattern, language, self._splits[split])
+            others = ""
+            if "{language}" in self._pattern:
+                found = find_languages(self._pattern, self._splits[split])
+                others = f"; languages with a {split} file: {', '.join(found) or 'none'}"
+            raise DataError(
+                f"no file {name} (nor {name}.gz, seen from {Path.cwd().name or '/'}/) for language {language!r}, split "
+                f"{split!r}{others}. Another place is named by --set task.path=…"
+            )
+        file_format = self._format or _format_of(path, self._kind)
+        if self._kind == "tokens":
+            if file_format == "jsonl":
+                return read_json_tokens(path, self._columns)
+            if file_format == "csv":
+                raise DataError(
+                    f"{path}: words and tags are read from token files or JSON lines, not from CSV"
+                )
+            return read_tokens(path, self._columns, self._header)
+        if file_format == "tokens":
+            raise DataError(f"{path}: a token file has no texts to classify; for tags, use task `tagging`")
+        table = read_json_table(path) if file_format == "jsonl" else read_table(path, file_format)
+        return select_columns(
+            without_empty_rows(table),
+            self._kind,
+            self._columns,
+            self._header,
+            self._by_count,
+            grouped=self._grouped,
+            train=split == "train",
+        )
+
+    def _file(self, language: str, split: Split) -> Path | None:
+        if split != "test" and "{split}" not in self._pattern:
+            return None  # only measured, as `evaluate` does
+        if "{language}" not in self._pattern and language != self._train_language:
+            return None
+        plain = Path(fill(self._pattern, language, self._splits[split]))
+        for path in (plain, plain.with_name(plain.name + ".gz")):
+            if path.is_file():
+                return path
+        return None
+
+
+def fill(pattern: str, language: str, split: str) -> str:
+    """The pattern with its braces filled in."""
+    return pattern.replace("{language}", language).replace("{split}", split)
+
+
+def find_languages(pattern: str, split: str) -> tuple[str, ...]:
+    """Codes for which a file of that split exists, plain or gzipped, alphabetically."""
+    head, *rest = pattern.replace("{split}", split).split("{language}")
+    wildcard = "*".join(glob.escape(part) for part in (head, *rest))
+    code = "(?P<language>[A-Za-z0-9_-]+)"
+    exact = re.escape(head) + "".join(
+        (code if number == 0 else "(?P=language)") + re.escape(part) for number, part in enumerate(rest)
+    )
+    found = set()
+    for name in [*glob.glob(wildcard), *glob.glob(wildcard + ".gz")]:  # noqa: PTH207 (absolute too)
+        match = re.fullmatch(exact + r"(?:\.gz)?", name)
+        if match and Path(name).is_file():
+            found.add(match["language"])
+    return tuple(sorted(found))
+
+
+def _format_of(path: Path, kind: Kind) -> str:
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        return "jsonl"
+    if suffix == ".csv":
+        return "csv"
+    return "tokens" if kind == "tokens" else "tsv"

@@ -1,0 +1,1 @@
+"""Scores by language, with the counts behind them; intervals and paired tests."""

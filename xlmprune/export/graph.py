@@ -1,0 +1,245 @@
+"""`model.onnx`: the model as a graph of standard operators, dynamic in batch and length.
+
+Inputs `input_ids` and `attention_mask`, int64 [batch, sequence]; output `logits`, float [batch, labels], or [batch,
+sequence, labels] for token tasks. Matrices carry the name of their parameter, with `.T` where the graph holds them as
+[in, out]: `roberta.encoder.layer.0.attention.self.query.weight.T`. That is how `packing`, `quantization` and
+`inspection` find them.
+
+A `ModelProto` in memory may be larger than the 2 GB that protobuf can write; `save_onnx` then puts the weights into
+`<file>.data` beside it, and `load_onnx` reads them back.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from xlmprune._version import __version__
+from xlmprune.core.errors import BundleError
+from xlmprune.core.files import replacing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TRANSPOSED = ".T"
+EXTERNAL_ABOVE = 2_000_000_000
+"""Bytes of weights from which they go into a file of their own; protobuf stops at 2³¹."""
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def export_onnx(
+    model: nn.Module, path: Path | None = None, opset: int = 20, properties: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
+    """Trace the model, clean the graph, and write it to ``path`` if one is given.
+
+    Args:
+        model: XLM-R with a sequence or token classification head, in fp32 and eval mode. One on another device is copied.
+        opset: 18 to 25; from 23 on attention is one standard node a layer, which servers before 2025 cannot read.
+        properties: facts to put into the file; `InferenceSession.get_modelmeta().custom_metadata_map` gives them back.
+
+    Returns:
+        The graph with its weights.
+
+    Raises:
+        ValueError: the model is in training mode, or not fp32.
+    """
+    import torch
+
+    if model.training:
+        raise ValueError("the model is in training mode; call .eval() before exporting")
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise ValueError("the model is not fp32; call .float() before exporting")
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        model = copy.deepcopy(model).cpu()
+    # Two rows, one of them padded: a batch of one, or a mask of ones, would be taken for a constant of the graph.
+    ids = torch.tensor([[0, 3, 3, 3, 3, 2], [0, 3, 2, 1, 1, 1]])
+    axes = {0: "batch", 1: "sequence"}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            (),
+            kwargs={"input_ids": ids, "attention_mask": (ids != 1).long()},
+            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+            input_names=["input_ids", "attention_mask"],
+            output_names=["logits"],
+            dynamo=True,
+            opset_version=opset,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    del program
+    _name_matrices(proto)
+    _clean(proto)
+    onnx.helper.set_model_props(proto, dict(properties or {}))
+    if path is not None:
+        save_onnx(proto, path)
+    return proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on torchvision and on its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _name_matrices(proto: onnx.ModelProto) -> None:
+    """Give the transposed matrices, which the exporter numbers, the names of their parameters."""
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    names: dict[str, str] = {}
+    for node in proto.graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in initializers or node.input[1] in names:
+            continue
+        scopes = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes")
+        if scopes and node.input[1].startswith("val_"):
+            module = ast.literal_eval(scopes)[-2]
+            names[node.input[1]] = f"{module}.weight{TRANSPOSED}"
+    for old, new in names.items():
+        initializers[old].name = new
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input):
+            if name in names:
+                node.input[place] = names[name]
+
+
+def _clean(proto: onnx.ModelProto) -> None:
+    """Leave out what only concerns the export: stack traces with paths of this machine, and shapes of weights.
+
+    The shapes (`value_info`) contradict any later change of a weight's layout.
+    """
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for tensor in proto.graph.initializer:
+        del tensor.metadata_props[:]
+        tensor.doc_string = ""
+    for value in (*proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del proto.graph.value_info[:]
+    del proto.graph.metadata_props[:]
+    del proto.metadata_props[:]
+    proto.doc_string = proto.graph.doc_string = ""
+    proto.graph.name = "xlm-roberta"
+    proto.producer_name, proto.producer_version = "xlmprune", __version__
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def save_onnx(proto: onnx.ModelProto, path: Path, external_above: int = EXTERNAL_ABOVE) -> list[Path]:
+    """Write ``proto``, with its weights in `<path>.data` when they are larger than ``external_above`` bytes.
+
+    Returns:
+        The files written. ``proto`` is left as it is.
+    """
+    data = path.with_name(path.name + ".data")
+    if sum(tensor_bytes(tensor) for tensor in proto.graph.initializer) <= external_above:
+        with replacing(path) as partial:
+            partial.write_bytes(proto.SerializeToString(deterministic=True))
+        data.unlink(missing_ok=True)
+        return [path]
+    slim = _without_initializers(proto)
+    with replacing(data) as partial, partial.open("wb") as file:
+        for tensor in proto.graph.initializer:
+            if not tensor.HasField("raw_data") or tensor_bytes(tensor) < 1024:
+                slim.graph.initializer.add().CopyFrom(tensor)
+                continue
+            file.write(b"\0" * (-file.tell() % 4096))  # page-aligned, so that a runtime can map it
+            place = {"location": data.name, "offset": str(file.tell()), "length": str(tensor_bytes(tensor))}
+            file.write(tensor.raw_data)
+            outside = slim.graph.initializer.add(
+                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
+            )
+            outside.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in place.items():
+                outside.external_data.add(key=key, value=value)
+    with replacing(path) as partial:
+        partial.write_bytes(slim.SerializeToString(deterministic=True))
+    return [path, data]
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Read a graph with all its weights.
+
+    Raises:
+        BundleError: missing or damaged.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        for outside in {path.parent / name for name in _locations(proto)}:
+            if not outside.is_file():
+                raise BundleError(f"{outside} is missing, which holds the weights of {path.name}")
+        onnx.load_external_data_for_model(proto, str(path.parent))
+        # protobuf gives a string that is not UTF-8 as bytes.
+        for entry in (*proto.graph.initializer, *proto.graph.node):
+            if not isinstance(entry.name, str):
+                raise ValueError(f"a name is not UTF-8: {entry.name!r}")
+        return proto
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing") from None
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise BundleError(f"{path} is not an ONNX file, or is damaged ({error})") from error
+
+
+def _locations(proto: onnx.ModelProto) -> set[str]:
+    return {
+        entry.value for t in proto.graph.initializer for entry in t.external_data if entry.key == "location"
+    }
+
+
+def files_of(path: Path) -> list[Path]:
+    """The ONNX file and, where it has one, the file of its weights."""
+    data = path.with_name(path.name + ".data")
+    return [path, data] if data.is_file() else [path]
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor's values when written raw."""
+    return -(-math.prod(tensor.dims) * _bits(tensor.data_type) // 8)
+
+
+def _bits(data_type: int) -> int:
+    if data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+        return 4
+    return 8 * int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+
+
+def _without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
+    slim = onnx.ModelProto()
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            _copy_field(slim, field, value)
+    for field, value in proto.graph.ListFields():
+        if field.name != "initializer":
+            _copy_field(slim.graph, field, value)
+    return slim
+
+
+def _copy_field(message: Any, field: Any, value: Any) -> None:
+    if isinstance(value, str | bytes | int | float):
+        setattr(message, field.name, value)
+    elif hasattr(value, "extend"):
+        getattr(message, field.name).extend(value)
+    else:
+        getattr(message, field.name).CopyFrom(value)

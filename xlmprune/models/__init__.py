@@ -1,0 +1,1 @@
+"""Pretrained models: loading them, and trimming their vocabulary."""

@@ -1,0 +1,1 @@
+"""Masks, schedules, criteria and regularizers."""

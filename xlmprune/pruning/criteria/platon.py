@@ -1,0 +1,76 @@
+"""Keep the weights that matter or might: sensitivity times its uncertainty, smoothed over the stage (PLATON).
+
+An upper confidence bound: a weight whose importance fluctuates is not given up early. Global. Masks here
+change between stages and are nested; in the original a pruned weight may return.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria.smoothing import Smoothed, confidence
+from xlmprune.pruning.criteria.ties import break_ties
+from xlmprune.pruning.masks import Masks, Scores, Weights
+from xlmprune.recipe.component import STRICT
+
+
+def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
+    """``|w * g|``, what the loss would change without the weight, to first order.
+
+    Source: Zhang et al. 2022 (arXiv:2206.12562), Eq. 4.
+    """
+    return (weight * gradient).abs()
+
+
+@dataclass(config=STRICT)
+class Platon:
+    """Score every weight by the product of smoothed sensitivity and its uncertainty."""
+
+    default_scope: ClassVar[str] = "global"
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.85
+    """Decay of the sensitivity, per window."""
+
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the uncertainty, per window."""
+
+    window: Annotated[int, Field(ge=1)] = 10
+    """Updates whose sensitivity is averaged before it is smoothed."""
+
+    def __post_init__(self) -> None:
+        self._smoothed = Smoothed(self.window, self.beta1, self.beta2)
+
+    @torch.no_grad()
+    def observe(self, weights: Weights, masks: Masks, learning_rate: float) -> None:
+        """Measure the sensitivity before the optimizer moves the weights."""
+        self._smoothed.add(
+            {
+                name: sensitivity(w.detach(), w.grad).float()
+                for name, w in weights.items()
+                if w.grad is not None
+            }
+        )
+
+    def scores(self, context: PruningContext) -> Scores:
+        """By importance times uncertainty, and by magnitude where that is equal (as before anything was observed)."""
+        scores = {}
+        for name, weight in context.weights.items():
+            known = self._smoothed.current(name)
+            scores[name] = break_ties(
+                torch.zeros_like(weight) if known is None else confidence(*known), weight
+            )
+        return scores
+
+    def state(self) -> dict[str, Tensor]:
+        """The moving averages."""
+        return self._smoothed.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        self._smoothed.load_state(state)

@@ -1,0 +1,47 @@
+"""Pull the weights that remain toward zero: ordinary weight decay, as a term of the loss.
+
+The alternative that alignment is compared with. The decay of AdamW, `training.weight_decay`, is not the same:
+it bypasses the optimizer's scaling and at usual learning rates hardly moves a weight.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from xlmprune.pruning.masks import Masks, Weights
+from xlmprune.pruning.regularizers import Reference
+from xlmprune.pruning.regularizers.gradients import add_to_gradient, at_least_float32, masked_copy
+from xlmprune.recipe.component import STRICT
+
+
+@dataclass(config=STRICT)
+class L2:
+    """Pull the remaining weights toward zero."""
+
+    strength: Annotated[float, Field(ge=0)] = 1e-6
+    """Weight of the sum of squares in the loss; 0 turns it off. Adam divides by the size of the gradient, so strengths that
+    look small act: at 5e-4 the pull is as large as the task's own gradient."""
+
+    reference: Reference = "pretrained"
+    """Not used; present in every regularizer."""
+
+    def __call__(self, weights: Weights, reference: Weights, masks: Masks | None = None) -> Tensor:
+        """``strength * sum of w ** 2``, differentiable."""
+        return (
+            self.strength * torch.stack([at_least_float32(w).square().sum() for w in weights.values()]).sum()
+        )
+
+    @torch.no_grad()
+    def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
+        """Add ``2 * strength * w`` to every ``.grad``; returns the value."""
+        value = torch.zeros((), dtype=torch.float64, device=next(iter(weights.values())).device)
+        for name, parameter in weights.items():
+            weight = at_least_float32(parameter.detach())
+            value += torch.linalg.vector_norm(weight, dim=1).square().sum(dtype=torch.float64)
+            add_to_gradient(parameter, masked_copy(weight, masks, name).mul_(2 * self.strength))
+        return (self.strength * value).to(torch.get_default_dtype())

@@ -1,0 +1,79 @@
+"""The tables of names, and `load`, which imports what a name stands for.
+
+A new component is one file and one line here. The module after the colon's left is imported only when a recipe
+asks for it, so that `xlmprune --help` need not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import Any
+
+from xlmprune.core.errors import RecipeError
+
+CRITERIA = {
+    "magnitude": "xlmprune.pruning.criteria.magnitude:Magnitude",
+    "random": "xlmprune.pruning.criteria.random:Random",
+    "gradient": "xlmprune.pruning.criteria.gradient:Gradient",
+    "lookahead": "xlmprune.pruning.criteria.lookahead:Lookahead",
+    "lamp": "xlmprune.pruning.criteria.lamp:Lamp",
+    "eq6": "xlmprune.pruning.criteria.eq6:Eq6",
+    "l0": "xlmprune.pruning.criteria.l0:L0",
+    "movement": "xlmprune.pruning.criteria.movement:Movement",
+    "platon": "xlmprune.pruning.criteria.platon:Platon",
+    "pins": "xlmprune.pruning.criteria.pins:Pins",
+    "obert": "xlmprune.pruning.criteria.obert:Obert",
+}
+
+REGULARIZERS = {
+    "none": "xlmprune.pruning.regularizers.none:NoRegularizer",
+    "l2": "xlmprune.pruning.regularizers.l2:L2",
+    "cosine": "xlmprune.pruning.regularizers.cosine:Cosine",
+    "cosine_layer": "xlmprune.pruning.regularizers.cosine_layer:CosineLayer",
+    "frobenius": "xlmprune.pruning.regularizers.frobenius:Frobenius",
+    "both": "xlmprune.pruning.regularizers.both:Both",
+}
+
+SCHEDULES = {
+    "geometric": "xlmprune.pruning.schedules:Geometric",
+    "linear": "xlmprune.pruning.schedules:Linear",
+    "cubic": "xlmprune.pruning.schedules:Cubic",
+}
+
+TASKS = {
+    "quickstart": "xlmprune.quickstart.task:Quickstart",
+    "xnli": "xlmprune.tasks.xnli:Xnli",
+    "nc": "xlmprune.tasks.nc:Nc",
+    "ner": "xlmprune.tasks.ner:Ner",
+    "pos": "xlmprune.tasks.pos:Pos",
+    "pawsx": "xlmprune.tasks.pawsx:Pawsx",
+    "qam": "xlmprune.tasks.qam:Qam",
+    "qadsm": "xlmprune.tasks.qadsm:Qadsm",
+    "wpr": "xlmprune.tasks.wpr:Wpr",
+    "classification": "xlmprune.tasks.classification:Classification",
+    "pair_classification": "xlmprune.tasks.classification:PairClassification",
+    "tagging": "xlmprune.tasks.tagging:Tagging",
+    "ranking": "xlmprune.tasks.ranking:Ranking",
+}
+
+TABLES = {"criterion": CRITERIA, "regularizer": REGULARIZERS, "schedule": SCHEDULES, "task": TASKS}
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """``did you mean 'x'?`` for a misspelt name, or the list of what is known."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def load(table: str, name: str) -> Any:
+    """Import the component ``name`` of ``TABLES[table]``.
+
+    Raises:
+        RecipeError: no component of that name.
+    """
+    entries = TABLES[table]
+    if name not in entries:
+        raise RecipeError(f"no {table} is called {name!r}; {nearest(name, list(entries))}")
+    module, _, attribute = entries[name].partition(":")
+    return getattr(import_module(module), attribute)

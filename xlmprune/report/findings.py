@@ -1,0 +1,413 @@
+"""A report's figures and sentences, made once so that every form of it says the same.
+
+Everything here reads the plain values of `plain`: a number that is not finite is None, and None shows as a dash.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xlmprune.core.languages import language_name
+
+Report = Mapping[str, Any]
+
+SHOWN = 6
+"""Names in a sentence; the others are counted."""
+
+COLLAPSE = 0.01
+"""A matrix that keeps less than this share of its weights has all but stopped carrying anything."""
+
+FORMS = {"dense": "dense", "pruned": "pruned", "onnx_fp32": "ONNX fp32", "onnx_int8": "ONNX INT8"}
+"""The stages of a model's life that are scored, in their order."""
+
+FILE_FORMS = {"model.onnx": "onnx_fp32", "model.int8.onnx": "onnx_int8", "model.safetensors": "safetensors"}
+"""Which dense file a shipped file stands for."""
+
+ENCODER_MATRIX = re.compile(r"\blayer\.(\d+)\.(.+?)(?:\.weight)?$")
+
+MATRIX_TITLES = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention output",
+    "intermediate.dense": "FFN in",
+    "output.dense": "FFN out",
+}
+
+
+DASH = "–"
+
+ZERO_SHOT_MEAN = "Zero-shot mean"
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """``0.3138`` as ``31.4%``."""
+    return DASH if share is None else f"{100 * share:.{digits}f}%"
+
+
+def score(value: float | None) -> str:
+    """A metric, already in percent, to one decimal."""
+    return DASH if value is None else f"{value:.1f}"
+
+
+def points(value: float | None) -> str:
+    """A difference of two metrics, with its sign."""
+    if value is None:
+        return DASH
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """``0.03``, ``< 0.001``."""
+    if value is None:
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def size(count: float | None) -> str:
+    """Bytes as kB, MB or GB of a thousand each."""
+    if count is None:
+        return DASH
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.{1 if count < 100 * factor else 0}f} {unit}"
+    return f"{count:.0f} B"
+
+
+def amount(count: float | None) -> str:
+    """``278,045,955`` as ``278.0 M``; small numbers with separators."""
+    if count is None:
+        return DASH
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def number(value: float | str | None) -> str:
+    """Counts with separators, other numbers in three significant digits."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return DASH if value is None else f"{value:,}" if isinstance(value, int) else value
+
+
+def plain(value: Any) -> Any:
+    """Values that JSON and YAML know: numpy's numbers become Python's, tuples lists, NaN and infinity None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- what the report says -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of languages."""
+
+    code: str
+    name: str
+    n: int | None
+    scores: dict[str, float | None]
+    """By form, in percent."""
+    delta: float | None
+    interval: tuple[float, float] | None
+    """95 % of the pruned score."""
+    paired: Mapping[str, Any] | None
+    seen_unlabelled: bool | None
+    """Whether unlabelled text of the language was learnt from; None in a run that used none."""
+    style: str
+    """``train``, ``worst``, ``mean`` or ``other``."""
+
+
+def forms(report: Report) -> dict[str, str]:
+    """The forms that any language was scored in, with their titles; unknown ONNX forms follow the known ones."""
+    found: dict[str, None] = {}
+    for entry in report.get("languages", {}).values():
+        found.update(dict.fromkeys(key for key in entry if key in FORMS or key.startswith("onnx_")))
+    known = [key for key in FORMS if key in found]
+    return {
+        key: FORMS.get(key, key.replace("onnx_", "ONNX ")) for key in [*known, *(set(found) - set(FORMS))]
+    }
+
+
+def rows(report: Report) -> list[Row]:
+    """The train language, then the others from the largest loss to the largest gain."""
+    train, worst = train_language(report), worst_language(report)
+    listed = []
+    for code, entry in report.get("languages", {}).items():
+        interval = entry.get("ci95")
+        listed.append(
+            Row(
+                code=code,
+                name=language_name(code),
+                n=entry.get("n"),
+                scores={form: entry.get(form) for form in forms(report)},
+                delta=entry.get("delta"),
+                interval=None if not interval or None in interval else (interval[0], interval[1]),
+                paired=report.get("paired", {}).get(code),
+                seen_unlabelled=entry.get("seen_unlabelled"),
+                style="train" if code == train else "worst" if code == worst else "other",
+            )
+        )
+    return sorted(
+        listed, key=lambda row: (row.style != "train", math.inf if row.delta is None else row.delta)
+    )
+
+
+def mean_rows(report: Report) -> list[Row]:
+    """The zero-shot mean and the mean of all languages, as far as the summary has them."""
+    summary = report.get("summary", {})
+    listed = []
+    for key, name in (("zero_shot_mean", ZERO_SHOT_MEAN), ("all_mean", "All-language mean")):
+        means = summary.get(key) or {}
+        if means.get("dense") is not None:
+            delta = None if means.get("pruned") is None else means["pruned"] - means["dense"]
+            listed.append(Row("", name, None, means, delta, None, None, None, "mean"))
+    return listed
+
+
+def count_languages(count: int) -> str:
+    """``1 language``, ``17 languages``."""
+    return f"{count} language{'' if count == 1 else 's'}"
+
+
+def describe_density(report: Report) -> str:
+    """How much is left of the encoder and of the whole model, and why the two differ; empty without the counts."""
+    model = report.get("model", {})
+    density = model.get("encoder_density")
+    if density is None:
+        return ""
+    said = f"{percent(density)} of the encoder's weights remain ({percent(1 - density)} sparsity)."
+    if model.get("prunable") and model.get("parameters"):
+        said += (
+            f" They are {percent(model['prunable'] / model['parameters'])} of the model's"
+            f" {amount(model['parameters'])} parameters; the rest (embeddings, LayerNorm, biases, head) is not"
+            f" pruned, so {percent(model.get('model_density'))} of the whole model remains."
+        )
+    return said
+
+
+def describe_vocabulary(report: Report) -> str:
+    """What trimming the vocabulary took away; empty where it was kept."""
+    facts = report.get("vocabulary") or {}
+    if not facts.get("pieces"):
+        return ""
+    return (
+        f"Before training the vocabulary was trimmed to the languages served, from {number(facts.get('pieces_before'))}"
+        f" pieces to {number(facts['pieces'])}; that removed {amount(facts.get('parameters_removed'))} parameters, which"
+        " the figures above no longer count."
+    )
+
+
+def describe_scores(report: Report) -> str:
+    """What pruning cost: the zero-shot mean, the train language, the worst language; empty without them."""
+    listed = rows(report)
+    said = [
+        (f"{row.name} over {count_languages(zero_shot_count(report))}", row)
+        for row in mean_rows(report)
+        if row.name == ZERO_SHOT_MEAN
+    ]
+    said += [(row.name, row) for row in listed if row.style == "train"]
+    said += [(f"The worst language, {row.name}", row) for row in listed if row.style == "worst"]
+    return " ".join(
+        f"{name}: {score(row.scores.get('dense'))} → {score(row.scores.get('pruned'))} ({points(row.delta)} points)."
+        for name, row in said
+        if row.delta is not None
+    )
+
+
+def describe_unlabelled(report: Report) -> str:
+    """Which languages gave text without labels to learn from, and how both groups fared; empty where none did."""
+    train = train_language(report)
+    zero_shot = {code: entry for code, entry in report.get("languages", {}).items() if code != train}
+    seen = [entry for entry in zero_shot.values() if entry.get("seen_unlabelled")]
+    if not seen:
+        return ""
+    said = (
+        f"{len(seen)} of the {count_languages(len(zero_shot))} never trained on with labels gave unlabelled text to learn "
+        "from, so zero-shot here means without labels"
+    )
+    unseen = [entry for entry in zero_shot.values() if not entry.get("seen_unlabelled")]
+    if not unseen:
+        return f"{said}."
+    groups = [
+        f"{name} {score(_mean(group, 'dense'))} → {score(_mean(group, 'pruned'))}"
+        for name, group in (("those with text", seen), ("those without", unseen))
+    ]
+    return f"{said}: {', '.join(groups)}."
+
+
+def _mean(entries: list[Mapping[str, Any]], form: str) -> float | None:
+    values = [entry[form] for entry in entries if entry.get(form) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def describe_files(report: Report) -> str:
+    """The sizes of the ONNX files against dense fp32; empty without files."""
+    dense = report.get("dense_bytes", {}).get("onnx_fp32")
+    said = []
+    files = report.get("files", {})
+    for name in FILE_FORMS:
+        if name.endswith(".onnx") and name in files:
+            share = f" ({percent(files[name]['bytes'] / dense)})" if dense else ""
+            said.append(f"{name} {size(files[name]['bytes'])}{share}")
+    if not said:
+        return ""
+    against = f", against {size(dense)} dense in fp32" if dense else ""
+    return f"On disk: {', '.join(said)}{against}."
+
+
+def speed_rows(report: Report) -> list[dict[str, Any]]:
+    """Every file timed, with the width of its bar: its median latency as a share of the slowest."""
+    speed = report.get("speed", {})
+    slowest = max((facts.get("median_ms") or 0 for facts in speed.values()), default=0) or 1
+    return [
+        {"name": name, **facts, "width": (facts.get("median_ms") or 0) / slowest}
+        for name, facts in speed.items()
+    ]
+
+
+def collapsed(layers: Sequence[Mapping[str, Any]], encoder_density: float) -> list[str]:
+    """The matrices that keep next to nothing while the encoder as a whole keeps more: layer collapse.
+
+    A ranking over all matrices at once can empty one of them, and the network behind it then answers much the same
+    whatever it reads.
+
+    Args:
+        layers: ``name`` and ``density`` of every matrix.
+    """
+    if encoder_density < COLLAPSE:
+        return []
+    return [layer["name"] for layer in layers if layer["density"] < COLLAPSE]
+
+
+def describe_collapse(report: Report) -> str:
+    """Which matrices a ranking over all of them has emptied; empty where it has none."""
+    layers, density_ = report.get("layers", []), report.get("model", {}).get("encoder_density")
+    found = set(collapsed(layers, density_)) if density_ is not None else set()
+    if not found:
+        return ""
+    named = [
+        f"{layer['name'].removeprefix('roberta.encoder.')} ({percent(layer['density'], 2)})"
+        for layer in sorted(layers, key=lambda layer: layer["density"])
+        if layer["name"] in found
+    ]
+    listed = ", ".join(named[:SHOWN]) + (f" and {len(named) - SHOWN} more" if len(named) > SHOWN else "")
+    return (
+        f"{len(found)} of {len(layers)} matrices keep less than {percent(COLLAPSE, 0)} of their weights: {listed}. A "
+        "ranking over all matrices at once emptied them; pruning.scope: layer keeps the same share of each."
+    )
+
+
+def describe_chance(report: Report) -> str:
+    """How to read many p-values at once."""
+    tested = len(report.get("paired", {}))
+    if not tested:
+        return ""
+    expected = f"{tested / 20:.0f}" if tested >= 20 else f"{tested / 20:.1g}"
+    return (
+        "p: exact paired test of pruned against dense on the same examples (McNemar's where an example is right or "
+        "wrong, else the sign test), not corrected for the number "
+        f"of languages; of {tested}, about {expected} would fall below 0.05 by chance alone."
+    )
+
+
+def describe_data(report: Report) -> list[str]:
+    """Repairs and warnings about the data, each with its language."""
+    task = report.get("task", {})
+    train = language_name(train_language(report) or "train")
+    noted = [f"{train}, training: {note}" for note in task.get("train_notes", [])]
+    return noted + [
+        f"{language_name(code)}, test: {note}"
+        for code, notes in task.get("notes", {}).items()
+        for note in notes
+    ]
+
+
+def train_language(report: Report) -> str | None:
+    """Code of the language trained on, where the summary says it."""
+    return report.get("summary", {}).get("train_language")
+
+
+def worst_language(report: Report) -> str | None:
+    """Code of the language that lost most, where the summary says it."""
+    return (report.get("summary", {}).get("worst") or {}).get("language")
+
+
+def zero_shot_count(report: Report) -> int:
+    """How many languages were only evaluated."""
+    return sum(code != train_language(report) for code in report.get("languages", {}))
+
+
+def metric_name(report: Report) -> str:
+    """The metric all languages share, or all of them."""
+    names = dict.fromkeys(entry.get("metric") for entry in report.get("languages", {}).values())
+    return ", ".join(name for name in names if name) or "score"
+
+
+def file_rows(report: Report) -> list[dict[str, Any]]:
+    """Files from the largest to the smallest, with the size of their dense counterpart where it is known."""
+    dense = report.get("dense_bytes", {})
+    largest = max(
+        [facts["bytes"] for facts in report.get("files", {}).values()] + list(dense.values()), default=1
+    )
+    listed = []
+    for name, facts in report.get("files", {}).items():
+        before = dense.get(FILE_FORMS.get(name, ""))
+        listed.append(
+            {
+                "name": name,
+                "bytes": facts["bytes"],
+                "sha256": facts.get("sha256"),
+                "dense": before,
+                "share": facts["bytes"] / before if before else None,
+                "width": facts["bytes"] / (largest or 1),
+                "dense_width": before / (largest or 1) if before else None,
+            }
+        )
+    return sorted(listed, key=lambda row: -row["bytes"])
+
+
+def part_rows(report: Report) -> list[dict[str, Any]]:
+    """Bytes by part with their shares, in the report's order; parts without bytes are left out."""
+    parts = {name: count for name, count in report.get("bytes_by_part", {}).items() if count}
+    total = sum(parts.values())
+    return [{"name": name, "bytes": count, "share": count / total} for name, count in parts.items()]
+
+
+def layer_grid(report: Report, fact: str) -> dict[str, Any] | None:
+    """A fact of every matrix as a table of layers by kinds of matrix; None unless there are two different values.
+
+    Returns:
+        ``columns`` (titles), ``rows`` of (layer, [value or None]), ``low`` and ``high``.
+    """
+    values: dict[int, dict[str, float]] = {}
+    for entry in report.get("layers", []):
+        found = ENCODER_MATRIX.search(entry["name"])
+        if found and entry.get(fact) is not None:
+            values.setdefault(int(found[1]), {})[found[2]] = entry[fact]
+    flat = [value for layer in values.values() for value in layer.values()]
+    if not flat or max(flat) - min(flat) < 5e-4:
+        return None
+    seen = dict.fromkeys(kind for layer in values.values() for kind in layer)
+    kinds = [kind for kind in MATRIX_TITLES if kind in seen] + [
+        kind for kind in seen if kind not in MATRIX_TITLES
+    ]
+    return {
+        "columns": [MATRIX_TITLES.get(kind, kind) for kind in kinds],
+        "rows": [(layer, [values[layer].get(kind) for kind in kinds]) for layer in sorted(values)],
+        "low": min(flat),
+        "high": max(flat),
+    }

@@ -1,0 +1,248 @@
+"""What a run found, as the keys of report.json. Counting and averaging only; `report` makes pages of it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlmprune.bundle.manifest import sha256_of
+from xlmprune.data.examples import length_statistics
+from xlmprune.evaluation import scores as evaluation
+from xlmprune.evaluation.scores import Scores
+
+if TYPE_CHECKING:
+    from xlmprune.export.forms import Form
+    from xlmprune.pipeline import Job
+    from xlmprune.recipe import Recipe
+
+SCHEMA_VERSION = 1
+
+PAPERS_TASKS = ("xnli", "nc", "ner", "pos", "pawsx", "qam", "qadsm", "wpr")
+PAPERS_EPOCHS = 15
+"""What O'Neill et al. 2022 train in every stage."""
+
+
+def assemble(job: Job, pruned: Scores, forms: list[Form], refused: dict[str, str]) -> dict[str, Any]:
+    """The report of a run: every key of it is measured here or absent."""
+    from xlmprune.core.device import environment
+
+    recipe = job.recipe
+    shipped = {f"onnx_{form.name}": form for form in forms}
+    languages = _languages(job, pruned, shipped)
+    facts: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "name": recipe.name,
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "recipe": without_machine_paths(recipe),
+        "recipe_sha256": recipe.sha256(),
+        "environment": environment(job.device),
+        "scaled_down": scaled_down(recipe),
+        "task": _task(job),
+        "model": _model(job),
+        "languages": languages,
+        "summary": summary(languages, recipe.task.train_language),
+        "stages": job.stages,
+        "layers": job.pruner.layers(),
+        "files": _files(job.folder.unfinished_bundle),
+        "bytes_by_part": _bytes_by_part(job),
+        "dense_bytes": _dense_bytes(job, forms),
+        "speed": {form.file: form.speed for form in forms if form.speed and form.name not in refused},
+        "parity": {name: form.agreement.as_dict() for name, form in shipped.items()},
+        "paired": {
+            language: evaluation.paired(job.dense[language], score.statistics, job.task.metrics[0])
+            for language, score in pruned.items()
+        },
+        "text": {
+            language: length_statistics(test.encoded, test.examples) for language, test in job.tests.items()
+        },
+    }
+    for form in forms:
+        if form.quantization:
+            facts["quantization"] = form.quantization
+    if refused:
+        facts["refused"] = refused
+    if job.unlabelled:
+        facts["unlabelled"] = job.unlabelled
+    if job.vocabulary is not None:
+        facts["vocabulary"] = job.vocabulary
+    if len(job.task.metrics) > 1:
+        facts["other_metrics"] = _other_metrics(job, pruned, shipped)
+    return facts
+
+
+def _languages(job: Job, pruned: Scores, shipped: Mapping[str, Form]) -> dict[str, dict[str, Any]]:
+    metric = job.task.metrics[0]
+    rows: dict[str, dict[str, Any]] = {}
+    for language, score in pruned.items():
+        dense = float(metric.value(job.dense[language].sum(axis=0)))
+        row: dict[str, Any] = {
+            "n": score.n,
+            "metric": metric.name,
+            "dense": dense,
+            "pruned": score.value,
+            "delta": score.value - dense,
+            "ci95": list(evaluation.interval(score.statistics, metric)),
+        }
+        for name, form in shipped.items():
+            row[name] = form.scores[language].value
+        if job.unlabelled:
+            row["seen_unlabelled"] = language in job.unlabelled
+        rows[language] = row
+    return rows
+
+
+def _other_metrics(job: Job, pruned: Scores, shipped: Mapping[str, Form]) -> dict[str, dict[str, Any]]:
+    """{metric: {language: {dense, pruned, onnx_…}}} of the task's further metrics."""
+    names = [metric.name for metric in job.task.metrics[1:]]
+    return {
+        name: {
+            language: {
+                "dense": job.dense_others[language][name],
+                "pruned": score.others[name],
+                **{key: form.scores[language].others[name] for key, form in shipped.items()},
+            }
+            for language, score in pruned.items()
+        }
+        for name in names
+    }
+
+
+def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> dict[str, Any]:
+    """English, the zero-shot mean, the mean of all, and the language that lost most. The train language is never
+    in the zero-shot mean."""
+    columns = [
+        key for key in ("dense", "pruned", "onnx_fp32", "onnx_int8") if key in languages[train_language]
+    ]
+
+    def means(of: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+        return {column: evaluation.mean(row[column] for row in of.values()) for column in columns}
+
+    zero_shot = {language: row for language, row in languages.items() if language != train_language}
+    facts: dict[str, Any] = {
+        "train_language": train_language,
+        "english": {column: languages[train_language][column] for column in columns},
+        "zero_shot_mean": means(zero_shot),
+        "all_mean": means(languages),
+        "zero_shot_languages": len(zero_shot),
+    }
+    if zero_shot:
+        worst = min(zero_shot, key=lambda language: zero_shot[language]["delta"])
+        facts["worst"] = {"language": worst, "delta": zero_shot[worst]["delta"]}
+    return facts
+
+
+def _travelling(notes: tuple[str, ...], origin: str) -> list[str]:
+    """Notes without the path of this machine."""
+    return [note.replace(origin, _place(origin)) if origin else note for note in notes]
+
+
+def _task(job: Job) -> dict[str, Any]:
+    notes = {
+        language: _travelling(test.examples.notes, test.examples.origin)
+        for language, test in job.tests.items()
+        if test.examples.notes
+    }
+    return {
+        "name": job.task.name,
+        "kind": job.task.kind,
+        "labels": list(job.task.labels),
+        "licence": job.task.licence,
+        "train_examples": len(job.train),
+        "train_origin": _place(job.train_origin),
+        "train_notes": _travelling(job.train_notes, job.train_origin),
+        "notes": notes,
+    }
+
+
+def _model(job: Job) -> dict[str, Any]:
+    from xlmprune.models.loading import count_parameters, parameters_by_part
+    from xlmprune.pruning.masks import density
+
+    parameters, by_part = count_parameters(job.model), parameters_by_part(job.model)
+    prunable = sum(weight.numel() for weight in job.pruner.weights.values())
+    encoder_density = density(job.pruner.masks)
+    removed = prunable - sum(int(mask.sum()) for mask in job.pruner.masks.values())
+    return {
+        "name": job.pretrained.origin["name"],
+        "revision": job.pretrained.origin["revision"],
+        "licence": job.pretrained.origin["licence"],
+        "parameters": parameters,
+        "prunable": prunable,
+        "remaining": parameters - removed,
+        "encoder_density": encoder_density,
+        "model_density": (parameters - removed) / parameters,
+        "parameters_by_part": by_part,
+        "max_length": job.recipe.training.max_length,
+    }
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of what ships, the report itself and the manifest aside."""
+    return {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def _dense_bytes(job: Job, forms: list[Form]) -> dict[str, int]:
+    """Bytes of the weights of each form as they would be without masks and packing."""
+    found = {key: value for form in forms for key, value in form.dense_bytes.items()}
+    tensors = job.model.state_dict().values()
+    return {**found, "safetensors": sum(tensor.numel() * tensor.element_size() for tensor in tensors)}
+
+
+def _bytes_by_part(job: Job) -> dict[str, int]:
+    """Bytes of the shipped weights by part of the model, as `model.safetensors` holds them."""
+    from xlmprune.bundle.inspect import inspect
+
+    return inspect(job.folder.unfinished_bundle / "model.safetensors")["bytes_by_part"]
+
+
+def scaled_down(recipe: Recipe) -> list[str]:
+    """What was capped, in sentences."""
+    capped = []
+    if recipe.task.max_train_examples is not None:
+        capped.append(f"at most {recipe.task.max_train_examples} training examples")
+    if recipe.task.max_test_examples is not None:
+        capped.append(
+            f"at most {recipe.task.max_test_examples} test examples a language, and as many for dev"
+        )
+    if recipe.training.max_updates_per_stage is not None:
+        capped.append(f"at most {recipe.training.max_updates_per_stage} updates a stage")
+    if recipe.training.epochs_per_stage < 1:
+        capped.append(f"{recipe.training.epochs_per_stage:g} of an epoch a stage")
+    elif recipe.task.name in PAPERS_TASKS and recipe.training.epochs_per_stage < PAPERS_EPOCHS:
+        capped.append(
+            f"{recipe.training.epochs_per_stage:g} epochs a stage (the paper trains {PAPERS_EPOCHS})"
+        )
+    if (recipe.training.dense_epochs or PAPERS_EPOCHS) < PAPERS_EPOCHS and recipe.task.name in PAPERS_TASKS:
+        capped.append(f"{recipe.training.dense_epochs:g} dense epochs (the paper trains {PAPERS_EPOCHS})")
+    if recipe.evaluation.max_stage_examples is not None:
+        capped.append(
+            f"the curve over stages takes at most {recipe.evaluation.max_stage_examples} test examples a language; "
+            "dense, pruned and ONNX scores use all"
+        )
+    return capped
+
+
+def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe; absolute paths are cut to their last two parts, for a bundle travels."""
+    values = recipe.resolved()
+    values["model"]["name"] = _place(values["model"]["name"])
+    if values["task"]["path"]:
+        values["task"]["path"] = _place(values["task"]["path"])
+    vocabulary = values["model"]["vocabulary"]
+    if isinstance(vocabulary, dict) and vocabulary.get("files"):
+        vocabulary["files"] = [_place(file) for file in vocabulary["files"]]
+    distillation = values.get("distillation")
+    if isinstance(distillation, dict) and distillation.get("unlabelled"):
+        distillation["unlabelled"] = _place(distillation["unlabelled"])
+    return values
+
+
+def _place(path: str) -> str:
+    """A path as a reader elsewhere may see it."""
+    return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() else path

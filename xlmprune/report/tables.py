@@ -1,0 +1,305 @@
+"""A report's tables as cells of text; Markdown, the page, the model card and the terminal lay them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from xlmprune.core.languages import language_name
+from xlmprune.report.findings import (
+    FORMS,
+    Report,
+    Row,
+    describe_chance,
+    file_rows,
+    forms,
+    layer_grid,
+    mean_rows,
+    metric_name,
+    number,
+    p_value,
+    part_rows,
+    percent,
+    points,
+    rows,
+    score,
+    size,
+    speed_rows,
+    train_language,
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under headings; the first ``texts`` columns are words, the others figures."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    texts: int = 1
+    styles: list[str] = field(default_factory=list)
+    """One word for each row, for layouts that can show it: ``train``, ``worst``, ``mean``, ``other``."""
+
+    def marked(self) -> Iterator[tuple[str, list[str]]]:
+        """(style, cells) of every row."""
+        return zip(self.styles or [""] * len(self.rows), self.rows)
+
+
+def language_table(report: Report) -> Table | None:
+    """The train language, the means, then every other language from the largest loss to the largest gain."""
+    listed = rows(report)
+    if not listed:
+        return None
+    first = [row for row in listed if row.style == "train"]
+    listed = [*first, *mean_rows(report), *(row for row in listed if row.style != "train")]
+    columns: list[tuple[str, Callable[[Row], str]]] = [("language", lambda row: row.name)]
+    columns += [("code", lambda row: row.code)]
+    titles = forms(report)
+    columns += [(titles[form], _score_of(form)) for form in titles if not form.startswith("onnx_")]
+    columns += [("Δ", lambda row: points(row.delta))]
+    columns += [(titles[form], _score_of(form)) for form in titles if form.startswith("onnx_")]
+    if any(row.interval for row in listed):
+        columns += [("95% interval", _interval)]
+    if any(row.paired for row in listed):
+        columns += [
+            ("p", lambda row: p_value(row.paired.get("p_value")) if row.paired else ""),
+            ("gained", lambda row: number(row.paired.get("gained")) if row.paired else ""),
+            ("lost", lambda row: number(row.paired.get("lost")) if row.paired else ""),
+        ]
+    if any(row.seen_unlabelled is not None for row in listed):
+        columns += [
+            ("unlabelled text", lambda row: {True: "yes", False: "no", None: ""}[row.seen_unlabelled])
+        ]
+    columns += [("n", lambda row: "" if row.n is None else number(row.n))]
+    note = [f"{metric_name(report)}, percent. Δ: pruned minus dense, in points."]
+    if any(row.interval for row in listed):
+        note += ["The interval is the pruned score's: over other test sets as large as this one."]
+    return Table(
+        title="Languages",
+        headings=[heading for heading, _ in columns],
+        rows=[[show(row) for _, show in columns] for row in listed],
+        note=" ".join([*note, describe_chance(report)]).strip(),
+        texts=2,
+        styles=[row.style for row in listed],
+    )
+
+
+def _score_of(form: str) -> Callable[[Row], str]:
+    return lambda row: score(row.scores.get(form))
+
+
+def _interval(row: Row) -> str:
+    return f"{row.interval[0]:.1f}–{row.interval[1]:.1f}" if row.interval else ""
+
+
+def stage_table(report: Report) -> Table | None:
+    """What every stage came to."""
+    train = train_language(report)
+    return _table(
+        "Stages",
+        {
+            "stage": lambda stage: number(stage["stage"]),
+            "encoder weights remaining": lambda stage: percent(stage.get("encoder_density")),
+            "loss": lambda stage: number(stage.get("loss")),
+            "alignment": lambda stage: number(stage.get("alignment")),
+            language_name(train or "train"): lambda stage: score(stage.get("languages", {}).get(train)),
+            "zero-shot mean": lambda stage: score(stage.get("zero_shot_mean")),
+            "seconds": lambda stage: number(stage.get("seconds")),
+        },
+        report.get("stages", []),
+    )
+
+
+def file_table(report: Report) -> Table | None:
+    """Bytes of every file, and what is left of its dense form's."""
+    return _table(
+        "Files",
+        {
+            "file": lambda file: file["name"],
+            "bytes": lambda file: size(file["bytes"]),
+            "dense form": lambda file: size(file["dense"]),
+            "of dense": lambda file: percent(file["share"]),
+            "SHA-256 begins": lambda file: (file["sha256"] or "–")[:12],
+        },
+        file_rows(report),
+    )
+
+
+def part_table(report: Report) -> Table | None:
+    """Where the bytes are."""
+    return _table(
+        "Bytes by part of model.safetensors",
+        {
+            "part": lambda part: part["name"],
+            "bytes": lambda part: size(part["bytes"]),
+            "share": lambda part: percent(part["share"]),
+        },
+        part_rows(report),
+    )
+
+
+def speed_table(report: Report) -> Table | None:
+    """Latency and throughput of every file measured."""
+    return _table(
+        "Speed",
+        {
+            "file": lambda row: row["name"],
+            "batch × tokens": lambda row: f"{row.get('batch', '–')} × {row.get('tokens', '–')}",
+            "median ms": lambda row: number(row.get("median_ms")),
+            "95th percentile ms": lambda row: number(row.get("p95_ms")),
+            "texts per second": lambda row: number(row.get("texts_per_second")),
+            "times as fast": lambda row: number(row.get("speedup")),
+            "opens in s": lambda row: number(row.get("load_seconds")),
+            "memory while opening": lambda row: size(row.get("peak_bytes")),
+            "memory once open": lambda row: size(row.get("loaded_bytes")),
+        },
+        speed_rows(report),
+        "Files took turns, so the ratios hold on a busy machine. Dense kernels do not skip zeros: unstructured pruning "
+        "makes a file smaller, INT8 makes it faster.",
+    )
+
+
+def quantization_table(report: Report) -> Table | None:
+    """The ways to quantise that were tried, and what each scored on English dev and unlabelled text."""
+    facts = report.get("quantization", {})
+    if not facts:
+        return None
+    rows = [{"name": "fp32", **facts.get("reference", {})}, *facts.get("tried", [])]
+    train = language_name(train_language(report) or "train")
+    return _table(
+        "How INT8 was chosen",
+        {
+            "form": lambda row: row["name"] + (", chosen" if row["name"] == facts.get("chosen") else ""),
+            "weights": lambda row: size(row.get("bytes")),
+            f"{train} dev": lambda row: score(row.get("dev")),
+            "unlabelled texts that keep their label": lambda row: percent(row["agreement"] / 100),
+        },
+        rows,
+        "The first form within its margins of fp32 is taken, the smallest first; later ones are not tried. No test text was "
+        "read for it.",
+    )
+
+
+def parity_table(report: Report) -> Table | None:
+    """How far the exported forms are from the model in memory."""
+    return _table(
+        "Agreement with the pruned PyTorch model",
+        {
+            "form": lambda row: FORMS.get(row["form"], row["form"]),
+            "largest difference of logits": lambda row: number(row.get("max_abs_diff")),
+            "relative to their range": lambda row: number(row.get("relative_diff")),
+            "same answer": lambda row: percent(row.get("agreement"), 2),
+            "n": lambda row: number(row.get("n")),
+        },
+        [{"form": form, **facts} for form, facts in report.get("parity", {}).items()],
+    )
+
+
+def metric_tables(report: Report) -> Iterator[Table]:
+    """One table for each of the task's further metrics."""
+    for metric, languages in report.get("other_metrics", {}).items():
+        titles = {key: title for key, title in FORMS.items() if any(key in row for row in languages.values())}
+        entries = [{"language": language_name(code), **row} for code, row in languages.items()]
+        columns: dict[str, Callable[[Any], str]] = {"language": lambda row: row["language"]}
+        columns |= {title: _entry_of(key) for key, title in titles.items()}
+        made = _table(f"The same languages by {metric}", columns, entries)
+        if made is not None:
+            yield made
+
+
+def _entry_of(form: str) -> Callable[[Any], str]:
+    return lambda row: score(row.get(form))
+
+
+def text_table(report: Report) -> Table | None:
+    """What the tokenizer makes of every language: where one may lose before the model has seen it."""
+    return _table(
+        "Text and tokens",
+        {
+            "language": lambda row: row["language"],
+            "tokens, mean": lambda row: number(row.get("tokens_mean")),
+            "tokens, 95th percentile": lambda row: number(row.get("tokens_p95")),
+            "tokens per word": lambda row: number(row.get("tokens_per_word")),
+            "texts truncated": lambda row: percent(row.get("truncated")),
+            "unknown tokens": lambda row: percent(row.get("unknown"), 2),
+        },
+        [{"language": language_name(code), **facts} for code, facts in report.get("text", {}).items()],
+        "Test sets. A word is what spaces separate, which says little of Thai, Chinese or Japanese.",
+    )
+
+
+def vocabulary_table(report: Report) -> Table | None:
+    """What trimming the vocabulary does to every language."""
+    languages = (report.get("vocabulary") or {}).get("languages", {})
+    return _table(
+        "Trimmed vocabulary",
+        {
+            "language": lambda row: row["language"],
+            "texts": lambda row: number(row.get("texts")),
+            "tokens before": lambda row: number(row.get("tokens_before")),
+            "tokens": lambda row: number(row.get("tokens")),
+            "cut as before": lambda row: percent(row.get("identical")),
+            "unknown before": lambda row: percent(row.get("unknown_before"), 2),
+            "unknown": lambda row: percent(row.get("unknown"), 2),
+        },
+        [{"language": language_name(code), **facts} for code, facts in languages.items()],
+        "On the text that pieces were counted in, which holds no test set: mean tokens a text, the share of texts that are"
+        " cut into the same pieces as before, and the share of tokens that are unknown.",
+    )
+
+
+def alignment_table(report: Report) -> Table | None:
+    """Alignment of every matrix, layers down and kinds across."""
+    grid = layer_grid(report, "alignment")
+    if grid is None:
+        return None
+    return Table(
+        title="Alignment with the reference",
+        headings=["layer", *grid["columns"]],
+        rows=[[str(layer), *map(number, values)] for layer, values in grid["rows"]],
+        note="Mean |cosine| between the rows of a pruned matrix and of its reference; 1 is the same direction.",
+    )
+
+
+def environment_table(report: Report) -> Table | None:
+    """Versions and hardware."""
+    facts = report.get("environment", {})
+    return _table(
+        "Made with",
+        {"what": lambda pair: pair[0], "version": lambda pair: str(pair[1])},
+        [*facts.items()],
+        texts=2,
+    )
+
+
+def _table(
+    title: str, columns: dict[str, Callable[[Any], str]], entries: list[Any], note: str = "", texts: int = 1
+) -> Table | None:
+    if not entries:
+        return None
+    return Table(
+        title, list(columns), [[show(entry) for show in columns.values()] for entry in entries], note, texts
+    )
+
+
+def all_tables(report: Report) -> dict[str, Table]:
+    """Every table that the report has data for, by name, in reading order."""
+    makers = {
+        "languages": language_table,
+        "stages": stage_table,
+        "files": file_table,
+        "parts": part_table,
+        "speed": speed_table,
+        "parity": parity_table,
+        "quantization": quantization_table,
+        "text": text_table,
+        "vocabulary": vocabulary_table,
+        "alignment": alignment_table,
+        "environment": environment_table,
+    }
+    made = {name: make(report) for name, make in makers.items()}
+    further = {table.title: table for table in metric_tables(report)}
+    order = {"languages": made.pop("languages"), **further, **made}
+    return {name: table for name, table in order.items() if table is not None}

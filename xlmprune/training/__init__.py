@@ -1,0 +1,1 @@
+"""The loop that fine-tunes and prunes, and the teacher beside it."""
