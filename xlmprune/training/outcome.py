@@ -1,0 +1,55 @@
+"""What training reads and what it leaves, as two frozen records; measuring, exporting and reporting work on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from xlmprune.data.examples import Encoded
+from xlmprune.evaluation.scores import TestSet
+from xlmprune.pruning.masks import Masks
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """A task and its texts, read and encoded."""
+
+    task: Any
+    train: Encoded
+    train_origin: str
+    train_notes: tuple[str, ...]
+    dev: TestSet | None
+    tests: Mapping[str, TestSet]
+    """Test set of each language, the train language first."""
+    unlabelled: Mapping[str, int]
+    """Number of texts of each language that the student learns the teacher's answers on."""
+    fingerprints: Mapping[str, str]
+    """Of train, dev, unlabelled text and every test set, so that a run never continues with other data."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training leaves."""
+
+    model: Any
+    """A Hugging Face model in eval mode; pruned weights are exactly zero."""
+    tokenizer: Tokenizer
+    origin: Mapping[str, Any]
+    """Name, revision and licence of the pretrained model."""
+    vocabulary: Mapping[str, Any] | None
+    """Facts about vocabulary trimming; None where the vocabulary was kept."""
+    device: torch.device
+    masks: Masks
+    layers: Sequence[Mapping[str, Any]]
+    """Density, norm and alignment of every prunable matrix."""
+    stages: Sequence[Mapping[str, Any]]
+    """One row a stage, as in report.json."""
+    dense: Mapping[str, np.ndarray]
+    """Statistics of the dense model by language, [examples, k]."""
+    dense_others: Mapping[str, Mapping[str, float]]
+    """The task's further metrics of the dense model, by language and metric."""
