@@ -40,7 +40,7 @@ def dense_recipe(recipe: Recipe) -> Recipe:
             "regularize_dense": True,
         }
     )
-    watches = _criterion_acts_on_dense(recipe)
+    watches = recipes.build(recipe, "criterion").acts_on_dense
     return recipe.model_copy(
         update={
             "name": "dense",
@@ -61,35 +61,10 @@ def dense_key(recipe: Recipe) -> str:
 
 def _regularizes_dense(recipe: Recipe) -> bool:
     regularizer = recipes.build(recipe, "regularizer")
-    if not recipe.training.regularize_dense or not getattr(regularizer, "strength", 0):
+    if not recipe.training.regularize_dense or not regularizer.strength:
         return False
     # In stage 0 there is nothing fine-tuned to align to yet.
-    return getattr(regularizer, "reference", "pretrained") != "finetuned"
-
-
-def _criterion_acts_on_dense(recipe: Recipe) -> bool:
-    """Whether the criterion changes weights or collects state while nothing is pruned yet, found by trying."""
-    import torch
-
-    criterion = recipes.build(recipe, "criterion")
-    weights = {"probe": torch.tensor([[0.5, -1.0], [2.0, -0.25]], requires_grad=True)}
-    weights["probe"].grad = torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
-    masks = {"probe": torch.ones(2, 2, dtype=torch.bool)}
-    before = _state(criterion)
-    seen = []
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for hook, further in (("before_forward", ()), ("observe", (1e-3,)), ("fold", ())):
-            if hasattr(criterion, hook):
-                getattr(criterion, hook)(weights, masks, *further)
-                seen.append(weights["probe"].detach().clone())
-    changed = any(not torch.equal(weight, torch.tensor([[0.5, -1.0], [2.0, -0.25]])) for weight in seen)
-    after = _state(criterion)
-    return changed or set(before) != set(after) or any(not torch.equal(before[k], after[k]) for k in before)
-
-
-def _state(criterion: Any) -> dict[str, Any]:
-    state = criterion.state() if hasattr(criterion, "state") else {}
-    return {name: tensor.clone() for name, tensor in state.items()}
+    return bool(regularizer.reference != "finetuned")
 
 
 # --- making and copying it -------------------------------------------------------------------------------------------
@@ -187,10 +162,10 @@ def _own_tensors(recipe: Recipe, dense: dict[str, dict[str, Any]]) -> dict[str, 
     """What the cell itself would have added to the checkpoint at the end of stage 0."""
     own: dict[str, dict[str, Any]] = {}
     regularizer, criterion = recipes.build(recipe, "regularizer"), recipes.build(recipe, "criterion")
-    if getattr(regularizer, "reference", "pretrained") == "finetuned":
+    if regularizer.reference == "finetuned":
         own["finetuned"] = {name: dense["model"][name] for name in dense["masks"]}
-    if hasattr(criterion, "state") and "criterion" not in dense:
-        own["criterion"] = criterion.state()
+    if (state := criterion.state()) and "criterion" not in dense:
+        own["criterion"] = state
     if recipe.distillation is not None:
         own["teacher"] = dense["model"]
     return own

@@ -22,7 +22,7 @@ from xlmprune.core.device import derive_seed, resolve_precision
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.examples import IGNORE, Encoded, pad, training_order
 from xlmprune.models.loading import prunable
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import (
     Masks,
     Scope,
@@ -34,6 +34,7 @@ from xlmprune.pruning.masks import (
     select,
     unpack_bits,
 )
+from xlmprune.pruning.regularizers import Regularizer
 from xlmprune.pruning.regularizers.cosine import alignment
 from xlmprune.recipe import Recipe
 from xlmprune.training.distillation import Share
@@ -96,8 +97,8 @@ class FinePruning:
         self.teaching = teaching
         self.device = next(model.parameters()).device
         self.dtype = resolve_precision(recipe.training.precision, self.device)
-        self.criterion = recipes.build(recipe, "criterion")
-        self.regularizer = recipes.build(recipe, "regularizer")
+        self.criterion: Criterion = recipes.build(recipe, "criterion")
+        self.regularizer: Regularizer = recipes.build(recipe, "regularizer")
         falling = recipes.build(recipe, "schedule").densities()
         self.densities = (1.0, *(attainable(density, recipe.pruning.pattern) for density in falling))
         if recipe.training.freeze_embeddings:
@@ -168,9 +169,8 @@ class FinePruning:
             scope=scope_of(self.recipe, criterion),
             pattern=pruning.pattern,
         )
-        if hasattr(criterion, "compensate"):
-            removed = {name: before[name] & ~mask for name, mask in self.masks.items()}
-            criterion.compensate(context.weights, removed)
+        removed = {name: before[name] & ~mask for name, mask in self.masks.items()}
+        criterion.compensate(context.weights, removed)
         apply_masks(self.weights, self.masks)
 
     def _update(self) -> Step:
@@ -181,8 +181,7 @@ class FinePruning:
             group["lr"] = rate
         torch.manual_seed(derive_seed(self.recipe.seed, "dropout", stage, self.update))
         self.model.train()
-        if hasattr(self.criterion, "before_forward"):
-            self.criterion.before_forward(self.weights, self.masks)
+        self.criterion.before_forward(self.weights, self.masks)
         loss = self._backward(self._batch())
         penalty = self._add_penalty()
         self._mask_gradients()
@@ -194,14 +193,11 @@ class FinePruning:
                 f"has diverged. Lower training.learning_rate (now {settings.learning_rate:g}) or regularizer.strength, "
                 "or set training.precision=fp32. The last checkpoint is kept; --fresh starts over"
             )
-        if hasattr(self.criterion, "observe"):
-            self.criterion.observe(self.weights, self.masks, rate)
+        self.criterion.observe(self.weights, self.masks, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        # Pruned weights stay exactly zero: their gradients are zero, and so are the moments, since every stage begins
-        # with a fresh optimizer. Only a criterion that touches weights itself can bring one back.
-        if stage > 0 and hasattr(self.criterion, "before_forward"):
-            apply_masks(self.weights, self.masks)
+        # Pruned weights stay zero: their gradients are zero, and so are the moments, since every stage begins with a
+        # new optimizer.
         self.update += 1
         self.position += 1
         self.losses.append(loss)
@@ -212,10 +208,9 @@ class FinePruning:
             self.model.load_state_dict(self.best, strict=False)
             if self.best_criterion:
                 self.criterion.load_state(self.best_criterion)
-        if hasattr(self.criterion, "fold"):
-            self.criterion.fold(self.weights, self.masks)
+        self.criterion.end_stage(self.weights, self.masks)
         apply_masks(self.weights, self.masks)
-        if self.stage == 0 and self._reference_name() == "finetuned":
+        if self.stage == 0 and self.regularizer.reference == "finetuned":
             self.finetuned = {name: weight.detach().clone() for name, weight in self.weights.items()}
         dev = self.best_dev
         if dev is None and self.dev_score is not None:
@@ -352,18 +347,13 @@ class FinePruning:
             self.best = {
                 name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad
             }
-            if hasattr(self.criterion, "fold"):  # whose state is part of the network that was measured
-                self.best_criterion = {key: t.detach().clone() for key, t in self._criterion_state().items()}
+            if type(self.criterion).measured is not Criterion.measured:
+                self.best_criterion = {key: t.detach().clone() for key, t in self.criterion.state().items()}
 
     def _measure_dev(self) -> float:
         assert self.dev_score is not None
-        if not hasattr(self.criterion, "fold"):
+        with self.criterion.measured(self.weights, self.masks):
             return self.dev_score()
-        self.criterion.fold(self.weights, self.masks)
-        try:
-            return self.dev_score()
-        finally:
-            self.criterion.unfold(self.weights, self.masks)
 
     def _scoring_gradients(self, batches: int) -> Iterator[Weights]:
         """Cross-entropy gradients of the prunable weights on English batches, dropout off; one dict at a time."""
@@ -391,16 +381,13 @@ class FinePruning:
         """Updates of the weights in ``stage``."""
         return updates_in_stage(self.recipe, self.batches_per_epoch, stage)
 
-    def _reference_name(self) -> str:
-        return getattr(self.regularizer, "reference", "pretrained")
-
     def reference(self) -> Weights | None:
         """What the regularizer aligns to now; None while there is nothing to align to, or it is off."""
-        if not getattr(self.regularizer, "strength", 0):
+        if not self.regularizer.strength:
             return None
         if self.stage == 0 and not self.recipe.training.regularize_dense:
             return None
-        if self._reference_name() == "finetuned":
+        if self.regularizer.reference == "finetuned":
             return self.finetuned or None
         return self.pretrained
 
@@ -435,7 +422,7 @@ class FinePruning:
             "model": dict(self.model.named_parameters()),
             "masks": {name: pack_bits(mask) for name, mask in self.masks.items()},
             "finetuned": self.finetuned,
-            "criterion": self._criterion_state(),
+            "criterion": self.criterion.state(),
             "best": self.best or {},
             "best_criterion": self.best_criterion if self.best else {},
             "optimizer": {},
@@ -448,9 +435,6 @@ class FinePruning:
         if self.teaching is not None:
             files["teacher"] = self.teaching.tensors()
         return {file: tensors for file, tensors in files.items() if tensors}
-
-    def _criterion_state(self) -> dict[str, Tensor]:
-        return self.criterion.state() if hasattr(self.criterion, "state") else {}
 
     def progress(self) -> dict[str, Any]:
         """The numbers beside the tensors."""
@@ -475,10 +459,8 @@ class FinePruning:
         self.best_criterion = {
             name: t.to(self.device) for name, t in tensors.get("best_criterion", {}).items()
         }
-        if hasattr(self.criterion, "load_state"):
-            self.criterion.load_state(
-                {name: t.to(self.device) for name, t in tensors.get("criterion", {}).items()}
-            )
+        if "criterion" in tensors:
+            self.criterion.load_state({name: t.to(self.device) for name, t in tensors["criterion"].items()})
         if self.begun:
             self.optimizer = self._new_optimizer()
             parameters = dict(self.model.named_parameters())
@@ -489,10 +471,9 @@ class FinePruning:
             self.teaching.restore(self.model, tensors.get("teacher", {}), teaching)
 
 
-def scope_of(recipe: Recipe, criterion: Any) -> Scope:
-    """Where the criterion's scores are ranked: the recipe's word, else the criterion's own."""
-    own: Scope = getattr(criterion, "default_scope", "layer")
-    return own if recipe.pruning.scope is None else recipe.pruning.scope
+def scope_of(recipe: Recipe, criterion: Criterion) -> Scope:
+    """Return where the criterion's scores are ranked: as the recipe says, else the criterion's own scope."""
+    return criterion.default_scope if recipe.pruning.scope is None else recipe.pruning.scope
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
