@@ -178,7 +178,10 @@ def test_bad_columns_are_refused(tmp_path):
     [
         ('{"premise": "a", "hypothesis": "b"\n', [":1: not JSON"]),
         ('["a", "b"]\n', [":1: list found"]),
-        ('{"premise": "a", "hypothesis": "b"}\n{"premise": "a"}\n', [":2: no 'hypothesis', which other lines have"]),
+        (
+            '{"premise": "a", "hypothesis": "b"}\n{"premise": "a"}\n',
+            [":2: no 'hypothesis', which other lines have"],
+        ),
         ('{"premise": "a", "hypothesis": ["b"]}\n', [':1: second is ["b"]']),
         ('{"premise": "a", "hypothesis": "b", "label": 0.5}\n', [":1: label is 0.5"]),
     ],

@@ -101,6 +101,15 @@ def compress(
     set_: Set = [],
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a folder that holds a run.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--start-from",
+            metavar="RUN",
+            help="Do not train stage 0 again: take it from this run folder, whose recipe has the same stage 0 and "
+            "pruning.schedule.stages: 0.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -121,7 +130,7 @@ def compress(
     from xlmprune.report.pages import results_table
 
     folder = out or Path("runs") / resolved.name
-    facts = pipeline.run(resolved, folder, device, fresh)
+    facts = pipeline.run(resolved, folder, device, fresh, start_from=start_from)
     _print_json(facts) if as_json else _print_table(results_table(facts))
     typer.echo(f"bundle: {folder / 'bundle'}   report: {folder / 'bundle' / 'report.html'}", err=True)
 
