@@ -12,8 +12,9 @@ import typer
 from typer.core import TyperGroup
 
 from xlmprune._version import __version__
-from xlmprune.core import own_process
+from xlmprune.core import own_process, streams
 from xlmprune.core.errors import RecipeError, ShortfallError, XlmpruneError
+from xlmprune.core.streams import OutputError
 
 
 class _Group(TyperGroup):
@@ -21,7 +22,13 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here a full disk or a closed pipe behind stdout can still be reported
+            return result
+        except OutputError as error:
+            if not error.reader_gone:  # as `head` is when it has enough
+                typer.echo(f"xlmprune: {error}", err=True)
+            raise typer.Exit(0 if error.reader_gone else error.exit_code) from None
         except XlmpruneError as error:
             for line in str(error).split("\n"):
                 typer.echo(f"xlmprune: {line}", err=True)
@@ -31,10 +38,6 @@ class _Group(TyperGroup):
             advice = "; run the same command again to resume from the last checkpoint" if resumable else ""
             typer.echo(f"xlmprune: interrupted{advice}", err=True)
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The reader closed the pipe, as `head` does. This is not an error.
-            sys.stderr.close()
-            raise typer.Exit(0) from None
 
 
 app = typer.Typer(
@@ -74,6 +77,12 @@ Set = Annotated[
 Form = Annotated[str, typer.Option(help="ONNX file to use: fp32 or int8. Default: the first in the bundle.")]
 Threads = Annotated[int, typer.Option(help="Threads for ONNX Runtime. 0: ONNX Runtime decides.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")]
+AllowChange = Annotated[
+    bool,
+    typer.Option(
+        "--allow-change", help="Resume although device, precision, threads or library versions changed."
+    ),
+]
 
 
 def _version(show: bool) -> None:
@@ -110,6 +119,15 @@ def _print(facts: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
     _print_json(facts) if as_json else _print_table(render(facts))
 
 
+def _print_kept(facts: Any, as_json: bool, render: Callable[[Any], Any], file: Path) -> None:
+    """Print what is also in ``file``; hours of work do not fail because nobody can read the table here."""
+    try:
+        _print(facts, as_json, render)
+        sys.stdout.flush()
+    except OutputError as error:
+        typer.echo(f"xlmprune: {error}. The results are in {file}", err=True)
+
+
 @app.command()
 def compress(
     recipe: Annotated[str, RECIPE],
@@ -127,6 +145,7 @@ def compress(
             help="Take stage 0 from this finished run, which has no later stages.",
         ),
     ] = None,
+    allow_change: AllowChange = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -146,8 +165,8 @@ def compress(
     from xlmprune.report.pages import results_table
 
     folder = out or Path("runs") / resolved.name
-    facts = pipeline.run(resolved, folder, device, fresh, start_from=start_from)
-    _print(facts, as_json, results_table)
+    facts = pipeline.run(resolved, folder, device, fresh, start_from=start_from, allow_change=allow_change)
+    _print_kept(facts, as_json, results_table, folder / "bundle" / "report.json")
     typer.echo(f"bundle: {folder / 'bundle'}   report: {folder / 'bundle' / 'report.html'}", err=True)
 
 
@@ -332,6 +351,7 @@ def compare(
     cpus: Annotated[float, typer.Option(help="ray only: CPU cores for each run.")] = 1,
     device: Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard runs in the folder and restart.")] = False,
+    allow_change: AllowChange = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the list of runs without running.")
     ] = False,
@@ -349,8 +369,8 @@ def compare(
         return
     folder = out or Path("runs") / f"{laid_out.name}-comparison"
     runs = running.make_executor(executor, gpus, cpus, jobs)
-    facts = running.compare(laid_out, folder, runs, device, fresh, only=only)
-    _print(facts, as_json, pages.results_table)
+    facts = running.compare(laid_out, folder, runs, device, fresh, only=only, allow_change=allow_change)
+    _print_kept(facts, as_json, pages.results_table, folder / "comparison.json")
     typer.echo(f"comparison: {folder / 'comparison.html'}", err=True)
     if code := results.exit_code(facts):
         raise typer.Exit(code)
@@ -412,8 +432,12 @@ def print_schema() -> None:
 
 def main() -> None:
     """Run the `xlmprune` command."""
+    streams.protect()
     own_process.end_with_parent()
-    app()
+    try:
+        app()
+    finally:
+        streams.let_go()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import MachineError, ShortfallError
 from xlmprune.core.files import explain_disk, put_in_place, write_atomically
 from xlmprune.core.progress import Reporter
-from xlmprune.core.run_folder import RunFolder, StopRequest, damaged_checkpoint
+from xlmprune.core.run_folder import RunFolder, start_damage
+from xlmprune.core.stopping import StopRequest, interruptible
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
@@ -29,7 +30,7 @@ from xlmprune.recipe import Recipe, VocabularyRecipe, registry
 from xlmprune.report import pages as report
 from xlmprune.report import results
 from xlmprune.tasks.metrics import Logits
-from xlmprune.training import checkpoint, dense
+from xlmprune.training import checkpoint, conditions, dense
 from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts
 from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
@@ -45,6 +46,7 @@ def run(
     fresh: bool = False,
     reporter: Reporter | None = None,
     start_from: Path | None = None,
+    allow_change: bool = False,
 ) -> dict[str, Any]:
     """Fine-prune on the train language, measure every language, export, report.
 
@@ -54,13 +56,14 @@ def run(
     Args:
         start_from: folder of a finished run with `pruning.schedule.stages: 0` and the same stage 0, which is not trained
             again.
+        allow_change: resume although the device, precision, threads or library versions changed.
 
     Returns:
         The report, as in `bundle/report.json`.
     """
     reporter = reporter or Reporter()
     where = resolve_device(device)
-    with checkpoint.open_run(out, recipe, fresh) as folder:
+    with interruptible(), checkpoint.open_run(out, recipe, fresh) as folder:
         finished = folder.finished()
         if finished is not None:
             reporter.say(f"{out} holds this run, finished; nothing to do (--fresh starts over)")
@@ -68,7 +71,7 @@ def run(
         if start_from is not None and not dense.start_from(start_from, recipe, folder):
             reporter.say(f"{out} holds this run already; it resumes, and --start-from is not read")
         try:
-            training = Training(recipe, folder, where, reporter)
+            training = Training(recipe, folder, where, reporter, allow_change)
             training.run()
             outcome, pruned, logits = training.finish()
             forms = export(recipe, outcome, training.data, logits, folder, reporter)
@@ -91,9 +94,17 @@ class Training:
         folder: where checkpoints are; training stands where the newest one left it.
         device: where to train.
         reporter: says what happens.
+        allow_change: resume although conditions changed that alter results.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        device: torch.device,
+        reporter: Reporter,
+        allow_change: bool = False,
+    ) -> None:
         self.settings, self.folder, self.reporter = recipe.training, folder, reporter
         distillation = recipes.build_distillation(recipe)
         task = registry.load("task", recipe.task.name)(recipe.task)
@@ -128,7 +139,9 @@ class Training:
             teaching,
         )
         self.scores = StageScores(self.data, recipe.evaluation)
-        self._restore(recipe.sha256(), device)
+        self.conditions = conditions.conditions(device, recipe.training.precision)
+        self.changes: list[dict[str, Any]] = []
+        self._restore(recipe.sha256(), allow_change)
 
     def run(self, until: int | None = None) -> None:
         """Drive the loop to its end, or to the end of stage ``until``.
@@ -185,6 +198,7 @@ class Training:
             stages=tuple(self.scores.rows),
             dense=self.scores.dense,
             dense_others=self.scores.dense_others,
+            changes=tuple(self.changes),
         )
 
     def _log(self, step: Step) -> None:
@@ -206,42 +220,60 @@ class Training:
         self.reporter.say(self.scores.line(row, self.last))
 
     def _save(self) -> None:
-        checkpoint.save(self.folder, self.pruner.state, self.scores)
+        checkpoint.save(self.folder, self.pruner.state, self.scores, self.conditions, self.changes)
 
-    def _restore(self, recipe_sha256: str, device: torch.device) -> None:
-        events = self.folder.events
-        numbers = checkpoint.restore(self.folder, self.pruner.state, self.scores, self.settings)
+    def _restore(self, recipe_sha256: str, allow_change: bool) -> None:
+        events, say = self.folder.events, self.reporter.say
+        numbers = checkpoint.restore(self.folder, self.pruner.state, self.scores, self.settings, say)
         if numbers is None:
             events.cut(0)
-            events.write("start", recipe_sha256=recipe_sha256, device=device.type)
+            events.write("start", recipe_sha256=recipe_sha256, conditions=self.conditions)
+            self._write_repairs()
             return
-        if numbers["device"] != device.type:
-            before = numbers["device"]
-            self.reporter.say(f"started on {before}, resumed on {device.type}; results may differ slightly")
-            events.write("device", before=before, now=device.type)
-        at = self.pruner.state.at
-        self.reporter.say(f"resuming at stage {at.stage}, update {at.update}")
+        at, changed = self.pruner.state.at, conditions.changes(numbers["conditions"], self.conditions)
+        conditions.require_allowed(changed, allow_change, self.folder.path)
+        self.changes = numbers["changes"]
+        if changed:
+            self.changes.append({"stage": at.stage, "update": at.update, "changed": changed})
+            say(f"resuming under other conditions, so results may differ: {conditions.describe(changed)}")
+        events.write("resume", stage=at.stage, update=at.update, conditions=self.conditions, changed=changed)
+        self._write_repairs()
+        say(f"resuming at stage {at.stage}, update {at.update}")
+
+    def _write_repairs(self) -> None:
+        for repair in self.folder.repairs:
+            self.folder.events.write("damaged", **repair)
+
+
+VOCABULARY_FILE = "vocabulary.json"
 
 
 def _start(
     recipe: Recipe, task: Any, folder: RunFolder, reporter: Reporter
 ) -> tuple[Pretrained, dict[str, Any] | None]:
-    """Return the model as the run began, and facts about its trimmed vocabulary; load and keep it the first time."""
-    facts_file = "vocabulary.json"
+    """Return the model as the run began, and facts about its trimmed vocabulary; load and keep it the first time.
+
+    A damaged one is loaded again from where it came.
+
+    Raises:
+        ModelError: it is damaged, and loading it again gives another model.
+    """
+    expected = folder.expected_start()
     if folder.start.is_dir():
-        try:
-            facts = json.loads((folder.start / facts_file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise damaged_checkpoint(folder.start, str(error)) from error
-        return read_start(folder.start, task.kind), facts
+        damage = start_damage(folder.path, expected)
+        if damage is None:
+            facts = json.loads((folder.start / VOCABULARY_FILE).read_text(encoding="utf-8"))
+            return read_start(folder.start, task.kind), facts
+        reporter.say(f"{folder.start} is damaged ({damage}); it is made again")
+        folder.repairs.append({"what": folder.start.name, "cause": damage})
     reporter.say(f"loading {recipe.model.name}")
     pretrained, facts = _load_model(recipe, task)
 
     def write(target: Path) -> None:
         save_start(pretrained, target, recipe.training.max_length)
-        write_atomically(target / facts_file, json.dumps(facts, ensure_ascii=False))
+        write_atomically(target / VOCABULARY_FILE, json.dumps(facts, ensure_ascii=False))
 
-    folder.save_start(write)
+    folder.save_start(write, expected)
     return pretrained, facts
 
 

@@ -77,6 +77,8 @@ def assemble(
             facts["quantization"] = form.quantization
     if refused:
         facts["refused"] = refused
+    if outcome.changes:
+        facts["changed_conditions"] = list(outcome.changes)
     if data.unlabelled:
         facts["unlabelled"] = dict(data.unlabelled)
     if outcome.vocabulary is not None:
