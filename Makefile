@@ -3,9 +3,11 @@
 #   PYTHON=python3.12         the interpreter for the environment
 #   TORCH_INDEX=<index url>   the package index for torch, for example PyTorch's index of CPU builds
 #   JOBS=1                    number of test processes
+#   CAMPAIGN_SECONDS=600      after this time a campaign starts no further case
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+CAMPAIGN_SECONDS ?= 600
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 2 ] && n=2; echo $$n)
 
 BIN := .venv/bin
@@ -13,11 +15,12 @@ PIP := $(BIN)/python -m pip
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint docs constraints clean
+.PHONY: help quickstart test campaigns lint docs constraints clean
 
 help:
 	@echo "make quickstart   prune a real multilingual model in minutes and report on every language"
 	@echo "make test         run the linter, the type checker and the tests"
+	@echo "make campaigns    kill runs, damage checkpoints and fill disks at random, and count what held"
 	@echo "make lint         run the linter and the type checker"
 	@echo "make docs         renew the generated tables and help pages in the documentation"
 	@echo "make constraints  write the versions in .venv to constraints.txt"
@@ -28,6 +31,10 @@ quickstart: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+campaigns: $(INSTALLED)
+	failed=0; for file in tests/campaigns/*.py; do \
+		$(BIN)/python $$file --seconds $(CAMPAIGN_SECONDS) || failed=1; done; exit $$failed
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
