@@ -20,6 +20,9 @@ class Datasets:
     """A task and its texts, read and encoded."""
 
     task: Any
+    train_language: str
+    max_length: int
+    """Tokens of an example, special ones included."""
     train: Encoded
     train_origin: str
     train_notes: tuple[str, ...]
