@@ -24,7 +24,8 @@ from xlmprune.core.run_folder import (
     put_in_place,
     write_atomically,
 )
-from xlmprune.data.examples import Examples, encode
+from xlmprune.data.encoding import encode
+from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation

@@ -17,9 +17,10 @@ from xlmprune.bundle import session as serving
 from xlmprune.bundle.inspect import parameter_of
 from xlmprune.core.device import environment
 from xlmprune.core.errors import BundleError, ShortfallError
-from xlmprune.data.examples import Encoded, pad
+from xlmprune.data.encoding import Encoded, pad
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.scores import Agreement, Scores, TestSet
+from xlmprune.evaluation.agreement import Agreement
+from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.export import graph as onnx_export
 from xlmprune.export import int8 as int8_form
 from xlmprune.export import packing

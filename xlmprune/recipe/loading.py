@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from xlmprune.core.errors import RecipeError
+from xlmprune.recipe.catalog import find, shipped
 from xlmprune.recipe.fields import sections
 from xlmprune.recipe.registry import nearest
 from xlmprune.recipe.schema import Component, Named, Recipe
-from xlmprune.recipe.shipped import find, shipped
 from xlmprune.recipe.validation import validate
 from xlmprune.recipe.yaml_text import MAX_CHARACTERS, MAX_DEPTH, KeyPath, parse_yaml
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Any
 
 from xlmprune.core.errors import RecipeError
-from xlmprune.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from xlmprune.recipe.schema import Recipe
 
 CRITERIA = {
     "magnitude": "xlmprune.pruning.criteria.magnitude:Magnitude",
@@ -85,6 +85,8 @@ def load(table: str, name: str) -> Any:
 
 def build(recipe: Recipe, table: str) -> Any:
     """Build the component of ``table`` that the recipe names, from its parameters."""
+    from pydantic import TypeAdapter
+
     for name, _, component in recipe.components():
         if name == table:
             return TypeAdapter(load(table, component.name)).validate_python(component.parameters)

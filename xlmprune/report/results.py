@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune.bundle.manifest import sha256_of
-from xlmprune.data.examples import length_statistics
+from xlmprune.data.encoding import length_statistics
+from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
 
@@ -64,7 +65,7 @@ def assemble(
         "speed": {form.file: form.speed for form in forms if form.speed and form.name not in refused},
         "parity": {name: form.agreement.as_dict() for name, form in shipped.items()},
         "paired": {
-            language: evaluation.paired(outcome.dense[language], score.statistics, metric)
+            language: intervals.paired(outcome.dense[language], score.statistics, metric)
             for language, score in pruned.items()
         },
         "text": {
@@ -98,7 +99,7 @@ def _languages(
             "dense": dense,
             "pruned": score.value,
             "delta": score.value - dense,
-            "ci95": list(evaluation.interval(score.statistics, metric)),
+            "ci95": list(intervals.interval(score.statistics, metric)),
         }
         for name, form in shipped.items():
             row[name] = form.scores[language].value

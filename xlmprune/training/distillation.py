@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xlmprune.data.examples import IGNORE
+from xlmprune.data.encoding import IGNORE
 from xlmprune.recipe import DistillationRecipe
 
 Share = tuple[float, float]
