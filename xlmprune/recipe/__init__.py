@@ -18,12 +18,14 @@ if TYPE_CHECKING:
         STRICT,
         Component,
         DistillationRecipe,
+        EvaluationRecipe,
         ExportRecipe,
         FloorRecipe,
         ModelRecipe,
         PruningRecipe,
         Recipe,
         TaskRecipe,
+        TrainingRecipe,
         VocabularyRecipe,
     )
     from xlmprune.recipe.validation import validate, validate_task
@@ -33,8 +35,8 @@ _MODULES = {
     "editors": "json_schema",
     "loading": "apply_overrides load read",
     "registry": "build",
-    "schema": "STRICT Component DistillationRecipe ExportRecipe FloorRecipe ModelRecipe PruningRecipe Recipe TaskRecipe "
-    "VocabularyRecipe",
+    "schema": "STRICT Component DistillationRecipe EvaluationRecipe ExportRecipe FloorRecipe ModelRecipe PruningRecipe "
+    "Recipe TaskRecipe TrainingRecipe VocabularyRecipe",
     "catalog": "find shipped",
     "validation": "validate validate_task",
     "yaml_text": "parse_yaml",
