@@ -35,7 +35,14 @@ from xlmprune.export import forms as bundling
 from xlmprune.export.forms import Form
 from xlmprune.export.int8 import TextSource
 from xlmprune.models import architecture, vocabulary
-from xlmprune.models.loading import Pretrained, forward_of, load_pretrained, read_start, save_start
+from xlmprune.models.loading import (
+    Pretrained,
+    fit_to_tokenizer,
+    forward_of,
+    load_pretrained,
+    read_start,
+    save_start,
+)
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
 from xlmprune.report import findings, results
 from xlmprune.report import pages as report
@@ -200,6 +207,7 @@ def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | 
     tokenizer, facts = vocabulary.trim(
         pretrained.model, pretrained.tokenizer, texts, min_count=wanted.min_count, max_size=wanted.max_size
     )
+    fit_to_tokenizer(pretrained.model, tokenizer)
     return Pretrained(pretrained.model, tokenizer, pretrained.origin), facts
 
 

@@ -231,10 +231,10 @@ def _trim_model(model: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]
 
 
 def trim_embeddings(model: nn.Module, kept: Sequence[int]) -> None:
-    """Keep these rows of the word embeddings, in order; `model.config.vocab_size` follows, `<pad>` stays 1.
+    """Keep these rows of the word embeddings, ascending; `model.config.vocab_size` and the padding row follow.
 
     Raises:
-        ValueError: the model has a language-model head, whose rows are tied to the embeddings.
+        ValueError: the model has a language-model head, whose rows are tied to the embeddings; or the padding row goes.
     """
     import torch
     from torch import nn
@@ -242,9 +242,10 @@ def trim_embeddings(model: nn.Module, kept: Sequence[int]) -> None:
     if model.get_output_embeddings() is not None:  # type: ignore[operator]
         raise ValueError("only models with a task head can be trimmed, not language models")
     old: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator, assignment]
+    padding = None if old.padding_idx is None else list(kept).index(old.padding_idx)
     rows = torch.as_tensor(kept, dtype=torch.int64, device=old.weight.device)
     new = nn.Embedding.from_pretrained(
-        old.weight.detach()[rows].clone(), freeze=not old.weight.requires_grad, padding_idx=old.padding_idx
+        old.weight.detach()[rows].clone(), freeze=not old.weight.requires_grad, padding_idx=padding
     )
     model.set_input_embeddings(new)  # type: ignore[operator]
     model.config.vocab_size = len(kept)  # type: ignore[union-attr]
