@@ -1,7 +1,7 @@
 """Rewrite the parts of the documentation that come from the code: `make docs`.
 
-Whatever stands between `<!-- from the code: NAME -->` and `<!-- end -->` in README.md and docs/*.md is made here, and a
-test compares it with what it would be now.
+This script makes the text between `<!-- from the code: NAME -->` and `<!-- end -->` in README.md and docs/*.md. A test
+checks that the text is current.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xlmprune.recipe import registry
 from xlmprune.training.distillation import Distillation
 
 ROOT = Path(__file__).parent.parent
-FILES = ("README.md", "docs/commands.md", "docs/recipe.md")
+FILES = ("README.md", "docs/commands.md", "docs/methods.md", "docs/recipe.md")
 BLOCK = re.compile(r"(<!-- from the code: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
