@@ -73,7 +73,7 @@ def test_a_missing_package_is_said_with_what_to_do(monkeypatch):
 def test_a_broken_torch_is_a_finding_and_no_crash():
     code = (
         "import sys, json; sys.modules['torch'] = None\n"
-        "from xlmprune import doctor\n"
+        "from xlmprune.core import doctor\n"
         "facts = doctor.diagnose(); doctor.render(facts); print(json.dumps(facts))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ from xlmprune.data.encoding import IGNORE, Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
 from xlmprune.pruning.regularizers.cosine import alignment
-from xlmprune.training.distillation import Distillation
+from xlmprune.recipe import DistillationRecipe
 from xlmprune.training.gradients import cross_entropy
 from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
@@ -196,7 +196,7 @@ def test_every_criterion_resumes_exactly(name, stop_after):
 @pytest.mark.parametrize("tokens", [False, True])
 def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_after):
     recipe = make_recipe(training={"gradient_accumulation": 2})
-    settings = Distillation(teacher=teacher, hidden=0.1)
+    settings = DistillationRecipe(teacher=teacher, hidden=0.1)
 
     def start():
         scores = iter([50.0, 40.0, 60.0, 55.0, 70.0, 80.0, 30.0, 20.0])
@@ -228,7 +228,7 @@ def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_
 
 def test_the_teacher_is_the_dense_model_and_stays_it():
     recipe = make_recipe()
-    teaching = Teaching(Distillation(), None, 8, 0)
+    teaching = Teaching(DistillationRecipe(), None, 8, 0)
     pruner = make_pruner(recipe, tiny_classifier(), examples(), lambda: 50.0, teaching)
     dense = None
     for event in pruner.run():
@@ -303,7 +303,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tokens, hidden, unla
         model = kind(config)
         plain = examples(20, tokens=tokens, seed=1)
         text = Encoded(plain.input_ids, None, plain.words, plain.truncated) if unlabelled else None
-        teaching = None if hidden is None else Teaching(Distillation(hidden=hidden), text, 8, 0)
+        teaching = None if hidden is None else Teaching(DistillationRecipe(hidden=hidden), text, 8, 0)
         recipe = make_recipe(training={"gradient_accumulation": accumulation, "max_updates_per_stage": 3})
         pruner = make_pruner(recipe, model, examples(tokens=tokens), teaching=teaching)
         # Three updates of the dense stage, its end, and two of the next, in which a teacher speaks.

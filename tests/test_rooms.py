@@ -42,7 +42,6 @@ KNOWN: dict[str, set[str]] = {
     "export.int8": {"bundle.session"},
     "models.loading": {"quickstart.model"},
     "models.vocabulary": {"tasks"},
-    "recipe": {"training.distillation"},
 }
 """Imports that still run upwards, from before the rooms. Each goes; none may come."""
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import MachineError, ShortfallError
 from xlmprune.core.files import explain_disk, put_in_place, write_atomically
@@ -95,7 +94,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, reporter: Reporter) -> None:
         self.settings, self.folder, self.reporter = recipe.training, folder, reporter
-        distillation = recipes.build_distillation(recipe)
+        distillation = recipe.distillation
         task = registry.load("task", recipe.task.name)(recipe.task)
         reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
         texts = read_texts(task, recipe.task, recipe.training.keep, distillation)
@@ -302,7 +301,7 @@ def export(
 
 def calibration_text(recipe: Recipe) -> TextSource:
     """Name the unlabelled text for INT8 calibration: the teacher's, else the vocabulary's, else the task's own."""
-    distillation = recipes.build_distillation(recipe)
+    distillation = recipe.distillation
     patterns = [] if distillation is None or distillation.unlabelled is None else [distillation.unlabelled]
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
         patterns += recipe.model.vocabulary.files or []

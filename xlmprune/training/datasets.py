@@ -15,8 +15,7 @@ from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import TestSet
-from xlmprune.recipe import TaskRecipe
-from xlmprune.training.distillation import Distillation
+from xlmprune.recipe import DistillationRecipe, TaskRecipe
 from xlmprune.training.outcome import Datasets
 from xlmprune.training.teaching import join_encoded
 
@@ -38,7 +37,7 @@ class Texts:
 
 
 def read_texts(
-    task: Any, settings: TaskRecipe, keep: Literal["best", "last"], distillation: Distillation | None
+    task: Any, settings: TaskRecipe, keep: Literal["best", "last"], distillation: DistillationRecipe | None
 ) -> Texts:
     """Read every text of a run.
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device, resolve_precision
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import HEADS, count_parameters, load_config, parameters_by_part, prunable
@@ -28,7 +27,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     """
     where = resolve_device(device)
     task = registry.load("task", recipe.task.name)(recipe.task)
-    texts = read_texts(task, recipe.task, recipe.training.keep, recipes.build_distillation(recipe))
+    texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
     count = len(texts.train)
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
         vocabulary.require_texts(vocabulary.texts_for(task, recipe.model.vocabulary.files))
