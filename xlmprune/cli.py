@@ -123,8 +123,8 @@ def compress(
         typer.Option(
             "--start-from",
             metavar="RUN",
-            help="Skip stage 0: take it from this finished run, whose recipe has pruning.schedule.stages: 0 and the same "
-            "stage 0.",
+            help="Take stage 0 from this run folder and do not train it again. Its recipe must have the same stage 0 and "
+            "pruning.schedule.stages: 0.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,
