@@ -29,8 +29,6 @@ FLOORS = (
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 
 KNOWN: dict[str, set[str]] = {
-    "compare.dense": {"pipeline"},
-    "compare.work": {"pipeline"},
     "core.doctor": {"report.findings"},
     "export.forms": {
         "bundle.bench",
