@@ -101,10 +101,14 @@ class TaskRecipe(BaseModel):
     labels: list[str] | None = None
     """Label names in the order of the model's outputs; otherwise the task's own, or the training file's, sorted."""
     columns: dict[str, str | int] | None = None
-    """Where the parts of an example stand in a table: `first`, `second`, `label`, `group`; names or positions from 0.
-    In a token file: `words`, `tags`."""
+    """Columns of a table by part: `first`, `second`, `label`, `group`, `language`; names (in JSON with dots for nested
+    keys) or positions from 0. With `language`, only rows of that language are read. In a token file: `words`, `tags`."""
     format: Literal["tsv", "csv", "jsonl", "tokens"] | None = None
     """File format; otherwise told from the file's name and the task."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """The character between the columns of a table, such as `;`; otherwise a tab in TSV, a comma in CSV."""
+    quoting: bool | None = None
+    """Whether quotation marks enclose the fields of a table; otherwise yes in CSV, in TSV only if all fields have them."""
     header: bool | None = None
     """Whether a table or token file opens with a line of column names; otherwise told from that line, where it is clear."""
     train_split: str = "train"

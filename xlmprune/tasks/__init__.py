@@ -79,6 +79,7 @@ class CorpusTask:
             columns=self.columns,
             grouped=self.grouped,
             synonyms=self.synonyms,
+            numbered=self.own_labels is None,
             xglue=self.xglue,
             hub=self.hub,
         )

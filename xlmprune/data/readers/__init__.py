@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from xlmprune.core.errors import DataError
 from xlmprune.data.examples import Examples, Kind, fold
-from xlmprune.data.readers.labels import check_classes, label_names, no_labels, to_examples
+from xlmprune.data.readers.labels import (
+    check_classes,
+    label_names,
+    marks_among,
+    named_by_number,
+    no_labels,
+    to_examples,
+    without_marks,
+)
 from xlmprune.data.readers.rows import Rows, Source, Split
 
 if TYPE_CHECKING:
@@ -37,6 +45,7 @@ class Corpus:
         columns: Mapping[int, tuple[str, ...]] | None = None,
         grouped: bool = False,
         synonyms: Mapping[str, str] | None = None,
+        numbered: bool = True,
         xglue: Layout | None = None,
         hub: HubSet | None = None,
     ) -> None:
@@ -48,6 +57,7 @@ class Corpus:
                 the texts, then the label.
             grouped: ranking; rows belong to queries.
             synonyms: other spellings of labels, to the task's own.
+            numbered: labels that are numbers mean positions in the recipe's `labels`.
             xglue: the task's files in the official folder; None if it is not a task of XGLUE.
             hub: the task's data on the hub; None if it has none.
 
@@ -58,6 +68,7 @@ class Corpus:
         self._asked = recipe.languages
         self._path = recipe.path
         self._synonyms = synonyms or {}
+        self._names = recipe.labels if numbered else None
         if recipe.source == "files":
             from xlmprune.data.readers.files import Files
 
@@ -98,7 +109,11 @@ class Corpus:
 
     def examples(self, language: str, split: Split, labels: Sequence[str]) -> Examples:
         """Read one split of one language, labels as indexes into ``labels``."""
-        return to_examples(self.source.rows(language, split), language, split, labels, self._synonyms)
+        return to_examples(self._rows(language, split), language, split, labels, self._synonyms)
+
+    def _rows(self, language: str, split: Split) -> Rows:
+        rows = self.source.rows(language, split)
+        return named_by_number(rows, self._names) if self._names else rows
 
     def label_names(self) -> list[list[str]]:
         """For each training example the name of its label, or of its words' tags, after synonyms.
@@ -107,6 +122,7 @@ class Corpus:
             DataError: the training file has no labels, only one, or nearly one for every row.
         """
         rows = self.source.rows(self.train_language, "train")
+        rows = without_marks(rows, marks_among({name for names in label_names(rows) for name in names}))
         if rows.labels is None:
             raise no_labels(rows, "train")
         check_classes(rows)
