@@ -25,6 +25,7 @@ from xlmprune.core.run_folder import (
     put_in_place,
     write_atomically,
 )
+from xlmprune.data.checks import warnings_about
 from xlmprune.data.encoding import encode
 from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
@@ -132,7 +133,7 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
     reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
     examples = task.examples(train_language, "train")
     if recipe.task.max_train_examples is not None:
-        examples = examples.head(recipe.task.max_train_examples)
+        examples = examples.sample(recipe.task.max_train_examples)
     if len(examples) == 0:
         raise DataError(f"{examples.origin or recipe.task.name}: no training examples in {train_language!r}")
     if examples.labels is None:
@@ -151,6 +152,9 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
     tests = evaluation.load_test_sets(task, tokenizer, length, recipe.task.max_test_examples)
     measured = {language: test.examples for language, test in tests.items()}
     evaluation.require_scorable(task, [*measured.values(), *([] if chosen_on is None else [chosen_on])])
+    warnings = warnings_about(examples, chosen_on, measured)
+    for warning in warnings:
+        reporter.say(f"warning: {warning}")
     dev = None if chosen_on is None else TestSet(chosen_on, encode(tokenizer, chosen_on, length))
     pretrained.model.to(device)
     forward = forward_of(pretrained.model, device)
@@ -169,7 +173,7 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
         max_length=length,
         train=train,
         train_origin=examples.origin,
-        train_notes=examples.notes,
+        train_notes=(*examples.notes, *warnings),
         dev=dev,
         tests=tests,
         unlabelled={language: len(part) for language, part in taught.items()},
@@ -258,7 +262,7 @@ def read_dev(task: Any, recipe: Recipe) -> Examples | None:
             f"{error}\nThe best epoch of a stage is chosen on dev examples in {recipe.task.train_language!r}; without them "
             "set training.keep: last"
         ) from error
-    return examples.head(recipe.task.max_test_examples or len(examples))
+    return examples.sample(recipe.task.max_test_examples or len(examples))
 
 
 # --- fine-tune, score, prune -----------------------------------------------------------------------------------------
@@ -322,7 +326,7 @@ def measure_stage(run: Training, end: StageEnd) -> None:
         return
     cap = None if end.stage == 0 else _stage_cap(run)
     scores: Scores = {}
-    sets = {language: test.head(cap) for language, test in run.data.tests.items()}
+    sets = {language: test.sample(cap) for language, test in run.data.tests.items()}
     for language, score, _ in evaluation.evaluate(
         _forward(run), sets, run.data.task, run.recipe.evaluation.batch_size
     ):

@@ -49,6 +49,16 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def take(self, rows: Sequence[int]) -> Encoded:
+        """Take the given examples."""
+
+        def pick(column: Any) -> Any:
+            if isinstance(column, np.ndarray):
+                return column[np.asarray(rows, dtype=np.int64)]
+            return None if column is None else [column[row] for row in rows]
+
+        return Encoded(*(pick(getattr(self, field.name)) for field in fields(self)))
+
     def rows(self, count: int, start: int = 0) -> Encoded:
         """Take at most ``count`` examples from ``start`` on."""
 

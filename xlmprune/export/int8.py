@@ -150,7 +150,7 @@ class _Questions:
 
 
 def _questions(data: Datasets, texts: Sequence[Encoded], batch_size: int, folder: Path) -> _Questions:
-    dev = None if data.dev is None else data.dev.head(DEV_EXAMPLES)
+    dev = None if data.dev is None else data.dev.sample(DEV_EXAMPLES)
     rest = [part.rows(AGREEMENT_TEXTS, CALIBRATION_TEXTS) for part in texts]
     return _Questions(data.task, dev, [part for part in rest if len(part)] or list(texts), batch_size, folder)
 

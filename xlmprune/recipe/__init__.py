@@ -97,7 +97,10 @@ class TaskRecipe(BaseModel):
     train_language: str = "en"
     languages: Literal["all"] | list[str] = "all"
     max_train_examples: Annotated[int, Field(ge=1)] | None = None
+    """Train on at most so many examples: a random sample, every label in its proportion, the same in every run."""
     max_test_examples: Annotated[int, Field(ge=1)] | None = None
+    """Measure at most so many examples a language, and as many of dev: a sample likewise, in files that are translations
+    of one another the same rows."""
     labels: list[str] | None = None
     """Label names in the order of the model's outputs; otherwise the task's own, or the training file's, sorted."""
     columns: dict[str, str | int] | None = None

@@ -223,10 +223,10 @@ def scaled_down(recipe: Recipe) -> list[str]:
     """What was capped, in sentences."""
     capped = []
     if recipe.task.max_train_examples is not None:
-        capped.append(f"at most {recipe.task.max_train_examples} training examples")
+        capped.append(f"a sample of at most {recipe.task.max_train_examples} training examples")
     if recipe.task.max_test_examples is not None:
         capped.append(
-            f"at most {recipe.task.max_test_examples} test examples a language, and as many for dev"
+            f"a sample of at most {recipe.task.max_test_examples} test examples per language, and as many of dev"
         )
     if recipe.training.max_updates_per_stage is not None:
         capped.append(f"at most {recipe.training.max_updates_per_stage} updates a stage")

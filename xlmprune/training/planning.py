@@ -8,6 +8,7 @@ import torch
 
 from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device, resolve_precision
+from xlmprune.data.checks import warnings_about
 from xlmprune.data.examples import Examples
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.models import vocabulary
@@ -39,6 +40,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         for language in languages
     }
     evaluation.require_scorable(task, [*tests.values(), *([] if dev is None else [dev])])
+    warnings = warnings_about(train.sample(count), dev, tests)
     unlabelled = read_unlabelled(recipe, task, tests, dev)
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
         vocabulary.require_texts(vocabulary.texts_for(task, recipe.model.vocabulary.files))
@@ -63,6 +65,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "train_language": recipe.task.train_language,
         "train_examples": count,
         "labels": list(task.labels),
+        "warnings": [*train.notes, *warnings],
         "unlabelled": {language: len(part) for language, part in unlabelled.items()},
         "stages": stages,
         "updates": sum(stage["updates"] for stage in stages),
@@ -75,7 +78,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
 
 
 def _head(examples: Examples, cap: int | None) -> Examples:
-    return examples if cap is None else examples.head(cap)
+    return examples if cap is None else examples.sample(cap)
 
 
 def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
@@ -104,6 +107,7 @@ def render(plan: dict[str, Any]) -> Any:
     """The plan as a table for the terminal."""
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         "stage",
@@ -121,6 +125,7 @@ def render(plan: dict[str, Any]) -> Any:
         table,
         f"{plan['train_examples']:,} {plan['train_language']} training examples, labels: {', '.join(plan['labels'])}",
         f"{len(others)} zero-shot languages: {', '.join(others)}",
+        *(Text(f"warning: {warning}", style="yellow") for warning in plan["warnings"]),
         *([_texts_line(plan["unlabelled"])] if plan["unlabelled"] else []),
         f"{plan['parameters']:,} parameters, {plan['prunable']:,} of them prunable "
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
