@@ -43,7 +43,6 @@ KNOWN: dict[str, set[str]] = {
     "export.int8": {"bundle.session"},
     "models.loading": {"quickstart.model"},
     "models.vocabulary": {"tasks"},
-    "recipe": {"training.distillation"},
     "training.planning": {"pipeline"},
 }
 """Imports that still run upwards, from before the rooms. Each goes; none may come."""

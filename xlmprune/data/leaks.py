@@ -17,11 +17,9 @@ RAREST = 12
 SHARED = 0.4
 """They are compared only if they share this share of the pieces."""
 
-SIMILAR = 0.8
-"""Two sentences are the same from this share of equal letters on."""
-
-LONG = 12
-"""Shorter sentences must be equal."""
+SIMILAR = ((20, 0.8), (12, 0.9))
+"""From how many letters on, two sentences are the same from which share of equal letters on. A short sentence may differ
+in one word from many others, and one with fewer letters must be equal."""
 
 
 class TestTexts:
@@ -54,10 +52,12 @@ class TestTexts:
     def _has(self, text: str) -> bool:
         if text in self._exact:
             return True
-        if not self._sentences or len(text) < LONG:
+        if not self._sentences or len(text) < SIMILAR[-1][0]:
             return False
         shingles = _shingles(text)
-        found = sorted((self._by_shingle[shingle] for shingle in shingles if shingle in self._by_shingle), key=len)
+        found = sorted(
+            (self._by_shingle[shingle] for shingle in shingles if shingle in self._by_shingle), key=len
+        )
         # Rare pieces tell sentences apart; all of them would take a minute for 50,000 lines.
         counts = Counter(index for sentences in found[:RAREST] for index in sentences)
         if len(found) < SHARED * len(shingles) or not counts:
@@ -65,7 +65,8 @@ class TestTexts:
         other = self._sentences[counts.most_common(1)[0][0]]
         if len(shingles & _shingles(other)) < SHARED * len(shingles):
             return False
-        return SequenceMatcher(None, text, other, autojunk=False).ratio() >= SIMILAR
+        needed = next(share for letters, share in SIMILAR if len(text) >= letters)
+        return SequenceMatcher(None, text, other, autojunk=False).ratio() >= needed
 
 
 def texts_of(examples: Examples) -> Iterator[str]:

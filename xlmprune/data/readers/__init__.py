@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlmprune.core.errors import DataError
-from xlmprune.data.examples import Examples, Kind, fold
+from xlmprune.data.examples import Examples, Kind
+from xlmprune.data.leaks import TestTexts
 from xlmprune.data.readers.labels import (
     check_classes,
     label_names,
@@ -69,6 +70,7 @@ class Corpus:
         self._path = recipe.path
         self._synonyms = synonyms or {}
         self._names = recipe.labels if numbered else None
+        self._translated = recipe.source == "hub" and hub is not None and hub.translated_train
         if recipe.source == "files":
             from xlmprune.data.readers.files import Files
 
@@ -136,20 +138,26 @@ class Corpus:
                 return rows.location(row, names.index(label))
         return rows.origin
 
-    def unlabelled(self, language: str) -> list[str]:
+    def unlabelled(self, language: str, translations: bool = False) -> list[str]:
         """List the distinct texts of a language's train and dev sets that are not in its test set, in order.
 
         The list is empty for a language that only has a test set. The words of a sentence are joined with spaces, the
         two texts of a pair with a tab.
+
+        Args:
+            translations: read a training set of machine translations too, which is labelled text in another guise.
         """
         texts: dict[str, None] = {}
-        for split in ("train", "dev"):
+        foreign = self._translated and language != self.train_language and not translations
+        splits: tuple[Split, ...] = ("dev",) if foreign else ("train", "dev")
+        for split in splits:
             if self.source.has(language, split):
                 texts |= dict.fromkeys(_texts(self.source.rows(language, split)))
-        if texts and self.source.has(language, "test"):
-            tested = {fold(text) for text in _texts(self.source.rows(language, "test"))}
-            return [text for text in texts if fold(text) not in tested]
-        return list(texts)
+        if not texts or not self.source.has(language, "test"):
+            return list(texts)
+        rows = self.source.rows(language, "test")
+        tested = TestTexts([Examples(language, "test", rows.first, rows.second)])
+        return [text for text in texts if not tested.has(text)]
 
 
 def _texts(rows: Rows) -> list[str]:
