@@ -429,7 +429,7 @@ def small_bundle(folder: Path, kind: str) -> None:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
         folder / "model.onnx",
     )
-    config = {"id2label": {"0": "nought", "1": "one", "2": "two"}}
+    config = {"id2label": {"0": "nought", "1": "one", "2": "two"}, "pad_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

@@ -31,7 +31,7 @@ HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 KNOWN: dict[str, set[str]] = {
     "compare.dense": {"pipeline"},
     "compare.work": {"pipeline"},
-    "core.doctor": {"quickstart.model", "report.findings"},
+    "core.doctor": {"report.findings"},
     "core.run_folder": {"recipe"},
     "export.forms": {
         "bundle.bench",
@@ -41,8 +41,6 @@ KNOWN: dict[str, set[str]] = {
         "bundle.session",
     },
     "export.int8": {"bundle.session"},
-    "models.loading": {"quickstart.model"},
-    "models.vocabulary": {"tasks"},
     "training.planning": {"pipeline"},
 }
 """Imports that still run upwards, from before the rooms. Each goes; none may come."""

@@ -27,16 +27,24 @@ from xlmprune.core.run_folder import (
 from xlmprune.data.checks import warnings_about
 from xlmprune.data.encoding import encode
 from xlmprune.data.examples import Examples
-from xlmprune.data.unlabelled import unlabelled_examples
+from xlmprune.data.unlabelled import unlabelled_examples, vocabulary_texts
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.export import forms as bundling
 from xlmprune.export.forms import Form
 from xlmprune.export.int8 import TextSource
-from xlmprune.models import vocabulary
-from xlmprune.models.loading import Pretrained, forward_of, load_pretrained, read_start, save_start
+from xlmprune.models import architecture, vocabulary
+from xlmprune.models.loading import (
+    Pretrained,
+    fit_to_tokenizer,
+    forward_of,
+    load_pretrained,
+    read_start,
+    save_start,
+)
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
+from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import findings, results
 from xlmprune.report import pages as report
 from xlmprune.tasks.metrics import Logits
@@ -197,12 +205,15 @@ def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | 
     wanted = recipe.model.vocabulary
     if not isinstance(wanted, VocabularyRecipe):
         return load_pretrained(recipe.model, task.kind, task.labels, recipe.seed), None
-    texts = vocabulary.texts_for(task, wanted.files)  # before the model: what lacks here is told at once
+    texts = vocabulary_texts(
+        task, wanted.files, wanted.keep_languages_of
+    )  # before the model: what lacks here is told at once
     vocabulary.require_texts(texts)
     pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
     tokenizer, facts = vocabulary.trim(
         pretrained.model, pretrained.tokenizer, texts, min_count=wanted.min_count, max_size=wanted.max_size
     )
+    fit_to_tokenizer(pretrained.model, tokenizer)
     return Pretrained(pretrained.model, tokenizer, pretrained.origin), facts
 
 
@@ -239,7 +250,7 @@ def _read_trimming(file: Path) -> dict[str, Any] | None:
 
 def check_length(recipe: Recipe, config: Any) -> None:
     """Raise DataError if the model has fewer positions than `training.max_length`."""
-    positions = config.max_position_embeddings - config.pad_token_id - 1
+    positions = architecture.of(config).positions(config)
     if recipe.training.max_length > positions:
         raise DataError(
             f"training.max_length is {recipe.training.max_length}; {recipe.model.name} has {positions} positions"
@@ -514,12 +525,20 @@ def export(
 
 
 def calibration_text(recipe: Recipe) -> TextSource:
-    """Name the unlabelled text for INT8 calibration: the teacher's, else the vocabulary's, else the task's own."""
-    distillation = recipe.distillation
-    patterns = [] if distillation is None or distillation.unlabelled is None else [distillation.unlabelled]
-    if isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        patterns += recipe.model.vocabulary.files or []
-    return TextSource([*patterns, "task"][0], None if distillation is None else distillation.languages)
+    """Name the unlabelled text for INT8 calibration; without any, English training text must do.
+
+    It is what the recipe asks for, else the teacher's text, else the vocabulary's files. The task's own text of other
+    languages is read only if the recipe names it somewhere.
+    """
+    distillation, wanted = recipe.distillation, recipe.model.vocabulary
+    files = (wanted.files or []) if isinstance(wanted, VocabularyRecipe) else []
+    patterns = [recipe.export.calibration, distillation and distillation.unlabelled, *files]
+    named = next((pattern for pattern in patterns if pattern), None)
+    # Forty-eight texts of each language are enough: no reason to read translations of a whole training set.
+    pattern = "task" if named in TASK_TEXT else named
+    return TextSource(
+        pattern, distillation.languages if distillation and not recipe.export.calibration else None
+    )
 
 
 def publish(

@@ -67,3 +67,10 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Return $XLMPRUNE_CACHE, else xlmprune below $XDG_CACHE_HOME, else ~/.cache/xlmprune."""
+    if named := os.environ.get("XLMPRUNE_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xlmprune"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
 from xlmprune.data.examples import Examples
-from xlmprune.data.leaks import TestTexts
+from xlmprune.data.leaks import TestTexts, texts_of
 from xlmprune.data.readers.lines import expand, read_lines
 
 
@@ -81,3 +82,47 @@ def _paired(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
         else:
             yield waiting, line
             waiting = None
+
+
+def vocabulary_texts(
+    task: Any, files: Sequence[str] | None = None, own: str | None = "task"
+) -> dict[str, list[str]]:
+    """Return the text of every language that its pieces are counted in, without the texts of test sets.
+
+    Args:
+        task: gives train and dev text of the train language, and unlabelled text.
+        files: UTF-8, one text a line; ``{language}`` in a name is filled in with each language, a file without it
+            counts for all.
+        own: `task` to count the task's own text of other languages as well, `task_with_translations` to include machine
+            translations of the training set; None for the files' alone.
+
+    Raises:
+        DataError: a file is missing or not UTF-8; names file and line.
+    """
+    train_language, *others = task.languages()
+    texts = {language: _lines(task, own, language) if own else [] for language in others}
+    texts = {train_language: _lines(task, "task", train_language), **texts}
+    texts[train_language] += _train_texts(task, train_language)
+    if files:
+        tests = TestTexts(task.examples(language, "test") for language in texts)
+        for pattern in files:
+            for language in texts:
+                path = Path(expand(pattern.replace("{language}", language)))
+                # The train language has text of its own, by the recipe; the others may have nothing else.
+                if language != train_language or path.is_file():
+                    lines = [text for line in read_lines(path) if (text := line.strip())]
+                    texts[language] += [text for text in lines if not tests.has(text)]
+    # The two texts of a pair stand apart elsewhere, and a text must not count twice.
+    return {
+        language: list(dict.fromkeys(part for text in mine for part in text.split("\t")))
+        for language, mine in texts.items()
+    }
+
+
+def _train_texts(task: Any, language: str) -> list[str]:
+    """Return train and dev texts that are not in the test set as well."""
+    test = set(texts_of(task.examples(language, "test")))
+    mine = list(texts_of(task.examples(language, "train")))
+    with suppress(DataError):  # not every source has a dev set
+        mine += texts_of(task.examples(language, "dev"))
+    return [text for text in mine if text not in test]

@@ -12,6 +12,7 @@ from xlmprune.data.encoding import length_statistics
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
+from xlmprune.recipe.schema import TASK_TEXT
 
 if TYPE_CHECKING:
     from xlmprune.export.forms import Form
@@ -79,6 +80,8 @@ def assemble(
         facts["refused"] = refused
     if data.unlabelled:
         facts["unlabelled"] = dict(data.unlabelled)
+    if used := target_text(recipe):
+        facts["target_text"] = used
     if outcome.vocabulary is not None:
         facts["vocabulary"] = outcome.vocabulary
     if len(data.task.metrics) > 1:
@@ -186,6 +189,7 @@ def _model(outcome: Outcome, max_length: int) -> dict[str, Any]:
         "name": outcome.origin["name"],
         "revision": outcome.origin["revision"],
         "licence": outcome.origin["licence"],
+        "type": outcome.model.config.model_type,
         "parameters": parameters,
         "prunable": prunable,
         "remaining": parameters - removed,
@@ -217,6 +221,22 @@ def _bytes_by_part(folder: Path) -> dict[str, int]:
     from xlmprune.bundle.inspect import inspect
 
     return inspect(folder / "model.safetensors")["bytes_by_part"]
+
+
+def target_text(recipe: Recipe) -> list[str]:
+    """Say, in sentences, for what the task's own text of zero-shot languages was read, without its labels."""
+    vocabulary = recipe.model.vocabulary
+    asked = {
+        "count the vocabulary": getattr(vocabulary, "keep_languages_of", None),
+        "learn the teacher's answers": recipe.distillation and recipe.distillation.unlabelled,
+        "calibrate INT8": recipe.export.calibration if "int8" in recipe.export.onnx else None,
+    }
+    return [
+        f"the task's own text of the zero-shot languages was read to {use}, without labels and without test text"
+        + (", with machine translations of the training set" if pattern != "task" else "")
+        for use, pattern in asked.items()
+        if pattern in TASK_TEXT
+    ]
 
 
 def scaled_down(recipe: Recipe) -> list[str]:

@@ -21,6 +21,7 @@ from xlmprune import recipe as recipes
 from xlmprune.core.device import derive_seed, resolve_precision
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import IGNORE, Encoded, pad, training_order
+from xlmprune.models import architecture
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.criteria import PruningContext
 from xlmprune.pruning.masks import (
@@ -101,7 +102,7 @@ class FinePruning:
         falling = recipes.build(recipe, "schedule").densities()
         self.densities = (1.0, *(attainable(density, recipe.pruning.pattern) for density in falling))
         if recipe.training.freeze_embeddings:
-            model.get_submodule("roberta.embeddings").requires_grad_(False)
+            architecture.of(model).embeddings(model).requires_grad_(False)
         self.weights: Weights = prunable(model)
         self.pretrained: Weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.finetuned: Weights = {}
@@ -320,11 +321,7 @@ class FinePruning:
         return peak * (total - self.update) / max(1, total - settings.warmup_updates)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        decayed = set(self.weights) | {
-            "classifier.weight",
-            "classifier.dense.weight",
-            "classifier.out_proj.weight",
-        }
+        decayed = architecture.of(self.model).decayed(self.model)
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:

@@ -10,9 +10,10 @@ from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device, resolve_precision
 from xlmprune.data.checks import warnings_about
 from xlmprune.data.examples import Examples
+from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.models import vocabulary
-from xlmprune.models.loading import HEADS, count_parameters, load_config, parameters_by_part, prunable
+from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
 from xlmprune.pipeline import check_length, read_dev, read_unlabelled
 from xlmprune.pruning.masks import attainable
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
@@ -43,11 +44,12 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     warnings = warnings_about(train.sample(count), dev, tests)
     unlabelled = read_unlabelled(recipe, task, tests, dev)
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        vocabulary.require_texts(vocabulary.texts_for(task, recipe.model.vocabulary.files))
+        wanted = recipe.model.vocabulary
+        vocabulary.require_texts(vocabulary_texts(task, wanted.files, wanted.keep_languages_of))
     config = load_config(recipe.model, task.labels)
     check_length(recipe, config)
     with torch.device("meta"):
-        model = HEADS[task.kind](config)
+        model = head_class(config, task.kind)(config)
     batches = -(-count // recipe.training.batch_size)
     falling = recipes.build(recipe, "schedule").densities()
     densities = (1.0, *(attainable(density, recipe.pruning.pattern) for density in falling))
