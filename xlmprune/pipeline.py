@@ -33,6 +33,7 @@ from xlmprune.models.loading import (
     save_start,
 )
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
+from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import pages as report
 from xlmprune.report import results
 from xlmprune.tasks.metrics import Logits
@@ -106,6 +107,8 @@ class Training:
         task = registry.load("task", recipe.task.name)(recipe.task)
         reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
         texts = read_texts(task, recipe.task, recipe.training.keep, distillation)
+        for warning in texts.warnings:
+            reporter.say(f"warning: {warning}")
         self.pretrained, self.vocabulary = _start(recipe, task, folder, reporter)
         model, tokenizer = self.pretrained.model, self.pretrained.tokenizer
         length, batch_size = recipe.training.max_length, recipe.evaluation.batch_size
@@ -257,7 +260,8 @@ def _load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] |
     wanted = recipe.model.vocabulary
     if not isinstance(wanted, VocabularyRecipe):
         return load_pretrained(recipe.model, task.kind, task.labels, recipe.seed), None
-    texts = vocabulary_texts(task, wanted.files)  # before the model, so that missing text is reported at once
+    # Before the model, so that missing text is reported at once.
+    texts = vocabulary_texts(task, wanted.files, wanted.keep_languages_of)
     vocabulary.require_texts(texts)
     pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
     tokenizer, facts = vocabulary.trim(
@@ -307,12 +311,20 @@ def export(
 
 
 def calibration_text(recipe: Recipe) -> TextSource:
-    """Name the unlabelled text for INT8 calibration: the teacher's, else the vocabulary's, else the task's own."""
-    distillation = recipe.distillation
-    patterns = [] if distillation is None or distillation.unlabelled is None else [distillation.unlabelled]
-    if isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        patterns += recipe.model.vocabulary.files or []
-    return TextSource([*patterns, "task"][0], None if distillation is None else distillation.languages)
+    """Name the unlabelled text for INT8 calibration; without any, English training text must do.
+
+    It is what the recipe asks for, else the teacher's text, else the vocabulary's files. The task's own text of other
+    languages is read only if the recipe names it somewhere.
+    """
+    distillation, wanted = recipe.distillation, recipe.model.vocabulary
+    files = (wanted.files or []) if isinstance(wanted, VocabularyRecipe) else []
+    patterns = [recipe.export.calibration, distillation and distillation.unlabelled, *files]
+    named = next((pattern for pattern in patterns if pattern), None)
+    # Forty-eight texts of each language are enough: no reason to read translations of a whole training set.
+    pattern = "task" if named in TASK_TEXT else named
+    return TextSource(
+        pattern, distillation.languages if distillation and not recipe.export.calibration else None
+    )
 
 
 def publish(

@@ -205,7 +205,7 @@ def render(facts: dict[str, Any]) -> Any:
     from rich.table import Table
 
     cap = facts["max_test_examples"]
-    title = f"{facts['task']}, {facts['form']}" + (f", first {cap:,} of each" if cap else "")
+    title = f"{facts['task']}, {facts['form']}" + (f", a sample of {cap:,} of each" if cap else "")
     table = Table("language", "n", facts["metric"], "95 % interval", title=title)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -49,8 +49,8 @@ and the share of unlabelled texts whose label stays, which are often close calls
 class TextSource:
     """Where unlabelled text for calibration is read."""
 
-    pattern: str
-    """Files with ``{language}`` in the name, or `task` for the task's own text."""
+    pattern: str | None
+    """Files with ``{language}`` in the name, or `task` for the task's own text; None for none."""
     languages: Sequence[str] | None
     """None for every language."""
 
@@ -89,6 +89,8 @@ def unlabelled_texts(data: Datasets, tokenizer: Tokenizer, source: TextSource) -
     """Read a few texts of every language that has unlabelled ones, and of the train language's training set."""
     count = CALIBRATION_TEXTS + AGREEMENT_TEXTS
     parts = [data.train.rows(count)]
+    if source.pattern is None:
+        return parts
     try:
         found = unlabelled_examples(
             data.task,
@@ -150,7 +152,7 @@ class _Questions:
 
 
 def _questions(data: Datasets, texts: Sequence[Encoded], batch_size: int, folder: Path) -> _Questions:
-    dev = None if data.dev is None else data.dev.head(DEV_EXAMPLES)
+    dev = None if data.dev is None else data.dev.sample(DEV_EXAMPLES)
     rest = [part.rows(AGREEMENT_TEXTS, CALIBRATION_TEXTS) for part in texts]
     return _Questions(data.task, dev, [part for part in rest if len(part)] or list(texts), batch_size, folder)
 

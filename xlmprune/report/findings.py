@@ -301,11 +301,15 @@ def describe_data(report: Report) -> list[str]:
     task = report.get("task", {})
     train = language_name(train_language(report) or "train")
     noted = [f"{train}, training: {note}" for note in task.get("train_notes", [])]
-    return noted + [
-        f"{language_name(code)}, test: {note}"
-        for code, notes in task.get("notes", {}).items()
-        for note in notes
-    ]
+    return (
+        list(report.get("target_text", []))
+        + noted
+        + [
+            f"{language_name(code)}, test: {note}"
+            for code, notes in task.get("notes", {}).items()
+            for note in notes
+        ]
+    )
 
 
 def train_language(report: Report) -> str | None:

@@ -12,6 +12,7 @@ from xlmprune.data.encoding import length_statistics
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
+from xlmprune.recipe.schema import TASK_TEXT
 
 if TYPE_CHECKING:
     from xlmprune.export.forms import Form
@@ -79,6 +80,8 @@ def assemble(
         facts["refused"] = refused
     if data.unlabelled:
         facts["unlabelled"] = dict(data.unlabelled)
+    if used := target_text(recipe):
+        facts["target_text"] = used
     if outcome.vocabulary is not None:
         facts["vocabulary"] = outcome.vocabulary
     if len(data.task.metrics) > 1:
@@ -220,14 +223,30 @@ def _bytes_by_part(folder: Path) -> dict[str, int]:
     return inspect(folder / "model.safetensors")["bytes_by_part"]
 
 
+def target_text(recipe: Recipe) -> list[str]:
+    """Say, in sentences, for what the task's own text of zero-shot languages was read, without its labels."""
+    vocabulary = recipe.model.vocabulary
+    asked = {
+        "count the vocabulary": getattr(vocabulary, "keep_languages_of", None),
+        "learn the teacher's answers": recipe.distillation and recipe.distillation.unlabelled,
+        "calibrate INT8": recipe.export.calibration if "int8" in recipe.export.onnx else None,
+    }
+    return [
+        f"the task's own text of the zero-shot languages was read to {use}, without labels and without test text"
+        + (", with machine translations of the training set" if pattern != "task" else "")
+        for use, pattern in asked.items()
+        if pattern in TASK_TEXT
+    ]
+
+
 def scaled_down(recipe: Recipe) -> list[str]:
     """What was capped, in sentences."""
     capped = []
     if recipe.task.max_train_examples is not None:
-        capped.append(f"at most {recipe.task.max_train_examples} training examples")
+        capped.append(f"a sample of at most {recipe.task.max_train_examples} training examples")
     if recipe.task.max_test_examples is not None:
         capped.append(
-            f"at most {recipe.task.max_test_examples} test examples a language, and as many for dev"
+            f"a sample of at most {recipe.task.max_test_examples} test examples per language, and as many of dev"
         )
     if recipe.training.max_updates_per_stage is not None:
         capped.append(f"at most {recipe.training.max_updates_per_stage} updates a stage")

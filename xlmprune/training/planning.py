@@ -31,7 +31,8 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
     count = len(texts.train)
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        vocabulary.require_texts(vocabulary_texts(task, recipe.model.vocabulary.files))
+        wanted = recipe.model.vocabulary
+        vocabulary.require_texts(vocabulary_texts(task, wanted.files, wanted.keep_languages_of))
     config = load_config(recipe.model, task.labels)
     check_length(recipe.model.name, config, recipe.training.max_length)
     with torch.device("meta"):
@@ -52,6 +53,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "train_language": recipe.task.train_language,
         "train_examples": count,
         "labels": list(task.labels),
+        "warnings": [*texts.train.notes, *texts.warnings],
         "unlabelled": {language: len(part) for language, part in texts.unlabelled.items()},
         "stages": stages,
         "updates": sum(stage["updates"] for stage in stages),
@@ -89,6 +91,7 @@ def render(plan: dict[str, Any]) -> Any:
     """Render the plan as a table for the terminal."""
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         "stage",
@@ -106,6 +109,7 @@ def render(plan: dict[str, Any]) -> Any:
         table,
         f"{plan['train_examples']:,} {plan['train_language']} training examples, labels: {', '.join(plan['labels'])}",
         f"{len(others)} zero-shot languages: {', '.join(others)}",
+        *(Text(f"warning: {warning}", style="yellow") for warning in plan["warnings"]),
         *([_texts_line(plan["unlabelled"])] if plan["unlabelled"] else []),
         f"{plan['parameters']:,} parameters, {plan['prunable']:,} of them prunable "
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
