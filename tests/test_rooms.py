@@ -32,7 +32,6 @@ KNOWN: dict[str, set[str]] = {
     "compare.dense": {"pipeline"},
     "compare.work": {"pipeline"},
     "core.doctor": {"quickstart.model", "report.findings"},
-    "core.run_folder": {"recipe"},
     "export.forms": {
         "bundle.bench",
         "bundle.golden",
@@ -43,7 +42,6 @@ KNOWN: dict[str, set[str]] = {
     "export.int8": {"bundle.session"},
     "models.loading": {"quickstart.model"},
     "models.vocabulary": {"tasks"},
-    "training.planning": {"pipeline"},
 }
 """Imports that still run upwards, from before the rooms. Each goes; none may come."""
 
