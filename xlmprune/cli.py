@@ -155,6 +155,21 @@ def compress(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    set_: Set = [],
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make the bundle of a finished run again with other export settings, such as --set export.opset=18. Trains nothing."""
+    from xlmprune import pipeline
+    from xlmprune.report.pages import results_table
+
+    _print(pipeline.export_again(run, set_, device), as_json, results_table)
+    typer.echo(f"bundle: {run / 'bundle'}   report: {run / 'bundle' / 'report.html'}", err=True)
+
+
+@app.command()
 def evaluate(
     bundle: Bundle,
     form: Form = "",
