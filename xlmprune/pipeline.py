@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device
-from xlmprune.core.errors import MachineError, ShortfallError
-from xlmprune.core.files import explain_disk, put_in_place, write_atomically
+from xlmprune.core.errors import MachineError, RecipeError, ShortfallError
+from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder, StopRequest, damaged_checkpoint
 from xlmprune.data.unlabelled import vocabulary_texts
@@ -53,6 +54,7 @@ def run(
     fresh: bool = False,
     reporter: Reporter | None = None,
     start_from: Path | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Fine-prune on the train language, measure every language, export, report.
 
@@ -62,6 +64,7 @@ def run(
     Args:
         start_from: folder of a finished run with `pruning.schedule.stages: 0` and the same stage 0, which is not trained
             again.
+        again: export a finished run again, with other settings; training is never resumed.
 
     Returns:
         The report, as in `bundle/report.json`.
@@ -70,13 +73,18 @@ def run(
     where = resolve_device(device)
     with checkpoint.open_run(out, recipe, fresh) as folder:
         finished = folder.finished()
-        if finished is not None:
+        if finished is not None and not again:
+            checkpoint.require_same_export(folder, recipe)
             reporter.say(f"{out} holds this run, finished; nothing to do (--fresh starts over)")
             return require_all_forms(finished)
         if start_from is not None and not dense.start_from(start_from, recipe, folder):
             reporter.say(f"{out} holds this run already; it resumes, and --start-from is not read")
         try:
             training = Training(recipe, folder, where, reporter)
+            if again:
+                training.require_end()
+            else:
+                folder.renew_recipe()
             training.run()
             outcome, pruned, logits = training.finish()
             forms = export(recipe, outcome, training.data, logits, folder, reporter)
@@ -89,6 +97,34 @@ def run(
             ) from error
         finally:
             reporter.stop()
+
+
+def export_again(
+    path: Path, overrides: Sequence[str] = (), device: str = "auto", reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Make the bundle of a finished run again, with other export settings; train nothing.
+
+    Args:
+        path: the run folder.
+        overrides: ``export.a=value`` each.
+
+    Returns:
+        The new report.
+
+    Raises:
+        RecipeError: no finished run, or an override of a key that changes more than the export.
+    """
+    file = path / "recipe.yaml"
+    if not file.is_file():
+        raise RecipeError(f"{path}: is not a run folder; it has no recipe.yaml")
+    before, recipe = recipes.load(str(file)), recipes.load(str(file), overrides)
+    for key in recipes.differences(before.resolved(), recipe.resolved()):
+        if key.effect not in recipes.MAY_CHANGE:
+            name = ".".join(map(str, key.path))
+            raise RecipeError(
+                f"{path}: {name} changes {key.effect}; in a finished run only export settings can change"
+            )
+    return run(recipe, path, device, reporter=reporter, again=True)
 
 
 class Training:
@@ -165,6 +201,14 @@ class Training:
                     raise KeyboardInterrupt
                 if isinstance(event, StageEnd) and event.stage == until:
                     return
+
+    def require_end(self) -> None:
+        """Raise RecipeError if training has not ended."""
+        if self.pruner.state.at.stage <= self.last:
+            raise RecipeError(
+                f"{self.folder.path}: training has not ended (stage {self.pruner.state.at.stage} of {self.last}); resume it "
+                "with xlmprune compress"
+            )
 
     def finish(self) -> tuple[Outcome, Scores, dict[str, Logits]]:
         """Score the pruned model on every example, in fp32; its logits are what every export must reproduce."""
@@ -343,7 +387,8 @@ def publish(
         facts = results.assemble(recipe, outcome, data, pruned, forms, refused, unfinished)
         report.write(facts, unfinished)
         bundling.seal(unfinished, outcome.device, recipe.sha256())
-        put_in_place(unfinished, folder.bundle)
+        folder.renew_recipe()
+        folder.ship()
     folder.events.write("done", summary=facts["summary"], refused=refused)
     return require_all_forms(facts)
 

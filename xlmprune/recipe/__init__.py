@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xlmprune.recipe.catalog import find, shipped
     from xlmprune.recipe.editors import json_schema
+    from xlmprune.recipe.effects import MAY_CHANGE, differences, effect_of
     from xlmprune.recipe.loading import apply_overrides, load, read
     from xlmprune.recipe.registry import build
     from xlmprune.recipe.schema import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "editors": "json_schema",
+    "effects": "MAY_CHANGE differences effect_of",
     "loading": "apply_overrides load read",
     "registry": "build",
     "schema": "STRICT Component DistillationRecipe EvaluationRecipe ExportRecipe FloorRecipe ModelRecipe PruningRecipe "
