@@ -22,9 +22,15 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except XlmpruneError as error:
-            for line in str(error).split("\n"):
-                typer.echo(f"xlmprune: {line}", err=True)
-            raise typer.Exit(error.exit_code) from None
+            raise _failed(str(error), error.exit_code) from None
+        except ModuleNotFoundError as error:
+            from xlmprune.core import packages
+
+            extra = packages.extra_of(error.name)
+            if extra is None:
+                raise
+            needed = f"this command needs the package {error.name}, which is not installed"
+            raise _failed(f"{needed}. Run: {packages.pip_install(extra)}", XlmpruneError.exit_code) from None
         except KeyboardInterrupt:
             resumable = ctx.invoked_subcommand in ("compress", "compare")
             advice = "; run the same command again to resume from the last checkpoint" if resumable else ""
@@ -34,6 +40,13 @@ class _Group(TyperGroup):
             # The reader closed the pipe, as `head` does. This is not an error.
             sys.stderr.close()
             raise typer.Exit(0) from None
+
+
+def _failed(message: str, exit_code: int) -> typer.Exit:
+    """Print ``message`` and return the exception that ends the command."""
+    for line in message.split("\n"):
+        typer.echo(f"xlmprune: {line}", err=True)
+    return typer.Exit(exit_code)
 
 
 app = typer.Typer(
