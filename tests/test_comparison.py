@@ -62,11 +62,11 @@ def base(workplace):
     return write_base(workplace)
 
 
-def export_without_onnx(job, logits):
+def export_without_onnx(recipe, outcome, data, logits, folder, reporter):
     """Cells in a second: bundles as they are, but for the ONNX forms."""
-    shutil.rmtree(job.folder.unfinished_bundle, ignore_errors=True)
-    job.folder.unfinished_bundle.mkdir()
-    bundling.write_model(job, job.folder.unfinished_bundle)
+    shutil.rmtree(folder.unfinished_bundle, ignore_errors=True)
+    folder.unfinished_bundle.mkdir()
+    bundling.write_model(outcome, data, "sparse", recipe.sha256(), folder.unfinished_bundle)
     return []
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from xlmprune.data.examples import IGNORE
+from xlmprune.data.encoding import IGNORE
 from xlmprune.training.distillation import (
     Distillation,
     TeacherChoice,

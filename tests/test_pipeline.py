@@ -442,8 +442,8 @@ def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch)
     )
     original = bundling.write_form
 
-    def worse(job, name, graph, folder, logits):
-        form = original(job, name, graph, folder, logits)
+    def worse(name, *arguments):
+        form = original(name, *arguments)
         if name == "int8":
             object.__setattr__(form.scores["th"], "value", -50.0)
         return form
@@ -489,9 +489,8 @@ def test_a_small_vocabulary_ships_and_a_timing_that_fails_stops_nothing(workplac
     ],
 )
 def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
-    from types import SimpleNamespace as Space
-
-    from xlmprune.evaluation.scores import Agreement, Score
+    from xlmprune.evaluation.agreement import Agreement
+    from xlmprune.evaluation.scores import Score
     from xlmprune.export import forms as bundling
     from xlmprune.recipe import FloorRecipe
 
@@ -499,10 +498,8 @@ def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
         return {code: Score(90.0 - drop * points, {}, np.ones((1, 2))) for code, points in lost.items()}
 
     (tmp_path / "model.int8.onnx").touch()
-    recipe = Space(export=Space(floor=FloorRecipe(**floor)), task=Space(train_language="en"))
-    job = Space(recipe=recipe, folder=Space(unfinished_bundle=tmp_path))
     form = bundling.Form("int8", "model.int8.onnx", scores(1), Agreement())
-    refused = bundling.refuse(job, scores(0), [form])
+    refused = bundling.refuse([form], scores(0), FloorRecipe(**floor), "en", tmp_path)
     assert (tmp_path / "model.int8.onnx").exists() == (said is None)
     assert said is None or said in refused["int8"]
 

@@ -15,7 +15,8 @@ from xlmprune.cli import app
 from xlmprune.core.errors import DataError
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder
-from xlmprune.data.examples import Examples, encode, fold
+from xlmprune.data.encoding import encode
+from xlmprune.data.examples import Examples, fold
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.training.distillation import Distillation
 from xlmprune.training.teaching import Teaching, join_encoded

@@ -25,13 +25,15 @@ from xlmprune.core.run_folder import (
     put_in_place,
     write_atomically,
 )
-from xlmprune.data.examples import Encoded, Examples, encode
+from xlmprune.data.encoding import encode
+from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.export import forms as bundling
 from xlmprune.export.forms import Form
+from xlmprune.export.int8 import TextSource
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import Pretrained, forward_of, load_pretrained, read_start, save_start
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
@@ -39,6 +41,7 @@ from xlmprune.report import findings, results
 from xlmprune.report import pages as report
 from xlmprune.tasks.metrics import Logits
 from xlmprune.training.loop import FinePruning, StageEnd, Step
+from xlmprune.training.outcome import Datasets, Outcome
 from xlmprune.training.teaching import Teaching, join_encoded
 
 UNLABELLED = "unlabelled"
@@ -63,11 +66,12 @@ def run(
             reporter.say(f"{out} holds this run, finished; nothing to do (--fresh starts over)")
             return promised(finished)
         try:
-            job = prepare(recipe, folder, place, reporter)
-            fine_prune(job)
-            pruned, logits = measure_pruned(job)
-            forms = export(job, logits)
-            return publish(job, pruned, forms)
+            training = prepare(recipe, folder, place, reporter)
+            fine_prune(training)
+            pruned, logits = measure_pruned(training)
+            outcome = training.outcome()
+            forms = export(recipe, outcome, training.data, logits, folder, reporter)
+            return publish(recipe, outcome, training.data, pruned, forms, folder)
         except torch.OutOfMemoryError as error:
             raise MachineError(
                 f"the GPU's memory is full ({str(error).split(chr(10))[0]}) The last checkpoint is kept. Raise "
@@ -79,25 +83,16 @@ def run(
 
 
 @dataclass
-class Job:
-    """What every stage of a run works on."""
+class Training:
+    """The loop with its data and run folder, and what was measured after each stage."""
 
     recipe: Recipe
     folder: RunFolder
     reporter: Reporter
-    task: Any
+    data: Datasets
     pretrained: Pretrained
     vocabulary: dict[str, Any] | None
-    train: Encoded
-    train_origin: str
-    train_notes: tuple[str, ...]
-    dev: TestSet | None
-    tests: dict[str, TestSet]
-    unlabelled: dict[str, int]
-    """Texts of each language that the student learns the teacher's answers on."""
     pruner: FinePruning
-    fingerprints: dict[str, str]
-    """Of train, dev, unlabelled text and every test set, so that a run never goes on with other data."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     dense: dict[str, np.ndarray] = field(default_factory=dict)
     """Statistics of the dense model by language, [examples, k]."""
@@ -111,11 +106,26 @@ class Job:
     def model(self) -> Any:
         return self.pretrained.model
 
+    def outcome(self) -> Outcome:
+        """Return what training has left, as frozen facts."""
+        return Outcome(
+            model=self.model.eval(),
+            tokenizer=self.pretrained.tokenizer,
+            origin=self.pretrained.origin,
+            vocabulary=self.vocabulary,
+            device=self.device,
+            masks=self.pruner.masks,
+            layers=self.pruner.layers(),
+            stages=tuple(self.stages),
+            dense=self.dense,
+            dense_others=self.dense_others,
+        )
+
 
 # --- load model and data ---------------------------------------------------------------------------------------------
 
 
-def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: Reporter) -> Job:
+def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: Reporter) -> Training:
     """Model, data and the loop, standing where the last checkpoint left them."""
     task = registry.load("task", recipe.task.name)(recipe.task)
     train_language, length = recipe.task.train_language, recipe.training.max_length
@@ -153,24 +163,21 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
     taught = read_unlabelled(recipe, task, measured, chosen_on)
     teaching = make_teaching(recipe, taught, tokenizer)
     pruner = FinePruning(recipe, pretrained.model, train, dev_score if dev is not None else None, teaching)
-    job = Job(
-        recipe=recipe,
-        folder=folder,
-        reporter=reporter,
+    data = Datasets(
         task=task,
-        pretrained=pretrained,
-        vocabulary=trimming,
+        train_language=train_language,
+        max_length=length,
         train=train,
         train_origin=examples.origin,
         train_notes=examples.notes,
         dev=dev,
         tests=tests,
         unlabelled={language: len(part) for language, part in taught.items()},
-        pruner=pruner,
         fingerprints=_fingerprints(examples, dev, tests, taught),
     )
-    restore(job)
-    return job
+    run = Training(recipe, folder, reporter, data, pretrained, trimming, pruner)
+    restore(run)
+    return run
 
 
 def _fingerprints(
@@ -257,28 +264,28 @@ def read_dev(task: Any, recipe: Recipe) -> Examples | None:
 # --- fine-tune, score, prune -----------------------------------------------------------------------------------------
 
 
-def fine_prune(job: Job, until: int | None = None) -> None:
+def fine_prune(run: Training, until: int | None = None) -> None:
     """Drive the loop to its end, or to the end of stage ``until``: log, measure each stage, save.
 
     Raises:
         KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; the run is saved as it stands.
     """
-    pruner = job.pruner
+    pruner = run.pruner
     if until is not None and pruner.stage > until:
         return
     saved = time.monotonic()
     with StopRequest() as stop:
         for event in pruner.run():
             if isinstance(event, Step):
-                _log(job, event, until)
-                due = time.monotonic() - saved > 60 * job.recipe.training.checkpoint_minutes
+                _log(run, event, until)
+                due = time.monotonic() - saved > 60 * run.recipe.training.checkpoint_minutes
                 if stop.asked or (due and event.number < event.total):
-                    save(job)
+                    save(run)
                     saved = time.monotonic()
                 if stop.asked:
                     raise KeyboardInterrupt
             else:
-                _close_stage(job, event)
+                _close_stage(run, event)
                 saved = time.monotonic()
                 if stop.asked:
                     raise KeyboardInterrupt
@@ -286,56 +293,56 @@ def fine_prune(job: Job, until: int | None = None) -> None:
                     return
 
 
-def _log(job: Job, step: Step, until: int | None) -> None:
-    last = len(job.pruner.densities) - 1 if until is None else until
-    job.reporter.step(step.stage, last, step.density, step.number, step.total, step.loss)
+def _log(run: Training, step: Step, until: int | None) -> None:
+    last = len(run.pruner.densities) - 1 if until is None else until
+    run.reporter.step(step.stage, last, step.density, step.number, step.total, step.loss)
     if step.number == step.total or step.number % 50 == 0:
-        job.folder.events.write("update", **vars(step))
+        run.folder.events.write("update", **vars(step))
 
 
-def _close_stage(job: Job, end: StageEnd) -> None:
+def _close_stage(run: Training, end: StageEnd) -> None:
     """Measure and save; the last stage is measured with the export, on its logits."""
-    if end.stage < len(job.pruner.densities) - 1:
-        measure_stage(job, end)
+    if end.stage < len(run.pruner.densities) - 1:
+        measure_stage(run, end)
     else:
-        job.stages.append(_stage_row(job, end))
-    save(job)
+        run.stages.append(_stage_row(run, end))
+    save(run)
 
 
-def measure_stage(job: Job, end: StageEnd) -> None:
+def measure_stage(run: Training, end: StageEnd) -> None:
     """Score every language after a stage; the dense stage on every example, later ones on the recipe's share.
 
     Stages between those that `evaluation.stage_interval` asks for have no scores.
     """
-    if end.stage % job.recipe.evaluation.stage_interval:
-        row = _stage_row(job, end)
-        job.stages.append(row)
-        job.folder.events.write("stage", **row)
-        job.reporter.say(_stage_line(job, row))
+    if end.stage % run.recipe.evaluation.stage_interval:
+        row = _stage_row(run, end)
+        run.stages.append(row)
+        run.folder.events.write("stage", **row)
+        run.reporter.say(_stage_line(run, row))
         return
-    cap = None if end.stage == 0 else _stage_cap(job)
+    cap = None if end.stage == 0 else _stage_cap(run)
     scores: Scores = {}
-    sets = {language: test.head(cap) for language, test in job.tests.items()}
+    sets = {language: test.head(cap) for language, test in run.data.tests.items()}
     for language, score, _ in evaluation.evaluate(
-        _forward(job), sets, job.task, job.recipe.evaluation.batch_size
+        _forward(run), sets, run.data.task, run.recipe.evaluation.batch_size
     ):
         scores[language] = score
     if end.stage == 0:
-        job.dense = {language: score.statistics for language, score in scores.items()}
-        job.dense_others = {language: score.others for language, score in scores.items()}
-    row = _stage_row(job, end)
-    _add_scores(job, row, scores)
-    job.stages.append(row)
+        run.dense = {language: score.statistics for language, score in scores.items()}
+        run.dense_others = {language: score.others for language, score in scores.items()}
+    row = _stage_row(run, end)
+    _add_scores(run, row, scores)
+    run.stages.append(row)
 
 
-def _stage_cap(job: Job) -> int | None:
+def _stage_cap(run: Training) -> int | None:
     """Test examples a language in the curve over stages. Groups of ranked documents are not cut: all of them."""
-    grouped = any(test.examples.groups is not None for test in job.tests.values())
-    return None if grouped else job.recipe.evaluation.max_stage_examples
+    grouped = any(test.examples.groups is not None for test in run.data.tests.values())
+    return None if grouped else run.recipe.evaluation.max_stage_examples
 
 
-def _stage_row(job: Job, end: StageEnd) -> dict[str, Any]:
-    layers = job.pruner.layers()
+def _stage_row(run: Training, end: StageEnd) -> dict[str, Any]:
+    layers = run.pruner.layers()
     row: dict[str, Any] = {
         "stage": end.stage,
         "encoder_density": end.density,
@@ -349,22 +356,22 @@ def _stage_row(job: Job, end: StageEnd) -> dict[str, Any]:
     return row
 
 
-def _add_scores(job: Job, row: dict[str, Any], scores: Scores) -> None:
+def _add_scores(run: Training, row: dict[str, Any], scores: Scores) -> None:
     # On the same examples at every stage, though the first and the last are measured on all: a curve must not jump.
-    cap, metric = _stage_cap(job), job.task.metrics[0]
+    cap, metric = _stage_cap(run), run.data.task.metrics[0]
     shown = {language: score.statistics[:cap] for language, score in scores.items()}
     values = {language: float(metric.value(part.sum(axis=0))) for language, part in shown.items()}
     row["languages"] = values
-    row["zero_shot_mean"] = evaluation.zero_shot_mean(values, job.recipe.task.train_language)
+    row["zero_shot_mean"] = evaluation.zero_shot_mean(values, run.data.train_language)
     row["n"] = sum(len(part) for part in shown.values())
-    job.folder.events.write("stage", **row)
-    job.reporter.say(_stage_line(job, row))
+    run.folder.events.write("stage", **row)
+    run.reporter.say(_stage_line(run, row))
 
 
-def _stage_line(job: Job, row: Mapping[str, Any]) -> str:
-    train_language, mean = job.recipe.task.train_language, row.get("zero_shot_mean")
+def _stage_line(run: Training, row: Mapping[str, Any]) -> str:
+    train_language, mean = run.data.train_language, row.get("zero_shot_mean")
     parts = [
-        f"stage {row['stage']}/{len(job.pruner.densities) - 1}  {row['encoder_density']:6.1%} of the encoder"
+        f"stage {row['stage']}/{len(run.pruner.densities) - 1}  {row['encoder_density']:6.1%} of the encoder"
     ]
     if "languages" in row:
         parts.append(f"{train_language} {row['languages'][train_language]:.1f}")
@@ -376,40 +383,40 @@ def _stage_line(job: Job, row: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def save(job: Job) -> None:
+def save(run: Training) -> None:
     """Write a checkpoint."""
-    tensors = job.pruner.tensors()
+    tensors = run.pruner.tensors()
     tensors["dense"] = {
-        language: torch.from_numpy(np.ascontiguousarray(s)) for language, s in job.dense.items()
+        language: torch.from_numpy(np.ascontiguousarray(s)) for language, s in run.dense.items()
     }
     tensors = {name: entries for name, entries in tensors.items() if entries}
     state = {
-        "progress": job.pruner.progress(),
-        "stages": job.stages,
-        "dense_others": job.dense_others,
-        "data": job.fingerprints,
-        "device": job.device.type,
+        "progress": run.pruner.progress(),
+        "stages": run.stages,
+        "dense_others": run.dense_others,
+        "data": run.data.fingerprints,
+        "device": run.device.type,
     }
-    job.folder.save(tensors, state)
+    run.folder.save(tensors, state)
 
 
-def restore(job: Job) -> None:
+def restore(run: Training) -> None:
     """Stand where the newest checkpoint left the run; at the beginning where there is none."""
-    found = job.folder.latest()
+    found = run.folder.latest()
     if found is None:
-        job.folder.events.cut(0)
-        job.folder.events.write("start", recipe_sha256=job.recipe.sha256(), device=job.device.type)
+        run.folder.events.cut(0)
+        run.folder.events.write("start", recipe_sha256=run.recipe.sha256(), device=run.device.type)
         return
     tensors, state = found
     try:
-        _stand_at(job, tensors, state)
+        _stand_at(run, tensors, state)
     except KeyError as error:
-        raise damaged_checkpoint(job.folder.checkpoints, f"{error} missing") from error
-    job.reporter.say(f"going on at stage {job.pruner.stage}, update {job.pruner.update}")
+        raise damaged_checkpoint(run.folder.checkpoints, f"{error} missing") from error
+    run.reporter.say(f"going on at stage {run.pruner.stage}, update {run.pruner.update}")
 
 
-def _stand_at(job: Job, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
-    known, now = state["data"], job.fingerprints
+def _stand_at(run: Training, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
+    known, now = state["data"], run.data.fingerprints
     if (state["progress"]["stage"], state["progress"]["update"]) == (1, 0):
         # Stage 0 may have been trained for several runs, and reads no unlabelled text.
         now = {what: mark for what, mark in now.items() if what in known or not what.startswith(UNLABELLED)}
@@ -417,84 +424,119 @@ def _stand_at(job: Job, tensors: dict[str, dict[str, torch.Tensor]], state: dict
     if changed or known.keys() != now.keys():
         changed += sorted(known.keys() ^ now.keys())
         raise DataError(
-            f"{job.folder.path}: the data are not those the run began with ({', '.join(changed)}). Put the files back to go "
+            f"{run.folder.path}: the data are not those the run began with ({', '.join(changed)}). Put the files back to go "
             "on, or use --fresh to start over with these"
         )
-    if state["device"] != job.device.type:
-        job.reporter.say(
-            f"this run began on {state['device']} and goes on on {job.device.type}: not bit for bit the same"
+    if state["device"] != run.device.type:
+        run.reporter.say(
+            f"this run began on {state['device']} and goes on on {run.device.type}: not bit for bit the same"
         )
-        job.folder.events.write("device", before=state["device"], now=job.device.type)
-    job.pruner.restore(tensors, state["progress"])
-    job.stages, job.dense_others = state["stages"], state["dense_others"]
+        run.folder.events.write("device", before=state["device"], now=run.device.type)
+    run.pruner.restore(tensors, state["progress"])
+    run.stages, run.dense_others = state["stages"], state["dense_others"]
     dense = tensors.get("dense", {})
-    job.dense = {language: dense[language].numpy() for language in (job.tests if job.stages else dense)}
+    run.dense = {language: dense[language].numpy() for language in (run.data.tests if run.stages else dense)}
 
 
-def _forward(job: Job) -> Any:
-    return forward_of(job.model, job.device)
+def _forward(run: Training) -> Any:
+    return forward_of(run.model, run.device)
 
 
 # --- measure, export, report -----------------------------------------------------------------------------------------
 
 
-def measure_pruned(job: Job) -> tuple[Scores, dict[str, Logits]]:
+def measure_pruned(run: Training) -> tuple[Scores, dict[str, Logits]]:
     """Score the pruned model on every example, in fp32; its logits are what every export must reproduce."""
     scores: Scores = {}
     logits: dict[str, Logits] = {}
-    batch_size = job.recipe.evaluation.batch_size
-    for language, score, found in evaluation.evaluate(_forward(job), job.tests, job.task, batch_size):
+    batch_size = run.recipe.evaluation.batch_size
+    for language, score, found in evaluation.evaluate(
+        _forward(run), run.data.tests, run.data.task, batch_size
+    ):
         scores[language], logits[language] = score, found
-    _add_scores(job, job.stages[-1], scores)
-    keep_example_scores(job, scores)
+    _add_scores(run, run.stages[-1], scores)
+    keep_example_scores(run, scores)
     return scores, logits
 
 
-def keep_example_scores(job: Job, pruned: Scores) -> None:
+def keep_example_scores(run: Training, pruned: Scores) -> None:
     """Keep what each test example contributed, for paired tests between runs."""
     kept = score_file.ExampleScores(
-        job.task.metrics[0].name,
+        run.data.task.metrics[0].name,
         {language: score.statistics for language, score in pruned.items()},
-        job.dense,
-        {language: score_file.fingerprint(test.examples) for language, test in job.tests.items()},
+        run.dense,
+        {language: score_file.fingerprint(test.examples) for language, test in run.data.tests.items()},
     )
-    with explain_disk(job.folder.path):
-        score_file.write(job.folder.path / score_file.NAME, kept)
+    with explain_disk(run.folder.path):
+        score_file.write(run.folder.path / score_file.NAME, kept)
 
 
-def export(job: Job, logits: Mapping[str, Logits]) -> list[Form]:
+def export(
+    recipe: Recipe,
+    outcome: Outcome,
+    data: Datasets,
+    logits: Mapping[str, Logits],
+    folder: RunFolder,
+    reporter: Reporter,
+) -> list[Form]:
     """Write the model's files where the bundle is made, measure each ONNX form and compare it with PyTorch."""
-    shutil.rmtree(job.folder.unfinished_bundle, ignore_errors=True)
-    with explain_disk(job.folder.path):
-        job.folder.unfinished_bundle.mkdir()
-        bundling.write_model(job, job.folder.unfinished_bundle)
+    unfinished, settings = folder.unfinished_bundle, recipe.export
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with explain_disk(folder.path):
+        unfinished.mkdir()
+        bundling.write_model(outcome, data, settings.safetensors, recipe.sha256(), unfinished)
         forms: list[Form] = []
-        if not job.recipe.export.onnx:
+        if not settings.onnx:
             return forms
-        job.reporter.say("exporting")
-        graph = bundling.trace(job)
-        for name in job.recipe.export.onnx:
-            job.reporter.say(f"writing and measuring {name}")
-            forms.append(bundling.write_form(job, name, graph, job.folder.unfinished_bundle, logits))
-        bundling.time_forms(forms, job.folder.unfinished_bundle, job.reporter.say)
+        reporter.say("exporting")
+        graph = bundling.trace(outcome.model, settings.opset)
+        for name in settings.onnx:
+            reporter.say(f"writing and measuring {name}")
+            forms.append(
+                bundling.write_form(
+                    name,
+                    graph,
+                    outcome,
+                    data,
+                    settings,
+                    calibration_text(recipe),
+                    recipe.evaluation.batch_size,
+                    recipe.sha256(),
+                    unfinished,
+                    logits,
+                )
+            )
+        bundling.time_forms(forms, unfinished, reporter.say)
     return forms
 
 
-def publish(job: Job, pruned: Scores, forms: list[Form]) -> dict[str, Any]:
+def calibration_text(recipe: Recipe) -> TextSource:
+    """Name the unlabelled text for INT8 calibration: the teacher's, else the vocabulary's, else the task's own."""
+    distillation = recipes.build_distillation(recipe)
+    patterns = [] if distillation is None or distillation.unlabelled is None else [distillation.unlabelled]
+    if isinstance(recipe.model.vocabulary, VocabularyRecipe):
+        patterns += recipe.model.vocabulary.files or []
+    return TextSource([*patterns, "task"][0], None if distillation is None else distillation.languages)
+
+
+def publish(
+    recipe: Recipe, outcome: Outcome, data: Datasets, pruned: Scores, forms: list[Form], folder: RunFolder
+) -> dict[str, Any]:
     """Report, seal and move the bundle into its place.
 
     Raises:
         ShortfallError: a form lost more than `export.floor` allows; the bundle is there, without it.
     """
-    unfinished = job.folder.unfinished_bundle
-    with explain_disk(job.folder.path):
-        refused = bundling.refuse(job, pruned, forms)
-        bundling.write_companions(job, [form for form in forms if form.name not in refused], unfinished)
-        facts = results.assemble(job, pruned, forms, refused)
+    unfinished = folder.unfinished_bundle
+    with explain_disk(folder.path):
+        refused = bundling.refuse(forms, pruned, recipe.export.floor, data.train_language, unfinished)
+        shipped = [form for form in forms if form.name not in refused]
+        bundling.write_companions(outcome, data, shipped, recipe.name, recipe.export.triton, unfinished)
+        facts = results.assemble(recipe, outcome, data, pruned, forms, refused, unfinished)
         report.write(facts, unfinished)
-        bundling.seal(job, unfinished)
-        put_in_place(unfinished, job.folder.bundle)
-    job.folder.events.write("done", summary=facts["summary"], refused=refused)
+        bundling.seal(unfinished, outcome.device, recipe.sha256())
+        put_in_place(unfinished, folder.bundle)
+    folder.events.write("done", summary=facts["summary"], refused=refused)
     return promised(facts)
 
 

@@ -13,6 +13,7 @@ from xlmprune import recipe
 from xlmprune.bundle.session import Bundle, predict
 from xlmprune.core.errors import BundleError, DataError, RecipeError, ShortfallError
 from xlmprune.data.readers.lines import count_of
+from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.recipe import TaskRecipe, registry
 from xlmprune.tasks.metrics import Logits
@@ -105,7 +106,7 @@ def _row(task: Any, logits: Logits, test: evaluation.TestSet) -> dict[str, Any]:
     if test.examples.labels is None:
         return {"n": len(test.examples), "score": None}
     score = evaluation.score(logits, test.examples, task.metrics, task.labels)
-    low, high = evaluation.interval(score.statistics, task.metrics[0])
+    low, high = intervals.interval(score.statistics, task.metrics[0])
     return {"n": score.n, "score": score.value, "ci95": [low, high], **score.others}
 
 

@@ -21,7 +21,8 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from xlmprune.core.errors import BundleError, DataError
-from xlmprune.data.examples import Examples, Kind, encode, pad
+from xlmprune.data.encoding import encode, pad
+from xlmprune.data.examples import Examples, Kind
 
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 """The ONNX file of each form."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -17,9 +17,10 @@ from xlmprune.bundle import session as serving
 from xlmprune.bundle.inspect import parameter_of
 from xlmprune.core.device import environment
 from xlmprune.core.errors import BundleError, ShortfallError
-from xlmprune.data.examples import Encoded, pad
+from xlmprune.data.encoding import Encoded, pad
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.scores import Agreement, Scores
+from xlmprune.evaluation.agreement import Agreement
+from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.export import graph as onnx_export
 from xlmprune.export import int8 as int8_form
 from xlmprune.export import packing
@@ -30,9 +31,11 @@ from xlmprune.pruning.masks import density
 from xlmprune.tasks.metrics import Logits
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
-    from xlmprune.pipeline import Job
+    from xlmprune.recipe import ExportRecipe, FloorRecipe
+    from xlmprune.training.outcome import Datasets, Outcome
 
 FILES = serving.FILES
 """Form to file name, `fp32` to `model.onnx`."""
@@ -57,13 +60,14 @@ class Form:
     """For an INT8 form: what was chosen, and by which figures."""
 
 
-def write_model(job: Job, folder: Path) -> None:
-    """Weights, config and tokenizer: what needs no ONNX."""
-    recipe, model = job.recipe, job.model
-    model.eval()
+def write_model(
+    outcome: Outcome, data: Datasets, layout: Literal["sparse", "dense"], recipe_sha256: str, folder: Path
+) -> None:
+    """Write weights, config and tokenizer: what needs no ONNX."""
+    model, task = outcome.model, data.task
     path = folder / "model.safetensors"
-    if recipe.export.safetensors == "sparse":
-        safetensors_export.save_sparse(model, job.pruner.masks, path, {"recipe_sha256": recipe.sha256()})
+    if layout == "sparse":
+        safetensors_export.save_sparse(model, outcome.masks, path, {"recipe_sha256": recipe_sha256})
     else:
         safetensors_export.save_dense(model, path)
     config = json.loads(model.config.to_json_string(use_diff=False))
@@ -71,30 +75,41 @@ def write_model(job: Job, folder: Path) -> None:
     config["architectures"] = [type(model).__name__]
     config["xlmprune"] = {
         "version": __version__,
-        "task": job.task.name,
-        "kind": job.task.kind,
-        "labels": list(job.task.labels),
-        "metric": job.task.metrics[0].name,
-        "max_length": recipe.training.max_length,
-        "train_language": recipe.task.train_language,
-        "languages": list(job.tests),
+        "task": task.name,
+        "kind": task.kind,
+        "labels": list(task.labels),
+        "metric": task.metrics[0].name,
+        "max_length": data.max_length,
+        "train_language": data.train_language,
+        "languages": list(data.tests),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
-    save_tokenizer(job.pretrained.tokenizer, folder, recipe.training.max_length)
+    save_tokenizer(outcome.tokenizer, folder, data.max_length)
 
 
-def trace(job: Job) -> onnx.ModelProto:
-    """The pruned model as a dense fp32 graph, from which every form is made."""
-    return onnx_export.export_onnx(job.model, opset=job.recipe.export.opset)
+def trace(model: nn.Module, opset: int) -> onnx.ModelProto:
+    """Export the pruned model as a dense fp32 graph, from which every form is made."""
+    return onnx_export.export_onnx(model, opset=opset)
 
 
 def write_form(
-    job: Job, name: str, graph: onnx.ModelProto, folder: Path, logits: Mapping[str, Logits]
+    name: str,
+    graph: onnx.ModelProto,
+    outcome: Outcome,
+    data: Datasets,
+    settings: ExportRecipe,
+    source: int8_form.TextSource,
+    batch_size: int,
+    recipe_sha256: str,
+    folder: Path,
+    logits: Mapping[str, Logits],
 ) -> Form:
     """Write one ONNX form, score it on every language with ONNX Runtime, and compare it with PyTorch's logits.
 
     Args:
         graph: what `trace` gave; it is left as it is.
+        source: unlabelled text that an INT8 form is calibrated on.
+        batch_size: texts in a call when a form is measured.
         logits: the pruned PyTorch model's, by language, for every test example.
 
     Raises:
@@ -103,24 +118,24 @@ def write_form(
     path = folder / FILES[name]
     proto, facts = graph, {}
     if name == "int8":
-        choice = int8_form.quantized(job, graph)
+        choice = int8_form.quantized(
+            graph, data, outcome.tokenizer, source, settings.embeddings, batch_size, folder.parent
+        )
         proto, facts = choice.proto, int8_form.facts_of(choice)
-    merged = _merged(job.model, graph)
+    merged = _merged(outcome.model, graph)
     dense_bytes = {"onnx_fp32": _bytes_of(graph) + sum(4 * weight.numel() for weight in merged)}
     if name == "int8":
         dense_bytes["onnx_int8"] = _bytes_of(proto) + sum(
             weight.numel() * (4 if weight.ndim == 1 else 1) for weight in merged
         )
-    if job.recipe.export.onnx_layout == "packed":
+    if settings.onnx_layout == "packed":
         proto = packing.pack(proto)
-    _describe(proto, job, name)
+    _describe(proto, outcome, data, name, recipe_sha256)
     onnx_export.save_onnx(proto, path)
     del proto
     form = Form(name, path.name, {}, Agreement(), dense_bytes, quantization=facts)
     forward = _onnx_forward(path)
-    for language, score, found in evaluation.evaluate(
-        forward, job.tests, job.task, job.recipe.evaluation.batch_size
-    ):
+    for language, score, found in evaluation.evaluate(forward, data.tests, data.task, batch_size):
         form.scores[language] = score
         form.agreement.add(logits[language], found)
     if name == "fp32":
@@ -155,18 +170,20 @@ def _onnx_forward(path: Path) -> evaluation.Forward:
     return serving.forward_of(serving.open_session(path))
 
 
-def _describe(proto: onnx.ModelProto, job: Job, form: str) -> None:
+def _describe(
+    proto: onnx.ModelProto, outcome: Outcome, data: Datasets, form: str, recipe_sha256: str
+) -> None:
     """Put facts into the file itself, for whoever meets it without its bundle."""
     known = {entry.key: entry.value for entry in proto.metadata_props}
     facts = {
         "xlmprune_version": __version__,
         "form": form,
-        "task": job.task.name,
-        "kind": job.task.kind,
-        "labels": json.dumps(list(job.task.labels), ensure_ascii=False),
-        "max_length": str(job.recipe.training.max_length),
-        "encoder_sparsity": f"{1 - density(job.pruner.masks):.6f}",
-        "recipe_sha256": job.recipe.sha256(),
+        "task": data.task.name,
+        "kind": data.task.kind,
+        "labels": json.dumps(list(data.task.labels), ensure_ascii=False),
+        "max_length": str(data.max_length),
+        "encoder_sparsity": f"{1 - density(outcome.masks):.6f}",
+        "recipe_sha256": recipe_sha256,
     }
     onnx.helper.set_model_props(proto, known | facts)
 
@@ -183,13 +200,14 @@ def _check_parity(form: Form) -> None:
     )
 
 
-def refuse(job: Job, pruned: Scores, forms: list[Form]) -> dict[str, str]:
-    """Take forms that lose more than `export.floor` out of the bundle.
+def refuse(
+    forms: list[Form], pruned: Scores, floor: FloorRecipe, train_language: str, folder: Path
+) -> dict[str, str]:
+    """Remove the files of forms that lose more than ``floor`` allows from ``folder``.
 
     Returns:
         form name to the sentence that says which languages fell.
     """
-    floor, train_language = job.recipe.export.floor, job.recipe.task.train_language
     refused = {}
     for form in forms:
         drops = {language: pruned[language].value - score.value for language, score in form.scores.items()}
@@ -212,41 +230,39 @@ def refuse(job: Job, pruned: Scores, forms: list[Form]) -> dict[str, str]:
             refused[form.name] = (
                 f"{form.file} is not shipped: against the pruned model {' and '.join(faults)}"
             )
-            for file in onnx_export.files_of(job.folder.unfinished_bundle / form.file):
+            for file in onnx_export.files_of(folder / form.file):
                 file.unlink()
     return refused
 
 
-def write_companions(job: Job, forms: list[Form], folder: Path) -> None:
-    """Golden inputs with their logits, and the Triton repository: what depends on the forms that ship."""
-    batch = _golden_batch(job)
+def write_companions(
+    outcome: Outcome, data: Datasets, forms: list[Form], name: str, triton: bool, folder: Path
+) -> None:
+    """Write golden inputs with their logits, and the Triton repository: what depends on the forms that ship."""
+    batch = _golden_batch(data.tests)
     arrays = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     for form in forms:
         arrays[f"logits.{form.name}"] = _onnx_forward(folder / form.file)(
             arrays["input_ids"], arrays["attention_mask"]
         )
-    arrays["logits.pytorch"] = forward_of(job.model, job.device)(
+    arrays["logits.pytorch"] = forward_of(outcome.model, outcome.device)(
         arrays["input_ids"], arrays["attention_mask"]
     )
     golden.write(folder, arrays)
-    if job.recipe.export.triton and forms:
-        write_triton(
-            folder / "triton", job.recipe.name, folder / forms[0].file, job.task.labels, job.task.kind
-        )
+    if triton and forms:
+        write_triton(folder / "triton", name, folder / forms[0].file, data.task.labels, data.task.kind)
 
 
-def _golden_batch(job: Job) -> dict[str, np.ndarray]:
+def _golden_batch(tests: Mapping[str, TestSet]) -> dict[str, np.ndarray]:
     """One padded batch with the first short examples of every language."""
     rows = []
-    for test in job.tests.values():
+    for test in tests.values():
         shortest = np.argsort([len(ids) for ids in test.encoded.input_ids], kind="stable")
         rows += [test.encoded.input_ids[row] for row in shortest[[0, len(shortest) // 2]]]
     plain = Encoded(rows, None, None, np.zeros(len(rows), dtype=bool))
     return pad(plain, range(len(rows)))
 
 
-def seal(job: Job, folder: Path) -> None:
-    """Write the manifest over every file that is there."""
-    manifest.write(
-        folder, {name: str(fact) for name, fact in environment(job.device).items()}, job.recipe.sha256()
-    )
+def seal(folder: Path, device: torch.device, recipe_sha256: str) -> None:
+    """Write the manifest over every file in ``folder``."""
+    manifest.write(folder, {name: str(fact) for name, fact in environment(device).items()}, recipe_sha256)

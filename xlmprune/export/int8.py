@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -16,16 +17,18 @@ import onnx
 from xlmprune.bundle import session as serving
 from xlmprune.core.errors import DataError
 from xlmprune.core.files import temporary_folder
-from xlmprune.data.examples import Encoded, encode, pad
+from xlmprune.data.encoding import Encoded, encode, pad
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.scores import Agreement
+from xlmprune.evaluation.agreement import Agreement
 from xlmprune.export import quantization
 from xlmprune.export.graph import save_onnx
 from xlmprune.tasks.metrics import Logits
 
 if TYPE_CHECKING:
-    from xlmprune.pipeline import Job
+    from tokenizers import Tokenizer
+
+    from xlmprune.training.outcome import Datasets
 
 CALIBRATION_TEXTS = 12
 """Of each language, to see which channels of the matrices' inputs lie far outside."""
@@ -42,48 +45,62 @@ AGREEMENT_MARGIN = 5.0
 and the share of unlabelled texts whose label stays, which are often close calls."""
 
 
-def quantized(job: Job, graph: onnx.ModelProto) -> quantization.Choice:
-    """The graph in INT8, the way chosen by measurement."""
-    texts = unlabelled_texts(job)
+@dataclass(frozen=True)
+class TextSource:
+    """Where unlabelled text for calibration is read."""
+
+    pattern: str
+    """Files with ``{language}`` in the name, or `task` for the task's own text."""
+    languages: Sequence[str] | None
+    """None for every language."""
+
+
+def quantized(
+    graph: onnx.ModelProto,
+    data: Datasets,
+    tokenizer: Tokenizer,
+    source: TextSource,
+    embeddings: Literal["int8", "int4"],
+    batch_size: int,
+    folder: Path,
+) -> quantization.Choice:
+    """Quantise the graph to INT8, in the way that measurement chooses.
+
+    Args:
+        batch_size: texts in a call.
+        folder: where temporary files go.
+    """
+    texts = unlabelled_texts(data, tokenizer, source)
     calibration = quantization.calibrate(
-        graph, [_feed(part.rows(CALIBRATION_TEXTS)) for part in texts], folder=job.folder.path
+        graph, [_feed(part.rows(CALIBRATION_TEXTS)) for part in texts], folder=folder
     )
-    asked = _questions(job, texts)
+    asked = _questions(data, texts, batch_size, folder)
     exact = asked.answers(graph)
     return quantization.choose(
         graph,
         lambda form: asked.figures(exact, asked.answers(form)),
-        quantization.candidates_for(calibration, job.recipe.export.embeddings),
+        quantization.candidates_for(calibration, embeddings),
         reference=asked.figures(exact, exact),
         margins=asked.margins(),
     )
 
 
-def unlabelled_texts(job: Job) -> list[Encoded]:
-    """A few texts of every language that has unlabelled ones, by the recipe or the task, and English training text."""
-    recipe = job.recipe
-    distillation = recipe.distillation or {}
-    patterns = [
-        distillation.get("unlabelled"),
-        *(getattr(recipe.model.vocabulary, "files", None) or []),
-        "task",
-    ]
-    pattern = next(pattern for pattern in patterns if pattern)
+def unlabelled_texts(data: Datasets, tokenizer: Tokenizer, source: TextSource) -> list[Encoded]:
+    """Read a few texts of every language that has unlabelled ones, and of the train language's training set."""
     count = CALIBRATION_TEXTS + AGREEMENT_TEXTS
-    parts = [job.train.rows(count)]
+    parts = [data.train.rows(count)]
     try:
         found = unlabelled_examples(
-            job.task,
-            pattern,
-            {language: test.examples for language, test in job.tests.items()},
-            None if job.dev is None else job.dev.examples,
-            distillation.get("languages"),
+            data.task,
+            source.pattern,
+            {language: test.examples for language, test in data.tests.items()},
+            None if data.dev is None else data.dev.examples,
+            source.languages,
             count,
         )
     except DataError:  # no language has any: English alone must do, and the report's scores say how it did
         return parts
-    length = recipe.training.max_length
-    return [*parts, *(encode(job.pretrained.tokenizer, part, length) for part in found.values())]
+    return [*parts, *(encode(tokenizer, part, data.max_length) for part in found.values())]
 
 
 def _feed(texts: Encoded) -> dict[str, np.ndarray]:
@@ -95,25 +112,27 @@ def _feed(texts: Encoded) -> dict[str, np.ndarray]:
 class _Questions:
     """Texts on which forms are compared: English dev first, where there is one, then each language's unlabelled ones."""
 
-    job: Job
+    task: Any
     dev: evaluation.TestSet | None
     texts: Sequence[Encoded]
+    batch_size: int
+    folder: Path
+    """Where temporary files go."""
 
     def answers(self, proto: onnx.ModelProto) -> list[Logits]:
         """A graph's logits on all of them."""
-        batch_size = self.job.recipe.evaluation.batch_size
         sets = [*([self.dev.encoded] if self.dev else []), *self.texts]
-        with temporary_folder(self.job.folder.path) as folder:
+        with temporary_folder(self.folder) as folder:
             save_onnx(proto, folder / "candidate.onnx")
             forward = serving.forward_of(serving.open_session(folder / "candidate.onnx"))
-            return [evaluation.collect(forward, part, batch_size) for part in sets]
+            return [evaluation.collect(forward, part, self.batch_size) for part in sets]
 
     def figures(self, exact: Sequence[Logits], found: Sequence[Logits]) -> dict[str, float]:
         """Percent: the score on dev, and the mean over languages of the labels that stayed."""
         facts: dict[str, float] = {}
         if self.dev is not None:
-            task = self.job.task
-            facts["dev"] = evaluation.score(found[0], self.dev.examples, task.metrics, task.labels).value
+            score = evaluation.score(found[0], self.dev.examples, self.task.metrics, self.task.labels)
+            facts["dev"] = score.value
         shares = []
         for before, after in list(zip(exact, found, strict=True))[1 if self.dev else 0 :]:
             agreement = Agreement()
@@ -130,10 +149,10 @@ class _Questions:
         return {"dev": max(DEV_MARGIN, one), "agreement": AGREEMENT_MARGIN}
 
 
-def _questions(job: Job, texts: Sequence[Encoded]) -> _Questions:
-    dev = None if job.dev is None else job.dev.head(DEV_EXAMPLES)
+def _questions(data: Datasets, texts: Sequence[Encoded], batch_size: int, folder: Path) -> _Questions:
+    dev = None if data.dev is None else data.dev.head(DEV_EXAMPLES)
     rest = [part.rows(AGREEMENT_TEXTS, CALIBRATION_TEXTS) for part in texts]
-    return _Questions(job, dev, [part for part in rest if len(part)] or list(texts))
+    return _Questions(data.task, dev, [part for part in rest if len(part)] or list(texts), batch_size, folder)
 
 
 def facts_of(choice: quantization.Choice) -> dict[str, Any]:
@@ -146,4 +165,4 @@ def facts_of(choice: quantization.Choice) -> dict[str, Any]:
     }
 
 
-__all__ = ["facts_of", "quantized", "unlabelled_texts"]
+__all__ = ["TextSource", "facts_of", "quantized", "unlabelled_texts"]

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune.bundle.manifest import sha256_of
-from xlmprune.data.examples import length_statistics
+from xlmprune.data.encoding import length_statistics
+from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
 
 if TYPE_CHECKING:
     from xlmprune.export.forms import Form
-    from xlmprune.pipeline import Job
     from xlmprune.recipe import Recipe
+    from xlmprune.training.outcome import Datasets, Outcome
 
 SCHEMA_VERSION = 1
 
@@ -24,38 +25,51 @@ PAPERS_EPOCHS = 15
 """What O'Neill et al. 2022 train in every stage."""
 
 
-def assemble(job: Job, pruned: Scores, forms: list[Form], refused: dict[str, str]) -> dict[str, Any]:
-    """The report of a run: every key of it is measured here or absent."""
+def assemble(
+    recipe: Recipe,
+    outcome: Outcome,
+    data: Datasets,
+    pruned: Scores,
+    forms: list[Form],
+    refused: dict[str, str],
+    folder: Path,
+) -> dict[str, Any]:
+    """Build the report of a run. Every key of it was measured in this run, or is absent.
+
+    Args:
+        recipe: is part of the report, as a whole.
+        folder: the bundle, whose files are counted.
+    """
     from xlmprune.core.device import environment
 
-    recipe = job.recipe
+    metric = data.task.metrics[0]
     shipped = {f"onnx_{form.name}": form for form in forms}
-    languages = _languages(job, pruned, shipped)
+    languages = _languages(outcome, data, pruned, shipped)
     facts: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "recipe": without_machine_paths(recipe),
         "recipe_sha256": recipe.sha256(),
-        "environment": environment(job.device),
+        "environment": environment(outcome.device),
         "scaled_down": scaled_down(recipe),
-        "task": _task(job),
-        "model": _model(job),
+        "task": _task(data),
+        "model": _model(outcome, data.max_length),
         "languages": languages,
-        "summary": summary(languages, recipe.task.train_language),
-        "stages": job.stages,
-        "layers": job.pruner.layers(),
-        "files": _files(job.folder.unfinished_bundle),
-        "bytes_by_part": _bytes_by_part(job),
-        "dense_bytes": _dense_bytes(job, forms),
+        "summary": summary(languages, data.train_language),
+        "stages": list(outcome.stages),
+        "layers": list(outcome.layers),
+        "files": _files(folder),
+        "bytes_by_part": _bytes_by_part(folder),
+        "dense_bytes": _dense_bytes(outcome.model, forms),
         "speed": {form.file: form.speed for form in forms if form.speed and form.name not in refused},
         "parity": {name: form.agreement.as_dict() for name, form in shipped.items()},
         "paired": {
-            language: evaluation.paired(job.dense[language], score.statistics, job.task.metrics[0])
+            language: intervals.paired(outcome.dense[language], score.statistics, metric)
             for language, score in pruned.items()
         },
         "text": {
-            language: length_statistics(test.encoded, test.examples) for language, test in job.tests.items()
+            language: length_statistics(test.encoded, test.examples) for language, test in data.tests.items()
         },
     }
     for form in forms:
@@ -63,43 +77,47 @@ def assemble(job: Job, pruned: Scores, forms: list[Form], refused: dict[str, str
             facts["quantization"] = form.quantization
     if refused:
         facts["refused"] = refused
-    if job.unlabelled:
-        facts["unlabelled"] = job.unlabelled
-    if job.vocabulary is not None:
-        facts["vocabulary"] = job.vocabulary
-    if len(job.task.metrics) > 1:
-        facts["other_metrics"] = _other_metrics(job, pruned, shipped)
+    if data.unlabelled:
+        facts["unlabelled"] = dict(data.unlabelled)
+    if outcome.vocabulary is not None:
+        facts["vocabulary"] = outcome.vocabulary
+    if len(data.task.metrics) > 1:
+        facts["other_metrics"] = _other_metrics(outcome, data, pruned, shipped)
     return facts
 
 
-def _languages(job: Job, pruned: Scores, shipped: Mapping[str, Form]) -> dict[str, dict[str, Any]]:
-    metric = job.task.metrics[0]
+def _languages(
+    outcome: Outcome, data: Datasets, pruned: Scores, shipped: Mapping[str, Form]
+) -> dict[str, dict[str, Any]]:
+    metric = data.task.metrics[0]
     rows: dict[str, dict[str, Any]] = {}
     for language, score in pruned.items():
-        dense = float(metric.value(job.dense[language].sum(axis=0)))
+        dense = float(metric.value(outcome.dense[language].sum(axis=0)))
         row: dict[str, Any] = {
             "n": score.n,
             "metric": metric.name,
             "dense": dense,
             "pruned": score.value,
             "delta": score.value - dense,
-            "ci95": list(evaluation.interval(score.statistics, metric)),
+            "ci95": list(intervals.interval(score.statistics, metric)),
         }
         for name, form in shipped.items():
             row[name] = form.scores[language].value
-        if job.unlabelled:
-            row["seen_unlabelled"] = language in job.unlabelled
+        if data.unlabelled:
+            row["seen_unlabelled"] = language in data.unlabelled
         rows[language] = row
     return rows
 
 
-def _other_metrics(job: Job, pruned: Scores, shipped: Mapping[str, Form]) -> dict[str, dict[str, Any]]:
+def _other_metrics(
+    outcome: Outcome, data: Datasets, pruned: Scores, shipped: Mapping[str, Form]
+) -> dict[str, dict[str, Any]]:
     """{metric: {language: {dense, pruned, onnx_…}}} of the task's further metrics."""
-    names = [metric.name for metric in job.task.metrics[1:]]
+    names = [metric.name for metric in data.task.metrics[1:]]
     return {
         name: {
             language: {
-                "dense": job.dense_others[language][name],
+                "dense": outcome.dense_others[language][name],
                 "pruned": score.others[name],
                 **{key: form.scores[language].others[name] for key, form in shipped.items()},
             }
@@ -138,43 +156,43 @@ def _travelling(notes: tuple[str, ...], origin: str) -> list[str]:
     return [note.replace(origin, _place(origin)) if origin else note for note in notes]
 
 
-def _task(job: Job) -> dict[str, Any]:
+def _task(data: Datasets) -> dict[str, Any]:
+    task = data.task
     notes = {
         language: _travelling(test.examples.notes, test.examples.origin)
-        for language, test in job.tests.items()
+        for language, test in data.tests.items()
         if test.examples.notes
     }
     return {
-        "name": job.task.name,
-        "kind": job.task.kind,
-        "labels": list(job.task.labels),
-        "licence": job.task.licence,
-        "train_examples": len(job.train),
-        "train_origin": _place(job.train_origin),
-        "train_notes": _travelling(job.train_notes, job.train_origin),
+        "name": task.name,
+        "kind": task.kind,
+        "labels": list(task.labels),
+        "licence": task.licence,
+        "train_examples": len(data.train),
+        "train_origin": _place(data.train_origin),
+        "train_notes": _travelling(data.train_notes, data.train_origin),
         "notes": notes,
     }
 
 
-def _model(job: Job) -> dict[str, Any]:
+def _model(outcome: Outcome, max_length: int) -> dict[str, Any]:
     from xlmprune.models.loading import count_parameters, parameters_by_part
-    from xlmprune.pruning.masks import density
+    from xlmprune.pruning.masks import remaining
 
-    parameters, by_part = count_parameters(job.model), parameters_by_part(job.model)
-    prunable = sum(weight.numel() for weight in job.pruner.weights.values())
-    encoder_density = density(job.pruner.masks)
-    removed = prunable - sum(int(mask.sum()) for mask in job.pruner.masks.values())
+    parameters, by_part = count_parameters(outcome.model), parameters_by_part(outcome.model)
+    remain, prunable = remaining(outcome.masks.values())
+    removed = prunable - remain
     return {
-        "name": job.pretrained.origin["name"],
-        "revision": job.pretrained.origin["revision"],
-        "licence": job.pretrained.origin["licence"],
+        "name": outcome.origin["name"],
+        "revision": outcome.origin["revision"],
+        "licence": outcome.origin["licence"],
         "parameters": parameters,
         "prunable": prunable,
         "remaining": parameters - removed,
-        "encoder_density": encoder_density,
+        "encoder_density": remain / prunable,
         "model_density": (parameters - removed) / parameters,
         "parameters_by_part": by_part,
-        "max_length": job.recipe.training.max_length,
+        "max_length": max_length,
     }
 
 
@@ -187,18 +205,18 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _dense_bytes(job: Job, forms: list[Form]) -> dict[str, int]:
+def _dense_bytes(model: Any, forms: list[Form]) -> dict[str, int]:
     """Bytes of the weights of each form as they would be without masks and packing."""
     found = {key: value for form in forms for key, value in form.dense_bytes.items()}
-    tensors = job.model.state_dict().values()
+    tensors = model.state_dict().values()
     return {**found, "safetensors": sum(tensor.numel() * tensor.element_size() for tensor in tensors)}
 
 
-def _bytes_by_part(job: Job) -> dict[str, int]:
+def _bytes_by_part(folder: Path) -> dict[str, int]:
     """Bytes of the shipped weights by part of the model, as `model.safetensors` holds them."""
     from xlmprune.bundle.inspect import inspect
 
-    return inspect(job.folder.unfinished_bundle / "model.safetensors")["bytes_by_part"]
+    return inspect(folder / "model.safetensors")["bytes_by_part"]
 
 
 def scaled_down(recipe: Recipe) -> list[str]:

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from xlmprune.data.examples import IGNORE
+from xlmprune.data.encoding import IGNORE
 from xlmprune.recipe.component import STRICT
 
 Share = tuple[float, float]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from xlmprune.data.examples import Encoded
+from xlmprune.data.encoding import Encoded
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.pruning.masks import Masks
 
@@ -20,6 +20,9 @@ class Datasets:
     """A task and its texts, read and encoded."""
 
     task: Any
+    train_language: str
+    max_length: int
+    """Tokens of an example, special ones included."""
     train: Encoded
     train_origin: str
     train_notes: tuple[str, ...]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xlmprune.core.device import derive_seed
-from xlmprune.data.examples import Encoded, pad, training_order
+from xlmprune.data.encoding import Encoded, pad, training_order
 from xlmprune.training.distillation import WHOLE, Distillation, Share, TeacherChoice
 
 
