@@ -19,10 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import small_bundle
+from tiny import tiny_bundle
 
 from xlmprune.bundle.session import Bundle
-from xlmprune.export.triton import write_triton
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -35,10 +34,7 @@ def folder(tmp_path_factory) -> Path:
     """A folder with the bundle of the page, and its programs."""
     folder = tmp_path_factory.mktemp("serving")
     bundle = folder / "runs" / "quickstart" / "bundle"
-    bundle.mkdir(parents=True)
-    small_bundle(bundle, "text")
-    if not (bundle / "triton").exists():
-        write_triton(bundle / "triton", "tiny", bundle / "model.onnx", Bundle(bundle).labels, "text")
+    tiny_bundle(bundle, forms=("fp32", "int8"))
     for program in PROGRAMS:
         if match := re.match(r"# (\w+\.py): ", program):
             (folder / match[1]).write_text(program, encoding="utf-8")
@@ -64,7 +60,7 @@ def free_port() -> int:
 
 
 def test_the_lines_for_python(folder):
-    (code,) = [program for program in PROGRAMS if "for answer in predictor" in program]
+    (code,) = [program for program in PROGRAMS if program.startswith("import xlmprune")]
     process = start(folder, "-c", code)
     told, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,46 @@ from xlmprune.training.outcome import Datasets, Outcome
 from xlmprune.training.teaching import Teaching, join_encoded
 
 UNLABELLED = "unlabelled"
+
+
+def compress(
+    recipe: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Fine-tune and prune on English, measure every language, export and report, as `xlmprune compress` does.
+
+    Args:
+        recipe: a recipe file, the name of a shipped recipe, or the recipe's keys as a mapping.
+        out: the run folder; by default runs/<recipe name>. A stopped run in it is resumed.
+        device: auto, cpu, cuda or cuda:n.
+        fresh: discard a run in the folder.
+        reporter: shows progress; by default on stderr. ``Reporter(level="quiet")`` shows warnings only.
+        overrides: values of the recipe: ``seed=1``, ``training={"learning_rate": 2e-5}``. A mapping changes only the keys
+            that it has.
+
+    Returns:
+        The report, as in `bundle/report.json`.
+    """
+    options = [f"{key}={json.dumps(value)}" for key, value in _flat(overrides)]
+    if isinstance(recipe, Mapping):
+        values = {"name": "recipe", **json.loads(json.dumps(dict(recipe)))}
+        resolved = recipes.validate(values, "recipe", None, recipes.apply_overrides(values, options))
+    else:
+        resolved = recipes.load(str(recipe), options)
+    return run(resolved, Path(out or Path("runs") / resolved.name), device, fresh, reporter)
+
+
+def _flat(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield ``("training.seed", 1)`` for ``{"training": {"seed": 1}}``; a mapping with a name is one value."""
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and "name" not in value:
+            yield from ((f"{key}.{inner}", entry) for inner, entry in _flat(value))
+        else:
+            yield key, value
 
 
 def run(
