@@ -29,10 +29,7 @@ FLOORS = (
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 
 KNOWN: dict[str, set[str]] = {
-    "compare.dense": {"pipeline"},
-    "compare.work": {"pipeline"},
     "core.doctor": {"quickstart.model", "report.findings"},
-    "core.run_folder": {"recipe"},
     "export.forms": {
         "bundle.bench",
         "bundle.golden",
@@ -44,7 +41,6 @@ KNOWN: dict[str, set[str]] = {
     "models.loading": {"quickstart.model"},
     "models.vocabulary": {"tasks"},
     "recipe": {"training.distillation"},
-    "training.planning": {"pipeline"},
 }
 """Imports that still run upwards, from before the rooms. Each goes; none may come."""
 

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from xlmprune._version import __version__
+from xlmprune.core import own_process
 from xlmprune.core.errors import RecipeError, ShortfallError, XlmpruneError
 
 
@@ -131,6 +132,14 @@ def compress(
         bool, typer.Option("--fresh", help="Discard the run in the folder and restart.")
     ] = False,
     device: Device = "auto",
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--start-from",
+            metavar="RUN",
+            help="Take stage 0 from this finished run, which has no later stages.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -150,7 +159,8 @@ def compress(
     from xlmprune.report.pages import results_table
 
     folder = out or Path("runs") / resolved.name
-    _print(pipeline.run(resolved, folder, device, fresh), as_json, results_table)
+    facts = pipeline.run(resolved, folder, device, fresh, start_from=start_from)
+    _print(facts, as_json, results_table)
     typer.echo(f"bundle: {folder / 'bundle'}   report: {folder / 'bundle' / 'report.html'}", err=True)
 
 
@@ -344,18 +354,18 @@ def compare(
 
     Each run has its own run folder. Run the same command again to skip finished runs and resume the others.
     """
-    from xlmprune.compare import pages, plan, running, table
+    from xlmprune.compare import pages, plan, results, running
 
     laid_out = plan.read(recipe, vary, set_, baseline or None)
     if dry_run:
-        _print_json(pages.plan_facts(laid_out)) if as_json else _print_table(pages.plan_table(laid_out))
+        _print_json(pages.plan_entries(laid_out)) if as_json else _print_table(pages.plan_table(laid_out))
         return
     folder = out or Path("runs") / f"{laid_out.name}-comparison"
     runs = running.make_executor(executor, gpus, cpus, jobs)
     facts = running.compare(laid_out, folder, runs, device, fresh, only=only)
     _print(facts, as_json, pages.results_table)
     typer.echo(f"comparison: {folder / 'comparison.html'}", err=True)
-    if code := table.exit_code(facts):
+    if code := results.exit_code(facts):
         raise typer.Exit(code)
 
 
@@ -415,6 +425,7 @@ def print_schema() -> None:
 
 def main() -> None:
     """Run the `xlmprune` command."""
+    own_process.end_with_parent()
     app()
 
 
