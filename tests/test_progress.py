@@ -71,6 +71,9 @@ def test_a_rate_is_shown_from_the_second_update_on_and_leaves_out_the_first(cloc
     assert reporter._clock.rate() == "2.0/s"
     assert reporter._clock.left(100) == "0:49 left"
     assert reporter._clock.left(20002) == "2:46:40 left"
+    clock.now += 9.5
+    reporter.step(0, 6, 1.0, 3, 100, 1.0)
+    assert reporter._clock.rate() == "5.0 s each"
 
 
 def test_a_log_has_a_line_every_ten_seconds_on_one_line_each(clock):

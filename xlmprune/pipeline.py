@@ -15,9 +15,10 @@ from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import MachineError, ShortfallError
 from xlmprune.core.files import explain_disk, put_in_place, write_atomically
+from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder, StopRequest, damaged_checkpoint
-from xlmprune.evaluation import score_file
+from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
 from xlmprune.export import forms as bundling
@@ -167,7 +168,7 @@ class Training:
             None if self.data.dev is None else dev_score,
             teaching,
         )
-        self.scores = StageScores(self.data, recipe.evaluation)
+        self.scores = StageScores(self.data, recipe.evaluation, reporter.track)
         self._restore(recipe.sha256(), device)
 
     def run(self, until: int | None = None) -> None:
@@ -239,11 +240,25 @@ class Training:
             if self.scores.is_due(end.stage):
                 self.scores.measure(self.forward, end.stage)
             self._report_stage()
+        if end.stage == 0:
+            self._warn_if_nothing_learned()
 
     def _report_stage(self) -> None:
         row = self.scores.rows[-1]
         self.folder.events.write("stage", **row)
         self.reporter.say(self.scores.line(row, self.last))
+        if scored := row.get("languages"):
+            self.reporter.detail("  ".join(f"{code} {value:.1f}" for code, value in scored.items()))
+
+    def _warn_if_nothing_learned(self) -> None:
+        """Compare the dense model with its baselines on dev; a model at chance makes every later score meaningless."""
+        test, task = self.data.dev or self.data.tests[self.data.train_language], self.data.task
+        baseline = baselines.baselines(test.examples, task.metrics[0], task.labels)
+        logits = evaluation.collect(self.forward, test.encoded, self.scores.settings.batch_size)
+        score = evaluation.score(logits, test.examples, task.metrics, task.labels)
+        if baseline is not None and baselines.learned_nothing(score, task.metrics[0], baseline):
+            where = f"{language_name(self.data.train_language)} {'test' if self.data.dev is None else 'dev'}"
+            self.reporter.warn(baselines.describe(score.value, baseline, where))
 
     def _save(self) -> None:
         checkpoint.save(self.folder, self.pruner.state, self.scores)

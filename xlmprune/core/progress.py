@@ -122,9 +122,11 @@ class _Clock:
         return done / seconds if done and seconds > 0 else None
 
     def rate(self) -> str:
-        """Return ``3.1/s``, or nothing before the second event."""
+        """Return ``3.1/s``, ``12.5 s each`` if that is slower than one a second, or nothing before the second event."""
         rate = self._per_second()
-        return "" if rate is None else f"{rate:.1f}/s"
+        if rate is None:
+            return ""
+        return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
 
     def left(self, total: int) -> str:
         """Return the time until event ``total``, such as ``1:05 left``."""

@@ -54,6 +54,15 @@ def learned_nothing(score: Score, metric: Metric, baseline: Baselines) -> bool:
     return (score.value if low is None else low) <= baseline.best
 
 
+def describe(score: float, baseline: Baselines, where: str) -> str:
+    """Say that a score is not above its baselines, and what to try; ``where`` names the examples."""
+    return (
+        f"the model has not learned the task before pruning: it scores {score:.1f} on {where}, where always answering "
+        f"{baseline.label!r} scores {baseline.majority:.1f} and guessing {baseline.chance:.1f}. Raise "
+        "training.learning_rate or the number of epochs, or check the labels"
+    )
+
+
 def _flat(examples: Examples) -> Iterable[int]:
     if examples.kind == "tokens":
         return chain.from_iterable(cast(list[list[int]], examples.labels))
