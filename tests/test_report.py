@@ -190,8 +190,8 @@ def test_figures(figure, value, expected):
 def test_language_names():
     assert language_name("sw") == "Swahili"
     assert language_name("pt-BR") == "Portuguese (Brazil)"
-    assert language_name("zh_Hant") == "Chinese (traditional)"
-    assert language_name("tlh") == "tlh"
+    assert language_name("zh_Hant") == "Chinese (Traditional)"
+    assert language_name("x-private") == "x-private"
 
 
 # --- robustness ---
@@ -429,7 +429,7 @@ def small_bundle(folder: Path, kind: str) -> None:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
         folder / "model.onnx",
     )
-    config = {"id2label": {"0": "nought", "1": "one", "2": "two"}}
+    config = {"id2label": {"0": "nought", "1": "one", "2": "two"}, "pad_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

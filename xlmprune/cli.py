@@ -159,7 +159,8 @@ def compress(
         typer.Option(
             "--start-from",
             metavar="RUN",
-            help="Take stage 0 from this finished run, which has no later stages.",
+            help="Take stage 0 from this run folder and do not train it again. Its recipe must have the same stage 0 and "
+            "pruning.schedule.stages: 0.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,

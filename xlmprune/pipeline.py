@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import MachineError, ShortfallError
 from xlmprune.core.files import explain_disk, put_in_place, write_atomically
 from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder, StopRequest, damaged_checkpoint
+from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
@@ -25,7 +25,14 @@ from xlmprune.export import forms as bundling
 from xlmprune.export.forms import Form
 from xlmprune.export.int8 import TextSource
 from xlmprune.models import vocabulary
-from xlmprune.models.loading import Pretrained, forward_of, load_pretrained, read_start, save_start
+from xlmprune.models.loading import (
+    Pretrained,
+    fit_to_tokenizer,
+    forward_of,
+    load_pretrained,
+    read_start,
+    save_start,
+)
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
 from xlmprune.report import pages as report
 from xlmprune.report import results
@@ -136,7 +143,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, reporter: Reporter) -> None:
         self.settings, self.folder, self.reporter = recipe.training, folder, reporter
-        distillation = recipes.build_distillation(recipe)
+        distillation = recipe.distillation
         task = registry.load("task", recipe.task.name)(recipe.task)
         reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
         texts = read_texts(task, recipe.task, recipe.training.keep, distillation)
@@ -305,14 +312,13 @@ def _load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] |
     wanted = recipe.model.vocabulary
     if not isinstance(wanted, VocabularyRecipe):
         return load_pretrained(recipe.model, task.kind, task.labels, recipe.seed), None
-    texts = vocabulary.texts_for(
-        task, wanted.files
-    )  # before the model, so that missing text is reported at once
+    texts = vocabulary_texts(task, wanted.files)  # before the model, so that missing text is reported at once
     vocabulary.require_texts(texts)
     pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
     tokenizer, facts = vocabulary.trim(
         pretrained.model, pretrained.tokenizer, texts, min_count=wanted.min_count, max_size=wanted.max_size
     )
+    fit_to_tokenizer(pretrained.model, tokenizer)
     return Pretrained(pretrained.model, tokenizer, pretrained.origin), facts
 
 
@@ -357,7 +363,7 @@ def export(
 
 def calibration_text(recipe: Recipe) -> TextSource:
     """Name the unlabelled text for INT8 calibration: the teacher's, else the vocabulary's, else the task's own."""
-    distillation = recipes.build_distillation(recipe)
+    distillation = recipe.distillation
     patterns = [] if distillation is None or distillation.unlabelled is None else [distillation.unlabelled]
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
         patterns += recipe.model.vocabulary.files or []

@@ -15,8 +15,8 @@ from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import TestSet
-from xlmprune.recipe import TaskRecipe
-from xlmprune.training.distillation import Distillation
+from xlmprune.models import architecture
+from xlmprune.recipe import DistillationRecipe, TaskRecipe
 from xlmprune.training.outcome import Datasets
 from xlmprune.training.teaching import join_encoded
 
@@ -38,7 +38,7 @@ class Texts:
 
 
 def read_texts(
-    task: Any, settings: TaskRecipe, keep: Literal["best", "last"], distillation: Distillation | None
+    task: Any, settings: TaskRecipe, keep: Literal["best", "last"], distillation: DistillationRecipe | None
 ) -> Texts:
     """Read every text of a run.
 
@@ -114,7 +114,7 @@ def _read_dev(task: Any, settings: TaskRecipe) -> Examples:
 
 def check_length(model: str, config: Any, max_length: int) -> None:
     """Raise DataError if the model has fewer positions than `training.max_length`."""
-    positions = config.max_position_embeddings - config.pad_token_id - 1
+    positions = architecture.of(config).positions(config)
     if max_length > positions:
         raise DataError(f"training.max_length is {max_length}; {model} has {positions} positions")
 
