@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import MachineError, ShortfallError
 from xlmprune.core.files import explain_disk, put_in_place, write_atomically
