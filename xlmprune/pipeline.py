@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import MachineError, RecipeError, ShortfallError
 from xlmprune.core.files import explain_disk, write_atomically
+from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder, StopRequest, damaged_checkpoint
 from xlmprune.data.unlabelled import vocabulary_texts
-from xlmprune.evaluation import score_file
+from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
 from xlmprune.export import forms as bundling
@@ -45,6 +46,46 @@ from xlmprune.training.method import build_method
 from xlmprune.training.outcome import Datasets, Outcome
 from xlmprune.training.stages import StageScores
 from xlmprune.training.teaching import Teaching
+
+
+def compress(
+    recipe: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Fine-tune and prune on English, measure every language, export and report, as `xlmprune compress` does.
+
+    Args:
+        recipe: a recipe file, the name of a shipped recipe, or the recipe's keys as a mapping.
+        out: the run folder; by default runs/<recipe name>. A stopped run in it is resumed.
+        device: auto, cpu, cuda or cuda:n.
+        fresh: discard a run in the folder.
+        reporter: shows progress; by default on stderr. ``Reporter(level="quiet")`` shows warnings only.
+        overrides: values of the recipe: ``seed=1``, ``training={"learning_rate": 2e-5}``. A mapping changes only the keys
+            that it has.
+
+    Returns:
+        The report, as in `bundle/report.json`.
+    """
+    options = [f"{key}={json.dumps(value)}" for key, value in _flat(overrides)]
+    if isinstance(recipe, Mapping):
+        values = {"name": "recipe", **json.loads(json.dumps(dict(recipe)))}
+        resolved = recipes.validate(values, "recipe", None, recipes.apply_overrides(values, options))
+    else:
+        resolved = recipes.load(str(recipe), options)
+    return run(resolved, Path(out or Path("runs") / resolved.name), device, fresh, reporter)
+
+
+def _flat(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield ``("training.seed", 1)`` for ``{"training": {"seed": 1}}``; a mapping with a name is one value."""
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and "name" not in value:
+            yield from ((f"{key}.{inner}", entry) for inner, entry in _flat(value))
+        else:
+            yield key, value
 
 
 def run(
@@ -173,7 +214,7 @@ class Training:
             None if self.data.dev is None else dev_score,
             teaching,
         )
-        self.scores = StageScores(self.data, recipe.evaluation)
+        self.scores = StageScores(self.data, recipe.evaluation, reporter.track)
         self._restore(recipe.sha256(), device)
 
     def run(self, until: int | None = None) -> None:
@@ -253,11 +294,25 @@ class Training:
             if self.scores.is_due(end.stage):
                 self.scores.measure(self.forward, end.stage)
             self._report_stage()
+        if end.stage == 0:
+            self._warn_if_nothing_learned()
 
     def _report_stage(self) -> None:
         row = self.scores.rows[-1]
         self.folder.events.write("stage", **row)
         self.reporter.say(self.scores.line(row, self.last))
+        if scored := row.get("languages"):
+            self.reporter.detail("  ".join(f"{code} {value:.1f}" for code, value in scored.items()))
+
+    def _warn_if_nothing_learned(self) -> None:
+        """Compare the dense model with its baselines on dev; a model at chance makes every later score meaningless."""
+        test, task = self.data.dev or self.data.tests[self.data.train_language], self.data.task
+        baseline = baselines.baselines(test.examples, task.metrics[0], task.labels)
+        logits = evaluation.collect(self.forward, test.encoded, self.scores.settings.batch_size)
+        score = evaluation.score(logits, test.examples, task.metrics, task.labels)
+        if baseline is not None and baselines.learned_nothing(score, task.metrics[0], baseline):
+            where = f"{language_name(self.data.train_language)} {'test' if self.data.dev is None else 'dev'}"
+            self.reporter.warn(baselines.describe(score.value, baseline, where))
 
     def _save(self) -> None:
         checkpoint.save(self.folder, self.pruner.state, self.scores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,31 @@ from xlmprune.evaluation import scores as evaluation
 from xlmprune.recipe import TaskRecipe, registry
 from xlmprune.tasks.metrics import Logits
 
-__all__ = ["evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
+__all__ = ["evaluate", "evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
+
+
+def evaluate(
+    bundle: str | Path,
+    languages: Sequence[str] = (),
+    form: str = "",
+    task: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Measure a bundle with ONNX Runtime in every language.
+
+    Args:
+        bundle: the folder of a bundle.
+        languages: measure only these.
+        form: the ONNX file to measure, for example ``int8``; by default the first that the bundle has.
+        task: keys of the recipe's section ``task`` that differ from those of the run, for example
+            ``{"path": "data/{language}.tsv"}``.
+
+    Returns:
+        ``form``, ``metric``, ``languages`` {code: {n, score, ci95}}, ``zero_shot_mean`` and ``all_mean``.
+    """
+    overrides = [f"task.{key}={json.dumps(value)}" for key, value in (task or {}).items()]
+    return evaluate_bundle(Path(bundle), form, overrides, languages, batch_size, threads)
 
 
 def open_bundle(path: Path, form: str = "", threads: int = 0) -> Bundle:

@@ -107,6 +107,11 @@ class Bundle:
             raise BundleError(f"{self.path} has no {form!r} form; it has {', '.join(self.forms)}")
         return self.path / FILES[form]
 
+    @property
+    def served(self) -> str:
+        """The form to serve by default: the fastest one that the bundle has."""
+        return "int8" if "int8" in self.forms else next(iter(self.forms), "")
+
     def session(self, form: str = "") -> onnxruntime.InferenceSession:
         """The session of one form, opened once. Raises BundleError where the file is not this bundle's model."""
         form = form or next(iter(self.forms), "")
@@ -236,7 +241,7 @@ def predict(
     forward = bundle.forward(form)
     done = 0
     while batch := list(islice(waiting, batch_size)):
-        examples = _examples(bundle.kind, batch, done)
+        examples = as_examples(bundle.kind, batch, done)
         encoded = encode(bundle.tokenizer, examples, bundle.max_length)
         feed = pad(encoded, range(len(batch)))
         scores = softmax(forward(feed["input_ids"], feed["attention_mask"]))
@@ -256,7 +261,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _examples(kind: str, batch: Sequence[Any], done: int) -> Examples:
+def as_examples(kind: str, batch: Sequence[Any], done: int) -> Examples:
+    """Turn texts of ``kind`` into examples. ``done`` texts came before, for the number in a message.
+
+    Raises:
+        DataError: a text is not of this kind.
+    """
     for number, entry in enumerate(batch, done + 1):
         if not _is_of_kind(kind, entry):
             raise DataError(f"text {number}: {_EXPECTED[kind]}, found {_found(entry)}")

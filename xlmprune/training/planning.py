@@ -18,13 +18,17 @@ from xlmprune.training.optimizer import updates_in_stage
 ACTIVATION_COPIES = 18
 """Tensors of [batch, tokens, hidden] that one encoder layer keeps for its backward pass, measured on XLM-R base."""
 
+LEAST_LEARNING = 1e-3
+"""Sum of the learning rates of stage 0 below which a model seldom learns anything. AdamW moves a weight by at most about the
+learning rate in each update."""
+
 
 def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     """Return the resolved plan of a run.
 
     Returns:
         ``stages`` [{stage, encoder_density, updates}], ``languages``, ``train_examples``, ``parameters``,
-        ``prunable``, ``memory`` (bytes by what they hold, an estimate), ``device``, ``precision``.
+        ``prunable``, ``memory`` (bytes by what they hold, an estimate), ``device``, ``precision``, ``warnings``.
     """
     where = resolve_device(device)
     task = registry.load("task", recipe.task.name)(recipe.task)
@@ -39,7 +43,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         model = head_class(config, task.kind)(config)
     batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
-    stages = [
+    stages: list[dict[str, Any]] = [
         {"stage": k, "encoder_density": density, "updates": updates_in_stage(recipe.training, batches, k)}
         for k, density in enumerate(method.densities)
     ]
@@ -62,7 +66,22 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "device": str(where),
         "precision": str(resolve_precision(recipe.training.precision, where)).removeprefix("torch."),
         "memory": estimate_memory(recipe, model),
+        "warnings": too_little_learning(recipe, stages[0]["updates"]),
     }
+
+
+def too_little_learning(recipe: Recipe, updates: int) -> list[str]:
+    """Warn if stage 0 has too few updates for its learning rate; an empty list if it has enough."""
+    training = recipe.training
+    rate = training.dense_learning_rate or training.learning_rate
+    summed = rate * updates / (2 if training.lr_schedule == "linear" else 1)
+    if summed >= LEAST_LEARNING:
+        return []
+    key = "learning_rate" if training.dense_learning_rate is None else "dense_learning_rate"
+    return [
+        f"stage 0 has {updates:,} updates with a learning rate of {rate:g}. That is too little to learn a task. Raise "
+        f"training.{key} (5e-5 to 2e-4 suits small data) or the number of epochs"
+    ]
 
 
 def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
@@ -106,6 +125,7 @@ def render(plan: dict[str, Any]) -> Any:
     memory = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in plan["memory"].items() if what != "total")
     others = [language for language in plan["languages"] if language != plan["train_language"]]
     return Group(
+        *(Text(f"warning: {warning}\n", style="yellow") for warning in plan["warnings"]),
         table,
         f"{plan['train_examples']:,} {plan['train_language']} training examples, labels: {', '.join(plan['labels'])}",
         f"{len(others)} zero-shot languages: {', '.join(others)}",
