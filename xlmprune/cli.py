@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from xlmprune._version import __version__
 from xlmprune.core.errors import RecipeError, ShortfallError, XlmpruneError
+from xlmprune.recipe.registry import FORMS
 
 
 class _Group(TyperGroup):
@@ -58,7 +59,10 @@ Set = Annotated[
         "--set", metavar="KEY=VALUE", help="Override one recipe value; dots reach inside. May be repeated."
     ),
 ]
-Form = Annotated[str, typer.Option(help="Which ONNX file: fp32 or int8; otherwise the first the bundle has.")]
+Form = Annotated[
+    str,
+    typer.Option(help=f"Which ONNX file: {', '.join(FORMS)}; otherwise the first the bundle has."),
+]
 Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 lets it choose.")]
 
 
@@ -78,7 +82,7 @@ def _options(
 
 
 def _print_json(value: Any) -> None:
-    from xlmprune.report.findings import plain
+    from xlmprune.core.formatting import plain
 
     typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False))
 
@@ -250,7 +254,7 @@ def bench(
     ] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Latency, throughput, memory and bytes of every form, side by side with the dense fp32 file.
+    """Latency, throughput, memory and bytes of every form, side by side with the dense file.
 
     Forms take turns, so that the ratios hold on a busy machine too.
     """

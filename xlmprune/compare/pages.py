@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from xlmprune.compare.drawing import curves, draw_curves
 from xlmprune.compare.plan import Plan, slug
 from xlmprune.compare.table import DENSE
+from xlmprune.core.formatting import DASH, p_value, percent, plain, points
 from xlmprune.core.languages import language_name
 from xlmprune.core.run_folder import write_atomically
+from xlmprune.core.tables import Table
 from xlmprune.data.readers.lines import count_of
-from xlmprune.report.findings import DASH, p_value, percent, plain, points
-from xlmprune.report.tables import Table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -314,7 +314,7 @@ def sections(facts: Comparison) -> dict[str, Any]:
 
 def render_markdown(facts: Comparison) -> str:
     """The comparison as GitHub-flavoured Markdown; drawings are linked."""
-    from xlmprune.report.pages import squeeze, template_environment
+    from xlmprune.report.templating import squeeze, template_environment
 
     facts = plain(facts)
     template = template_environment(autoescape=False).get_template("comparison.md.j2")
@@ -325,7 +325,7 @@ def render_html(facts: Comparison) -> str:
     """The comparison as one HTML page that needs no other file."""
     from markupsafe import Markup
 
-    from xlmprune.report.pages import template_environment
+    from xlmprune.report.templating import template_environment
 
     facts = plain(facts)
     # drawing.py escapes what it is given.

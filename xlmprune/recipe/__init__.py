@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -203,13 +203,19 @@ class FloorRecipe(BaseModel):
     """Of any language, the train language included."""
 
 
+if TYPE_CHECKING:
+    FormName = str
+else:
+    FormName = Literal[tuple(registry.FORMS)]
+
+
 class ExportRecipe(BaseModel):
     """Which files the bundle holds."""
 
     model_config = STRICT
 
     safetensors: Literal["sparse", "dense"] = "sparse"
-    onnx: list[Literal["fp32", "int8"]] = ["fp32", "int8"]
+    onnx: list[FormName] = list(registry.USUAL_FORMS)
     """Empty: weights only, as for the runs of a comparison."""
     onnx_layout: Literal["packed", "dense"] = "packed"
     embeddings: Literal["int8", "int4"] = "int8"

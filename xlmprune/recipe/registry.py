@@ -57,7 +57,23 @@ TASKS = {
     "ranking": "xlmprune.tasks.ranking:Ranking",
 }
 
-TABLES = {"criterion": CRITERIA, "regularizer": REGULARIZERS, "schedule": SCHEDULES, "task": TASKS}
+FORMS = {
+    "fp32": "xlmprune.export.fp32:Fp32",
+    "fp16": "xlmprune.export.fp16:Fp16",
+    "int8": "xlmprune.export.int8:Int8",
+}
+"""ONNX forms. The first one is what the others are compared with."""
+
+USUAL_FORMS = ("fp32", "int8")
+"""What a recipe exports that does not say."""
+
+TABLES = {
+    "criterion": CRITERIA,
+    "regularizer": REGULARIZERS,
+    "schedule": SCHEDULES,
+    "task": TASKS,
+    "form": FORMS,
+}
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device, resolve_precision
+from xlmprune.core.formatting import number, percent
+from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.examples import Examples
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.models import vocabulary
@@ -103,18 +106,14 @@ def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
 def render(plan: dict[str, Any]) -> Any:
     """The plan as a table for the terminal."""
     from rich.console import Group
-    from rich.table import Table
 
-    table = Table(
-        "stage",
-        "encoder density",
-        "updates",
-        title=f"{plan['name']}: {plan['regularizer']} on {plan['model']}",
-    )
-    for column in table.columns:
-        column.justify = "right"
-    for stage in plan["stages"]:
-        table.add_row(str(stage["stage"]), f"{stage['encoder_density']:.2%}", f"{stage['updates']:,}")
+    columns: dict[str, Callable[[Any], str]] = {
+        "stage": lambda stage: number(stage["stage"]),
+        "encoder density": lambda stage: percent(stage["encoder_density"], 2),
+        "updates": lambda stage: number(stage["updates"]),
+    }
+    title = f"{plan['name']}: {plan['regularizer']} on {plan['model']}"
+    table = rich_table(tabulate(title, columns, plan["stages"]))
     memory = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in plan["memory"].items() if what != "total")
     others = [language for language in plan["languages"] if language != plan["train_language"]]
     return Group(
