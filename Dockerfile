@@ -1,9 +1,9 @@
-# xlmprune on a GPU host: docker build -t xlmprune . (see README.md, "On a GPU"). torch from PyPI carries CUDA; the host
-# supplies the driver through the NVIDIA container toolkit. Without a GPU the same image runs on the CPU.
+# Build with: docker build -t xlmprune . (see README.md, "On a GPU"). torch from PyPI contains CUDA. The host provides the
+# driver through the NVIDIA container toolkit. Without a GPU the same image runs on the CPU.
 FROM python:3.11-slim
 
-# Without a UTF-8 locale Python 3.11 may read recipes and print languages in ASCII. ONNX Runtime sends usage data unless told
-# not to.
+# Without a UTF-8 locale Python 3.11 may read recipes and print languages as ASCII. ORT_DISABLE_TELEMETRY stops ONNX Runtime
+# from sending usage data.
 ENV LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 \
     ORT_DISABLE_TELEMETRY=1 \
@@ -12,7 +12,7 @@ ENV LANG=C.UTF-8 \
 
 WORKDIR /app
 
-# The large layer first: it changes only when the constraints do.
+# The large layer comes first: it changes only when the constraints change.
 COPY constraints.txt ./
 RUN pip install -c constraints.txt torch
 
@@ -21,19 +21,19 @@ COPY recipes recipes
 COPY xlmprune xlmprune
 RUN pip install -c constraints.txt '.[quickstart]'
 
-# The user's id can be matched to the host's, so that what lands in a mounted folder belongs to whoever ran it.
+# Set UID to your own user id, so that files in a mounted folder belong to you.
 ARG UID=1000
 RUN useradd --uid "$UID" --non-unique --no-log-init --create-home xlmprune \
     && mkdir -p /cache runs \
     && chown xlmprune: /cache runs
 USER xlmprune
 
-# Models, data and the converted quickstart model survive the container here.
+# Models, data and the converted quickstart model are kept in this volume.
 ENV HF_HOME=/cache/huggingface \
     XLMPRUNE_CACHE=/cache/xlmprune
 VOLUME /cache
 
-# Ctrl-C and `docker stop` alike: the run ends after the update at hand and goes on when started again.
+# `docker stop` works like Ctrl-C: the run stops after the current update, and the same command resumes it.
 STOPSIGNAL SIGINT
 ENTRYPOINT ["xlmprune"]
 CMD ["--help"]

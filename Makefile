@@ -1,8 +1,8 @@
-# `make quickstart` and `make test` need python3 (3.11 or newer, with venv) and make; everything else is installed into .venv.
+# `make quickstart` and `make test` need python3 (3.11 or newer, with venv) and make. Everything else is installed into .venv.
 #
-#   PYTHON=python3.12         the interpreter the environment is made from
-#   TORCH_INDEX=<index url>   where torch comes from, such as PyTorch's own index of CPU builds
-#   JOBS=1                    test processes
+#   PYTHON=python3.12         the interpreter for the environment
+#   TORCH_INDEX=<index url>   the package index for torch, for example PyTorch's index of CPU builds
+#   JOBS=1                    number of test processes
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -16,12 +16,12 @@ INSTALLED := .venv/installed
 .PHONY: help quickstart test lint docs constraints clean
 
 help:
-	@echo "make quickstart   prune a real multilingual model on this machine, in minutes, and report on every language"
-	@echo "make test         lint, types, tests"
-	@echo "make lint         lint and types alone"
-	@echo "make docs         renew the tables and help pages of the documentation"
-	@echo "make constraints  write the versions now in .venv to constraints.txt"
-	@echo "make clean        remove .venv and what tools left behind; runs/ stays"
+	@echo "make quickstart   prune a real multilingual model in minutes and report on every language"
+	@echo "make test         run the linter, the type checker and the tests"
+	@echo "make lint         run the linter and the type checker"
+	@echo "make docs         renew the generated tables and help pages in the documentation"
+	@echo "make constraints  write the versions in .venv to constraints.txt"
+	@echo "make clean        remove .venv, builds and caches; runs/ stays"
 
 quickstart: $(INSTALLED)
 	$(BIN)/xlmprune compress recipes/quickstart.yaml
@@ -34,8 +34,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy xlmprune
 
-# torch first: it is the largest, and with TORCH_INDEX it alone comes from elsewhere.
-# The stamp is newer than what it was made from, so nothing is installed twice.
+# torch comes first: it is the largest package, and TORCH_INDEX applies to it alone.
+# The stamp file is newer than its sources, so nothing is installed twice.
 $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) install -c constraints.txt setuptools
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
@@ -44,7 +44,7 @@ $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "xlmprune needs Python 3.11 or newer; '$(PYTHON)' is not. Name another: make PYTHON=python3.12 …" >&2; exit 1; }
+		echo "xlmprune needs Python 3.11 or newer; '$(PYTHON)' is older or missing. Choose another: make PYTHON=python3.12 …" >&2; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; \
 		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package python3-venv." >&2; exit 1; }
 

@@ -1,10 +1,10 @@
-"""What packing costs and saves at the size of XLM-R base: bytes, load time, peak memory, latency, conversion.
+"""Measure packing at the size of XLM-R base: bytes, load time, peak memory, latency, conversion.
 
     python benchmarks/packing.py [--vocabulary 60000] [--density 0.314] [--threads 1] [--folder DIR] [--export FILE]
 
-Random weights; every encoder matrix pruned to the density by magnitude. The graph is exported (a minute or two) unless
-`--export` names an fp32 ONNX file. `running sum` is the other way to rebuild a matrix, by gathering the non-zeros at the
-running sum of the mask; it stands here for comparison.
+The weights are random, and every encoder matrix is pruned to the density by magnitude. The export takes a minute or two
+unless `--export` names an fp32 ONNX file. `running sum` is another way to rebuild a matrix, for comparison: it gathers the
+non-zeros at the running sum of the mask.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HIDDEN = 768
 
 @contextmanager
 def timed(what: str, facts: dict[str, Any]) -> Iterator[None]:
-    """Note seconds, and how much memory this process has taken at most so far."""
+    """Record the seconds, and the peak memory of this process so far."""
     start = time.perf_counter()
     yield
     facts[what] = {"seconds": round(time.perf_counter() - start, 1), "peak_gb": _gigabytes(bench.memory()[1])}
@@ -45,7 +45,7 @@ def _gigabytes(count: int | None) -> float | None:
 
 
 def export(path: Path, vocabulary: int, density: float) -> None:
-    """XLM-R base of random weights, every encoder matrix pruned to ``density``."""
+    """Export XLM-R base with random weights and every encoder matrix pruned to ``density``."""
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
@@ -68,7 +68,7 @@ def export(path: Path, vocabulary: int, density: float) -> None:
 
 
 def pack_by_running_sum(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same matrices, rebuilt as bits -> CumSum -> Gather."""
+    """Pack the same matrices as bits -> CumSum -> Gather."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     graph = result.graph
@@ -109,14 +109,14 @@ def pack_by_running_sum(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def make_feeds(batches: int = 8) -> list[dict[str, np.ndarray]]:
-    """Random texts in place of the unlabelled ones that a real model is calibrated on."""
+    """Return random texts. A real model is calibrated on unlabelled texts."""
     random = np.random.default_rng(0)
     ids = random.integers(4, 1000, (batches, 8, 32))
     return [{"input_ids": row, "attention_mask": np.ones_like(row)} for row in ids]
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Convert, then measure all forms side by side."""
+    """Convert, then measure all files side by side."""
     facts: dict[str, Any] = {"conversion": {}}
     steps = facts["conversion"]
     files = {"fp32": arguments.export or folder / "fp32.onnx"}

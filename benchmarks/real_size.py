@@ -1,10 +1,10 @@
-"""XLM-R base at its real size, through the real command: prune, one update, export, verify.
+"""Run the real command on XLM-R base at its real size: prune, one update, export, verify.
 
     python benchmarks/real_size.py [--out DIR] [--opset 20] [--forms fp32,int8] [--pieces 60000]
 
-The weights are random, drawn from XLM-R base's configuration (278 M parameters), so that no hub is needed; the
-tokenizer is the quickstart's, which has XLM-R's 250,002 pieces. With `--pieces` the vocabulary is trimmed to so many,
-counted on a text made of the pieces themselves. Prints the seconds and the peak memory of each step, and what `bench` finds.
+The weights are random with the configuration of XLM-R base (278 M parameters), so no hub is needed. The tokenizer is that of
+the quickstart, which has XLM-R's 250,002 pieces. `--pieces` trims the vocabulary to this size, counted on a text made of the
+pieces themselves. Prints the seconds and the peak memory of each step, and the result of `bench`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GERMAN = [
 
 
 def write_model(folder: Path) -> None:
-    """XLM-R base with random weights and the real tokenizer."""
+    """Write XLM-R base with random weights and the real tokenizer."""
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaModel
     from transformers.utils import logging
@@ -55,7 +55,7 @@ def write_model(folder: Path) -> None:
 
 
 def write_data(folder: Path) -> None:
-    """A handful of labelled sentences in two languages."""
+    """Write a few labelled sentences in two languages."""
     for language, sentences in (("en", ENGLISH), ("de", GERMAN)):
         rows = "".join(f"{text}\t{('good', 'bad')[i % 2]}\n" for i, text in enumerate(sentences))
         for split in ("train", "dev", "test") if language == "en" else ("test",):
@@ -63,7 +63,7 @@ def write_data(folder: Path) -> None:
 
 
 def write_pieces(folder: Path, tokenizer: Path) -> None:
-    """A text for each language that holds every other piece of the vocabulary, so that there is enough to trim."""
+    """Write a text for each language with every other piece of the vocabulary, so that there is enough to trim."""
     pieces = [piece for piece, _ in json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"][4:]]
     for language in ("en", "de"):
         lines = (piece.replace("▁", " ").strip() for piece in pieces[::2])
@@ -71,7 +71,7 @@ def write_pieces(folder: Path, tokenizer: Path) -> None:
 
 
 def timed(title: str, command: list[str]) -> None:
-    """Run a command; print how long it took and the most memory it held."""
+    """Run a command and print its time and peak memory."""
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - started
@@ -85,7 +85,7 @@ def timed(title: str, command: list[str]) -> None:
 
 
 def main() -> None:
-    """Run the steps one after the other, each in a process of its own."""
+    """Run the steps one after the other, each in its own process."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""Every kind of task on real labelled files, from recipe to report, with the quickstart model and capped examples.
+"""Run every kind of task on real labelled files, from recipe to report, with the quickstart model and few examples.
 
     python benchmarks/real_tasks.py DATA [--out DIR] [--tasks pos,ner,xnli,sib200,qam]
 
-DATA holds a folder a task (`pos/en.train`, `xnli/de.test.tsv.gz`, …) and `unlabelled/<language>.txt`, from which the
-vocabulary is counted. Scaled to minutes a task on two cores, so the scores say that the path works, and in which
-direction languages move; they are not results. Run again, it goes on where it stopped. Prints one line a language.
+DATA has one folder per task (`pos/en.train`, `xnli/de.test.tsv.gz`, …) and `unlabelled/<language>.txt` for the vocabulary.
+A task takes minutes on two cores. The scores show that the code works and in which direction languages move; they are not
+results. Run it again to resume. Prints one line per language.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(task: str, data: Path, test_examples: int, share: float = 1.0) -> dict[str, Any]:
-    """The scaled-down recipe of one task, with ``share`` of its usual training examples."""
+    """Return the scaled-down recipe of one task, with ``share`` of its usual training examples."""
     settings = TASKS[task]
     own = {**settings["task"], "path": str(data / task / settings["task"]["path"])}
     if "max_train_examples" in own:
@@ -79,7 +79,7 @@ def recipe_of(task: str, data: Path, test_examples: int, share: float = 1.0) -> 
 
 
 def main() -> None:
-    """Run the tasks one after the other and print what each language scored."""
+    """Run the tasks one after the other and print the score of each language."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def print_scores(task: str, report: dict[str, Any]) -> None:
-    """One line: metric, means, then every language as dense → pruned."""
+    """Return one line: metric, means, then every language as dense → pruned."""
     metric = next(iter(report["languages"].values()))["metric"]
     mean, english = report["summary"]["zero_shot_mean"], report["summary"]["english"]
     print(f"{task} ({metric}), {report['model']['encoder_density']:.1%} of the encoder")

@@ -4,16 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import SENTENCES, tiny_tokenizer
 
-from xlmprune.data.examples import (
+from xlmprune.data.encoding import (
     IGNORE,
     Encoded,
-    Examples,
     batches_by_length,
     encode,
     length_statistics,
     pad,
     training_order,
 )
+from xlmprune.data.examples import Examples
 
 
 def pieces(row):

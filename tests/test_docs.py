@@ -1,4 +1,4 @@
-"""What the documentation says is what the code does."""
+"""Check that the documentation says what the code does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xlmprune.cli import app
 from xlmprune.core import errors
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -40,11 +40,9 @@ def test_what_comes_from_the_code_is_current(name):
 def test_every_component_recipe_and_command_is_in_the_documentation():
     from xlmprune.recipe.registry import TABLES
 
-    for table in TABLES.values():
-        for name in table:
-            assert f"| `{name}` |" in README
-    for name in recipes.shipped():
-        assert f"| `{name}` |" in README
+    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name in [*(name for table in TABLES.values() for name in table), *recipes.shipped()]:
+        assert f"| `{name}` |" in methods
     commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     for command in renew.command_names():
         assert f"## {command}\n" in commands
@@ -104,8 +102,9 @@ def test_three_lines_are_enough_for_your_own_data(tmp_path):
 
 def test_commands_in_the_documentation_exist():
     """Every `xlmprune …` line names a command, and options which that command has."""
-    lines = re.findall(r"(?:\$ |\.venv/bin/|`)xlmprune ([a-z][^`\n]*)", README)
-    assert len(lines) > 8
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    lines = re.findall(r"(?:\$ |\.venv/bin/|`)xlmprune ([a-z][^`\n]*)", text)
+    assert len(lines) > 20
     runner = CliRunner()
     for line in lines:
         words = line.split("#")[0].split()
@@ -126,6 +125,25 @@ def test_make_targets_in_the_documentation_exist():
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert phony
     assert set(phony[1].split()) == targets
+
+
+def test_the_first_screen_says_what_it_is_and_what_to_try():
+    first = README.split("\n## ", 1)[0]
+    assert first.startswith("# xlmprune\n\nxlmprune makes ")
+    assert blocks(first, "console") == ["$ make quickstart\n"]
+    assert first.index("$ make quickstart") < 1200
+
+
+PRIVATE = (
+    *("goes on", "unbroken", "fault of ours", "mend", "at work in", "is said of", "pays", "the others pay"),
+    *("Out comes", "holds for the while", "dots reach", "of which", "whatever stands", "tidings"),
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_use_words_that_one_can_search_for(page):
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    assert [phrase for phrase in PRIVATE if re.search(rf"\b{phrase}\b", text)] == []
 
 
 def test_the_readme_opens_with_the_two_commands_then_the_gpu():

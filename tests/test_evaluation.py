@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlmprune.data.examples import Encoded, Examples
+from xlmprune.data.encoding import Encoded
+from xlmprune.data.examples import Examples
+from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.scores import Agreement, TestSet
+from xlmprune.evaluation.agreement import Agreement
+from xlmprune.evaluation.scores import TestSet
 from xlmprune.tasks.metrics import Accuracy, EntityF1
 
 
@@ -41,32 +44,32 @@ def test_tagging_logits_are_those_of_first_sub_words():
 
 def test_interval_of_accuracy_is_near_the_binomial_one():
     statistics = np.array([[1, 1]] * 80 + [[0, 1]] * 20, dtype=float)
-    low, high = evaluation.interval(statistics, Accuracy())
+    low, high = intervals.interval(statistics, Accuracy())
     assert low == pytest.approx(80 - 7.84, abs=1.5)
     assert high == pytest.approx(80 + 7.84, abs=1.5)
-    assert evaluation.interval(statistics, Accuracy()) == (low, high)
+    assert intervals.interval(statistics, Accuracy()) == (low, high)
 
 
 def test_an_interval_does_not_collapse_where_all_or_none_is_right():
     # Wilson 1927 by hand: n / (n + z²) = 20 / 23.8415 at the one end, z² / (n + z²) at the other.
-    assert evaluation.interval(np.ones((20, 2)), Accuracy()) == pytest.approx((83.8874, 100.0), abs=1e-3)
+    assert intervals.interval(np.ones((20, 2)), Accuracy()) == pytest.approx((83.8874, 100.0), abs=1e-3)
     none = np.array([[0.0, 1.0]] * 20)
-    assert evaluation.interval(none, Accuracy()) == pytest.approx((0.0, 16.1126), abs=1e-3)
+    assert intervals.interval(none, Accuracy()) == pytest.approx((0.0, 16.1126), abs=1e-3)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=50))
 def test_an_interval_holds_its_score(right):
     statistics = np.array([[value, 1] for value in right], dtype=float)
-    low, high = evaluation.interval(statistics, Accuracy())
+    low, high = intervals.interval(statistics, Accuracy())
     score = float(Accuracy().value(statistics.sum(axis=0)))
     assert 0 <= low <= score <= high <= 100
     assert high - low > 5
 
 
 def test_where_resampling_says_nothing_there_is_no_interval():
-    assert evaluation.interval(np.array([[2.0, 2.0, 2.0]] * 20), EntityF1()) == (None, None)
-    assert evaluation.interval(np.empty((0, 2)), Accuracy()) == (None, None)
-    low, high = evaluation.interval(np.array([[2.0, 2.0, 2.0], [1.0, 2.0, 2.0]] * 20), EntityF1())
+    assert intervals.interval(np.array([[2.0, 2.0, 2.0]] * 20), EntityF1()) == (None, None)
+    assert intervals.interval(np.empty((0, 2)), Accuracy()) == (None, None)
+    low, high = intervals.interval(np.array([[2.0, 2.0, 2.0], [1.0, 2.0, 2.0]] * 20), EntityF1())
     assert 60 < low < 75 < high < 90
 
 
@@ -74,7 +77,7 @@ def test_where_resampling_says_nothing_there_is_no_interval():
 def test_mcnemar_is_the_exact_binomial(pairs):
     before = np.array([[a, 1] for a, _ in pairs], dtype=float)
     after = np.array([[b, 1] for _, b in pairs], dtype=float)
-    found = evaluation.paired(before, after, Accuracy())
+    found = intervals.paired(before, after, Accuracy())
     gained = sum(b and not a for a, b in pairs)
     lost = sum(a and not b for a, b in pairs)
     assert (found["gained"], found["lost"]) == (gained, lost)
@@ -86,15 +89,15 @@ def test_mcnemar_is_the_exact_binomial(pairs):
 def test_an_entity_where_there_is_none_is_an_example_lost():
     right, invented = [0, 0, 0], [0, 1, 0]
     one, other = np.array([right] * 6 + [[1, 1, 1]], float), np.array([invented] * 6 + [[1, 1, 1]], float)
-    found = evaluation.paired(one, other, EntityF1())
+    found = intervals.paired(one, other, EntityF1())
     assert found == {"p_value": pytest.approx(2 / 2**6), "gained": 0, "lost": 6}
-    assert evaluation.paired(other, one, EntityF1())["gained"] == 6
-    assert evaluation.paired(one, one, EntityF1())["p_value"] == 1
+    assert intervals.paired(other, one, EntityF1())["gained"] == 6
+    assert intervals.paired(one, one, EntityF1())["p_value"] == 1
 
 
 def test_models_measured_on_different_examples_are_not_paired():
     with pytest.raises(ValueError, match="different examples"):
-        evaluation.paired(np.ones((3, 2)), np.ones((4, 2)), Accuracy())
+        intervals.paired(np.ones((3, 2)), np.ones((4, 2)), Accuracy())
 
 
 def test_the_train_language_is_never_in_the_zero_shot_mean():

@@ -13,7 +13,7 @@ from transformers import (
 
 from xlmprune import recipe as recipes
 from xlmprune.core.errors import TrainingError
-from xlmprune.data.examples import IGNORE, Encoded
+from xlmprune.data.encoding import IGNORE, Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
 from xlmprune.pruning.regularizers.cosine import alignment

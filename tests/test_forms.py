@@ -116,7 +116,17 @@ def test_half_precision_goes_all_the_way(runs):
             assert "ONNX fp16" in (bundle / page).read_text(encoding="utf-8")
         checks = {check.name: check for check in verify(bundle, threads=1)}
         assert checks["model.fp16.onnx: golden logits"].passed
-    asked = CliRunner().invoke(app, ["evaluate", str(runs["packed"] / "bundle"), "--form", "fp16", "--json"])
+    data = runs["packed"].parent / "data" / "{language}.{split}.tsv"
+    command = [
+        "evaluate",
+        str(runs["packed"] / "bundle"),
+        "--form",
+        "fp16",
+        "--set",
+        f"task.path='{data}'",
+        "--json",
+    ]
+    asked = CliRunner().invoke(app, command)
     assert asked.exit_code == 0, asked.output
     scores = {language: row["score"] for language, row in json.loads(asked.stdout)["languages"].items()}
     assert scores == {

@@ -489,7 +489,8 @@ def test_a_small_vocabulary_ships_and_a_timing_that_fails_stops_nothing(workplac
     ],
 )
 def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
-    from xlmprune.evaluation.scores import Agreement, Score
+    from xlmprune.evaluation.agreement import Agreement
+    from xlmprune.evaluation.scores import Score
     from xlmprune.export import forms as bundling
     from xlmprune.recipe import FloorRecipe
 

@@ -7,7 +7,7 @@ import pytest
 from real_data import require_data
 from tiny import tiny_tokenizer
 
-from xlmprune.data.examples import encode, length_statistics, pad
+from xlmprune.data.encoding import encode, length_statistics, pad
 from xlmprune.recipe import TaskRecipe, registry
 
 FOLDERS = {

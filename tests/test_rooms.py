@@ -35,7 +35,6 @@ KNOWN: dict[str, set[str]] = {
     "core.run_folder": {"recipe"},
     "models.loading": {"quickstart.model"},
     "models.vocabulary": {"tasks"},
-    "recipe": {"training.distillation"},
     "training.planning": {"pipeline"},
 }
 """Imports that still run upwards, from before the rooms. Each goes; none may come."""

@@ -45,7 +45,7 @@ def test_a_header_is_told_by_its_names(tmp_path):
     assert rows.first == ["Rain fell.", "ฝนตก"]
     assert rows.second == ["It rained.", "ไม่มีฝน"]
     assert rows.labels == ["yes", "no"]
-    assert rows.place(1).endswith("en.train.tsv:3")
+    assert rows.location(1).endswith("en.train.tsv:3")
     assert rows.notes == ()
 
 
@@ -68,7 +68,7 @@ def test_quotation_marks_are_characters_in_tsv_and_quotes_in_csv(tmp_path):
     content = 'text,label\n"one, ""two""\nthree",x\nfour,y\n'
     rows = files(tmp_path, content, kind="text", name="{language}.{split}.csv").rows("en", "train")
     assert rows.first == ['one, "two"\nthree', "four"]
-    assert [rows.place(row).rsplit(":")[-1] for row in (0, 1)] == ["2", "4"]
+    assert [rows.location(row).rsplit(":")[-1] for row in (0, 1)] == ["2", "4"]
 
 
 def test_fields_keep_their_spaces_and_may_be_empty(tmp_path):
@@ -83,7 +83,7 @@ def test_marks_line_ends_and_empty_lines_of_other_systems(tmp_path):
     rows = files(tmp_path, content, kind="text").rows("en", "train")
     assert rows.first == ["one\u2028two\x85three", "four"]
     assert rows.labels == ["x", "y"]
-    assert rows.place(1).endswith(":4")
+    assert rows.location(1).endswith(":4")
     assert rows.notes == (f"{tmp_path}/en.train.tsv: 1 empty line skipped",)
 
 
@@ -133,7 +133,7 @@ def test_json_lines(tmp_path):
     )
     rows = files(tmp_path, content, name="{language}.{split}.jsonl").rows("en", "train")
     assert (rows.first, rows.second, rows.labels) == (["a\tb", "d"], ["c", "e"], ["1", "0"])
-    assert rows.place(1).endswith(":3")
+    assert rows.location(1).endswith(":3")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,10 @@ def test_bad_columns_are_refused(tmp_path):
     [
         ('{"premise": "a", "hypothesis": "b"\n', [":1: not JSON"]),
         ('["a", "b"]\n', [":1: list found"]),
-        ('{"premise": "a", "hypothesis": "b"}\n{"premise": "a"}\n', [":2: no 'hypothesis'", "line 1 has"]),
+        (
+            '{"premise": "a", "hypothesis": "b"}\n{"premise": "a"}\n',
+            [":2: no 'hypothesis', which other lines have"],
+        ),
         ('{"premise": "a", "hypothesis": ["b"]}\n', [':1: second is ["b"]']),
         ('{"premise": "a", "hypothesis": "b", "label": 0.5}\n', [":1: label is 0.5"]),
     ],
@@ -398,7 +401,7 @@ def test_a_tab_separates_and_words_may_hold_spaces(tmp_path):
     rows = read_tokens(file)
     assert rows.first == [["bắt chuyện", "với"], ["500 000"]]
     assert rows.labels == [["VERB", "ADP"], ["NUM"]]
-    assert [rows.place(0, 1), rows.place(1)] == [f"{file}:2", f"{file}:5"]
+    assert [rows.location(0, 1), rows.location(1)] == [f"{file}:2", f"{file}:5"]
 
 
 def test_a_space_separates_and_documents_are_passed_over(tmp_path):
@@ -449,7 +452,7 @@ def test_column_names_of_token_files(tmp_path, header):
     )
     rows = files(tmp_path, content, "tokens", header=True).rows("en", "train")
     assert (rows.first, rows.labels) == ([["EU", "rejects"], ["calls"]], [["B-ORG", "O"], ["O"]])
-    assert [rows.place(0), rows.place(0, 1), rows.place(1)] == [
+    assert [rows.location(0), rows.location(0, 1), rows.location(1)] == [
         f"{tmp_path}/en.train.tsv:{n}" for n in (2, 3, 5)
     ]
     said = files(tmp_path, content, "tokens", header=False).rows("en", "train")
@@ -536,7 +539,7 @@ def test_a_treebank_is_read_by_its_columns(tmp_path):
     source = files(tmp_path, content, "tokens", "{language}.{split}", columns={"words": 1, "tags": 3})
     rows = source.rows("en", "train")
     assert (rows.first, rows.labels) == ([["de", "le", "vin"]], [["ADP", "DET", "NOUN"]])
-    assert [rows.place(0, word).rpartition(":")[2] for word in range(3)] == ["5", "6", "8"]
+    assert [rows.location(0, word).rpartition(":")[2] for word in range(3)] == ["5", "6", "8"]
     path = f"{tmp_path}/en.train"
     assert rows.notes == (
         f"{path}: 3 comments (# …) left out",
@@ -831,7 +834,7 @@ def test_the_hubs_labels_are_taken_by_name(local_hub):
     for split in ("train", "dev", "test"):
         read = hub.rows("sw", split)
         assert (read.first, read.second, read.labels) == (["ฝนตก", "p"], ["h", "i"], ["b", "a"])
-        assert read.place(1).endswith(":2")
+        assert read.location(1).endswith(":2")
     assert hub.languages() == ("sw",)
     assert not hub.has("de", "test")
     with pytest.raises(DataError, match="has no test set for language 'de'; it has: sw"):
@@ -857,7 +860,7 @@ def test_treebanks_of_the_hub(local_hub, monkeypatch, numbered):
     path = local_hub(
         {"en_ewt": {"train": columns, "dev": columns, "test": columns}, "th_pud": {"test": columns}}, features
     )
-    monkeypatch.setattr(pos, "HUB", HubSet(**{**vars(pos.HUB), "id": path, "revision": None}))
+    monkeypatch.setattr(pos.Pos, "hub", HubSet(**{**vars(pos.Pos.hub), "id": path, "revision": None}))
     task = pos.Pos(TaskRecipe(name="pos", languages=["th"]))
     assert task.languages() == ("en", "th")
     for language, split in [("en", "train"), ("en", "dev"), ("th", "test")]:

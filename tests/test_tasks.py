@@ -10,7 +10,7 @@ from tiny import tiny_tokenizer
 
 from xlmprune import recipe as recipes
 from xlmprune.core.errors import DataError, RecipeError
-from xlmprune.data.examples import encode
+from xlmprune.data.encoding import encode
 from xlmprune.evaluation.predictions import write_predictions
 from xlmprune.recipe import TaskRecipe, registry
 from xlmprune.tasks.metrics import METRICS
@@ -302,6 +302,7 @@ def test_tasks_import_neither_torch_nor_transformers():
     modules = [entry.partition(":")[0] for name, entry in registry.TASKS.items() if name != "quickstart"]
     modules += [
         "xlmprune.data.examples",
+        "xlmprune.data.encoding",
         "xlmprune.tasks.metrics",
         "xlmprune.evaluation.predictions",
         "xlmprune.data.readers.files",

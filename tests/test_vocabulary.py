@@ -19,7 +19,8 @@ from tokenizers.models import WordLevel
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
 
 from xlmprune.core.errors import DataError, ModelError
-from xlmprune.data.examples import Examples, encode, pad
+from xlmprune.data.encoding import encode, pad
+from xlmprune.data.examples import Examples
 from xlmprune.models import vocabulary
 from xlmprune.quickstart.model import build_tokenizer, ensure_model
 

@@ -172,7 +172,8 @@ def tiny_graph(kind: str = "text", labels: Sequence[str] = ("no", "maybe", "yes"
 
 def tiny_batch(kind: str = "text") -> dict[str, np.ndarray]:
     """The sample sentences as one padded batch."""
-    from xlmprune.data.examples import Examples, encode, pad
+    from xlmprune.data.encoding import encode, pad
+    from xlmprune.data.examples import Examples
 
     texts = tiny_texts(kind)
     first, second = ([list(part) for part in zip(*texts, strict=True)]) if kind == "pair" else (texts, None)

@@ -1,9 +1,10 @@
-"""The command line: parse, call, print. Nothing heavy is imported until a command runs."""
+"""Define the command line: parse, call, print. Heavy libraries are imported only when a command runs."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from xlmprune.recipe.registry import FORMS
 
 
 class _Group(TyperGroup):
-    """Turns what the user can mend into a sentence and an exit code; our own faults keep their traceback."""
+    """Turn a user error into a sentence and an exit code; an internal error keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -26,12 +27,12 @@ class _Group(TyperGroup):
                 typer.echo(f"xlmprune: {line}", err=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            goes_on = ctx.invoked_subcommand in ("compress", "compare")
-            advice = "; the same command goes on from the last checkpoint" if goes_on else ""
+            resumable = ctx.invoked_subcommand in ("compress", "compare")
+            advice = "; run the same command again to resume from the last checkpoint" if resumable else ""
             typer.echo(f"xlmprune: interrupted{advice}", err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # The reader of our output went away, as `head` does; nothing is wrong.
+            # The reader closed the pipe, as `head` does. This is not an error.
             sys.stderr.close()
             raise typer.Exit(0) from None
 
@@ -39,31 +40,42 @@ class _Group(TyperGroup):
 app = typer.Typer(
     name="xlmprune",
     cls=_Group,
-    help="Prune XLM-RoBERTa on English labels, keep it cross-lingual, and ship a small ONNX model with the truth about "
-    "every language.",
+    help="Fine-tune and prune a multilingual model on English labels, measure every language, and export a small "
+    "ONNX model with a report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(
-    cls=_Group, help="The recipes: list | show NAME | validate FILE | schema.", no_args_is_help=True
-)
+recipes_app = typer.Typer(cls=_Group, help="List, show and check recipes.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 
-Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of an exported bundle.")]
+
+def _shipped_names(incomplete: str) -> list[str]:
+    """Complete the name of a shipped recipe for the shell."""
+    from xlmprune import recipe as recipes
+
+    return [name for name in recipes.shipped() if name.startswith(incomplete)]
+
+
+RECIPE = typer.Argument(
+    metavar="RECIPE", help="A recipe file or the name of a shipped recipe.", autocompletion=_shipped_names
+)
+Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of an exported bundle.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Set = Annotated[
     list[str],
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override one recipe value; dots reach inside. May be repeated."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one recipe value. Use dots for nested keys. Can be repeated.",
     ),
 ]
 Form = Annotated[
-    str,
-    typer.Option(help=f"Which ONNX file: {', '.join(FORMS)}; otherwise the first the bundle has."),
+    str, typer.Option(help=f"ONNX file to use: {', '.join(FORMS)}. Default: the first in the bundle.")
 ]
-Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 lets it choose.")]
+Threads = Annotated[int, typer.Option(help="Threads for ONNX Runtime. 0: ONNX Runtime decides.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")]
 
 
 def _version(show: bool) -> None:
@@ -78,7 +90,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options before the command."""
+    """Accept options before the command."""
 
 
 def _print_json(value: Any) -> None:
@@ -91,26 +103,30 @@ def _print_table(renderable: Any) -> None:
     from rich.console import Console
 
     console = Console()
-    # Piped, a table must not be folded to 80 columns; on a terminal it takes the terminal's width. Labels and names are
-    # shown as they are: [brackets] in them are no markup.
+    # A pipe has no width, so a table gets 160 columns there. Markup is off because names may contain [brackets].
     Console(width=None if console.is_terminal else 160, highlight=False, markup=False).print(renderable)
+
+
+def _print(facts: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
+    """Print ``facts`` as JSON, or as the table that ``render`` makes of them."""
+    _print_json(facts) if as_json else _print_table(render(facts))
 
 
 @app.command()
 def compress(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Run folder; otherwise runs/<recipe name>.")] = None,
+    recipe: Annotated[str, RECIPE],
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<recipe name>.")] = None,
     set_: Set = [],
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a folder that holds a run.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Discard the run in the folder and restart.")
+    ] = False,
+    device: Device = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-prune on English, measure every language, export, report.
+    """Fine-tune and prune on English, measure all languages, export.
 
-    Run again with the same recipe and folder after a crash or Ctrl-C: it goes on where it stopped.
+    After a crash or Ctrl-C, run the same command again: the run resumes from its last checkpoint.
     """
     from xlmprune import recipe as recipes
 
@@ -118,15 +134,13 @@ def compress(
     if dry_run:
         from xlmprune.training import planning
 
-        plan = planning.plan(resolved, device)
-        _print_json(plan) if as_json else _print_table(planning.render(plan))
+        _print(planning.plan(resolved, device), as_json, planning.render)
         return
     from xlmprune import pipeline
     from xlmprune.report.pages import results_table
 
     folder = out or Path("runs") / resolved.name
-    facts = pipeline.run(resolved, folder, device, fresh)
-    _print_json(facts) if as_json else _print_table(results_table(facts))
+    _print(pipeline.run(resolved, folder, device, fresh), as_json, results_table)
     typer.echo(f"bundle: {folder / 'bundle'}   report: {folder / 'bundle' / 'report.html'}", err=True)
 
 
@@ -135,36 +149,32 @@ def evaluate(
     bundle: Bundle,
     form: Form = "",
     set_: Set = [],
-    languages: Annotated[str, typer.Option(help="Only these, comma-separated.")] = "",
+    languages: Annotated[str, typer.Option(help="Measure only these languages, separated by commas.")] = "",
     minimum: Annotated[
         list[str],
         typer.Option(
-            "--min", metavar="WHAT=SCORE", help="zero_shot_mean, all_mean or a language; less is exit code 3."
+            "--min",
+            metavar="NAME=SCORE",
+            help="Lowest accepted score of zero_shot_mean, all_mean or a language. A lower score gives exit code 3.",
         ),
     ] = [],
     predictions: Annotated[
-        Path | None, typer.Option(help="Write the official prediction files here.")
+        Path | None, typer.Option(help="Write prediction files in the task's official format to this folder.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts in one call.")] = 64,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Score an exported bundle with ONNX Runtime, per language.
+    """Measure a bundle with ONNX Runtime in every language.
 
-    The task and its data are those of the run; point elsewhere with --set, as in --set task.path=data/{language}.tsv
+    The task and its data come from the run. Use --set to read other data, for example
+    --set task.path=data/{language}.tsv
     """
     from xlmprune.bundle import evaluate as scoring
 
-    facts = scoring.evaluate_bundle(
-        bundle,
-        form,
-        set_,
-        [code.strip() for code in languages.split(",") if code.strip()],
-        batch_size,
-        threads,
-        predictions,
-    )
-    _print_json(facts) if as_json else _print_table(scoring.render(facts))
+    wanted = [code.strip() for code in languages.split(",") if code.strip()]
+    facts = scoring.evaluate_bundle(bundle, form, set_, wanted, batch_size, threads, predictions)
+    _print(facts, as_json, scoring.render)
     scoring.require(facts, minimum)
 
 
@@ -173,17 +183,19 @@ def predict(
     bundle: Bundle,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts; for a pair put a tab between the two."),
+        typer.Argument(metavar="[TEXT]...", help="Texts. For a pair, put a tab between the two texts."),
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="One text a line, or JSON lines; - is stdin.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="File with one text on each line, or JSON lines. - reads stdin.")
+    ] = None,
     form: Form = "",
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts in one call.")] = 32,
     threads: Threads = 0,
 ) -> None:
-    """Labels and probabilities for texts, as JSON lines.
+    """Print labels and probabilities for texts, as JSON lines.
 
-    Texts come from the arguments, from --file, or from stdin, one a line. A line that opens with { is read as JSON with
-    the keys text and, for pairs, text_pair; for taggers words may be a list.
+    Texts come from the arguments, from --file or from stdin, one on each line. A line that starts with { is read as
+    JSON with the keys text and, for pairs, text_pair. For tagging tasks, words may be a list.
     """
     from xlmprune.bundle import evaluate as scoring
 
@@ -197,16 +209,18 @@ def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint, model folder, file or bundle.")],
     as_json: Json = False,
 ) -> None:
-    """What a checkpoint or bundle holds: density, norms and bytes by layer and kind of module."""
+    """Show density, norms and bytes of a model or bundle by layer."""
     from xlmprune.bundle import inspect as inspection
 
-    facts = inspection.inspect(path)
-    _print_json(facts) if as_json else _print_table(inspection.render(facts))
+    _print(inspection.inspect(path), as_json, inspection.render)
 
 
 @app.command()
 def verify(bundle: Bundle, threads: Threads = 0, as_json: Json = False) -> None:
-    """Hashes, ONNX checker, stored golden inputs: is this what was measured, on this runtime?"""
+    """Check that a bundle is intact and computes the measured results.
+
+    Checks the hash of every file, the ONNX graphs, and the stored sample inputs on this machine's ONNX Runtime.
+    """
     from xlmprune.bundle import verify as verification
 
     checks = verification.verify(bundle, threads=threads)
@@ -224,9 +238,12 @@ def verify(bundle: Bundle, threads: Threads = 0, as_json: Json = False) -> None:
 @app.command()
 def unpack(
     bundle: Bundle,
-    out: Annotated[Path | None, typer.Option(help="Where to write; otherwise <bundle>-unpacked.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: <bundle>-unpacked.")] = None,
 ) -> None:
-    """Write the dense form of every packed file (plain safetensors, plain ONNX), for tools that want it."""
+    """Write plain safetensors and plain ONNX from packed files.
+
+    Use this for tools that cannot open the packed files.
+    """
     from xlmprune.bundle.unpack import unpack_bundle
 
     folder = out or _beside(bundle, "-unpacked")
@@ -235,7 +252,7 @@ def unpack(
 
 
 def _beside(folder: Path, ending: str) -> Path:
-    """``folder`` with ``ending`` behind its name; `.` and `..` have none of their own."""
+    """Return ``folder`` with ``ending`` appended to its name. `.` and `..` are resolved first."""
     named = folder if folder.name not in ("", "..") else folder.resolve()
     return named.with_name(named.name + ending)
 
@@ -244,19 +261,20 @@ def _beside(folder: Path, ending: str) -> Path:
 def bench(
     bundle: Bundle,
     against: Annotated[
-        Path | None, typer.Option(help="Another bundle, or an ONNX file, to compare with.")
+        Path | None,
+        typer.Option(help="Another bundle or an ONNX file to compare with. Default: the dense fp32 model."),
     ] = None,
-    batches: Annotated[str, typer.Option(help="Texts in a call, comma-separated.")] = "1,8",
-    lengths: Annotated[str, typer.Option(help="Tokens of every text, comma-separated.")] = "64,128",
-    threads: Annotated[int, typer.Option(min=0, help="Threads of ONNX Runtime; 0 takes every core.")] = 0,
+    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
+    lengths: Annotated[str, typer.Option(help="Text lengths in tokens, separated by commas.")] = "64,128",
+    threads: Annotated[int, typer.Option(min=0, help="Threads for ONNX Runtime. 0: all cores.")] = 0,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="How long to measure each batch and length.")
+        float, typer.Option(min=0.1, help="Time to measure each batch size and length.")
     ] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Latency, throughput, memory and bytes of every form, side by side with the dense file.
+    """Measure latency, throughput, memory and bytes of each file.
 
-    Forms take turns, so that the ratios hold on a busy machine too.
+    The files take turns, so the ratios are reliable on a busy machine too.
     """
     from xlmprune.bundle import bench as benching
     from xlmprune.bundle.unpack import contenders
@@ -270,7 +288,7 @@ def bench(
             seconds=seconds,
             say=lambda text: typer.echo(text, err=True),
         )
-    _print_json(facts) if as_json else _print_table(benching.render(facts))
+    _print(facts, as_json, benching.render)
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -279,38 +297,42 @@ def _numbers(text: str, option: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise RecipeError(f"{option} {text}: expected whole numbers above 0, such as 1,8")
+        raise RecipeError(f"{option} {text}: expected whole numbers above 0, for example 1,8")
     return numbers
 
 
 @app.command()
 def compare(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe, a comparison file, or a shipped one's name.")
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe, a comparison file, or the name of a shipped one."),
     ],
     vary: Annotated[
-        list[str], typer.Option("--vary", metavar="KEY=V1,V2", help="Run every value; may be repeated.")
+        list[str],
+        typer.Option("--vary", metavar="KEY=V1,V2", help="Run each of these values. Can be repeated."),
     ] = [],
     set_: Set = [],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of all runs; otherwise runs/<name>-comparison.")
+        Path | None, typer.Option(help="Folder of all runs. Default: runs/<name>-comparison.")
     ] = None,
-    baseline: Annotated[str, typer.Option(help="Test the other methods against this one alone.")] = "",
+    baseline: Annotated[str, typer.Option(help="Compare the other methods only with this one.")] = "",
     only: Annotated[
-        list[str], typer.Option("--only", metavar="METHOD", help="Run this row alone; may be repeated.")
+        list[str], typer.Option("--only", metavar="METHOD", help="Run only this method. Can be repeated.")
     ] = [],
-    jobs: Annotated[int, typer.Option(help="Runs at once on this machine.")] = 1,
-    executor: Annotated[str, typer.Option(help="local, or ray (extra `ray`).")] = "local",
-    gpus: Annotated[float | None, typer.Option(help="For ray: the share of a GPU each run gets.")] = None,
-    cpus: Annotated[float, typer.Option(help="For ray: the cores each run gets.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in folders that hold runs.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and make none.")] = False,
+    jobs: Annotated[int, typer.Option(help="Number of runs at the same time on this machine.")] = 1,
+    executor: Annotated[str, typer.Option(help="local, or ray (needs the extra `ray`).")] = "local",
+    gpus: Annotated[float | None, typer.Option(help="ray only: GPUs for each run, for example 0.5.")] = None,
+    cpus: Annotated[float, typer.Option(help="ray only: CPU cores for each run.")] = 1,
+    device: Device = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard runs in the folder and restart.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the list of runs without running.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Several methods, seeds and tasks under one budget, one table with its spread.
+    """Run several methods, seeds and tasks and compare them.
 
-    Every run is an ordinary run folder; run again, finished ones are left alone and broken ones go on.
+    Each run has its own run folder. Run the same command again to skip finished runs and resume the others.
     """
     from xlmprune.compare import pages, plan, running, table
 
@@ -321,7 +343,7 @@ def compare(
     folder = out or Path("runs") / f"{laid_out.name}-comparison"
     runs = running.make_executor(executor, gpus, cpus, jobs)
     facts = running.compare(laid_out, folder, runs, device, fresh, only=only)
-    _print_json(facts) if as_json else _print_table(pages.results_table(facts))
+    _print(facts, as_json, pages.results_table)
     typer.echo(f"comparison: {folder / 'comparison.html'}", err=True)
     if code := table.exit_code(facts):
         raise typer.Exit(code)
@@ -329,16 +351,15 @@ def compare(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Versions, devices, what is installed, what can be reached."""
+    """Check this machine: versions, devices, packages, model hub."""
     from xlmprune.core import doctor as diagnosis
 
-    facts = diagnosis.diagnose()
-    _print_json(facts) if as_json else _print_table(diagnosis.render(facts))
+    _print(diagnosis.diagnose(), as_json, diagnosis.render)
 
 
 @recipes_app.command("list")
 def list_recipes(as_json: Json = False) -> None:
-    """Names of the shipped recipes, with the first line of each."""
+    """List the shipped recipes with their first line."""
     from xlmprune import recipe as recipes
 
     found = {name: _headline(file) for name, file in recipes.shipped().items()}
@@ -351,16 +372,15 @@ def list_recipes(as_json: Json = False) -> None:
 
 
 def _headline(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    comments = (
-        line[1:].strip() for line in lines if line.startswith("#") and "yaml-language-server" not in line
-    )
+    comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line[:1] == "#")
     skipped = ("xlmprune compress", "yaml-language-server")
     return next((text for text in comments if text and not text.startswith(skipped)), "")
 
 
 @recipes_app.command("show")
-def show_recipe(name: str) -> None:
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="Name of a shipped recipe.", autocompletion=_shipped_names)],
+) -> None:
     """Print a shipped recipe as it is written."""
     from xlmprune import recipe as recipes
 
@@ -368,28 +388,23 @@ def show_recipe(name: str) -> None:
 
 
 @recipes_app.command("validate")
-def validate_recipe(
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="A recipe file, or the name of a shipped recipe.")
-    ],
-    set_: Set = [],
-) -> None:
-    """Check a recipe and print it with every default filled in."""
+def validate_recipe(recipe: Annotated[str, RECIPE], set_: Set = []) -> None:
+    """Check a recipe and print it with all defaults filled in."""
     from xlmprune import recipe as recipes
 
-    typer.echo(recipes.load(file, set_).to_yaml(), nl=False)
+    typer.echo(recipes.load(recipe, set_).to_yaml(), nl=False)
 
 
 @recipes_app.command("schema")
 def print_schema() -> None:
-    """A JSON Schema of recipes, for editors."""
+    """Print a JSON Schema of recipes for editors."""
     from xlmprune import recipe as recipes
 
     _print_json(recipes.json_schema())
 
 
 def main() -> None:
-    """Entry point of the `xlmprune` command."""
+    """Run the `xlmprune` command."""
     app()
 
 

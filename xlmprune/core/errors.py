@@ -1,49 +1,49 @@
-"""Everything a user can cause, as one tree. The command line prints the sentence and exits with `exit_code`.
+"""Define the user errors as one tree. The command line prints the message and exits with `exit_code`.
 
-XlmpruneError             2   the user can mend it
+XlmpruneError             2   user error
 ├── RecipeError               a recipe, or an option that overrides it
 ├── DataError                 a data file, or a source of data
 ├── ModelError                a pretrained model, or a checkpoint
 ├── BundleError               an exported bundle, or a file in one
 ├── MachineError              device, disk, memory, network, a missing package
-├── TrainingError             training went wrong: NaN, divergence
-└── ShortfallError        3   `verify`, `evaluate --min` or `export.floor` found less than promised
+├── TrainingError             training failed: NaN, divergence
+└── ShortfallError        3   a check of `verify`, `evaluate --min` or `export.floor` failed
 
-Any other exception is a fault of ours and keeps its traceback (exit code 1).
+Any other exception is an internal error. It keeps its traceback and gives exit code 1.
 """
 
 
 class XlmpruneError(Exception):
-    """A sentence for the user: what was found, what was expected, what to try."""
+    """Carries a message for the user: what was found, what was expected, what to try."""
 
     exit_code = 2
 
 
 class RecipeError(XlmpruneError):
-    """The recipe, or an option that overrides it, cannot be used."""
+    """Says that a recipe, or an option that overrides it, cannot be used."""
 
 
 class DataError(XlmpruneError):
-    """A data file or source cannot be used; names file and line where there is one."""
+    """Says that a data file or data source cannot be used. Names the file and the line if there is one."""
 
 
 class ModelError(XlmpruneError):
-    """The pretrained model or checkpoint cannot be used."""
+    """Says that a pretrained model or a checkpoint cannot be used."""
 
 
 class BundleError(XlmpruneError):
-    """A file of an exported bundle is missing, damaged or foreign."""
+    """Says that a file of a bundle is missing, damaged or not part of the bundle."""
 
 
 class MachineError(XlmpruneError):
-    """The machine lacks something: a device, disk space, memory, a network, a package."""
+    """Says what the machine lacks: a device, disk space, memory, a network, a package."""
 
 
 class TrainingError(XlmpruneError):
-    """Training cannot go on, such as after a loss that is not a number."""
+    """Says that training cannot continue, for example because the loss is not a number."""
 
 
 class ShortfallError(XlmpruneError):
-    """A check found less than was promised."""
+    """Says that a check failed."""
 
     exit_code = 3

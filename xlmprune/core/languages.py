@@ -1,6 +1,6 @@
-"""English names of languages, for people who read tables of codes.
+"""Map language codes to English names for tables and reports.
 
-The languages XLM-R was trained on and those of the shipped tasks; a code that is not here is shown as it is.
+The list has the languages XLM-R was trained on and those of the shipped tasks. An unknown code is shown unchanged.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ NAMES = {
     "zu": "Zulu",
 }
 
-# What follows the code: a script (ISO 15924) or a region where the spelling differs.
+# A second part of a code: a script (ISO 15924), or a region with its own spelling.
 QUALIFIERS = {
     "arab": "Arabic script",
     "cyrl": "Cyrillic",
@@ -130,7 +130,7 @@ QUALIFIERS = {
 
 
 def language_name(code: str) -> str:
-    """``"pt-BR"`` gives ``"Portuguese (Brazil)"``; an unknown code comes back as it is."""
+    """Return the English name: ``"Portuguese (Brazil)"`` for ``"pt-BR"``. An unknown code comes back unchanged."""
     base, *rest = code.replace("_", "-").split("-")
     name = NAMES.get(base.lower())
     if name is None:

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live line on a terminal, plain log lines everywhere else."""
+"""Show progress on stderr: a live line on a terminal, plain log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_SECONDS = 10.0
-"""How often a running stage writes a line where there is no terminal."""
+"""Seconds between two lines of a running stage if there is no terminal."""
 
 
 class Reporter:
-    """Says what a run is doing. On a terminal a bar shows the stage; elsewhere a line comes every ten seconds."""
+    """Show what a run is doing: a progress bar on a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
@@ -25,7 +25,7 @@ class Reporter:
         self._first_number = 0
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print one line that stays on the screen."""
         stamp = time.strftime("%H:%M:%S")
         self.console.print(
             f"[dim]{stamp}[/dim] {escape(text)}" if self.console.is_terminal else f"{stamp} {text}",
@@ -33,7 +33,7 @@ class Reporter:
         )
 
     def step(self, stage: int, stages: int, density: float, number: int, total: int, loss: float) -> None:
-        """One update was made."""
+        """Report one update."""
         now = time.perf_counter()
         if number == 1 or self._stage_started == 0.0:
             self._stage_started, self._last_line, self._first_number = now, now, number - 1
@@ -76,7 +76,7 @@ class Reporter:
         )
 
     def stop(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         self._stage_started = 0.0
         if self._bar is not None:
             self._bar.stop()

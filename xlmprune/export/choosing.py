@@ -16,10 +16,10 @@ import onnx
 
 from xlmprune.core.errors import DataError
 from xlmprune.core.files import temporary_folder
-from xlmprune.data.examples import Encoded, encode, pad
+from xlmprune.data.encoding import Encoded, encode, pad
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.scores import Agreement
+from xlmprune.evaluation.agreement import Agreement
 from xlmprune.export import quantization
 from xlmprune.export.form import Material
 from xlmprune.export.graph import save_onnx

@@ -287,6 +287,8 @@ class _Rewriting:
         result = with_graph(
             self.proto, node=self.nodes, initializer=[*kept, *self.constants.values()], value_info=()
         )
+        result.ClearField("doc_string")
+        result.graph.ClearField("doc_string")
         result.metadata_props.add(key="quantization", value=facts)
         return result
 

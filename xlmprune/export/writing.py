@@ -12,9 +12,10 @@ import numpy as np
 
 from xlmprune._version import __version__
 from xlmprune.core.errors import ShortfallError
-from xlmprune.data.examples import Encoded, pad
+from xlmprune.data.encoding import Encoded, pad
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.scores import Agreement, Scores, TestSet
+from xlmprune.evaluation.agreement import Agreement
+from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.export import sparse
 from xlmprune.export.form import Form, Material, Written, form_named, reference
 from xlmprune.export.graph import export_onnx, files_of

@@ -1,12 +1,13 @@
 """The tables of names, and `load`, which imports what a name stands for.
 
-A new component is one file and one line here. The module after the colon's left is imported only when a recipe
-asks for it, so that `xlmprune --help` need not wait for PyTorch.
+A new component is one file and one line here. Its module is imported only when a recipe asks for it, so that
+`xlmprune --help` does not wait for PyTorch.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -76,9 +77,9 @@ TABLES = {
 }
 
 
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """``did you mean 'x'?`` for a misspelt name, or the list of what is known."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Say ``did you mean 'x'?`` for a misspelt name, or list the known names."""
+    close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 

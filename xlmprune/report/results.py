@@ -11,7 +11,8 @@ from xlmprune.bundle.inspect import inspect
 from xlmprune.bundle.manifest import sha256_of
 from xlmprune.core.files import SAFETENSORS_FILE
 from xlmprune.core.machine import environment
-from xlmprune.data.examples import length_statistics
+from xlmprune.data.encoding import length_statistics
+from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
 from xlmprune.export.writing import MeasuredForm, dense_bytes
@@ -71,7 +72,7 @@ def assemble(
         "speed": dict(speed),
         "parity": {key: entry.agreement.as_dict() for key, entry in measured.items()},
         "paired": {
-            language: evaluation.paired(outcome.dense[language], score.statistics, metric)
+            language: intervals.paired(outcome.dense[language], score.statistics, metric)
             for language, score in pruned.items()
         },
         "text": {
@@ -105,7 +106,7 @@ def _languages(
             "dense": dense,
             "pruned": score.value,
             "delta": score.value - dense,
-            "ci95": list(evaluation.interval(score.statistics, metric)),
+            "ci95": list(intervals.interval(score.statistics, metric)),
         }
         row |= {key: entry.scores[language].value for key, entry in measured.items()}
         if data.unlabelled:

@@ -1,16 +1,24 @@
 """The tasks, one per file: which examples, which labels, which metric. The table of names is `registry.TASKS`.
 
-A task is a class built from a recipe's `task` part. To add one, write a file like `pawsx.py` and give it a line in
-the table; recipe validation, the lists in the documentation and the tests all tasks must pass follow from that line.
+A task is a class built from the recipe's `task` section. To add one, write a file like `pawsx.py` and give it a line in
+the table. Recipe validation, the lists in the documentation and the tests of all tasks follow from that line.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 from xlmprune.data.examples import Examples, Kind
 from xlmprune.data.readers import Corpus, Split
-from xlmprune.tasks.metrics import Metric
+from xlmprune.data.readers.labels import in_order
+from xlmprune.tasks.metrics import Accuracy, Metric, main_first
+
+if TYPE_CHECKING:
+    from xlmprune.data.readers.hub import HubSet
+    from xlmprune.data.readers.xglue import Layout
+    from xlmprune.recipe import TaskRecipe
 
 
 class Task(Protocol):
@@ -18,7 +26,7 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """As in recipes."""
+        """The name that recipes use."""
 
     @property
     def kind(self) -> Kind:
@@ -26,53 +34,79 @@ class Task(Protocol):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """In the order of the model's outputs."""
+        """Label names, in the order of the model's outputs."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """The first is the main one."""
+        """Metrics; the first is the main one."""
 
     @property
     def licence(self) -> str:
-        """Of the data, for the model card; ``unknown`` where it is."""
+        """Licence of the data, for the model card; ``unknown`` if it is not known."""
 
     def languages(self) -> tuple[str, ...]:
-        """The train language, then every other with a test set that was asked for."""
+        """List the train language, then every other language asked for that has a test set."""
 
     def examples(self, language: str, split: Split) -> Examples:
-        """One split of one language, uncapped."""
+        """Read one split of one language, all of it."""
 
     def unlabelled(self, language: str) -> list[str]:
-        """Texts that are not in the test set; empty where there are none."""
-
-
-class _Reads(Protocol):
-    """What `CorpusTask` needs of its heirs."""
-
-    _corpus: Corpus
-
-    @property
-    def labels(self) -> tuple[str, ...]: ...
+        """Give texts that are not in the test set; an empty list if there are none."""
 
 
 class CorpusTask:
-    """What tasks share that read their data from a `Corpus`; each gives it its own layout, labels and metrics."""
+    """A task that reads its data from a `Corpus`. A subclass says only what differs."""
 
-    _corpus: Corpus
+    name: str
+    kind: Kind
+    own_labels: tuple[str, ...] | None = None
+    """Label names; None to take those of the training file. A recipe may list others."""
+    own_metrics: tuple[Metric, ...] = (Accuracy(),)
+    columns: Mapping[int, tuple[str, ...]] | None = None
+    """Roles of the columns of a table without a header, by the number of columns, if they differ from the usual."""
+    grouped = False
+    """Whether rows belong to queries, as in ranking."""
+    synonyms: Mapping[str, str] | None = None
+    """Other spellings of labels."""
+    xglue: Layout | None = None
+    hub: HubSet | None = None
+
+    def __init__(self, recipe: TaskRecipe) -> None:
+        self._recipe = recipe
+        self._corpus = Corpus(
+            recipe,
+            self.kind,
+            columns=self.columns,
+            grouped=self.grouped,
+            synonyms=self.synonyms,
+            xglue=self.xglue,
+            hub=self.hub,
+        )
+        main_first(self.own_metrics, recipe.metric)  # a wrong name is an error now, before any file is read
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The recipe's labels, or the task's own, or those of the training file in a stable order."""
+        return tuple(self._recipe.labels or self.own_labels or in_order(self._corpus.label_names()))
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The task's metrics, with the one that the recipe names first."""
+        return main_first(self.own_metrics, self._recipe.metric)
+
+    @property
+    def licence(self) -> str:
+        """Licence of the source that the recipe names. It is unknown for a user's own files."""
+        return self._corpus.source.licence
 
     def languages(self) -> tuple[str, ...]:
-        """The train language, then every other that was asked for."""
+        """List the train language, then every other language asked for."""
         return self._corpus.languages()
 
-    def examples(self: _Reads, language: str, split: Split) -> Examples:
-        """One split of one language, labels looked up by name."""
+    def examples(self, language: str, split: Split) -> Examples:
+        """Read one split of one language and look labels up by name."""
         return self._corpus.examples(language, split, self.labels)
 
     def unlabelled(self, language: str) -> list[str]:
-        """Texts of train and dev that are not in the test set."""
+        """Give texts of train and dev that are not in the test set."""
         return self._corpus.unlabelled(language)
-
-
-def one_of(recipe: Any, by_source: dict[str, str]) -> str:
-    """The licence of the source a recipe names; a user's own files have one we cannot know."""
-    return by_source.get(recipe.source, "unknown")

@@ -1,51 +1,42 @@
 """Your own tags, one per word: entities in BIO (entity F1), or plain tags (token accuracy).
 
-Labels are those of the training file, or the recipe's. Where they are BIO, tags are rewritten to IOB2 and every type
-has both its tags.
+Labels are those of the training file, or the recipe's. BIO tags are rewritten to IOB2, and every type gets both its
+tags.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from xlmprune.core.errors import DataError
-from xlmprune.data.examples import Examples, Kind
-from xlmprune.data.readers import Corpus, Split
+from xlmprune.data.examples import Examples
+from xlmprune.data.readers import Split
 from xlmprune.data.readers.labels import is_bio, strays_from_bio, to_iob2
 from xlmprune.tasks import CorpusTask
 from xlmprune.tasks.metrics import EntityF1, Metric, TokenAccuracy, main_first
-
-if TYPE_CHECKING:
-    from xlmprune.recipe import TaskRecipe
 
 
 class Tagging(CorpusTask):
     """Tag every word of a sentence, from your own files."""
 
     name = "tagging"
-    kind: Kind = "tokens"
-    licence = "unknown"
-
-    def __init__(self, recipe: TaskRecipe) -> None:
-        self._corpus = Corpus(recipe, self.kind)
-        self._given = recipe.labels
-        self._metric = recipe.metric
+    kind = "tokens"
+    own_metrics = (EntityF1(), TokenAccuracy())
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The recipe's, or the training file's: O and the tags of each type for BIO, else in alphabetical order.
+        """The recipe's labels, or the training file's: O and the tags of each type for BIO, else sorted.
 
         Raises:
-            DataError: tags are BIO but for one or two.
+            DataError: all tags are BIO except one or two.
         """
-        if self._given:
-            return tuple(self._given)
+        if self._recipe.labels:
+            return tuple(self._recipe.labels)
         found = {tag for tags in self._corpus.label_names() for tag in tags}
         if strays := strays_from_bio(found):
-            places = " and ".join(f"{tag!r} ({self._corpus.first_place(tag)})" for tag in strays)
+            locations = " and ".join(f"{tag!r} ({self._corpus.first_location(tag)})" for tag in strays)
             raise DataError(
-                f"the tags are BIO but for {places}. If they are meant, list all tags in the recipe's `task.labels`; "
+                f"the tags are BIO but for {locations}. If they are meant, list all tags in the recipe's `task.labels`; "
                 "each word's tag then counts by itself, and there is no entity F1"
             )
         if not is_bio(found):
@@ -56,9 +47,10 @@ class Tagging(CorpusTask):
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """Entity F1 and token accuracy for BIO, else token accuracy."""
-        metrics: tuple[Metric, ...] = (TokenAccuracy(),)
-        return main_first((EntityF1(), *metrics) if is_bio(self.labels) else metrics, self._metric)
+        return main_first(
+            self.own_metrics if is_bio(self.labels) else self.own_metrics[1:], self._recipe.metric
+        )
 
     def examples(self, language: str, split: Split) -> Examples:
-        """Words with their tags, BIO ones as IOB2."""
-        return to_iob2(self._corpus.examples(language, split, self.labels), self.labels)
+        """Read words with their tags, BIO tags as IOB2."""
+        return to_iob2(super().examples(language, split), self.labels)

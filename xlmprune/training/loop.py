@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from xlmprune import recipe as recipes
 from xlmprune.core.device import derive_seed, resolve_precision
 from xlmprune.core.errors import TrainingError
-from xlmprune.data.examples import IGNORE, Encoded, pad, training_order
+from xlmprune.data.encoding import IGNORE, Encoded, pad, training_order
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.criteria import PruningContext
 from xlmprune.pruning.masks import (

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from xlmprune.data.examples import Encoded
+from xlmprune.data.encoding import Encoded
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.pruning.masks import Masks
 

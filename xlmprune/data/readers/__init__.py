@@ -105,13 +105,13 @@ class Corpus:
         names = [[entry] if isinstance(entry, str) else entry for entry in rows.labels]
         return [[self._synonyms.get(name, name) for name in entry] for entry in names]
 
-    def first_place(self, label: str) -> str:
+    def first_location(self, label: str) -> str:
         """File and line where the training file first has a label, as it is written there."""
         rows = self.source.rows(self.train_language, "train")
         for row, entry in enumerate(rows.labels or []):
             names = [entry] if isinstance(entry, str) else entry
             if label in names:
-                return rows.place(row, names.index(label))
+                return rows.location(row, names.index(label))
         return rows.origin
 
     def unlabelled(self, language: str) -> list[str]:

@@ -14,16 +14,10 @@ from typing import TYPE_CHECKING
 
 from xlmprune.core.errors import DataError
 from xlmprune.data.examples import Kind
+from xlmprune.data.readers.columns import check_roles, select_columns, usual_columns
 from xlmprune.data.readers.lines import expand
 from xlmprune.data.readers.rows import Rows, Split
-from xlmprune.data.readers.tables import (
-    DEFAULT_COLUMNS,
-    check_roles,
-    read_json_table,
-    read_table,
-    select_columns,
-    without_empty_rows,
-)
+from xlmprune.data.readers.tables import read_json_table, read_table, without_empty_rows
 from xlmprune.data.readers.token_files import read_json_tokens, read_tokens
 
 if TYPE_CHECKING:
@@ -32,6 +26,8 @@ if TYPE_CHECKING:
 
 class Files:
     """Files found by a pattern such as ``data/{language}.{split}.tsv``."""
+
+    licence = "unknown"
 
     def __init__(
         self,
@@ -60,7 +56,7 @@ class Files:
         self._columns = recipe.columns or {}
         self._header = recipe.header
         self._format = recipe.format
-        self._by_count = columns or DEFAULT_COLUMNS.get(kind, {})
+        self._by_count = columns or usual_columns(kind)
         check_roles(self._columns, kind)
 
     def languages(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""Whether a file opens with a line of column names.
+"""Whether the first line of a file holds column names.
 
-Told where the names are known. Where a first line only looks like names it is refused: read as an example it would
-add a class that nobody meant, and skipped it might be an example lost.
+Known names decide. A first line that only looks like names is refused: read as an example it would add a class that
+nobody meant, and skipped it might be an example lost.
 """
 
 from __future__ import annotations
@@ -12,69 +12,37 @@ from collections.abc import Mapping, Sequence
 from xlmprune.core.errors import DataError
 
 KNOWN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "first": (
-        ("text",),
-        ("sentence",),
-        ("premise",),
-        ("sentence1",),
-        ("question",),
-        ("query",),
-        ("news_title",),
-        ("title",),
-        ("utterance",),
-        ("first",),
-    ),
-    "second": (
-        ("hypothesis",),
-        ("hypo",),
-        ("sentence2",),
-        ("passage",),
-        ("ad_title", "ad_description"),
-        ("web_page_title", "web_page_snippet"),
-        ("title", "description"),
-        ("title", "snippet"),
-        ("news_body",),
-        ("body",),
-        ("answer",),
-        ("document",),
-        ("second",),
-    ),
-    "label": (
-        ("label",),
-        ("gold_label",),
-        ("relevance_label",),
-        ("relavance_label",),  # so spelt in a published copy of XGLUE
-        ("news_category",),
-        ("category",),
-        ("rating",),
-        ("intent",),
-        ("class",),
-    ),
-    "group": (("group",), ("query_id",), ("qid",)),
-    "words": (("words",), ("tokens",)),
-    "tags": (("tags",), ("labels",), ("ner_tags",), ("pos_tags",), ("upos",), ("ner",), ("pos",)),
+    role: tuple(tuple(alternative.split("+")) for alternative in names.split())
+    for role, names in {
+        "first": "text sentence premise sentence1 question query news_title title utterance first",
+        "second": "hypothesis hypo sentence2 passage ad_title+ad_description web_page_title+web_page_snippet "
+        "title+description title+snippet news_body body answer document second",
+        # One published copy of XGLUE spells "relavance_label".
+        "label": "label gold_label relevance_label relavance_label news_category category rating intent class",
+        "group": "group query_id qid",
+        "words": "words tokens",
+        "tags": "tags labels ner_tags pos_tags upos ner pos",
+    }.items()
 }
-"""Names of columns we know, by role; the first alternative that is there counts, joined if several."""
+"""Names of columns we know, by role. The first alternative that is there counts; joined by "+", its texts are joined."""
 
-OTHER_NAMES = frozenset((
-    "id", "idx", "index", "guid", "uid", "lang", "language", "content", "review", "comment", "comment_text", "tweet",
-    "message", "post", "headline", "text_a", "text_b", "text1", "text2", "question1", "question2", "sentiment", "polarity",
-    "emotion", "topic", "target", "labels", "score", "stars", "toxic",
-))  # fmt: skip
-"""What columns are often called too, without saying enough of what is in them."""
+OTHER_NAMES = frozenset(
+    "id idx index guid uid lang language content review comment comment_text tweet message post headline text_a text_b "
+    "text1 text2 question1 question2 sentiment polarity emotion topic target labels score stars toxic".split()
+)
+"""Other common names of columns, which do not say enough about their content."""
 
-WORD_NAMES = frozenset(("word", "words", "token", "tokens", "form"))
-TAG_NAMES = frozenset((
-    "tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "iob", "bio", "entity", "pos", "pos_tag", "pos_tags",
-    "upos", "upostag", "xpos",
-))  # fmt: skip
+WORD_NAMES = frozenset("word words token tokens form".split())
+TAG_NAMES = frozenset(
+    "tag tags label labels ner ner_tag ner_tags iob bio entity pos pos_tag pos_tags upos upostag xpos".split()
+)
 
 FEW = 5
-"""With fewer rows beneath the first, a label that occurs once says nothing."""
+"""With fewer rows below the first, a label that occurs once says nothing."""
 
 
 def opens_with_names(cells: Sequence[str]) -> bool:
-    """Whether a first row is a header beyond doubt: a known name for a text, and for the label or all others too."""
+    """Whether a first row is surely a header: it has a known name for a text, and one for the label or for all others."""
     lowered = {cell.strip().lower() for cell in cells}
     known = {name for names in KNOWN_NAMES.values() for alternative in names for name in alternative}
     has_text = any(set(alternative) <= lowered for alternative in KNOWN_NAMES["first"])
@@ -83,7 +51,7 @@ def opens_with_names(cells: Sequence[str]) -> bool:
 
 
 def names_asked(columns: Mapping[str, str | int], header: bool | None) -> list[str]:
-    """The names among `task.columns`, for which a file needs a header.
+    """List the names in `task.columns`. A file needs a header for them.
 
     Raises:
         DataError: there are some, and `task.header` says there is none.
@@ -96,15 +64,17 @@ def names_asked(columns: Mapping[str, str | int], header: bool | None) -> list[s
     return named
 
 
-def refuse_doubtful_row(cells: Sequence[Sequence[str]], label: int | None, train: bool, place: str) -> None:
+def refuse_doubtful_row(
+    cells: Sequence[Sequence[str]], label: int | None, train: bool, location: str
+) -> None:
     """Refuse a table whose first row, about to be read as an example, looks like column names.
 
     Args:
         cells: all rows.
         label: the label's column, if there is one.
-        train: labels come from this file, so that any name there would become a class. In other files a label
-            that training never had is refused where it is looked up.
-        place: file and line of the first row.
+        train: labels come from this file, so any name there would become a class. In other files, a label that
+            training never had is refused later, when it is looked up.
+        location: file and line of the first row.
 
     Raises:
         DataError: a cell is a common name and stands in no other row; or its label occurs nowhere else, while
@@ -117,26 +87,26 @@ def refuse_doubtful_row(cells: Sequence[Sequence[str]], label: int | None, train
         if column == label and not train:
             continue
         if name.lower() in names and all(str(other[column]).strip() != name for other in cells[1:]):
-            raise _doubt(place, row, f"{name!r} is what a column is called")
+            raise _doubt(location, row, f"{name!r} is what a column is called")
     if train and label is not None and _is_odd([str(other[label]).strip() for other in cells]):
-        raise _doubt(place, row, f"the label {row[label]!r} occurs nowhere else")
+        raise _doubt(location, row, f"the label {row[label]!r} occurs nowhere else")
 
 
-def refuse_doubtful_token(word: str, tag: str, others: Sequence[str], place: str) -> None:
+def refuse_doubtful_token(word: str, tag: str, others: Sequence[str], location: str) -> None:
     """Refuse a token file whose first line looks like column names.
 
     Args:
         word: of the first line.
         tag: of the first line; empty in a file without tags.
         others: the tags of all other lines.
-        place: file and line of the first line.
+        location: file and line of the first line.
 
     Raises:
         DataError: the tag is a common name and stands in no other line; or the word is one, and there are no tags.
     """
     named = tag.lower() in TAG_NAMES and tag not in others if tag else word.strip() in WORD_NAMES
     if named:
-        raise _doubt(place, [word, tag] if tag else [word], f"{tag or word!r} is what a column is called")
+        raise _doubt(location, [word, tag] if tag else [word], f"{tag or word!r} is what a column is called")
 
 
 def _is_odd(labels: Sequence[str]) -> bool:
@@ -158,9 +128,9 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _doubt(place: str, row: Sequence[str], why: str) -> DataError:
+def _doubt(location: str, row: Sequence[str], why: str) -> DataError:
     cells = ", ".join(cell if len(cell) <= 40 else f"{cell[:39]}…" for cell in row)
     return DataError(
-        f"{place}: looks like column names ({cells}): {why}. If so, set `task.header: true`, and `task.columns` to say "
+        f"{location}: looks like column names ({cells}): {why}. If so, set `task.header: true`, and `task.columns` to say "
         "which is which; if it is an example, set `task.header: false`"
     )

@@ -39,6 +39,7 @@ class HubSet:
     test_only: tuple[str, ...] = ()
     """Languages without train and dev."""
     revision: str | None = None
+    licence: str = "unknown"
     repair: Repair | None = None
 
 
@@ -47,6 +48,7 @@ class Hub:
 
     def __init__(self, dataset: HubSet) -> None:
         self._set = dataset
+        self.licence = dataset.licence
 
     def languages(self) -> tuple[str, ...]:
         """The languages that ``all`` stands for."""

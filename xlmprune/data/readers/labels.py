@@ -55,11 +55,11 @@ def no_labels(rows: Rows, split: Split) -> DataError:
 
 
 def _unknown(rows: Rows, row: int, word: int, name: str, labels: Sequence[str]) -> DataError:
-    place = rows.place(row, word)
+    place = rows.location(row, word)
     if not name:
         return DataError(f"{place}: the label is empty; give this row one, or take the row out")
     header = ""
-    if rows.header_unsaid and row == word == 0:
+    if rows.header_unknown and row == word == 0:
         header = " If this line has column names, set `task.header: true`."
     return DataError(
         f"{place}: label {short(name)!r} is not one of {listed(labels)}.{header} If it is right, list all labels in the "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from itertools import compress
+from typing import Any, Literal, Protocol
 
 Split = Literal["train", "dev", "test"]
 
@@ -21,26 +22,42 @@ class Rows:
     lines: list[int]
     """The line of every row in its file, of its first word for a sentence; for the hub, the row's number."""
     word_lines: list[list[int]] | None = None
-    """The line of every word of every sentence, where each has one of its own."""
+    """The line of every word of every sentence, if each word has a line of its own."""
     notes: tuple[str, ...] = ()
     no_labels: str = ""
     """Without labels: what was found instead, for a message."""
-    header_unsaid: bool = False
+    header_unknown: bool = False
     """Line 1 is read as an example, and the recipe does not say that it is one."""
+    languages: list[str] | None = None
+    """The language of every row, if a column says it."""
 
-    def place(self, row: int, word: int = 0) -> str:
+    def location(self, row: int, word: int = 0) -> str:
         """``file:line``, as editors and compilers write it."""
         return f"{self.origin}:{self.word_lines[row][word] if self.word_lines else self.lines[row]}"
+
+    def of_language(self, language: str) -> Rows:
+        """The rows that say they are of this language."""
+        keep = [own == language for own in self.languages or ()]
+        columns = ("first", "second", "labels", "groups", "lines", "languages")
+        kept: dict[str, Any] = {
+            name: column and list(compress(column, keep))
+            for name in columns
+            if (column := getattr(self, name))
+        }
+        return replace(self, **kept)
 
 
 class Source(Protocol):
     """What gives rows."""
 
+    licence: str
+    """Licence of the data; ``unknown`` if it is not known."""
+
     def languages(self) -> tuple[str, ...]:
-        """Every language that has a test set."""
+        """List every language that has a test set."""
 
     def has(self, language: str, split: Split) -> bool:
-        """Whether there are rows to read, told without reading them."""
+        """Tell whether there are rows to read, without reading them."""
 
     def rows(self, language: str, split: Split) -> Rows:
         """Read one split of one language.

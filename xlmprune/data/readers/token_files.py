@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import compress, groupby
 from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
+from xlmprune.data.readers.columns import Chosen, check_positions
 from xlmprune.data.readers.headers import (
     KNOWN_NAMES,
     TAG_NAMES,
@@ -16,8 +18,9 @@ from xlmprune.data.readers.headers import (
     names_asked,
     refuse_doubtful_token,
 )
-from xlmprune.data.readers.lines import count_columns, count_of, read_json_lines, read_lines
+from xlmprune.data.readers.lines import count_columns, count_of, read_lines
 from xlmprune.data.readers.rows import Rows
+from xlmprune.data.readers.tables import MISSING, read_json_table
 
 Lines = list[tuple[int, str]]
 """Lines with their numbers, from 1."""
@@ -45,37 +48,30 @@ def read_tokens(
         DataError: more columns than expected, a tag missing where others have one, or a first line of which it is not
             clear whether it has names.
     """
-    content, notes = _without_comments(
-        [
-            (number, "" if line.startswith("-DOCSTART-") else line)
-            for number, line in enumerate(read_lines(path), 1)
-        ],
-        path,
-    )
-    filled = [(number, line) for number, line in content if line.strip()]
+    numbered = enumerate(read_lines(path), 1)
+    content = [(number, "" if line.startswith("-DOCSTART-") else line) for number, line in numbered]
+    content, notes = _without_comments(content, path)
+    filled = [entry for entry in content if entry[1].strip()]
     columns = dict(columns or {})
     named = bool(names_asked(columns, header) or header)
     if filled and named:
-        columns = _token_columns(_split(filled[0][1]), columns, f"{path}:{filled[0][0]}")
-        content = [entry for entry in content if entry != filled[0]]
+        columns = _columns_by_name(_split(filled[0][1]), columns, f"{path}:{filled[0][0]}")
         filled = filled[1:]
     if not filled:
         raise DataError(f"{path}: no sentence")
     read, left = _words_and_tags(filled, columns, path)
     tagged = any(tag is not None for _, tag in read.values())
-    unsaid = header is None and not named
-    if unsaid:
+    unknown = header is None and not named
+    if unknown:
         (first, (word, tag)), *others = read.items()
         refuse_doubtful_token(word, tag or "", [str(tag) for _, (_, tag) in others], f"{path}:{first}")
     if left:
         notes += (f"{path}: {count_of(left, 'range')} of multiword tokens and empty nodes left out",)
-    sentences: list[list[int]] = [[]]
-    for number, line in content:
-        if number in read:
-            sentences[-1].append(number)
-        elif not line.strip() and sentences[-1]:
-            sentences.append([])
-    sentences = [sentence for sentence in sentences if sentence]
+    sentences = [
+        lines
+        for _, entries in groupby(content, key=lambda entry: bool(entry[1].strip()))
+        if (lines := [number for number, _ in entries if number in read])
+    ]
     words = [[read[number][0] for number in sentence] for sentence in sentences]
     tags = [[read[number][1] or "" for number in sentence] for sentence in sentences]
     return Rows(
@@ -88,7 +84,7 @@ def read_tokens(
         word_lines=sentences,
         notes=(*notes, *_empty_words(words, path)),
         no_labels="" if tagged else f"{count_columns(len(_split(filled[0][1])))} found, and no tags in them",
-        header_unsaid=unsaid,
+        header_unknown=unknown,
     )
 
 
@@ -118,29 +114,32 @@ def _split(line: str) -> list[str]:
     return line.split("\t") if "\t" in line else line.split()
 
 
-def _token_columns(names: list[str], columns: Mapping[str, str | int], place: str) -> dict[str, str | int]:
-    """Positions of words and tags, by the names in a header; none where they are the first two of two."""
+def _columns_by_name(
+    names: list[str], columns: Mapping[str, str | int], location: str
+) -> dict[str, str | int]:
+    """Positions of words and tags, by the names in a header; none if they are the first two of two."""
     names = [name.strip() for name in names]
     chosen: dict[str, str | int] = {}
     for role, known in (("words", WORD_NAMES), ("tags", TAG_NAMES)):
         asked = columns.get(role)
+        found = [
+            index for index, name in enumerate(names) if (name == asked if asked else name.lower() in known)
+        ]
         if isinstance(asked, int):
             chosen[role] = asked
-        elif asked is not None and asked in names:
-            chosen[role] = names.index(asked)
+        elif len(found) == 1 or (found and asked):
+            chosen[role] = found[0]
         elif asked is not None and not (role == "tags" and len(names) == 1):
             # As in tables, a test file may come without the tags; then only the words are left.
-            raise DataError(f"{place}: no column is called {asked!r}; the first line has {', '.join(names)}")
-        elif asked is None:
-            found = [position for position, name in enumerate(names) if name.lower() in known]
-            if len(found) == 1:
-                chosen[role] = found[0]
+            raise DataError(
+                f"{location}: no column is called {asked!r}; the first line has {', '.join(names)}"
+            )
     if len(names) == 2 and len(chosen) == 1:
         ((role, position),) = chosen.items()
         chosen["tags" if role == "words" else "words"] = 1 - int(position)
     if len(names) > 2 and len(chosen) < 2:
         raise DataError(
-            f"{place}: columns found: {', '.join(names)}. Say which are which in the recipe: "
+            f"{location}: columns found: {', '.join(names)}. Say which are which in the recipe: "
             "`task.columns: {words: …, tags: …}`"
         )
     return chosen if len(names) > 1 else {}
@@ -180,12 +179,9 @@ def _chosen_columns(
         if role not in columns:
             raise DataError(f"task.columns needs {role!r} for token files; given: {', '.join(columns)}")
     words, tags = int(columns["words"]), int(columns["tags"])
-    for role, position in (("words", words), ("tags", tags)):
-        # The tags were the last column, and this file comes without them.
-        if not (0 <= position < width or (role == "tags" and position == width)):
-            raise DataError(
-                f"{path}:{first}: {count_columns(width)} found, so none at position {position} (from 0) for {role!r}"
-            )
+    # If the tags were the last column, a file may come without them.
+    chosen: Chosen = {"words": (words,), "tags": (tags,)} if tags != width else {"words": (words,)}
+    check_positions(chosen, width, f"{path}:{first}")
     read: dict[int, tuple[str, str | None]] = {}
     left = 0
     for number, line in filled:
@@ -212,54 +208,54 @@ def read_json_tokens(path: Path, columns: Mapping[str, str | int] | None = None)
     Raises:
         DataError: lists missing, of unequal length, or not of text.
     """
-    records, lines = read_json_lines(path)
-    words: list[list[str]] = []
-    tags: list[list[str]] = []
-    starts: list[int] = []
-    key = {
-        role: _json_key(records[0], role, columns or {}, f"{path}:{lines[0]}") for role in ("words", "tags")
+    table = read_json_table(path)
+    names = table.names or ()
+    keys = {role: _json_key(names, role, columns or {}, table.start) for role in ("words", "tags")}
+    read = {
+        role: [
+            _texts(row[names.index(key)], key, f"{path}:{line}")
+            for row, line in zip(table.cells, table.lines)
+        ]
+        for role, key in keys.items()
+        if key is not None
     }
-    for record, line in zip(records, lines, strict=True):
-        sentence = _json_list(record, key["words"], f"{path}:{line}")
-        named = _json_list(record, key["tags"], f"{path}:{line}") if key["tags"] else []
-        if key["tags"] and len(named) != len(sentence):
+    words, tags = read["words"], read.get("tags")
+    for sentence, own, line in zip(words, tags or (), table.lines):
+        if len(own) != len(sentence):
             raise DataError(
-                f"{path}:{line}: {count_of(len(sentence), 'word')} and {count_of(len(named), 'tag')}"
+                f"{path}:{line}: {count_of(len(sentence), 'word')} and {count_of(len(own), 'tag')}"
             )
-        if sentence:
-            words.append(sentence)
-            tags.append(named)
-            starts.append(line)
-    if not words:
+    filled = [bool(sentence) for sentence in words]
+    if not any(filled):
         raise DataError(f"{path}: no sentence")
-    notes = _empty_words(words, path)
-    if len(words) < len(records):
-        notes += (f"{path}: {count_of(len(records) - len(words), 'empty sentence')} left out",)
-    return Rows(str(path), words, None, tags if key["tags"] else None, None, starts, notes=notes)
+    left = len(filled) - sum(filled)
+    notes = (f"{path}: {count_of(left, 'empty sentence')} left out",) if left else ()
+    words, lines = list(compress(words, filled)), list(compress(table.lines, filled))
+    tags = tags and list(compress(tags, filled))
+    return Rows(str(path), words, None, tags, None, lines, notes=(*_empty_words(words, path), *notes))
 
 
-def _json_key(record: dict[str, Any], role: str, columns: Mapping[str, str | int], place: str) -> str | None:
-    if role in columns:
-        if isinstance(columns[role], int):
-            raise DataError(
-                f"{place}: task.columns gives position {columns[role]} for {role!r}, but JSON lines have names: "
-                f"{', '.join(record)}"
-            )
-        return str(columns[role])
-    for (name,) in KNOWN_NAMES[role]:
-        if name in record:
+def _json_key(names: Sequence[str], role: str, columns: Mapping[str, str | int], location: str) -> str | None:
+    asked = columns.get(role)
+    if isinstance(asked, int):
+        raise DataError(
+            f"{location}: task.columns gives position {asked} for {role!r}, but JSON lines have names: "
+            f"{', '.join(names)}"
+        )
+    for name in [asked] if asked else [name for (name,) in KNOWN_NAMES[role]]:
+        if name in names:
             return name
-    if role == "tags":
+    if role == "tags" and not asked:
         return None
     raise DataError(
-        f"{place}: no list of words; keys found: {', '.join(record)}. Name it: `task.columns: {{words: …}}`"
+        f"{location}: no list of {role}; keys found: {', '.join(names)}. Name it: `task.columns: {{{role}: …}}`"
     )
 
 
-def _json_list(record: dict[str, Any], key: str | None, place: str) -> list[str]:
-    value = record.get(key or "")
+def _texts(value: Any, key: str, location: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise DataError(f"{place}: {key!r} is {json.dumps(value)[:40]}, expected a list of texts")
+        found = "missing" if value is MISSING else json.dumps(value)[:40]
+        raise DataError(f"{location}: {key!r} is {found}, expected a list of texts")
     return value
 
 

@@ -1,18 +1,18 @@
 """The official XGLUE folder, read as released.
 
-The release is never downloaded: whoever uses it accepts its terms first. Its files have traps, all met here:
-no header but for two tasks, bare quotation marks, empty fields, a missing last blank line, and two forms of
-the XNLI dev and test sets.
+The release is never downloaded: its users must accept its terms first. Its files have traps, and this module handles
+them: only two tasks have headers, quotation marks stand alone, fields are empty, the last blank line is missing, and
+the XNLI dev and test sets come in two forms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlmprune.core.errors import DataError
+from xlmprune.data.readers.columns import select_columns
 from xlmprune.data.readers.files import find_languages
 from xlmprune.data.readers.lines import expand
 from xlmprune.data.readers.rows import Rows, Split
@@ -29,32 +29,34 @@ HOW_TO_GET = (
     "`source: files`"
 )
 
-LICENCE = "XGLUE terms of use (non-commercial research), https://microsoft.github.io/XGLUE/"
+TITLE_AND_TEXT = {
+    4: ("first", "second", "second", "label"),
+    3: ("first", "second", "label"),
+    2: ("first", "second"),
+}
+"""Roles by the number of columns: the second text may be in two columns, which are joined."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a task lies in the official folder, and which columns make up its examples."""
+    """The files of a task in the official folder, and the columns that make up its examples."""
 
     folder: str
     train: str
     test: str
     """``{language}`` and ``{split}`` (dev or test) are filled in."""
-    first: tuple[int, ...] = (0,)
-    second: tuple[int, ...] = (1,)
-    """Columns joined by a space; negative positions are not used, as files may lack the label."""
-    labelled: int = 3
-    """Columns of a file with labels, the label last; a file with one fewer has none."""
-    headers: Mapping[str, bool] = field(default_factory=dict)
-    """Whether the files of ``train`` and ``test`` open with column names; not, unless said."""
-    tokens: bool = False
+    roles: tuple[str, ...] = ("first", "second", "label")
+    """The role of every column, the label last; a file with one column fewer has no labels."""
+    headers: tuple[str, ...] = ()
+    """Which of ``train`` and ``test`` open with column names."""
     combined: str | None = None
     """Another form of the dev and test sets, all languages in one file."""
-    test_names: Mapping[str, str] = field(default_factory=lambda: {"dev": "dev", "test": "test"})
 
 
 class Xglue:
     """One task of the official folder."""
+
+    licence = "XGLUE terms of use (non-commercial research), https://microsoft.github.io/XGLUE/"
 
     def __init__(self, recipe: TaskRecipe, layout: Layout, grouped: bool = False) -> None:
         """
@@ -64,90 +66,70 @@ class Xglue:
         self._layout = layout
         self._grouped = grouped
         self._folder = _find_folder(Path(expand(recipe.path or "")), layout.folder)
-        self._cache: dict[str, dict[str, Rows]] = {}
+        self._cache: dict[str, Rows | None] = {}
 
     def languages(self) -> tuple[str, ...]:
-        """Languages with a test file, alphabetically."""
-        name = self._layout.test_names["test"]
-        found = find_languages(str(self._folder / self._layout.test), name)
-        return found or tuple(sorted(self._combined("test")))
+        """List the languages with a test file, alphabetically."""
+        found = find_languages(str(self._folder / self._layout.test), "test")
+        return found or self._combined_languages("test")
 
     def has(self, language: str, split: Split) -> bool:
-        """Whether the folder has that split of that language."""
-        if self._file(language, split).is_file():
-            return True
-        return split != "train" and language in self._combined(split)
+        """Tell whether the folder has that split of that language."""
+        return self._file(language, split).is_file() or language in self._combined_languages(split)
 
     def rows(self, language: str, split: Split) -> Rows:
         """Read one split of one language."""
         path = self._file(language, split)
-        if not path.is_file():
-            if split != "train" and language in (combined := self._combined(split)):
-                return combined[language]
-            known = f"; languages with a test file: {', '.join(self.languages())}" if split != "train" else ""
-            raise DataError(f"{path}: no such file, for language {language!r}, split {split!r}{known}")
-        if self._layout.tokens:
-            return read_tokens(path, header=False)
-        return self._table(path, "train" if split == "train" else "test")
+        if path.is_file():
+            if self._layout.roles[0] == "words":
+                return read_tokens(path, header=False)
+            return self._table(path, "train" if split == "train" else "test")
+        combined = self._combined(split)
+        if combined is not None and language in self._combined_languages(split):
+            return combined.of_language(language)
+        known = f"; languages with a test file: {', '.join(self.languages())}" if split != "train" else ""
+        raise DataError(f"{path}: no such file, for language {language!r}, split {split!r}{known}")
 
     def _file(self, language: str, split: Split) -> Path:
-        if split == "train":
-            return self._folder / self._layout.train.format(language=language)
-        name = self._layout.test.format(language=language, split=self._layout.test_names[split])
-        return self._folder / name
+        name = self._layout.train if split == "train" else self._layout.test
+        return self._folder / name.format(language=language, split=split)
 
     def _table(self, path: Path, kind: str) -> Rows:
         table = read_table(path)
-        cells, lines = table.cells, table.lines
-        if self._layout.headers.get(kind, False):
-            cells, lines = cells[1:], lines[1:]
-        if not cells:
-            raise DataError(f"{path}: a header and no examples")
-        width, expected = len(cells[0]), self._layout.labelled
-        if width not in (expected, expected - 1):
+        if kind in self._layout.headers:
+            table = table.without_header()
+        roles, width = self._layout.roles, len(table.cells[0])
+        if width not in (len(roles), len(roles) - 1):
             raise DataError(
-                f"{path}:{lines[0]}: {width} columns found, {expected} expected (or {expected - 1} "
-                f"without labels), "
-                "as the official release has them"
+                f"{table.start}: {width} columns found, {len(roles)} expected (or {len(roles) - 1} without labels), as "
+                "in the official release"
             )
-        first = [" ".join(row[place] for place in self._layout.first) for row in cells]
-        second = [" ".join(row[place] for place in self._layout.second) for row in cells]
-        labels = [row[-1].strip() for row in cells] if width == expected else None
-        empty = sum(not text.strip() for text in [*first, *second])
-        notes = (*table.notes, *([f"{path}: {empty:,} empty texts kept"] if empty else []))
-        return Rows(str(path), first, second, labels, first if self._grouped else None, lines, notes=notes)
+        return select_columns(table, "pair", {}, False, {width: roles[:width]}, grouped=self._grouped)
 
-    def _combined(self, split: Split) -> dict[str, Rows]:
-        """Per language the rows of a file of all languages: language, label, …, texts in columns 6 and 7."""
-        if self._layout.combined is None:
-            return {}
+    def _combined_languages(self, split: Split) -> tuple[str, ...]:
+        rows = self._combined(split)
+        return tuple(sorted(set(rows.languages or ()))) if rows else ()
+
+    def _combined(self, split: Split) -> Rows | None:
+        """The file of all languages, if there is one."""
+        if split == "train" or self._layout.combined is None:
+            return None
         if split not in self._cache:
-            self._cache[split] = self._read_combined(split)
+            path = self._folder / self._layout.combined.format(split=split)
+            self._cache[split] = _read_combined(path) if path.is_file() else None
         return self._cache[split]
 
-    def _read_combined(self, split: Split) -> dict[str, Rows]:
-        assert self._layout.combined is not None
-        path = self._folder / self._layout.combined.format(split=split)
-        if not path.is_file():
-            return {}
-        table = read_table(path)
-        if table.cells[0][:2] != ["language", "gold_label"] or table.cells[0][6:8] != [
-            "sentence1",
-            "sentence2",
-        ]:
-            raise DataError(
-                f"{path}:1: expected the columns of XNLI, language and gold_label first, sentence1 and "
-                f"sentence2 as "
-                f"seventh and eighth; found {', '.join(table.cells[0][:8])}"
-            )
-        rows: dict[str, Rows] = {}
-        for cells, line in zip(table.cells[1:], table.lines[1:], strict=True):
-            own = rows.setdefault(cells[0], Rows(str(path), [], [], [], None, [], notes=table.notes))
-            for column, value in ((own.first, cells[6]), (own.second, cells[7]), (own.labels, cells[1])):
-                assert column is not None
-                column.append(value)  # type: ignore[arg-type]
-            own.lines.append(line)
-        return rows
+
+def _read_combined(path: Path) -> Rows:
+    table = read_table(path)
+    names = table.cells[0]
+    if names[:2] != ["language", "gold_label"] or names[6:8] != ["sentence1", "sentence2"]:
+        raise DataError(
+            f"{path}:1: expected the columns of XNLI, language and gold_label first, sentence1 and sentence2 as "
+            f"seventh and eighth; found {', '.join(names[:8])}"
+        )
+    roles = ("language", "label", *("",) * 4, "first", "second", *("",) * (len(names) - 8))
+    return select_columns(table.without_header(), "pair", {}, False, {len(names): roles})
 
 
 def _find_folder(root: Path, name: str) -> Path:

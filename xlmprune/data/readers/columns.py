@@ -1,0 +1,226 @@
+"""Which column of a table holds which part of an example."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xlmprune.core.errors import DataError
+from xlmprune.data.examples import Kind
+from xlmprune.data.readers.headers import KNOWN_NAMES, names_asked, opens_with_names, refuse_doubtful_row
+from xlmprune.data.readers.lines import count_columns, count_of
+from xlmprune.data.readers.rows import Rows
+from xlmprune.data.readers.tables import MISSING, Table
+
+TEXTS: dict[Kind, tuple[str, ...]] = {"text": ("first",), "pair": ("first", "second"), "tokens": ("words",)}
+"""The roles that an example of each kind must have."""
+
+OTHER_ROLES: dict[Kind, tuple[str, ...]] = {
+    "text": ("second", "label", "group"),
+    "pair": ("label", "group"),
+    "tokens": ("tags",),
+}
+
+Chosen = dict[str, tuple[int, ...]]
+"""Indexes of columns by role; the texts of several columns are joined with spaces."""
+
+
+def usual_columns(kind: Kind) -> dict[int, tuple[str, ...]]:
+    """Roles of the columns of a table without a header, by the number of columns: the texts, then the label."""
+    texts = TEXTS[kind]
+    return {len(texts) + 1: (*texts, "label"), len(texts): texts}
+
+
+def check_roles(columns: Mapping[str, str | int], kind: Kind) -> None:
+    """Raise DataError for a role in `task.columns` that a task of this kind does not have."""
+    roles = (*TEXTS[kind], *OTHER_ROLES[kind])
+    for role in columns:
+        if role not in roles:
+            raise DataError(
+                f"task.columns: {role!r} is no part of an example here; known: {', '.join(roles)}"
+            )
+
+
+def select_columns(
+    table: Table,
+    kind: Kind,
+    wanted: Mapping[str, str | int],
+    header: bool | None,
+    by_count: Mapping[int, tuple[str, ...]],
+    *,
+    grouped: bool = False,
+    train: bool = False,
+) -> Rows:
+    """Find the columns of a table that make up examples.
+
+    Args:
+        table: the table as it was read, with its header if it has one.
+        kind: ``text`` or ``pair``.
+        wanted: column name or position (from 0) by role, from the recipe.
+        header: whether the first row has names; None to tell from that row.
+        by_count: for a table without names, roles of the columns by the number of columns.
+        grouped: rows belong to queries, which are in the group column, or else in the first text.
+        train: this is the training file, which alone says which labels there are.
+
+    Raises:
+        DataError: a column is missing, a header is missing, a first row may or may not be a header, or the number of
+            columns is not known.
+    """
+    names = table.names
+    if names is None and _has_header(table, wanted, header):
+        names = tuple(name.strip() for name in table.cells[0])
+        table = table.without_header()
+    if names is not None:
+        chosen = _columns_by_name(names, kind, wanted, table.path)
+    else:
+        chosen = _columns_by_position(len(table.cells[0]), kind, wanted, by_count, table.start)
+        if header is None:
+            (label,) = chosen.get("label", (None,))
+            refuse_doubtful_row(table.cells, label, train, table.start)
+    columns = {role: _column(table, names, role, indexes) for role, indexes in chosen.items()}
+    labels = columns.get("label")
+    missing = _why_no_labels(table, names, wanted) if labels is None else ""
+    notes = [*table.notes, *_empty_texts(table.path, columns), *_unused(table.path, names, chosen)]
+    if missing and not train and isinstance(wanted.get("label"), str):
+        notes.append(f"{table.path}: no labels; {missing}")
+    return Rows(
+        table.path,
+        columns["first"],
+        columns.get("second"),
+        labels and [label.strip() for label in labels],
+        (columns.get("group") or columns["first"]) if grouped else None,
+        table.lines,
+        notes=tuple(notes),
+        no_labels=missing,
+        header_unknown=names is None and header is None,
+        languages=columns.get("language"),
+    )
+
+
+def _has_header(table: Table, wanted: Mapping[str, str | int], header: bool | None) -> bool:
+    named = names_asked(wanted, header)
+    if not named:
+        return opens_with_names(table.cells[0]) if header is None else header
+    cells = [cell.strip() for cell in table.cells[0]]
+    # The label may be absent from a test file. It is asked for later if it is needed.
+    if missing := [name for name in named if name not in cells and name != wanted.get("label")]:
+        raise DataError(
+            f"{table.start}: no column is called {missing[0]!r}; the first line has {', '.join(cells)}"
+        )
+    return True
+
+
+def _columns_by_name(names: Sequence[str], kind: Kind, wanted: Mapping[str, str | int], path: str) -> Chosen:
+    lowered = [name.lower() for name in names]
+    chosen: Chosen = {}
+    for role, asked in wanted.items():
+        if isinstance(asked, int) and asked < len(names):
+            chosen[role] = (asked,)
+        elif asked in names:
+            chosen[role] = (names.index(str(asked)),)
+    for role in ("first", "second", "label", "group"):
+        if role in wanted:
+            continue
+        # A query may be the first text and the group; otherwise a column has one role.
+        taken = {index for other in ("first", "second", "label") for index in chosen.get(other, ())}
+        for alternative in KNOWN_NAMES[role]:
+            if set(alternative) <= set(lowered):
+                indexes = [lowered.index(name) for name in alternative]
+                if free := tuple(index for index in indexes if role == "group" or index not in taken):
+                    chosen[role] = free
+                    break
+    for role in TEXTS[kind]:
+        if role not in chosen:
+            raise DataError(
+                f"{path}: no column for the {role} text; columns found: {', '.join(names)}. "
+                f"Say which in the recipe: `task.columns: {{{role}: …, label: …}}`"
+            )
+    if kind == "text":
+        chosen.pop("second", None)
+    return chosen
+
+
+def _columns_by_position(
+    count: int,
+    kind: Kind,
+    wanted: Mapping[str, str | int],
+    by_count: Mapping[int, tuple[str, ...]],
+    location: str,
+) -> Chosen:
+    if not wanted:
+        if count not in by_count:
+            known = " or ".join(f"{number} ({', '.join(roles)})" for number, roles in by_count.items())
+            raise DataError(
+                f"{location}: {count_columns(count)} found, {known} expected. Say which is which in the recipe, as in "
+                "`task.columns: {first: 1, label: 2}` (positions from 0, or names if the file has a header)"
+            )
+        return columns_of_roles(by_count[count])
+    chosen: Chosen = {role: (int(position),) for role, position in wanted.items()}
+    if chosen.get("label") == (count,):  # the label was the last column, and this file comes without it
+        del chosen["label"]
+    check_positions(chosen, count, location)
+    for role in TEXTS[kind]:
+        if role not in chosen:
+            raise DataError(
+                f"task.columns needs {role!r} for a task of kind {kind}; given: {', '.join(wanted)}"
+            )
+    return chosen
+
+
+def columns_of_roles(roles: Sequence[str]) -> Chosen:
+    """Indexes by role, from the role of every column."""
+    return {role: tuple(i for i, other in enumerate(roles) if other == role) for role in dict.fromkeys(roles)}
+
+
+def check_positions(chosen: Chosen, count: int, location: str) -> None:
+    """Raise DataError for a position that a row of ``count`` columns does not have."""
+    for role, indexes in chosen.items():
+        for index in indexes:
+            if not 0 <= index < count:
+                raise DataError(
+                    f"{location}: {count_columns(count)} found, so none at position {index} (from 0) for {role!r}"
+                )
+
+
+def _column(table: Table, names: Sequence[str] | None, role: str, indexes: Sequence[int]) -> list[str]:
+    def text(row: Sequence[Any], index: int, line: int) -> str:
+        value = row[index]
+        if value is MISSING and names is not None:
+            raise DataError(f"{table.path}:{line}: no {names[index]!r}, which other lines have")
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise DataError(
+                f"{table.path}:{line}: {role} is {json.dumps(value)[:40]}, expected text or a whole number"
+            )
+        return str(value)
+
+    return [
+        " ".join(text(row, index, line) for index in indexes)
+        for row, line in zip(table.cells, table.lines, strict=True)
+    ]
+
+
+def _empty_texts(path: str, columns: Mapping[str, Sequence[str]]) -> list[str]:
+    empty = sum(not text.strip() for role in ("first", "second") for text in columns.get(role, ()))
+    return [f"{path}: {count_of(empty, 'empty text')} kept"] if empty else []
+
+
+def _unused(path: str, names: Sequence[str] | None, chosen: Chosen) -> list[str]:
+    used = {index for indexes in chosen.values() for index in indexes}
+    unused = [name for index, name in enumerate(names or ()) if index not in used and name.lower() != "id"]
+    return [f"{path}: columns not used: {', '.join(unused)}"] if unused else []
+
+
+def _why_no_labels(table: Table, names: Sequence[str] | None, wanted: Mapping[str, str | int]) -> str:
+    """What to say if labels are needed and there are none."""
+    asked = wanted.get("label")
+    found = f"columns found: {', '.join(names)}" if names else f"{count_columns(len(table.cells[0]))} found"
+    if isinstance(asked, str):
+        why = f"no column is called {asked!r} (task.columns); {found}"
+    elif asked is not None:
+        why = f"none at position {asked} (task.columns, from 0); {found}"
+    elif names or wanted:
+        why = f"{found}. Say which has them in the recipe: `task.columns: {{label: …}}`"
+    else:
+        why = f"{found}, and the label comes last"
+    return why + table.hint
