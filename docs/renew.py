@@ -141,17 +141,14 @@ def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[Bas
 
 
 def _section(path: str, model: type[BaseModel]) -> str:
-    rows = [
-        [
-            f"`{key}`",
-            describe_type(field.annotation),
-            _default(field),
-            " ".join((field.description or "").split()),
-        ]
-        for key, field in model.model_fields.items()
-    ]
+    rows = []
+    for key, field in model.model_fields.items():
+        within = (*(path.split(".") if path else ()), key)
+        changes = "" if sections(field.annotation) or key == "base" else recipes.effect_of(within)
+        meaning = " ".join((field.description or "").split())
+        rows.append([f"`{key}`", describe_type(field.annotation), _default(field), changes, meaning])
     title = f"`{path}`" if path else "The recipe"
-    table = _table(["key", "type", "default", "meaning"], rows)
+    table = _table(["key", "type", "default", "changes", "meaning"], rows)
     return f"## {title}\n\n{inspect.getdoc(model)}\n\n{table}"
 
 

@@ -14,11 +14,11 @@ from xlmprune import recipe as recipes
 from xlmprune.cli import app
 from xlmprune.core.errors import DataError
 from xlmprune.core.progress import Reporter
-from xlmprune.core.run_folder import RunFolder
 from xlmprune.data.encoding import encode
 from xlmprune.data.examples import Examples, fold
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.recipe import DistillationRecipe
+from xlmprune.training.checkpoint import open_run
 from xlmprune.training.teaching import Teaching, join_encoded
 
 
@@ -175,12 +175,12 @@ def test_a_run_does_not_go_on_with_other_unlabelled_text(workplace, tmp_path):  
     recipe = recipes.load(str(given))
 
     def go(out, until):
-        with RunFolder(out, recipe) as folder:
-            pipeline.fine_prune(pipeline.prepare(recipe, folder, torch.device("cpu"), Reporter()), until)
+        with open_run(out, recipe) as folder:
+            pipeline.Training(recipe, folder, torch.device("cpu"), Reporter()).run(until)
 
     go(tmp_path / "run", 1)
     text.write_text("ganz etwas anderes\nund noch einer\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"not those the run began with \(unlabelled de\)"):
+    with pytest.raises(DataError, match=r"changed since the run started \(unlabelled de\)"):
         go(tmp_path / "run", 2)
     text.unlink()
     (tmp_path / "ru.txt").write_text("anderswo\n", encoding="utf-8")

@@ -93,6 +93,10 @@ def _options(
     """Accept options before the command."""
 
 
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
 def _print_json(value: Any) -> None:
     from xlmprune.core.formatting import plain
 
@@ -121,6 +125,15 @@ def compress(
         bool, typer.Option("--fresh", help="Discard the run in the folder and restart.")
     ] = False,
     device: Device = "auto",
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--start-from",
+            metavar="RUN",
+            help="Skip stage 0: take it from this finished run, whose recipe has pruning.schedule.stages: 0 and the same "
+            "stage 0.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -140,7 +153,7 @@ def compress(
     from xlmprune.report.pages import results_table
 
     folder = out or Path("runs") / resolved.name
-    _print(pipeline.run(resolved, folder, device, fresh), as_json, results_table)
+    _print(pipeline.run(resolved, folder, device, fresh, start_from=start_from), as_json, results_table)
     typer.echo(f"bundle: {folder / 'bundle'}   report: {folder / 'bundle' / 'report.html'}", err=True)
 
 
@@ -347,6 +360,58 @@ def compare(
     typer.echo(f"comparison: {folder / 'comparison.html'}", err=True)
     if code := table.exit_code(facts):
         raise typer.Exit(code)
+
+
+@app.command()
+def init(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="A folder of data files, or a pattern: 'data/{language}.{split}.tsv'."
+        ),
+    ] = "",
+    out: Annotated[Path, typer.Option(help="The recipe file to write.")] = Path("recipe.yaml"),
+    task: Annotated[
+        str,
+        typer.Option(
+            help="classification, pair_classification, tagging or ranking. Default: from the files."
+        ),
+    ] = "",
+    train_language: Annotated[str, typer.Option(help="Language of the training file.")] = "en",
+    languages: Annotated[
+        str, typer.Option(help="Languages to measure, separated by commas. Default: all.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="Hub model, local folder, or quickstart (small, for a CPU).")
+    ] = "FacebookAI/xlm-roberta-base",
+    density: Annotated[float, typer.Option(help="Share of the encoder's weights to keep.")] = 0.31,
+    as_json: Json = False,
+) -> None:
+    """Look at your data files and write a commented recipe for them.
+
+    Without DATA, the command asks for it on a terminal.
+    """
+    from xlmprune.tasks import first_recipe
+
+    if not data and _is_terminal():
+        data = typer.prompt("Folder of your data files, or a pattern with {language} and {split}", err=True)
+        task = typer.prompt(
+            f"Task ({', '.join(first_recipe.KINDS)}; empty: from the files)", default=task, err=True
+        )
+        languages = typer.prompt("Languages to measure (empty: all)", default=languages, err=True)
+        model = typer.prompt("Model", default=model, err=True)
+        density = typer.prompt("Share of the encoder's weights to keep", default=density, err=True)
+    if not data:
+        raise RecipeError(
+            "init: give a folder of data files, or a pattern such as 'data/{language}.{split}.tsv'"
+        )
+    asked = [code.strip() for code in languages.split(",") if code.strip()]
+    found = first_recipe.init(data, out, task or None, train_language, asked, model, density)
+    if as_json:
+        _print_json(vars(found) | {"layout": vars(found.layout), "recipe": str(out)})
+        return
+    typer.echo(f"{out}: {found.kind}, {len(found.labels)} labels, {len(found.languages)} languages")
+    typer.echo(f"Next: xlmprune compress {out} --dry-run", err=True)
 
 
 @app.command()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from xlmprune.compare.drawing import curves, draw_curves
 from xlmprune.compare.plan import Plan, slug
 from xlmprune.compare.table import DENSE
+from xlmprune.core.files import write_atomically
 from xlmprune.core.formatting import DASH, p_value, percent, plain, points
 from xlmprune.core.languages import language_name
-from xlmprune.core.run_folder import write_atomically
 from xlmprune.core.tables import Table
 from xlmprune.data.readers.lines import count_of
 

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xlmprune.recipe.catalog import find, shipped
     from xlmprune.recipe.editors import json_schema
+    from xlmprune.recipe.effects import MAY_CHANGE, differences, effect_of
     from xlmprune.recipe.loading import apply_overrides, load, read
     from xlmprune.recipe.schema import (
         STRICT,
         Component,
         DistillationRecipe,
+        EvaluationRecipe,
         ExportRecipe,
         FloorRecipe,
         ModelRecipe,
         PruningRecipe,
         Recipe,
         TaskRecipe,
+        TrainingRecipe,
         VocabularyRecipe,
     )
     from xlmprune.recipe.validation import build, validate, validate_task
@@ -30,9 +33,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "editors": "json_schema",
+    "effects": "MAY_CHANGE differences effect_of",
     "loading": "apply_overrides load read",
-    "schema": "STRICT Component DistillationRecipe ExportRecipe FloorRecipe ModelRecipe PruningRecipe Recipe TaskRecipe "
-    "VocabularyRecipe",
+    "schema": "STRICT Component DistillationRecipe EvaluationRecipe ExportRecipe FloorRecipe ModelRecipe PruningRecipe "
+    "Recipe TaskRecipe TrainingRecipe VocabularyRecipe",
     "catalog": "find shipped",
     "validation": "build validate validate_task",
     "yaml_text": "parse_yaml",

@@ -91,6 +91,6 @@ def load(table: str, name: str) -> Any:
     """
     entries = TABLES[table]
     if name not in entries:
-        raise RecipeError(f"no {table} is called {name!r}; {nearest(name, list(entries))}")
+        raise RecipeError(f"no {table} is called {name!r:.100}; {nearest(name, list(entries))}")
     module, _, attribute = entries[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -15,6 +15,18 @@ from xlmprune.recipe.yaml_text import dump_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+Effect = Literal["training", "measuring", "export", "running"]
+"""What a key changes; `effects` explains the words. Keys change training unless they, or their section, declare another."""
+
+
+def _changes(effect: Effect) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"effect": effect})
+
+
+RUNNING = Field(json_schema_extra={"effect": "running"})
+MEASURING = Field(json_schema_extra={"effect": "measuring"})
+EXPORT = Field(json_schema_extra={"effect": "export"})
+
 
 class Named(BaseModel):
     """A part of a recipe that has a name; the name alone is enough: `criterion: magnitude`."""
@@ -81,8 +93,9 @@ class TaskRecipe(Named):
     """Name of the task; the README lists them."""
     source: Literal["hub", "xglue", "files"] = "hub"
     """Where the data come from: the hub, the official XGLUE folder, or your own files."""
-    path: str | None = None
-    """For `xglue` the official folder; for `files` a pattern with `{language}` and `{split}`. `~` is your home folder."""
+    path: Annotated[str | None, RUNNING] = None
+    """For `xglue` the official folder; for `files` a pattern with `{language}` and `{split}`. It is relative to the recipe's
+    file; `~` is your home folder."""
     train_language: str = "en"
     """The language of the training examples. Its dev set decides everything that is chosen."""
     languages: Literal["all"] | list[str] = "all"
@@ -104,7 +117,7 @@ class TaskRecipe(Named):
     """Replaces `{split}` in the path of the training file."""
     dev_split: str = "dev"
     """Replaces `{split}` in the path of the dev file."""
-    test_split: str = "test"
+    test_split: Annotated[str, MEASURING] = "test"
     """Replaces `{split}` in the path of the test files."""
     metric: str | None = None
     """The metric to report first, for tasks that have several."""
@@ -150,15 +163,15 @@ class TrainingRecipe(BaseModel):
 
     model_config = STRICT
 
-    epochs_per_stage: Annotated[float, Field(gt=0)] = 15
+    epochs_per_stage: Annotated[float, Field(gt=0, le=1_000_000)] = 15
     """Passes over the training set in each stage; a fraction is a part of a pass."""
-    dense_epochs: Annotated[float, Field(gt=0)] | None = None
+    dense_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     """Passes in stage 0, before any pruning. By default `epochs_per_stage`."""
     max_updates_per_stage: Annotated[int, Field(ge=1)] | None = None
     """End a stage after this many updates, for a scaled-down run. The report says so."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
     """Examples in an update."""
-    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """Split each batch into this many micro-batches, to save memory; the result is that of the whole batch."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
     """Learning rate at the start of every stage. The default is the paper's, for millions of updates."""
@@ -168,7 +181,7 @@ class TrainingRecipe(BaseModel):
     """`linear`: the learning rate falls to zero within every stage. `constant`: it stays."""
     warmup_updates: Annotated[int, Field(ge=0)] = 0
     """Updates at the start of every stage in which the learning rate rises from zero."""
-    max_length: Annotated[int, Field(ge=8)] = 256
+    max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 256
     """Tokens of an example, special tokens included. Longer examples are cut, and the report counts them."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay on weight matrices; never on biases, LayerNorm and embeddings."""
@@ -182,7 +195,7 @@ class TrainingRecipe(BaseModel):
     """Do not train the embedding table. This saves memory, and languages without training text keep their embeddings."""
     keep: Literal["best", "last"] = "best"
     """At the end of a stage, keep the weights of the epoch with the `best` English dev score, or the `last`."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
+    checkpoint_minutes: Annotated[float, Field(gt=0), RUNNING] = 10
     """Save a long stage this often; every stage is also saved at its end."""
 
 
@@ -263,9 +276,9 @@ class DistillationRecipe(BaseModel):
 class EvaluationRecipe(BaseModel):
     """How languages are measured."""
 
-    model_config = STRICT
+    model_config = STRICT | _changes("measuring")
 
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000), RUNNING] = 64
     """Examples in a forward pass; changes speed and memory, not scores."""
     max_stage_examples: Annotated[int, Field(ge=1)] | None = None
     """Test examples of each language in the curve over stages. Dense, pruned and ONNX models are measured on all."""
@@ -276,7 +289,7 @@ class EvaluationRecipe(BaseModel):
 class FloorRecipe(BaseModel):
     """How many points an exported form may lose against the pruned PyTorch model; a form that loses more is not shipped."""
 
-    model_config = STRICT
+    model_config = STRICT | _changes("export")
 
     zero_shot_drop: Annotated[float, Field(ge=0)] | None = None
     """Largest loss of the mean over the zero-shot languages, or of the train language if there are none."""
@@ -293,7 +306,7 @@ else:
 class ExportRecipe(BaseModel):
     """Which files the bundle holds."""
 
-    model_config = STRICT
+    model_config = STRICT | _changes("export")
 
     safetensors: Literal["sparse", "dense"] = "sparse"
     """`sparse`: a bitmask and the remaining values of every pruned matrix. `dense`: every value."""
@@ -330,7 +343,7 @@ class Recipe(BaseModel):
     base: Annotated[str | None, Field(exclude=True)] = None
     """Another recipe to start from: a file, relative to this one, or the name of a shipped recipe. Keys given here replace
     the base's keys. A section that has another `name` than in the base replaces the base's whole section."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200), EXPORT]
     """Name of the run, in letters, digits and `_.-`. By default the file's name."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     """Seed of everything random."""

@@ -17,7 +17,7 @@ from xlmprune.core.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
 
-MAX_CHARACTERS = 1_000_000
+MAX_CHARACTERS = 200_000
 MAX_DEPTH = 20
 MAX_DIGITS = 30
 MAX_INTEGER = 2**63 - 1

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from xlmprune.core.files import write_atomically
 from xlmprune.core.formatting import plain
-from xlmprune.core.run_folder import write_atomically
 from xlmprune.core.tables import rich_table
 from xlmprune.report import charts, findings, model_card
 from xlmprune.report.findings import Report

@@ -239,7 +239,7 @@ def scaled_down(recipe: Recipe) -> list[str]:
 
 
 def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe; absolute paths are cut to their last two parts, for a bundle travels."""
+    """The resolved recipe; absolute paths are shortened, since a bundle is used on other machines."""
     values = recipe.resolved()
     values["model"]["name"] = _shortened(values["model"]["name"])
     if values["task"]["path"]:
@@ -254,5 +254,9 @@ def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
 
 
 def _shortened(path: str) -> str:
-    """A path as a reader on another machine may see it: its last two parts."""
-    return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() else path
+    """Shorten an absolute path: relative to the working directory where it lies below it, else its last two parts."""
+    if not Path(path).is_absolute():
+        return path
+    if Path(path).is_relative_to(Path.cwd()):
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    return "/".join(Path(path).parts[-2:])

@@ -14,7 +14,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Scores, Weights
 from xlmprune.recipe.component import STRICT
 
@@ -156,7 +156,7 @@ def layer_norm_gains(model: nn.Module, blocks: int) -> tuple[list[tuple[Tensor, 
 
 
 @dataclass(config=STRICT)
-class Lookahead:
+class Lookahead(Criterion):
     """Score every weight by its magnitude and the norms of its neighbours."""
 
     neighbours: Literal["block", "residual"] = "block"
