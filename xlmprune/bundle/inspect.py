@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,8 @@ from xlmprune.core.files import SAFETENSORS_FILE
 from xlmprune.core.formatting import decimals, number, percent
 from xlmprune.core.tables import Table, rich_table, tabulate
 from xlmprune.export import sparse
+from xlmprune.models import architecture
 
-PRUNABLE = re.compile(r"(?:roberta\.)?encoder\.layer\.(?P<layer>\d+)\.(?P<module>.+)\.weight")
-PARTS = {
-    "embeddings": r"(?:roberta\.)?embeddings\.",
-    "encoder": r"(?:roberta\.)?encoder\.",
-    "head": r"classifier\.",
-}
 DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -140,7 +134,7 @@ def _read_safetensors(path: Path, count: Callable[[str, np.ndarray], int] | None
         remaining = None
         if name in matrices:
             remaining, size = matrices[name]["kept"], size + sizes[name + sparse.MASK]
-        elif PRUNABLE.fullmatch(name) and len(shape) == 2:
+        elif _is_prunable(name) and len(shape) == 2:
             remaining = count(name, values) if count else int(np.count_nonzero(values))
         yield Stored(name, shape, remaining, float(np.linalg.norm(values)), size)
 
@@ -210,7 +204,7 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
             values, scale = restore_blocks(values, scale), None
         if zero is not None and zero.any():
             values = values.astype(np.int32) - zero
-        prunable = PRUNABLE.fullmatch(parameter) and values.ndim == 2
+        prunable = _is_prunable(parameter) and values.ndim == 2
         transposed = tensors[0].name.startswith(parameter + TRANSPOSED)
         yield Stored(
             parameter,
@@ -219,6 +213,10 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
             _norm(values, scale),
             sizes.get(parameter, 0),
         )
+
+
+def _is_prunable(name: str) -> bool:
+    return name.endswith(".weight") and architecture.find_matrix(name) is not None
 
 
 def _norm(values: np.ndarray, scale: np.ndarray | None) -> float:
@@ -237,9 +235,9 @@ def _describe(parameters: Iterable[Stored], size: int) -> dict[str, Any]:
     matrices = [entry for entry in stored if entry.remaining is not None]
     total, prunable = sum(_numel(entry) for entry in stored), sum(_numel(entry) for entry in matrices)
     remaining = sum(entry.remaining or 0 for entry in matrices)
-    by_part = dict.fromkeys([*PARTS, "other"], 0)
+    by_part: dict[str, int] = dict.fromkeys(architecture.PARTS, 0)
     for entry in stored:
-        by_part[_part(entry.name)] += entry.bytes
+        by_part[architecture.part_of(entry.name)] += entry.bytes
     by_part["other"] += size - sum(by_part.values())  # the graph, names, metadata
     rows = [_row(entry) for entry in matrices]
     return {
@@ -256,13 +254,13 @@ def _describe(parameters: Iterable[Stored], size: int) -> dict[str, Any]:
 
 
 def _row(entry: Stored) -> dict[str, Any]:
-    match = PRUNABLE.fullmatch(entry.name)
-    assert match is not None
+    found = architecture.find_matrix(entry.name)
+    assert found is not None
     assert entry.remaining is not None
     return {
         "name": entry.name,
-        "layer": int(match["layer"]),
-        "module": match["module"],
+        "layer": found.layer,
+        "module": found.module,
         "shape": list(entry.shape),
         "density": entry.remaining / max(_numel(entry), 1),
         "norm": entry.norm,
@@ -295,10 +293,6 @@ def _numel(entry: Stored) -> int:
     return math.prod(entry.shape)
 
 
-def _part(name: str) -> str:
-    return next((part for part, pattern in PARTS.items() if re.match(pattern, name)), "other")
-
-
 def render(facts: dict[str, Any]) -> Any:
     """The facts as tables for the terminal."""
     from rich.console import Group
@@ -325,7 +319,7 @@ def _matrix_table(facts: dict[str, Any], key: str, title: str = "") -> Table:
 
 def _part_table(facts: dict[str, Any]) -> Table:
     weights = {SAFETENSORS_FILE if facts["what"] == "bundle" else facts["path"]: facts}
-    parts = [*PARTS, "other"]
+    parts = architecture.PARTS
     rows = [
         [name, number(entry["bytes"]), *(number(entry["bytes_by_part"][part]) for part in parts)]
         for name, entry in {**weights, **facts.get("files", {})}.items()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlmprune._version import __version__
 from xlmprune.core import machine
+from xlmprune.core.files import cache_folder
 from xlmprune.core.formatting import size
 from xlmprune.core.tables import Table, rich_table
 
@@ -100,9 +101,7 @@ def find_devices() -> tuple[list[dict[str, Any]], str | None]:
 
 def find_caches() -> dict[str, dict[str, Any]]:
     """Return the folders that hold models and data, whether they are writable, and their free disk space."""
-    from xlmprune.quickstart.model import default_cache
-
-    folders = {"xlmprune": default_cache(), "hub": _hub_cache()}
+    folders = {"xlmprune": cache_folder(), "hub": _hub_cache()}
     return {
         name: {"folder": str(folder), "writable": _is_writable(folder), "free_bytes": _free_bytes(folder)}
         for name, folder in folders.items()

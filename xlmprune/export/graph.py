@@ -2,7 +2,7 @@
 
 Inputs `input_ids` and `attention_mask`, int64 [batch, sequence]; output `logits`, float [batch, labels], or [batch,
 sequence, labels] for token tasks. Matrices carry the name of their parameter, with `.T` where the graph holds them as
-[in, out]: `roberta.encoder.layer.0.attention.self.query.weight.T`. That is how `packing`, `quantization` and
+[in, out], as in `<parameter>.T`. That is how `packing`, `quantization` and
 `inspection` find them.
 
 A `ModelProto` in memory may be larger than the 2 GB that protobuf can write; `save_onnx` then puts the weights into
@@ -15,7 +15,6 @@ import ast
 import copy
 import logging
 import math
-import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,8 @@ from google.protobuf.message import DecodeError, Message
 from xlmprune._version import __version__
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import replacing
+from xlmprune.export.runtime import PACKED
+from xlmprune.models import architecture
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +47,7 @@ def export_onnx(
     """Trace the model, clean the graph, and write it to ``path`` if one is given.
 
     Args:
-        model: XLM-R with a sequence or token classification head, in fp32 and eval mode. One on another device is copied.
+        model: an encoder with a sequence or token classification head, in fp32 and eval mode; copied from another device.
         opset: 18 to 25; from 23 on attention is one standard node a layer, which servers before 2025 cannot read.
         properties: facts to put into the file; `InferenceSession.get_modelmeta().custom_metadata_map` gives them back.
 
@@ -65,13 +66,15 @@ def export_onnx(
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         model = copy.deepcopy(model).cpu()
     # Two rows, one of them padded: a batch of one, or a mask of ones, would be taken for a constant of the graph.
-    ids = torch.tensor([[0, 3, 3, 3, 3, 2], [0, 3, 2, 1, 1, 1]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    pad = model.config.pad_token_id  # type: ignore[union-attr]
+    ids = torch.tensor([[0, 3, 3, 3, 3, 2], [0, 3, 2, pad, pad, pad]])
     axes = {0: "batch", 1: "sequence"}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,
             (),
-            kwargs={"input_ids": ids, "attention_mask": (ids != 1).long()},
+            kwargs={"input_ids": ids, "attention_mask": mask},
             dynamic_shapes={"input_ids": axes, "attention_mask": axes},
             input_names=["input_ids", "attention_mask"],
             output_names=["logits"],
@@ -84,6 +87,7 @@ def export_onnx(
     del program
     _name_matrices(proto)
     _clean(proto)
+    proto.graph.name = model.config.model_type  # type: ignore[union-attr, assignment]
     onnx.helper.set_model_props(proto, dict(properties or {}))
     if path is not None:
         save_onnx(proto, path)
@@ -141,7 +145,6 @@ def _clean(proto: onnx.ModelProto) -> None:
     del proto.graph.metadata_props[:]
     del proto.metadata_props[:]
     proto.doc_string = proto.graph.doc_string = ""
-    proto.graph.name = "xlm-roberta"
     proto.producer_name, proto.producer_version = "xlmprune", __version__
 
 
@@ -216,9 +219,8 @@ def files_of(path: Path) -> list[Path]:
 
 
 def parameter_of(name: str) -> str | None:
-    """The parameter an initializer belongs to: what stands before `.T`, `/int8`, `/scale` and the like."""
-    match = re.match(r"(?:xlmprune\.packed/)?((?:roberta|classifier)\..*?\.?(?:weight|bias))(?![a-z])", name)
-    return match[1] if match else None
+    """Return the parameter an initializer belongs to: what stands before `.T`, `/int8`, `/scale` and the like."""
+    return architecture.parameter_at_start(name.removeprefix(PACKED))
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:

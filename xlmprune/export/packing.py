@@ -40,12 +40,12 @@ from xlmprune.core.errors import BundleError
 from xlmprune.core.files import temporary_folder
 from xlmprune.export.codes import find_pattern, join_digits, pattern_bytes, pattern_ranks
 from xlmprune.export.graph import with_graph
-from xlmprune.export.runtime import open_session
+from xlmprune.export.runtime import PACKED, open_session
 
 LOWEST_OPSET = 18
 """BitwiseAnd, and ScatterElements as it is now."""
 
-PREFIX = "xlmprune.packed/"
+PREFIX = PACKED
 """Begins the name of every node and initializer that packing adds; the rest is the matrix and a part of it."""
 
 BELOW = 0.6

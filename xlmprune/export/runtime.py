@@ -20,8 +20,8 @@ Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 INPUTS = ("input_ids", "attention_mask")
 
-PACKED = b"xlmprune.packed/"
-"""Stands in an ONNX file whose matrices the runtime has to rebuild when it opens it (see `export/packing.py`)."""
+PACKED = "xlmprune.packed/"
+"""Begins names in an ONNX file whose matrices the runtime has to rebuild when it opens it (see `export/packing.py`)."""
 
 
 def open_session(
@@ -62,7 +62,7 @@ def open_session(
         raise BundleError(
             f"{path} cannot be opened by ONNX Runtime {onnxruntime.__version__}: {first}"
         ) from error
-    if not optimize and _contains(path, PACKED):
+    if not optimize and _contains(path, PACKED.encode()):
         warnings.warn(
             f"{path} is packed and was opened without graph optimization: its matrices are rebuilt at every call. Use at "
             "least ORT_ENABLE_BASIC, or the dense file that `xlmprune unpack` writes.",

@@ -6,7 +6,6 @@ Everything here reads the plain values of `plain`: a number that is not finite i
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from xlmprune.core.formatting import amount, number, percent, points, score, siz
 from xlmprune.core.languages import language_name
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.export.form import all_forms, reference
+from xlmprune.models import architecture
 
 Report = Mapping[str, Any]
 
@@ -25,17 +25,6 @@ SHOWN = 6
 
 MODELS = {"dense": "dense", "pruned": "pruned"}
 """The PyTorch models that are scored, in their order."""
-
-ENCODER_MATRIX = re.compile(r"\blayer\.(\d+)\.(.+?)(?:\.weight)?$")
-
-MATRIX_TITLES = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "attention output",
-    "intermediate.dense": "FFN in",
-    "output.dense": "FFN out",
-}
 
 
 ZERO_SHOT_MEAN = "Zero-shot mean"
@@ -233,7 +222,7 @@ def describe_collapse(report: Report) -> str:
     if not found:
         return ""
     named = [
-        f"{layer['name'].removeprefix('roberta.encoder.')} ({percent(layer['density'], 2)})"
+        f"{architecture.short_name(layer['name'])} ({percent(layer['density'], 2)})"
         for layer in sorted(layers, key=lambda layer: layer["density"])
         if layer["name"] in found
     ]
@@ -328,19 +317,16 @@ def layer_grid(report: Report, fact: str) -> dict[str, Any] | None:
     """
     values: dict[int, dict[str, float]] = {}
     for entry in report.get("layers", []):
-        found = ENCODER_MATRIX.search(entry["name"])
+        found = architecture.find_matrix(entry["name"])
         if found and entry.get(fact) is not None:
-            values.setdefault(int(found[1]), {})[found[2]] = entry[fact]
+            values.setdefault(found.layer, {})[found.title] = entry[fact]
     flat = [value for layer in values.values() for value in layer.values()]
     if not flat or max(flat) - min(flat) < 5e-4:
         return None
-    seen = dict.fromkeys(kind for layer in values.values() for kind in layer)
-    kinds = [kind for kind in MATRIX_TITLES if kind in seen] + [
-        kind for kind in seen if kind not in MATRIX_TITLES
-    ]
+    titles = list(dict.fromkeys(title for layer in values.values() for title in layer))
     return {
-        "columns": [MATRIX_TITLES.get(kind, kind) for kind in kinds],
-        "rows": [(layer, [values[layer].get(kind) for kind in kinds]) for layer in sorted(values)],
+        "columns": titles,
+        "rows": [(layer, [values[layer].get(title) for title in titles]) for layer in sorted(values)],
         "low": min(flat),
         "high": max(flat),
     }
