@@ -62,7 +62,7 @@ def test_the_report_says_for_what_task_text_was_read():
         )
     )
     assert taught.endswith("with machine translations of the training set")
-    assert "calibrate INT8" in calibrated
+    assert "calibrate quantization" in calibrated
     assert target_text(recipe(export={"calibration": "task", "onnx": ["fp32"]})) == []
 
 

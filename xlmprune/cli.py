@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from xlmprune._version import __version__
 from xlmprune.core import own_process
 from xlmprune.core.errors import DataError, RecipeError, ShortfallError, XlmpruneError
+from xlmprune.recipe.registry import FORMS
 
 if TYPE_CHECKING:
     from xlmprune.core.progress import Reporter
@@ -87,7 +88,9 @@ Set = Annotated[
         help="Override one recipe value. Use dots for nested keys. Can be repeated.",
     ),
 ]
-Form = Annotated[str, typer.Option(help="ONNX file to use: fp32 or int8. Default: the first in the bundle.")]
+Form = Annotated[
+    str, typer.Option(help=f"ONNX file to use: {', '.join(FORMS)}. Default: the first in the bundle.")
+]
 Threads = Annotated[int, typer.Option(help="Threads for ONNX Runtime. 0: ONNX Runtime decides.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the result only.")]
@@ -114,7 +117,7 @@ def _is_terminal() -> bool:
 
 
 def _print_json(value: Any) -> None:
-    from xlmprune.report.findings import plain
+    from xlmprune.core.formatting import plain
 
     typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False))
 

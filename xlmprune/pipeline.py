@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from xlmprune import recipe as recipes
+from xlmprune.bundle import bench, golden, manifest
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import MachineError, RecipeError, ShortfallError
 from xlmprune.core.files import explain_disk, write_atomically
@@ -22,9 +23,10 @@ from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
-from xlmprune.export import forms as bundling
-from xlmprune.export.forms import Form
-from xlmprune.export.int8 import TextSource
+from xlmprune.export import writing
+from xlmprune.export.form import Material, TextSource
+from xlmprune.export.triton import write_triton
+from xlmprune.export.writing import MeasuredForm
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import (
     Pretrained,
@@ -129,7 +131,7 @@ def run(
             training.run()
             outcome, pruned, logits = training.finish()
             forms = export(recipe, outcome, training.data, logits, folder, reporter)
-            return publish(recipe, outcome, training.data, pruned, forms, folder)
+            return publish(recipe, outcome, training.data, pruned, forms, folder, reporter)
         except torch.OutOfMemoryError as error:
             raise MachineError(
                 f"the GPU's memory is full ({str(error).split(chr(10))[0]}) The last checkpoint is kept. Raise "
@@ -377,36 +379,28 @@ def export(
     logits: Mapping[str, Logits],
     folder: RunFolder,
     reporter: Reporter,
-) -> list[Form]:
+) -> list[MeasuredForm]:
     """Write the model's files into the unfinished bundle, measure each ONNX form and compare it with PyTorch."""
     unfinished, settings = folder.unfinished_bundle, recipe.export
     shutil.rmtree(unfinished, ignore_errors=True)
     with explain_disk(folder.path):
         unfinished.mkdir()
-        bundling.write_model(outcome, data, settings.safetensors, recipe.sha256(), unfinished)
-        forms: list[Form] = []
+        writing.write_model(outcome, data, settings.safetensors, recipe.sha256(), unfinished)
         if not settings.onnx:
-            return forms
-        reporter.say("exporting")
-        graph = bundling.trace(outcome.model, settings.opset)
-        for name in settings.onnx:
-            reporter.say(f"writing and measuring {name}")
-            forms.append(
-                bundling.write_form(
-                    name,
-                    graph,
-                    outcome,
-                    data,
-                    settings,
-                    calibration_text(recipe),
-                    recipe.evaluation.batch_size,
-                    recipe.sha256(),
-                    unfinished,
-                    logits,
-                )
+            return []
+        material = Material(
+            data,
+            outcome.tokenizer,
+            calibration_text(recipe),
+            settings.embeddings,
+            recipe.evaluation.batch_size,
+            folder.path,
+        )
+        return list(
+            writing.write_forms(
+                outcome, material, settings, logits, recipe.sha256(), unfinished, reporter.say
             )
-        bundling.time_forms(forms, unfinished, reporter.say)
-    return forms
+        )
 
 
 def calibration_text(recipe: Recipe) -> TextSource:
@@ -427,21 +421,31 @@ def calibration_text(recipe: Recipe) -> TextSource:
 
 
 def publish(
-    recipe: Recipe, outcome: Outcome, data: Datasets, pruned: Scores, forms: list[Form], folder: RunFolder
+    recipe: Recipe,
+    outcome: Outcome,
+    data: Datasets,
+    pruned: Scores,
+    forms: Sequence[MeasuredForm],
+    folder: RunFolder,
+    reporter: Reporter,
 ) -> dict[str, Any]:
-    """Write the report, seal the bundle and give it its name.
+    """Time the forms, write the report and the manifest, and put the bundle in place.
 
     Raises:
         ShortfallError: a form lost more than `export.floor` allows; the bundle is written without it.
     """
     unfinished = folder.unfinished_bundle
     with explain_disk(folder.path):
-        refused = bundling.refuse(forms, pruned, recipe.export.floor, data.train_language, unfinished)
-        shipped = [form for form in forms if form.name not in refused]
-        bundling.write_companions(outcome, data, shipped, recipe.name, recipe.export.triton, unfinished)
-        facts = results.assemble(recipe, outcome, data, pruned, forms, refused, unfinished)
+        refused = writing.refuse(forms, pruned, recipe.export.floor, data.train_language, unfinished)
+        shipped = [entry.form for entry in forms if entry.form.name not in refused]
+        golden.write(unfinished, writing.golden_arrays(outcome, data.tests, shipped, unfinished))
+        if recipe.export.triton and shipped:
+            first = unfinished / shipped[0].file
+            write_triton(unfinished / "triton", recipe.name, first, data.task.labels, data.task.kind)
+        speed = bench.time_files([unfinished / form.file for form in shipped], reporter.say)
+        facts = results.assemble(recipe, outcome, data, pruned, forms, refused, speed, unfinished)
         report.write(facts, unfinished)
-        bundling.seal(unfinished, outcome.device, recipe.sha256())
+        manifest.write(unfinished, facts["environment"], recipe.sha256())
         folder.renew_recipe()
         folder.ship()
     folder.events.write("done", summary=facts["summary"], refused=refused)

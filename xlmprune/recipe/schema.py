@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from xlmprune.recipe.registry import FORMS, USUAL_FORMS
 from xlmprune.recipe.yaml_text import dump_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -310,6 +311,12 @@ class FloorRecipe(BaseModel):
     """Largest loss of any language, the train language included."""
 
 
+if TYPE_CHECKING:
+    FormName = str
+else:
+    FormName = Literal[tuple(FORMS)]
+
+
 class ExportRecipe(BaseModel):
     """Which files the bundle holds."""
 
@@ -317,7 +324,7 @@ class ExportRecipe(BaseModel):
 
     safetensors: Literal["sparse", "dense"] = "sparse"
     """`sparse`: a bitmask and the remaining values of every pruned matrix. `dense`: every value."""
-    onnx: list[Literal["fp32", "int8"]] = ["fp32", "int8"]
+    onnx: list[FormName] = list(USUAL_FORMS)
     """ONNX forms to write. An empty list writes weights only, as the runs of a comparison do."""
     onnx_layout: Literal["packed", "dense"] = "packed"
     """`packed`: a smaller file that rebuilds its matrices when it is opened. `dense`: ordinary matrices."""
