@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,8 @@ def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: R
     if not folder.start.is_dir():
         reporter.say(f"loading {recipe.model.name}")
         pretrained, trimming = load_model(recipe, task)
+        for note in pretrained.notes:
+            reporter.say(note)
         folder.save_start(lambda place: _write_start(pretrained, trimming, place, length))
     else:
         pretrained = read_start(folder.start, task.kind)
@@ -208,7 +210,7 @@ def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | 
         pretrained.model, pretrained.tokenizer, texts, min_count=wanted.min_count, max_size=wanted.max_size
     )
     fit_to_tokenizer(pretrained.model, tokenizer)
-    return Pretrained(pretrained.model, tokenizer, pretrained.origin), facts
+    return replace(pretrained, tokenizer=tokenizer), facts
 
 
 def read_unlabelled(
