@@ -13,7 +13,8 @@ import yaml
 
 from xlmprune import recipe as recipes
 from xlmprune.core.errors import MachineError, ModelError, RecipeError
-from xlmprune.core.run_folder import RunFolder, explain_disk
+from xlmprune.core.files import explain_disk
+from xlmprune.training.checkpoint import open_run
 
 
 def make_recipe(**changes):
@@ -28,7 +29,7 @@ def tensors(value):
 
 
 def test_saved_is_read_back_and_older_ones_go(tmp_path):
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         assert folder.latest() is None
         folder.save(tensors(1), {"stage": 1})
         folder.save(tensors(2), {"stage": 2})
@@ -40,49 +41,49 @@ def test_saved_is_read_back_and_older_ones_go(tmp_path):
 
 
 def test_nothing_is_pickled(tmp_path):
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         folder.save(tensors(1), {"stage": 1})
         names = {path.suffix for path in folder.checkpoints.rglob("*") if path.is_file()}
     assert names == {".safetensors", ".json"}
 
 
 def test_a_half_written_checkpoint_is_swept_away(tmp_path):
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         folder.save(tensors(1), {"stage": 1})
         partial = folder.checkpoints / ".partial-000002"
         partial.mkdir()
         (partial / "model.safetensors").write_bytes(b"half")
     temporary = tmp_path / "run" / ".temporary-abc"
     temporary.mkdir()
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         assert not partial.exists()
         assert not temporary.exists()
         assert folder.latest()[1]["stage"] == 1
 
 
 def test_events_after_the_checkpoint_are_written_again(tmp_path):
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         folder.events.write("stage", stage=0)
         folder.save(tensors(1), {})
         folder.events.write("update", number=7)
         with folder.events.path.open("a") as file:
             file.write('{"event": "cut sho')
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         folder.latest()
         assert [event["event"] for event in folder.events.read()] == ["stage"]
 
 
 def test_another_recipe_is_refused_and_fresh_starts_over(tmp_path):
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         folder.save(tensors(1), {})
     with pytest.raises(RecipeError, match=r"seed is 42 there and 7 here.*--fresh"):
-        RunFolder(tmp_path / "run", make_recipe(seed=7))
-    with RunFolder(tmp_path / "run", make_recipe(seed=7), fresh=True) as folder:
+        open_run(tmp_path / "run", make_recipe(seed=7))
+    with open_run(tmp_path / "run", make_recipe(seed=7), fresh=True) as folder:
         assert folder.latest() is None
 
 
 def test_fresh_loses_nothing_where_the_bundle_cannot_be_removed(tmp_path, monkeypatch):
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         folder.events.write("stage", stage=0)
         folder.save(tensors(1), {})
         folder.bundle.mkdir()
@@ -97,36 +98,36 @@ def test_fresh_loses_nothing_where_the_bundle_cannot_be_removed(tmp_path, monkey
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
     with pytest.raises(MachineError, match=r"cannot be written to .*Permission denied.*bundle.*--out"):
-        RunFolder(tmp_path / "run", make_recipe(), fresh=True)
+        open_run(tmp_path / "run", make_recipe(), fresh=True)
     monkeypatch.undo()
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         assert folder.latest() is not None
         assert len(folder.events.read()) == 1
-    with RunFolder(tmp_path / "run", make_recipe(), fresh=True) as folder:
+    with open_run(tmp_path / "run", make_recipe(), fresh=True) as folder:
         assert folder.latest() is None
         assert not folder.bundle.exists()
 
 
 def test_a_folder_of_a_version_that_had_fewer_keys_goes_on(tmp_path):
     """Where the new key has its default; another value is another recipe."""
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         folder.save(tensors(1), {})
     file = tmp_path / "run" / "recipe.yaml"
     values, _ = recipes.parse_yaml(file.read_text(encoding="utf-8"), str(file))
     del values["evaluation"]["stage_interval"]
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         assert folder.latest() is not None
     with pytest.raises(RecipeError, match=r"evaluation.stage_interval is 1 there and 3 here"):
-        RunFolder(tmp_path / "run", make_recipe(evaluation={"stage_interval": 3}))
+        open_run(tmp_path / "run", make_recipe(evaluation={"stage_interval": 3}))
     values["evaluation"]["no_such_key"] = 1
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     with pytest.raises(RecipeError, match=r"evaluation.stage_interval is null there and 1 here"):
-        RunFolder(tmp_path / "run", make_recipe())
+        open_run(tmp_path / "run", make_recipe())
 
 
 def test_a_damaged_checkpoint_is_said_to_be_so(tmp_path):
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         folder.save(tensors(1), {})
         file = next(folder.checkpoints.glob("saved-*/model.safetensors"))
         file.write_bytes(file.read_bytes()[:50])
@@ -136,7 +137,7 @@ def test_a_damaged_checkpoint_is_said_to_be_so(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "null"])
 def test_an_empty_state_is_a_damaged_checkpoint(tmp_path, content):
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         folder.save(tensors(1), {})
         next(folder.checkpoints.glob("saved-*/state.json")).write_text(content)
         with pytest.raises(ModelError, match=r"damaged.*--fresh"):
@@ -144,7 +145,7 @@ def test_an_empty_state_is_a_damaged_checkpoint(tmp_path, content):
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         folder.save(tensors(1), {})
         next(folder.checkpoints.glob("saved-*/masks.safetensors")).unlink()
         with pytest.raises(ModelError, match=r"masks\.safetensors missing.*--fresh"):
@@ -152,16 +153,19 @@ def test_a_file_that_is_gone_is_named(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    with RunFolder(tmp_path / "run", make_recipe()), pytest.raises(MachineError, match="another xlmprune"):
-        RunFolder(tmp_path / "run", make_recipe())
-    with RunFolder(tmp_path / "run", make_recipe()):
+    with (
+        open_run(tmp_path / "run", make_recipe()),
+        pytest.raises(MachineError, match="in use by another process"),
+    ):
+        open_run(tmp_path / "run", make_recipe())
+    with open_run(tmp_path / "run", make_recipe()):
         pass
 
 
 def test_places_that_cannot_hold_a_run(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(MachineError, match="not a folder"):
-        RunFolder(tmp_path / "file" / "run", make_recipe())
+        open_run(tmp_path / "file" / "run", make_recipe())
     with pytest.raises(MachineError, match="cannot be written to"), explain_disk(tmp_path):
         raise PermissionError(13, "Permission denied")
 
@@ -170,11 +174,11 @@ FULL_DISK = """
 import resource, signal, sys, torch
 from pathlib import Path
 from xlmprune import recipe as recipes
-from xlmprune.checkpoint import RunFolder
-from xlmprune.errors import MachineError
+from xlmprune.core.errors import MachineError
+from xlmprune.training.checkpoint import open_run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 recipe = recipes.Recipe.model_validate({"name": "tiny", "task": {"name": "quickstart"}})
-with RunFolder(Path(sys.argv[1]), recipe) as folder:
+with open_run(Path(sys.argv[1]), recipe) as folder:
     folder.save({"model": {"a": torch.ones(10)}}, {"stage": 1})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
@@ -194,20 +198,20 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path):
         check=True,
     )
     assert "disk is full" in done.stdout
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         found, state = folder.latest()
         assert state["stage"] == 1
         assert torch.equal(found["model"]["a"], torch.ones(10))
 
 
 def test_recipe_file_alone_repeats_the_run(tmp_path):
-    with RunFolder(tmp_path / "run", make_recipe(seed=3)) as folder:
+    with open_run(tmp_path / "run", make_recipe(seed=3)) as folder:
         again = recipes.load(str(folder.path / "recipe.yaml"))
     assert again == make_recipe(seed=3)
 
 
 def test_finished_run_is_known_by_its_report(tmp_path):
-    with RunFolder(tmp_path / "run", make_recipe()) as folder:
+    with open_run(tmp_path / "run", make_recipe()) as folder:
         assert folder.finished() is None
         folder.bundle.mkdir()
         (folder.bundle / "report.json").write_text(json.dumps({"name": "tiny"}))

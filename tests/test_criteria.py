@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import nn
 
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.criteria.eq6 import agreement
 from xlmprune.pruning.criteria.gradient import Gradient, absolute, accumulated, taylor
 from xlmprune.pruning.criteria.hard_concrete import (
@@ -411,13 +412,13 @@ def test_l0_leaves_the_dense_stage_alone_and_then_prunes_by_magnitude():
     gates = L0()
     gates.before_forward(weights, full_masks(weights))
     gates.observe(weights, full_masks(weights), 1e-3)
-    gates.fold(weights, full_masks(weights))
+    gates.end_stage(weights, full_masks(weights))
     assert weights["w"].tolist() == [[0.5, -3.0, 1.0, 2.0]]
     masks = select(gates.scores(context(weights)), 0.5, full_masks(weights))
     assert masks["w"].tolist() == [[False, True, False, True]]
 
 
-def test_l0_folds_gates_in_for_measuring_and_takes_them_out_to_train():
+def test_l0_multiplies_gates_in_for_a_measurement_and_for_good_at_the_end_of_a_stage():
     weights = {"w": torch.tensor([[1.0, 2.0, 3.0, 4.0]])}
     masks = {"w": torch.tensor([[True, True, True, False]])}
     apply_masks(weights, masks)
@@ -425,17 +426,38 @@ def test_l0_folds_gates_in_for_measuring_and_takes_them_out_to_train():
     gates.before_forward(weights, masks)
     weights["w"].grad = torch.zeros(1, 4)
     gates.observe(weights, masks, 1e-3)
-    gates._alpha["w"] = torch.tensor([[-5.0, 0.0, 5.0, 0.0]])
+    gates._alpha["w"] = torch.tensor([[-1.0, 0.0, 5.0, 0.0]])
+    shut = torch.sigmoid(torch.tensor(-1.0)).item() * 1.2 - 0.1
+    with gates.measured(weights, masks):
+        assert weights["w"][0].tolist() == pytest.approx([shut, 1.0, 3.0, 0.0])
+    assert weights["w"].tolist() == [[1.0, 2.0, 3.0, 0.0]]
     for _ in range(2):
-        gates.fold(weights, masks)
-        assert weights["w"].tolist() == [[0.0, 1.0, 3.0, 0.0]]
-    # A stage's masks are chosen while the gates are folded in: by openness, whatever the folded weight is.
+        gates.end_stage(weights, masks)
+        assert weights["w"][0].tolist() == pytest.approx([shut, 1.0, 3.0, 0.0])
+    # A stage's masks are chosen when the gates are in the weights: by openness, whatever the product is.
     fewer = select(gates.scores(context(weights, masks)), 0.5, masks)
     assert fewer["w"].tolist() == [[False, True, True, False]]
-    gates.unfold(weights, fewer)
-    assert weights["w"].tolist() == [[0.0, 2.0, 3.0, 0.0]]
-    gates.unfold(weights, fewer)
-    assert weights["w"].tolist() == [[0.0, 2.0, 3.0, 0.0]]
+    apply_masks(weights, fewer)
+    gates.before_forward(weights, fewer)
+    weights["w"].grad = torch.zeros(1, 4)
+    gates.observe(weights, fewer, 1e-3)
+    assert weights["w"].tolist() == [[0.0, 1.0, 3.0, 0.0]]
+    assert gates._alpha["w"][0, 2] < 3, "the next stage begins with new gates"
+
+
+def test_l0_never_closes_the_gate_of_a_kept_weight():
+    """A strong penalty and no gradient of the task: all gates would close."""
+    torch.manual_seed(0)
+    weights = {"w": torch.randn(8, 8)}
+    masks = {"w": torch.rand(8, 8) < 0.5}
+    apply_masks(weights, masks)
+    gates = L0(strength=1e4, learning_rate=0.5)
+    for _ in range(50):
+        gates.before_forward(weights, masks)
+        weights["w"].grad = torch.zeros(8, 8)
+        gates.observe(weights, masks, 1e-3)
+    gates.end_stage(weights, masks)
+    assert torch.equal(weights["w"] != 0, masks["w"])
 
 
 # --- movement --------------------------------------------------------------------------------------------------------
@@ -656,14 +678,12 @@ class Run:
     def update(self):
         torch.manual_seed(self.number)
         self.model.train()
-        if hasattr(self.criterion, "before_forward"):
-            self.criterion.before_forward(self.weights, self.masks)
+        self.criterion.before_forward(self.weights, self.masks)
         self.loss(self.number).backward()
         for name, weight in self.weights.items():
             weight.grad.mul_(self.masks[name])
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        if hasattr(self.criterion, "observe"):
-            self.criterion.observe(self.weights, self.masks, 0.05)
+        self.criterion.observe(self.weights, self.masks, 0.05)
         with torch.no_grad():
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
@@ -692,18 +712,16 @@ class Run:
             gradients=self.gradients,
         )
         scores = self.criterion.scores(moment)
-        scope = scope or getattr(self.criterion, "default_scope", "layer")
+        scope = scope or self.criterion.default_scope
         before, self.masks = self.masks, select(scores, share, self.masks, scope, pattern)
-        if hasattr(self.criterion, "compensate"):
-            self.criterion.compensate(
-                moment.weights, {name: before[name] & ~mask for name, mask in self.masks.items()}
-            )
+        self.criterion.compensate(
+            moment.weights, {name: before[name] & ~mask for name, mask in self.masks.items()}
+        )
         apply_masks(self.weights, self.masks)
         return scores
 
     def end_stage(self):
-        if hasattr(self.criterion, "fold"):
-            self.criterion.fold(self.weights, self.masks)
+        self.criterion.end_stage(self.weights, self.masks)
         apply_masks(self.weights, self.masks)
 
     def stop_and_go_on(self, kind, **parameters):
@@ -712,9 +730,8 @@ class Run:
         other.model.load_state_dict(self.model.state_dict())
         other.masks = {name: mask.clone() for name, mask in self.masks.items()}
         other.number = self.number
-        if hasattr(self.criterion, "state"):
-            state = self.criterion.state()
-            other.criterion.load_state(load(save(state)) if state else {})
+        if state := self.criterion.state():
+            other.criterion.load_state(load(save(state)))
         return other
 
 
@@ -740,7 +757,7 @@ def test_scores_are_finite_masks_nested_and_counts_exact(name, parameters):
     kind, parameters = variant(name, parameters)
     run = Run(kind, **parameters)
     total = sum(weight.numel() for weight in run.weights.values())
-    scope = getattr(run.criterion, "default_scope", "layer")
+    scope = run.criterion.default_scope
     for stage, share in enumerate((0.8, 0.5, 0.3), start=1):
         for _ in range(3):
             run.update()
@@ -801,6 +818,38 @@ def test_a_resumed_run_is_the_unbroken_one(name, parameters, stop_folded):
         assert torch.equal(value, resumed.model.state_dict()[key]), key
     for before, after in zip(expected, found, strict=True):
         assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_hook_that_nothing_calls_is_an_error_where_it_is_defined():
+    with pytest.raises(TypeError, match=r"Mine.obsreve is not a known hook; did you mean 'observe'\?"):
+
+        class Mine(Criterion):
+            def obsreve(self, weights, masks, learning_rate):
+                pass
+
+    with pytest.raises(
+        TypeError, match=r"act_on_dense is not a known class fact; did you mean 'acts_on_dense'"
+    ):
+
+        class Fact(Criterion):
+            act_on_dense: ClassVar[bool] = True
+
+    with pytest.raises(TypeError, match="Watcher has the hook observe and must declare acts_on_dense"):
+
+        class Watcher(Criterion):
+            def observe(self, weights, masks, learning_rate):
+                pass
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_criterion_that_acts_on_the_dense_stage_says_so(name):
+    kind, parameters = variant(name, {})
+    run = Run(kind, **parameters)
+    before = {key: value.clone() for key, value in run.criterion.state().items()}
+    run.update()
+    after = run.criterion.state()
+    changed = before.keys() != after.keys() or any(not torch.equal(before[key], after[key]) for key in before)
+    assert changed == kind.acts_on_dense
 
 
 @pytest.mark.parametrize("name", CRITERIA)

@@ -18,8 +18,11 @@ from xlmprune.data.encoding import IGNORE, Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
 from xlmprune.pruning.regularizers.cosine import alignment
-from xlmprune.training.distillation import Distillation
-from xlmprune.training.loop import FinePruning, StageEnd, Step, cross_entropy, updates_in_stage
+from xlmprune.recipe import DistillationRecipe
+from xlmprune.training.gradients import cross_entropy
+from xlmprune.training.loop import FinePruning, StageEnd, Step
+from xlmprune.training.method import build_method
+from xlmprune.training.optimizer import updates_in_stage
 from xlmprune.training.teaching import Teaching
 
 LABELS = 3
@@ -76,6 +79,15 @@ def make_recipe(**sections):
     return recipes.Recipe.model_validate(values)
 
 
+def make_pruner(recipe, model, train, dev=None, teaching=None):
+    method = build_method(recipe.pruning, recipe.regularizer)
+    return FinePruning(model, train, method, recipe.training, recipe.seed, dev, teaching)
+
+
+def restore(pruner, tensors, progress):
+    pruner.state.restore(tensors, progress, pruner.settings)
+
+
 def drive(pruner, stop_after=None):
     events = []
     for event in pruner.run():
@@ -88,26 +100,26 @@ def drive(pruner, stop_after=None):
 def test_story_of_a_run():
     model = tiny_classifier()
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    pruner = FinePruning(make_recipe(), model, examples())
+    pruner = make_pruner(make_recipe(), model, examples())
     events, masks_before = [], None
     for event in pruner.run():
         events.append(event)
         for name, weight in prunable(model).items():
-            assert not weight[~pruner.masks[name]].any()
+            assert not weight[~pruner.state.masks[name]].any()
         if isinstance(event, StageEnd):
             if masks_before is not None:
-                for name, mask in pruner.masks.items():
+                for name, mask in pruner.state.masks.items():
                     assert not (mask & ~masks_before[name]).any(), "masks are nested"
-            masks_before = pruner.masks
+            masks_before = pruner.state.masks
     ends = [event for event in events if isinstance(event, StageEnd)]
     assert [end.stage for end in ends] == [0, 1, 2, 3]
     for k, end in enumerate(ends):
-        exact = sum(round(w.numel() * 0.7**k) for w in pruner.weights.values())
-        assert end.density == pytest.approx(exact / sum(w.numel() for w in pruner.weights.values()))
+        exact = sum(round(w.numel() * 0.7**k) for w in pruner.state.weights.values())
+        assert end.density == pytest.approx(exact / sum(w.numel() for w in pruner.state.weights.values()))
     assert sum(isinstance(event, Step) for event in events) == 4 * 6
     for name, parameter in model.named_parameters():
         assert not torch.equal(parameter, start[name]), f"{name} was trained"
-        if name not in pruner.weights:
+        if name not in pruner.state.weights:
             assert not ((parameter == 0) & (start[name] != 0)).any(), f"{name} was not pruned"
 
 
@@ -117,7 +129,7 @@ def test_training_learns_the_task():
         training={"epochs_per_stage": 50, "learning_rate": 2e-2},
         pruning={"schedule": {"name": "geometric", "stages": 1}},
     )
-    ends = [event for event in drive(FinePruning(recipe, model, examples())) if isinstance(event, StageEnd)]
+    ends = [event for event in drive(make_pruner(recipe, model, examples())) if isinstance(event, StageEnd)]
     assert ends[0].loss < 0.2
     assert ends[1].loss < 0.2
 
@@ -138,21 +150,22 @@ def test_training_learns_the_task():
 def test_a_run_taken_up_again_is_the_same_run(sections, stop_after):
     recipe = make_recipe(**sections)
     scores = iter(range(1000))
-    unbroken = FinePruning(recipe, tiny_classifier(), examples(), lambda: float(next(scores)))
+    unbroken = make_pruner(recipe, tiny_classifier(), examples(), lambda: float(next(scores)))
     drive(unbroken)
     scores = iter(range(1000))
-    first = FinePruning(recipe, tiny_classifier(), examples(), lambda: float(next(scores)))
+    first = make_pruner(recipe, tiny_classifier(), examples(), lambda: float(next(scores)))
     drive(first, stop_after)
     tensors = {
-        file: {k: v.detach().clone() for k, v in entries.items()} for file, entries in first.tensors().items()
+        file: {k: v.detach().clone() for k, v in entries.items()}
+        for file, entries in first.state.tensors().items()
     }
-    second = FinePruning(recipe, tiny_classifier(), examples(), lambda: float(next(scores)))
-    second.restore(tensors, first.progress())
+    second = make_pruner(recipe, tiny_classifier(), examples(), lambda: float(next(scores)))
+    restore(second, tensors, first.state.progress())
     drive(second)
     for name, parameter in unbroken.model.named_parameters():
         assert torch.equal(parameter, dict(second.model.named_parameters())[name]), name
-    for name, mask in unbroken.masks.items():
-        assert torch.equal(mask, second.masks[name])
+    for name, mask in unbroken.state.masks.items():
+        assert torch.equal(mask, second.state.masks[name])
 
 
 @pytest.mark.parametrize("stop_after", [8, 14])
@@ -167,21 +180,22 @@ def test_every_criterion_resumes_exactly(name, stop_after):
             "schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 2},
         }
     )
-    unbroken = FinePruning(recipe, tiny_classifier(), examples(), lambda: 50.0)
+    unbroken = make_pruner(recipe, tiny_classifier(), examples(), lambda: 50.0)
     drive(unbroken)
-    first = FinePruning(recipe, tiny_classifier(), examples(), lambda: 50.0)
+    first = make_pruner(recipe, tiny_classifier(), examples(), lambda: 50.0)
     drive(first, stop_after)
     tensors = {
-        file: {k: v.detach().clone() for k, v in entries.items()} for file, entries in first.tensors().items()
+        file: {k: v.detach().clone() for k, v in entries.items()}
+        for file, entries in first.state.tensors().items()
     }
-    second = FinePruning(recipe, tiny_classifier(), examples(), lambda: 50.0)
-    second.restore(tensors, json.loads(json.dumps(first.progress())))
+    second = make_pruner(recipe, tiny_classifier(), examples(), lambda: 50.0)
+    restore(second, tensors, json.loads(json.dumps(first.state.progress())))
     drive(second)
     for parameter_name, parameter in unbroken.model.named_parameters():
         assert torch.equal(parameter, dict(second.model.named_parameters())[parameter_name]), parameter_name
-    assert density(second.masks) == pytest.approx(0.49, abs=2e-3)
-    for weight_name, weight in second.weights.items():
-        assert not weight[~second.masks[weight_name]].any()
+    assert density(second.state.masks) == pytest.approx(0.49, abs=2e-3)
+    for weight_name, weight in second.state.weights.items():
+        assert not weight[~second.state.masks[weight_name]].any()
 
 
 @pytest.mark.parametrize("stop_after", [7, 9])
@@ -189,7 +203,7 @@ def test_every_criterion_resumes_exactly(name, stop_after):
 @pytest.mark.parametrize("tokens", [False, True])
 def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_after):
     recipe = make_recipe(training={"gradient_accumulation": 2})
-    settings = Distillation(teacher=teacher, hidden=0.1)
+    settings = DistillationRecipe(teacher=teacher, hidden=0.1)
 
     def start():
         scores = iter([50.0, 40.0, 60.0, 55.0, 70.0, 80.0, 30.0, 20.0])
@@ -203,17 +217,18 @@ def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_
             recipe.seed,
         )
         dev = lambda: next(scores)  # noqa: E731
-        return FinePruning(recipe, kind(tiny_config()), examples(tokens=tokens), dev, teaching), scores
+        return make_pruner(recipe, kind(tiny_config()), examples(tokens=tokens), dev, teaching), scores
 
     unbroken, _ = start()
     drive(unbroken)
     first, used = start()
     drive(first, stop_after)
     tensors = {
-        file: {k: v.detach().clone() for k, v in entries.items()} for file, entries in first.tensors().items()
+        file: {k: v.detach().clone() for k, v in entries.items()}
+        for file, entries in first.state.tensors().items()
     }
     second, scores = start()
-    second.restore(tensors, json.loads(json.dumps(first.progress())))
+    restore(second, tensors, json.loads(json.dumps(first.state.progress())))
     for _ in range(8 - len(list(used))):
         next(scores)
     drive(second)
@@ -223,8 +238,8 @@ def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_
 
 def test_the_teacher_is_the_dense_model_and_stays_it():
     recipe = make_recipe()
-    teaching = Teaching(Distillation(), None, 8, 0)
-    pruner = FinePruning(recipe, tiny_classifier(), examples(), lambda: 50.0, teaching)
+    teaching = Teaching(DistillationRecipe(), None, 8, 0)
+    pruner = make_pruner(recipe, tiny_classifier(), examples(), lambda: 50.0, teaching)
     dense = None
     for event in pruner.run():
         if isinstance(event, StageEnd) and event.stage == 0:
@@ -249,7 +264,7 @@ def test_best_dev_epoch_is_kept(criterion):
         seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
         return [50.0, 90.0, 70.0, 10.0, 20.0, 20.0][len(seen) - 1]
 
-    pruner = FinePruning(recipe, model, examples(), dev)
+    pruner = make_pruner(recipe, model, examples(), dev)
     for event in pruner.run():
         if isinstance(event, StageEnd):
             best = {0: 1, 1: 4}[event.stage]  # the first of equals
@@ -267,17 +282,18 @@ def test_a_run_resumed_after_its_best_epoch_keeps_that_epochs_gates():
 
     def start(used=0):
         left = iter(scores[used:])
-        return FinePruning(recipe, tiny_classifier(), examples(), lambda: next(left))
+        return make_pruner(recipe, tiny_classifier(), examples(), lambda: next(left))
 
     unbroken, first = start(), start()
     drive(unbroken)
     drive(first, 9 + 1 + 7)  # stage 0 with its end, and two epochs and an update of stage 1
     tensors = {
-        file: {k: v.detach().clone() for k, v in entries.items()} for file, entries in first.tensors().items()
+        file: {k: v.detach().clone() for k, v in entries.items()}
+        for file, entries in first.state.tensors().items()
     }
     assert "best_criterion" in tensors
     second = start(used=5)
-    second.restore(tensors, json.loads(json.dumps(first.progress())))
+    restore(second, tensors, json.loads(json.dumps(first.state.progress())))
     drive(second)
     for name, parameter in unbroken.model.named_parameters():
         assert torch.equal(parameter, dict(second.model.named_parameters())[name]), name
@@ -301,9 +317,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tokens, hidden, unla
             if unlabelled
             else None
         )
-        teaching = None if hidden is None else Teaching(Distillation(hidden=hidden), text, 8, 0)
+        teaching = None if hidden is None else Teaching(DistillationRecipe(hidden=hidden), text, 8, 0)
         recipe = make_recipe(training={"gradient_accumulation": accumulation, "max_updates_per_stage": 3})
-        pruner = FinePruning(recipe, model, examples(tokens=tokens), teaching=teaching)
+        pruner = make_pruner(recipe, model, examples(tokens=tokens), teaching=teaching)
         # Three updates of the dense stage, its end, and two of the next, in which a teacher speaks.
         steps = [event for event in drive(pruner, 6) if isinstance(event, Step)]
         results.append(([step.loss for step in steps], [p.detach().clone() for p in model.parameters()]))
@@ -322,14 +338,14 @@ def test_a_part_of_a_batch_without_any_label_adds_nothing():
         config = tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         recipe = make_recipe(training={"gradient_accumulation": accumulation, "max_updates_per_stage": 2})
         train = Encoded(data.input_ids, labels, data.words, data.truncated, special=tiny_special())
-        events = drive(FinePruning(recipe, XLMRobertaForTokenClassification(config), train), 2)
+        events = drive(make_pruner(recipe, XLMRobertaForTokenClassification(config), train), 2)
         results.append([event.loss for event in events])
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
 def test_divergence_stops_with_advice_and_leaves_the_weights():
     model = tiny_classifier()
-    pruner = FinePruning(make_recipe(), model, examples())
+    pruner = make_pruner(make_recipe(), model, examples())
     run = pruner.run()
     next(run)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -346,7 +362,7 @@ def test_divergence_stops_with_advice_and_leaves_the_weights():
 def test_frozen_embeddings_stay():
     model = tiny_classifier()
     before = model.roberta.embeddings.word_embeddings.weight.detach().clone()
-    drive(FinePruning(make_recipe(training={"freeze_embeddings": True}), model, examples()))
+    drive(make_pruner(make_recipe(training={"freeze_embeddings": True}), model, examples()))
     assert torch.equal(model.roberta.embeddings.word_embeddings.weight, before)
 
 
@@ -356,10 +372,13 @@ def test_strong_alignment_holds_the_weights_to_the_pretrained_ones():
         model = tiny_classifier()
         regularizer = {"name": name} if strength is None else {"name": name, "strength": strength}
         recipe = make_recipe(regularizer=regularizer, training={"epochs_per_stage": 10})
-        pruner = FinePruning(recipe, model, examples())
+        pruner = make_pruner(recipe, model, examples())
         drive(pruner)
         found[name] = np.mean(
-            [float(alignment(w.detach(), pruner.pretrained[n])) for n, w in pruner.weights.items()]
+            [
+                float(alignment(w.detach(), pruner.state.pretrained[n]))
+                for n, w in pruner.state.weights.items()
+            ]
         )
     assert found["cosine"] > found["none"] + 0.01
 
@@ -367,7 +386,7 @@ def test_strong_alignment_holds_the_weights_to_the_pretrained_ones():
 def test_learning_rate_decays_to_zero_and_restarts_each_stage():
     steps = [
         event
-        for event in drive(FinePruning(make_recipe(), tiny_classifier(), examples()))
+        for event in drive(make_pruner(make_recipe(), tiny_classifier(), examples()))
         if isinstance(event, Step)
     ]
     rates = [step.learning_rate for step in steps]
@@ -380,7 +399,7 @@ def test_learning_rate_decays_to_zero_and_restarts_each_stage():
 )
 def test_updates_in_a_stage(epochs, cap, expected):
     recipe = make_recipe(training={"epochs_per_stage": epochs, "max_updates_per_stage": cap})
-    assert updates_in_stage(recipe, 3, 1) == expected
+    assert updates_in_stage(recipe.training, 3, 1) == expected
 
 
 def test_cross_entropy_of_unlabelled_positions_is_left_out():
@@ -390,6 +409,6 @@ def test_cross_entropy_of_unlabelled_positions_is_left_out():
 
 
 def test_densities_of_masks_in_the_bundle_are_exact():
-    pruner = FinePruning(make_recipe(), tiny_classifier(), examples())
+    pruner = make_pruner(make_recipe(), tiny_classifier(), examples())
     drive(pruner)
-    assert density(pruner.masks) == pytest.approx(0.7**3, abs=1e-3)
+    assert density(pruner.state.masks) == pytest.approx(0.7**3, abs=1e-3)

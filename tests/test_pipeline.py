@@ -363,11 +363,11 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
 
     original, calls = fine_pruning.FinePruning._update, []
 
-    def interrupted(self):
+    def interrupted(self, total):
         calls.append(1)
         if len(calls) == 22:
             raise KeyboardInterrupt
-        return original(self)
+        return original(self, total)
 
     monkeypatch.setattr(fine_pruning.FinePruning, "_update", interrupted)
     first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
@@ -375,7 +375,7 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
     assert "same command goes on" in first.stderr
     second = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert second.exit_code == 0, second.output
-    assert "going on at stage 1, update 5" in second.stderr
+    assert "resuming at stage 1, update 5" in second.stderr
     unbroken = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "whole")])
     assert unbroken.exit_code == 0
     assert report_of(tmp_path / "run")["layers"] == report_of(tmp_path / "whole")["layers"]
@@ -388,18 +388,18 @@ def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path
 
     original, calls = fine_pruning.FinePruning._update, []
 
-    def ask(self):
+    def ask(self, total):
         calls.append(1)
         if len(calls) == 10:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self)
+        return original(self, total)
 
     monkeypatch.setattr(fine_pruning.FinePruning, "_update", ask)
     first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert first.exit_code == 130
     second = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert second.exit_code == 0, second.output
-    assert "going on at stage 0, update 10" in second.stderr
+    assert "resuming at stage 0, update 10" in second.stderr
 
 
 def test_a_checkpoint_with_parts_missing_is_a_sentence(workplace, tmp_path, monkeypatch):
@@ -409,7 +409,7 @@ def test_a_checkpoint_with_parts_missing_is_a_sentence(workplace, tmp_path, monk
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("xlmprune.pipeline.measure_pruned", stop)
+    monkeypatch.setattr("xlmprune.pipeline.Training.finish", stop)
     arguments = ["compress", str(recipe), "--out", str(tmp_path / "run")]
     assert CliRunner().invoke(app, arguments).exit_code == 130
     (saved,) = (tmp_path / "run" / "checkpoint").glob("saved-*")
@@ -605,11 +605,11 @@ def test_a_run_does_not_go_on_with_other_data(workplace, tmp_path, monkeypatch):
 
     original, calls = fine_pruning.FinePruning._update, []
 
-    def interrupted(self):
+    def interrupted(self, total):
         calls.append(1)
         if len(calls) == 22:
             raise KeyboardInterrupt
-        return original(self)
+        return original(self, total)
 
     monkeypatch.setattr(fine_pruning.FinePruning, "_update", interrupted)
     command = ["compress", str(recipe), "--out", str(tmp_path / "run")]

@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from xlmprune.pruning.masks import apply_masks, full_masks, select
+from xlmprune.pruning.regularizers import Reference, Regularizer
 from xlmprune.pruning.regularizers.both import Both
 from xlmprune.pruning.regularizers.cosine import Cosine, RowLengths, alignment, kept_energy, unit_cosines
 from xlmprune.pruning.regularizers.cosine_layer import CosineLayer, layer_cosine
@@ -394,3 +395,19 @@ def test_gradients_are_quick_at_full_size(regularizer):
     regularizer.add_gradient(weights, reference, masks)
     assert time.perf_counter() - started < 3  # 0.02 s on an idle machine
     assert all(weight.grad.isfinite().all() for weight in weights.values())
+
+
+def test_a_method_that_nothing_calls_is_an_error_where_it_is_defined():
+    with pytest.raises(TypeError, match=r"add_gradients is not a known hook; did you mean 'add_gradient'\?"):
+
+        class Mine(Regularizer):
+            strength: float = 1.0
+            reference: Reference = "pretrained"
+
+            def add_gradients(self, weights, reference, masks):
+                pass
+
+    with pytest.raises(TypeError, match="Undeclared must declare strength and reference"):
+
+        class Undeclared(Regularizer):
+            pass

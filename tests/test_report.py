@@ -190,8 +190,8 @@ def test_figures(figure, value, expected):
 def test_language_names():
     assert language_name("sw") == "Swahili"
     assert language_name("pt-BR") == "Portuguese (Brazil)"
-    assert language_name("zh_Hant") == "Chinese (traditional)"
-    assert language_name("tlh") == "tlh"
+    assert language_name("zh_Hant") == "Chinese (Traditional)"
+    assert language_name("x-private") == "x-private"
 
 
 # --- robustness ---

@@ -32,7 +32,6 @@ KNOWN: dict[str, set[str]] = {
     "compare.dense": {"pipeline"},
     "compare.work": {"pipeline"},
     "core.doctor": {"report.findings"},
-    "core.run_folder": {"recipe"},
     "export.forms": {
         "bundle.bench",
         "bundle.golden",
@@ -41,8 +40,6 @@ KNOWN: dict[str, set[str]] = {
         "bundle.session",
     },
     "export.int8": {"bundle.session"},
-    "recipe": {"training.distillation"},
-    "training.planning": {"pipeline"},
 }
 """Imports that still run upwards, from before the rooms. Each goes; none may come."""
 

@@ -65,11 +65,23 @@ def test_densities_fall_from_one_to_the_final_one_exactly(schedule, pruning, war
 
 @pytest.mark.parametrize("schedule", [Geometric, Linear, Cubic])
 @pytest.mark.parametrize(
-    "wrong", [{"stages": 0}, {"stagse": 3}, {"stages": 3, "warm_up": 2, "cool_down": 1}, {"warm_up": -1}]
+    "wrong",
+    [
+        {"stages": -1},
+        {"stages": 0, "warm_up": 1},
+        {"stagse": 3},
+        {"stages": 3, "warm_up": 2, "cool_down": 1},
+        {"warm_up": -1},
+    ],
 )
 def test_faulty_parameters_are_refused(schedule, wrong):
     with pytest.raises(ValidationError, match=r"stage|stagse|warm_up"):
         schedule(**wrong)
+
+
+@pytest.mark.parametrize("schedule", [Geometric, Linear, Cubic])
+def test_no_stages_are_the_dense_run_alone(schedule):
+    assert schedule(stages=0).densities() == ()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, float("nan"), "much"])

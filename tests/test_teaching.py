@@ -14,11 +14,11 @@ from xlmprune import recipe as recipes
 from xlmprune.cli import app
 from xlmprune.core.errors import DataError
 from xlmprune.core.progress import Reporter
-from xlmprune.core.run_folder import RunFolder
 from xlmprune.data.encoding import encode
 from xlmprune.data.examples import Examples, fold
 from xlmprune.data.unlabelled import unlabelled_examples
-from xlmprune.training.distillation import Distillation
+from xlmprune.recipe import DistillationRecipe
+from xlmprune.training.checkpoint import open_run
 from xlmprune.training.teaching import Teaching, join_encoded
 
 
@@ -110,7 +110,7 @@ def test_a_language_that_is_not_measured_is_an_error():
 
 def test_choosing_text_needs_text():
     with pytest.raises(ValueError, match="there is no unlabelled text to choose from"):
-        Distillation(max_texts=5)
+        DistillationRecipe(max_texts=5)
 
 
 def test_words_of_taggers_are_what_spaces_separate():
@@ -135,12 +135,12 @@ def test_every_text_is_met_once_a_pass(kind):
     tests = measured(kind, tuple(SENTENCES))
     parts = unlabelled_examples(Task(kind), "task", tests)
     texts = join_encoded([encode(tiny_tokenizer(), part, 32) for part in parts.values()])
-    teaching = Teaching(Distillation(unlabelled="task"), texts, 5, seed=1)
+    teaching = Teaching(DistillationRecipe(unlabelled="task"), texts, 5, seed=1)
     passes = -(-len(texts) // 5)
     seen = [teaching.unlabelled_batch(position) for position in range(passes)]
     met = sorted(tuple(row[row != 1]) for batch in seen for row in batch["input_ids"])
     assert met == sorted(tuple(ids) for ids in texts.input_ids)
-    again = Teaching(Distillation(unlabelled="task"), texts, 5, seed=1).unlabelled_batch(passes + 1)
+    again = Teaching(DistillationRecipe(unlabelled="task"), texts, 5, seed=1).unlabelled_batch(passes + 1)
     np.testing.assert_array_equal(again["input_ids"], teaching.unlabelled_batch(passes + 1)["input_ids"])
     if kind == "tokens":
         for batch in seen:
@@ -175,12 +175,12 @@ def test_a_run_does_not_go_on_with_other_unlabelled_text(workplace, tmp_path):  
     recipe = recipes.load(str(given))
 
     def go(out, until):
-        with RunFolder(out, recipe) as folder:
-            pipeline.fine_prune(pipeline.prepare(recipe, folder, torch.device("cpu"), Reporter()), until)
+        with open_run(out, recipe) as folder:
+            pipeline.Training(recipe, folder, torch.device("cpu"), Reporter()).run(until)
 
     go(tmp_path / "run", 1)
     text.write_text("ganz etwas anderes\nund noch einer\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"not those the run began with \(unlabelled de\)"):
+    with pytest.raises(DataError, match=r"changed since the run started \(unlabelled de\)"):
         go(tmp_path / "run", 2)
     text.unlink()
     (tmp_path / "ru.txt").write_text("anderswo\n", encoding="utf-8")

@@ -118,6 +118,15 @@ def compress(
         bool, typer.Option("--fresh", help="Discard the run in the folder and restart.")
     ] = False,
     device: Device = "auto",
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--start-from",
+            metavar="RUN",
+            help="Take stage 0 from this run folder and do not train it again. Its recipe must have the same stage 0 and "
+            "pruning.schedule.stages: 0.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -137,7 +146,7 @@ def compress(
     from xlmprune.report.pages import results_table
 
     folder = out or Path("runs") / resolved.name
-    _print(pipeline.run(resolved, folder, device, fresh), as_json, results_table)
+    _print(pipeline.run(resolved, folder, device, fresh, start_from=start_from), as_json, results_table)
     typer.echo(f"bundle: {folder / 'bundle'}   report: {folder / 'bundle' / 'report.html'}", err=True)
 
 

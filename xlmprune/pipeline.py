@@ -1,4 +1,4 @@
-"""run(recipe): fine-prune on English, measure every language, export, report. The only module that knows every stage."""
+"""run(recipe): fine-prune on the train language, measure every language, export, report. Each line names the next file."""
 
 from __future__ import annotations
 
@@ -6,35 +6,25 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device
-from xlmprune.core.errors import DataError, MachineError, ShortfallError
+from xlmprune.core.errors import MachineError, ShortfallError
+from xlmprune.core.files import explain_disk, put_in_place, write_atomically
 from xlmprune.core.progress import Reporter
-from xlmprune.core.run_folder import (
-    RunFolder,
-    StopRequest,
-    damaged_checkpoint,
-    explain_disk,
-    put_in_place,
-    write_atomically,
-)
-from xlmprune.data.encoding import encode
-from xlmprune.data.examples import Examples
-from xlmprune.data.unlabelled import unlabelled_examples, vocabulary_texts
+from xlmprune.core.run_folder import RunFolder, StopRequest, damaged_checkpoint
+from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.scores import Scores, TestSet
+from xlmprune.evaluation.scores import Scores
 from xlmprune.export import forms as bundling
 from xlmprune.export.forms import Form
 from xlmprune.export.int8 import TextSource
-from xlmprune.models import architecture, vocabulary
+from xlmprune.models import vocabulary
 from xlmprune.models.loading import (
     Pretrained,
     fit_to_tokenizer,
@@ -44,39 +34,51 @@ from xlmprune.models.loading import (
     save_start,
 )
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
-from xlmprune.report import findings, results
 from xlmprune.report import pages as report
+from xlmprune.report import results
 from xlmprune.tasks.metrics import Logits
+from xlmprune.training import checkpoint, dense
+from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts
 from xlmprune.training.loop import FinePruning, StageEnd, Step
+from xlmprune.training.method import build_method
 from xlmprune.training.outcome import Datasets, Outcome
-from xlmprune.training.teaching import Teaching, join_encoded
-
-UNLABELLED = "unlabelled"
+from xlmprune.training.stages import StageScores
+from xlmprune.training.teaching import Teaching
 
 
 def run(
-    recipe: Recipe, out: Path, device: str = "auto", fresh: bool = False, reporter: Reporter | None = None
+    recipe: Recipe,
+    out: Path,
+    device: str = "auto",
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+    start_from: Path | None = None,
 ) -> dict[str, Any]:
-    """Fine-prune on English, measure every language, export, report.
+    """Fine-prune on the train language, measure every language, export, report.
 
-    Goes on where an earlier run in ``out`` stopped, with the result that an unbroken run gives; a finished run is
-    not touched.
+    Resumes where an earlier run in ``out`` stopped, with the result of an uninterrupted run. A finished run is not
+    touched.
+
+    Args:
+        start_from: folder of a finished run with `pruning.schedule.stages: 0` and the same stage 0, which is not trained
+            again.
 
     Returns:
         The report, as in `bundle/report.json`.
     """
     reporter = reporter or Reporter()
-    place = resolve_device(device)
-    with RunFolder(out, recipe, fresh) as folder:
+    where = resolve_device(device)
+    with checkpoint.open_run(out, recipe, fresh) as folder:
         finished = folder.finished()
         if finished is not None:
             reporter.say(f"{out} holds this run, finished; nothing to do (--fresh starts over)")
-            return promised(finished)
+            return require_all_forms(finished)
+        if start_from is not None and not dense.start_from(start_from, recipe, folder):
+            reporter.say(f"{out} holds this run already; it resumes, and --start-from is not read")
         try:
-            training = prepare(recipe, folder, place, reporter)
-            fine_prune(training)
-            pruned, logits = measure_pruned(training)
-            outcome = training.outcome()
+            training = Training(recipe, folder, where, reporter)
+            training.run()
+            outcome, pruned, logits = training.finish()
             forms = export(recipe, outcome, training.data, logits, folder, reporter)
             return publish(recipe, outcome, training.data, pruned, forms, folder)
         except torch.OutOfMemoryError as error:
@@ -89,121 +91,176 @@ def run(
             reporter.stop()
 
 
-@dataclass
 class Training:
-    """The loop with its data and run folder, and what was measured after each stage."""
+    """The loop with its data in a run folder: it logs, measures each stage, and saves.
 
-    recipe: Recipe
-    folder: RunFolder
-    reporter: Reporter
-    data: Datasets
-    pretrained: Pretrained
-    vocabulary: dict[str, Any] | None
-    pruner: FinePruning
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    dense: dict[str, np.ndarray] = field(default_factory=dict)
-    """Statistics of the dense model by language, [examples, k]."""
-    dense_others: dict[str, dict[str, float]] = field(default_factory=dict)
+    Args:
+        recipe: what to run.
+        folder: where checkpoints are; training stands where the newest one left it.
+        device: where to train.
+        reporter: says what happens.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        return self.pruner.device
+    def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, reporter: Reporter) -> None:
+        self.settings, self.folder, self.reporter = recipe.training, folder, reporter
+        distillation = recipe.distillation
+        task = registry.load("task", recipe.task.name)(recipe.task)
+        reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
+        texts = read_texts(task, recipe.task, recipe.training.keep, distillation)
+        self.pretrained, self.vocabulary = _start(recipe, task, folder, reporter)
+        model, tokenizer = self.pretrained.model, self.pretrained.tokenizer
+        length, batch_size = recipe.training.max_length, recipe.evaluation.batch_size
+        check_length(recipe.model.name, model.config, length)
+        self.data = encode_texts(texts, tokenizer, recipe.task.train_language, length)
+        model.to(device)
+        self.forward = forward_of(model, device)
+        teaching = None
+        if distillation is not None:
+            text = encode_unlabelled(texts, tokenizer, length)
+            teaching = Teaching(distillation, text, recipe.training.batch_size, recipe.seed)
 
-    @property
-    def model(self) -> Any:
-        return self.pretrained.model
+        def dev_score() -> float:
+            assert self.data.dev is not None
+            logits = evaluation.collect(self.forward, self.data.dev.encoded, batch_size)
+            return evaluation.score(logits, self.data.dev.examples, task.metrics, task.labels).value
 
-    def outcome(self) -> Outcome:
-        """Return what training has left, as frozen facts."""
+        method = build_method(recipe.pruning, recipe.regularizer)
+        self.last = len(method.densities) - 1
+        self.pruner = FinePruning(
+            model,
+            self.data.train,
+            method,
+            recipe.training,
+            recipe.seed,
+            None if self.data.dev is None else dev_score,
+            teaching,
+        )
+        self.scores = StageScores(self.data, recipe.evaluation)
+        self._restore(recipe.sha256(), device)
+
+    def run(self, until: int | None = None) -> None:
+        """Drive the loop to its end, or to the end of stage ``until``.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM asked to stop; the run is saved as it stands.
+        """
+        if until is not None and self.pruner.state.at.stage > until:
+            return
+        saved = time.monotonic()
+        with StopRequest() as stop:
+            for event in self.pruner.run():
+                due = time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
+                if isinstance(event, StageEnd):
+                    self._close_stage(event)
+                    due = True
+                else:
+                    self._log(event)
+                    due = stop.asked or (due and event.number < event.total)
+                if due:
+                    self._save()
+                    saved = time.monotonic()
+                if stop.asked:
+                    raise KeyboardInterrupt
+                if isinstance(event, StageEnd) and event.stage == until:
+                    return
+
+    def finish(self) -> tuple[Outcome, Scores, dict[str, Logits]]:
+        """Score the pruned model on every example, in fp32; its logits are what every export must reproduce."""
+        scores, logits = self.scores.measure_all(self.forward)
+        self._report_stage()
+        if self.last == 0:
+            self._save()  # with its scores, for runs that start from it
+        kept = score_file.ExampleScores(
+            self.data.task.metrics[0].name,
+            {language: score.statistics for language, score in scores.items()},
+            self.scores.dense,
+            {language: score_file.fingerprint(test.examples) for language, test in self.data.tests.items()},
+        )
+        with explain_disk(self.folder.path):
+            score_file.write(self.folder.path / score_file.NAME, kept)
+        return self._outcome(), scores, logits
+
+    def _outcome(self) -> Outcome:
+        state = self.pruner.state
         return Outcome(
-            model=self.model.eval(),
+            model=state.model.eval(),
             tokenizer=self.pretrained.tokenizer,
             origin=self.pretrained.origin,
             vocabulary=self.vocabulary,
-            device=self.device,
-            masks=self.pruner.masks,
-            layers=self.pruner.layers(),
-            stages=tuple(self.stages),
-            dense=self.dense,
-            dense_others=self.dense_others,
+            device=state.device,
+            masks=state.masks,
+            layers=state.layers(),
+            stages=tuple(self.scores.rows),
+            dense=self.scores.dense,
+            dense_others=self.scores.dense_others,
         )
 
+    def _log(self, step: Step) -> None:
+        self.reporter.step(step.stage, self.last, step.density, step.number, step.total, step.loss)
+        if step.number == step.total or step.number % 50 == 0:
+            self.folder.events.write("update", **vars(step))
 
-# --- load model and data ---------------------------------------------------------------------------------------------
+    def _close_stage(self, end: StageEnd) -> None:
+        """Measure a stage where the recipe asks for it; the last one is measured by `finish`, for its logits."""
+        self.scores.add_row(end, self.pruner.state.layers())
+        if end.stage < self.last:
+            if self.scores.is_due(end.stage):
+                self.scores.measure(self.forward, end.stage)
+            self._report_stage()
 
+    def _report_stage(self) -> None:
+        row = self.scores.rows[-1]
+        self.folder.events.write("stage", **row)
+        self.reporter.say(self.scores.line(row, self.last))
 
-def prepare(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: Reporter) -> Training:
-    """Model, data and the loop, standing where the last checkpoint left them."""
-    task = registry.load("task", recipe.task.name)(recipe.task)
-    train_language, length = recipe.task.train_language, recipe.training.max_length
-    reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
-    examples = task.examples(train_language, "train")
-    if recipe.task.max_train_examples is not None:
-        examples = examples.head(recipe.task.max_train_examples)
-    if len(examples) == 0:
-        raise DataError(f"{examples.origin or recipe.task.name}: no training examples in {train_language!r}")
-    if examples.labels is None:
-        raise DataError(f"{examples.origin}: the training examples carry no labels")
-    chosen_on = read_dev(task, recipe)
-    if not folder.start.is_dir():
-        reporter.say(f"loading {recipe.model.name}")
-        pretrained, trimming = load_model(recipe, task)
-        for note in pretrained.notes:
-            reporter.say(note)
-        folder.save_start(lambda place: _write_start(pretrained, trimming, place, length))
-    else:
-        pretrained = read_start(folder.start, task.kind)
-        trimming = _read_trimming(folder.start / "vocabulary.json")
-    check_length(recipe, pretrained.model.config)
-    tokenizer = pretrained.tokenizer
-    train = encode(tokenizer, examples, length)
-    tests = evaluation.load_test_sets(task, tokenizer, length, recipe.task.max_test_examples)
-    measured = {language: test.examples for language, test in tests.items()}
-    evaluation.require_scorable(task, [*measured.values(), *([] if chosen_on is None else [chosen_on])])
-    dev = None if chosen_on is None else TestSet(chosen_on, encode(tokenizer, chosen_on, length))
-    pretrained.model.to(device)
-    forward = forward_of(pretrained.model, device)
+    def _save(self) -> None:
+        checkpoint.save(self.folder, self.pruner.state, self.scores)
 
-    def dev_score() -> float:
-        assert dev is not None
-        logits = evaluation.collect(forward, dev.encoded, recipe.evaluation.batch_size)
-        return evaluation.score(logits, dev.examples, task.metrics, task.labels).value
-
-    taught = read_unlabelled(recipe, task, measured, chosen_on)
-    teaching = make_teaching(recipe, taught, tokenizer)
-    pruner = FinePruning(recipe, pretrained.model, train, dev_score if dev is not None else None, teaching)
-    data = Datasets(
-        task=task,
-        train_language=train_language,
-        max_length=length,
-        train=train,
-        train_origin=examples.origin,
-        train_notes=examples.notes,
-        dev=dev,
-        tests=tests,
-        unlabelled={language: len(part) for language, part in taught.items()},
-        fingerprints=_fingerprints(examples, dev, tests, taught),
-    )
-    run = Training(recipe, folder, reporter, data, pretrained, trimming, pruner)
-    restore(run)
-    return run
+    def _restore(self, recipe_sha256: str, device: torch.device) -> None:
+        events = self.folder.events
+        numbers = checkpoint.restore(self.folder, self.pruner.state, self.scores, self.settings)
+        if numbers is None:
+            events.cut(0)
+            events.write("start", recipe_sha256=recipe_sha256, device=device.type)
+            return
+        if numbers["device"] != device.type:
+            before = numbers["device"]
+            self.reporter.say(f"started on {before}, resumed on {device.type}; results may differ slightly")
+            events.write("device", before=before, now=device.type)
+        at = self.pruner.state.at
+        self.reporter.say(f"resuming at stage {at.stage}, update {at.update}")
 
 
-def _fingerprints(
-    train: Examples, dev: TestSet | None, tests: Mapping[str, TestSet], unlabelled: Mapping[str, Examples]
-) -> dict[str, str]:
-    sets = {"train": train, **({} if dev is None else {"dev": dev.examples})}
-    sets |= {f"test {language}": test.examples for language, test in tests.items()}
-    sets |= {f"{UNLABELLED} {language}": part for language, part in unlabelled.items()}
-    return {name: score_file.fingerprint(examples) for name, examples in sets.items()}
+def _start(
+    recipe: Recipe, task: Any, folder: RunFolder, reporter: Reporter
+) -> tuple[Pretrained, dict[str, Any] | None]:
+    """Return the model as the run began, and facts about its trimmed vocabulary; load and keep it the first time."""
+    facts_file = "vocabulary.json"
+    if folder.start.is_dir():
+        try:
+            facts = json.loads((folder.start / facts_file).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise damaged_checkpoint(folder.start, str(error)) from error
+        return read_start(folder.start, task.kind), facts
+    reporter.say(f"loading {recipe.model.name}")
+    pretrained, facts = _load_model(recipe, task)
+    for note in pretrained.notes:
+        reporter.say(note)
+
+    def write(target: Path) -> None:
+        save_start(pretrained, target, recipe.training.max_length)
+        write_atomically(target / facts_file, json.dumps(facts, ensure_ascii=False))
+
+    folder.save_start(write)
+    return pretrained, facts
 
 
-def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | None]:
-    """The pretrained model with its head, its vocabulary trimmed where the recipe says so."""
+def _load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | None]:
+    """Load the pretrained model with its head, and trim its vocabulary where the recipe says so."""
     wanted = recipe.model.vocabulary
     if not isinstance(wanted, VocabularyRecipe):
         return load_pretrained(recipe.model, task.kind, task.labels, recipe.seed), None
-    texts = vocabulary_texts(task, wanted.files)  # before the model: what lacks here is told at once
+    texts = vocabulary_texts(task, wanted.files)  # before the model, so that missing text is reported at once
     vocabulary.require_texts(texts)
     pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
     tokenizer, facts = vocabulary.trim(
@@ -211,274 +268,6 @@ def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | 
     )
     fit_to_tokenizer(pretrained.model, tokenizer)
     return replace(pretrained, tokenizer=tokenizer), facts
-
-
-def read_unlabelled(
-    recipe: Recipe, task: Any, tests: Mapping[str, Examples], dev: Examples | None
-) -> dict[str, Examples]:
-    """The text of each language that the student learns the teacher's answers on, if the recipe names any."""
-    settings = recipes.build_distillation(recipe)
-    if settings is None or settings.unlabelled is None:
-        return {}
-    return unlabelled_examples(task, settings.unlabelled, tests, dev, settings.languages, settings.max_texts)
-
-
-def make_teaching(recipe: Recipe, unlabelled: Mapping[str, Examples], tokenizer: Any) -> Teaching | None:
-    """The teacher's part, if the recipe has one."""
-    settings = recipes.build_distillation(recipe)
-    if settings is None:
-        return None
-    parts = [encode(tokenizer, part, recipe.training.max_length) for part in unlabelled.values()]
-    return Teaching(settings, join_encoded(parts) if parts else None, recipe.training.batch_size, recipe.seed)
-
-
-def _write_start(pretrained: Pretrained, trimming: dict[str, Any] | None, place: Path, length: int) -> None:
-    save_start(pretrained, place, length)
-    write_atomically(place / "vocabulary.json", json.dumps(trimming, ensure_ascii=False))
-
-
-def _read_trimming(file: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged_checkpoint(file.parent, str(error)) from error
-
-
-def check_length(recipe: Recipe, config: Any) -> None:
-    """Raise DataError if the model has fewer positions than `training.max_length`."""
-    positions = architecture.of(config).positions(config)
-    if recipe.training.max_length > positions:
-        raise DataError(
-            f"training.max_length is {recipe.training.max_length}; {recipe.model.name} has {positions} positions"
-        )
-
-
-def read_dev(task: Any, recipe: Recipe) -> Examples | None:
-    """English dev, on which alone anything is chosen; None with `training.keep: last`, which chooses nothing.
-
-    Raises:
-        DataError: there is none, or it cannot be read.
-    """
-    if recipe.training.keep == "last":
-        return None
-    try:
-        examples = task.examples(recipe.task.train_language, "dev")
-    except DataError as error:
-        raise DataError(
-            f"{error}\nThe best epoch of a stage is chosen on dev examples in {recipe.task.train_language!r}; without them "
-            "set training.keep: last"
-        ) from error
-    return examples.head(recipe.task.max_test_examples or len(examples))
-
-
-# --- fine-tune, score, prune -----------------------------------------------------------------------------------------
-
-
-def fine_prune(run: Training, until: int | None = None) -> None:
-    """Drive the loop to its end, or to the end of stage ``until``: log, measure each stage, save.
-
-    Raises:
-        KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; the run is saved as it stands.
-    """
-    pruner = run.pruner
-    if until is not None and pruner.stage > until:
-        return
-    saved = time.monotonic()
-    with StopRequest() as stop:
-        for event in pruner.run():
-            if isinstance(event, Step):
-                _log(run, event, until)
-                due = time.monotonic() - saved > 60 * run.recipe.training.checkpoint_minutes
-                if stop.asked or (due and event.number < event.total):
-                    save(run)
-                    saved = time.monotonic()
-                if stop.asked:
-                    raise KeyboardInterrupt
-            else:
-                _close_stage(run, event)
-                saved = time.monotonic()
-                if stop.asked:
-                    raise KeyboardInterrupt
-                if event.stage == until:
-                    return
-
-
-def _log(run: Training, step: Step, until: int | None) -> None:
-    last = len(run.pruner.densities) - 1 if until is None else until
-    run.reporter.step(step.stage, last, step.density, step.number, step.total, step.loss)
-    if step.number == step.total or step.number % 50 == 0:
-        run.folder.events.write("update", **vars(step))
-
-
-def _close_stage(run: Training, end: StageEnd) -> None:
-    """Measure and save; the last stage is measured with the export, on its logits."""
-    if end.stage < len(run.pruner.densities) - 1:
-        measure_stage(run, end)
-    else:
-        run.stages.append(_stage_row(run, end))
-    save(run)
-
-
-def measure_stage(run: Training, end: StageEnd) -> None:
-    """Score every language after a stage; the dense stage on every example, later ones on the recipe's share.
-
-    Stages between those that `evaluation.stage_interval` asks for have no scores.
-    """
-    if end.stage % run.recipe.evaluation.stage_interval:
-        row = _stage_row(run, end)
-        run.stages.append(row)
-        run.folder.events.write("stage", **row)
-        run.reporter.say(_stage_line(run, row))
-        return
-    cap = None if end.stage == 0 else _stage_cap(run)
-    scores: Scores = {}
-    sets = {language: test.head(cap) for language, test in run.data.tests.items()}
-    for language, score, _ in evaluation.evaluate(
-        _forward(run), sets, run.data.task, run.recipe.evaluation.batch_size
-    ):
-        scores[language] = score
-    if end.stage == 0:
-        run.dense = {language: score.statistics for language, score in scores.items()}
-        run.dense_others = {language: score.others for language, score in scores.items()}
-    row = _stage_row(run, end)
-    _add_scores(run, row, scores)
-    run.stages.append(row)
-
-
-def _stage_cap(run: Training) -> int | None:
-    """Test examples a language in the curve over stages. Groups of ranked documents are not cut: all of them."""
-    grouped = any(test.examples.groups is not None for test in run.data.tests.values())
-    return None if grouped else run.recipe.evaluation.max_stage_examples
-
-
-def _stage_row(run: Training, end: StageEnd) -> dict[str, Any]:
-    layers = run.pruner.layers()
-    row: dict[str, Any] = {
-        "stage": end.stage,
-        "encoder_density": end.density,
-        "seconds": end.seconds,
-        "loss": end.loss,
-        "alignment": float(np.mean([layer["alignment"] for layer in layers])),
-        "dev": end.dev,
-    }
-    if empty := findings.collapsed(layers, end.density):
-        row["collapsed"] = empty
-    return row
-
-
-def _add_scores(run: Training, row: dict[str, Any], scores: Scores) -> None:
-    # On the same examples at every stage, though the first and the last are measured on all: a curve must not jump.
-    cap, metric = _stage_cap(run), run.data.task.metrics[0]
-    shown = {language: score.statistics[:cap] for language, score in scores.items()}
-    values = {language: float(metric.value(part.sum(axis=0))) for language, part in shown.items()}
-    row["languages"] = values
-    row["zero_shot_mean"] = evaluation.zero_shot_mean(values, run.data.train_language)
-    row["n"] = sum(len(part) for part in shown.values())
-    run.folder.events.write("stage", **row)
-    run.reporter.say(_stage_line(run, row))
-
-
-def _stage_line(run: Training, row: Mapping[str, Any]) -> str:
-    train_language, mean = run.data.train_language, row.get("zero_shot_mean")
-    parts = [
-        f"stage {row['stage']}/{len(run.pruner.densities) - 1}  {row['encoder_density']:6.1%} of the encoder"
-    ]
-    if "languages" in row:
-        parts.append(f"{train_language} {row['languages'][train_language]:.1f}")
-    if mean is not None:
-        parts.append(f"zero-shot mean {mean:.1f}")
-    parts += [f"alignment {row['alignment']:.4f}", f"{row['seconds']:.0f} s"]
-    if empty := row.get("collapsed"):
-        parts.append(f"layer collapse: {len(empty)} matrices keep less than {findings.COLLAPSE:.0%}")
-    return "  ".join(parts)
-
-
-def save(run: Training) -> None:
-    """Write a checkpoint."""
-    tensors = run.pruner.tensors()
-    tensors["dense"] = {
-        language: torch.from_numpy(np.ascontiguousarray(s)) for language, s in run.dense.items()
-    }
-    tensors = {name: entries for name, entries in tensors.items() if entries}
-    state = {
-        "progress": run.pruner.progress(),
-        "stages": run.stages,
-        "dense_others": run.dense_others,
-        "data": run.data.fingerprints,
-        "device": run.device.type,
-    }
-    run.folder.save(tensors, state)
-
-
-def restore(run: Training) -> None:
-    """Stand where the newest checkpoint left the run; at the beginning where there is none."""
-    found = run.folder.latest()
-    if found is None:
-        run.folder.events.cut(0)
-        run.folder.events.write("start", recipe_sha256=run.recipe.sha256(), device=run.device.type)
-        return
-    tensors, state = found
-    try:
-        _stand_at(run, tensors, state)
-    except KeyError as error:
-        raise damaged_checkpoint(run.folder.checkpoints, f"{error} missing") from error
-    run.reporter.say(f"going on at stage {run.pruner.stage}, update {run.pruner.update}")
-
-
-def _stand_at(run: Training, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
-    known, now = state["data"], run.data.fingerprints
-    if (state["progress"]["stage"], state["progress"]["update"]) == (1, 0):
-        # Stage 0 may have been trained for several runs, and reads no unlabelled text.
-        now = {what: mark for what, mark in now.items() if what in known or not what.startswith(UNLABELLED)}
-    changed = [what for what in known if now.get(what, known[what]) != known[what]]
-    if changed or known.keys() != now.keys():
-        changed += sorted(known.keys() ^ now.keys())
-        raise DataError(
-            f"{run.folder.path}: the data are not those the run began with ({', '.join(changed)}). Put the files back to go "
-            "on, or use --fresh to start over with these"
-        )
-    if state["device"] != run.device.type:
-        run.reporter.say(
-            f"this run began on {state['device']} and goes on on {run.device.type}: not bit for bit the same"
-        )
-        run.folder.events.write("device", before=state["device"], now=run.device.type)
-    run.pruner.restore(tensors, state["progress"])
-    run.stages, run.dense_others = state["stages"], state["dense_others"]
-    dense = tensors.get("dense", {})
-    run.dense = {language: dense[language].numpy() for language in (run.data.tests if run.stages else dense)}
-
-
-def _forward(run: Training) -> Any:
-    return forward_of(run.model, run.device)
-
-
-# --- measure, export, report -----------------------------------------------------------------------------------------
-
-
-def measure_pruned(run: Training) -> tuple[Scores, dict[str, Logits]]:
-    """Score the pruned model on every example, in fp32; its logits are what every export must reproduce."""
-    scores: Scores = {}
-    logits: dict[str, Logits] = {}
-    batch_size = run.recipe.evaluation.batch_size
-    for language, score, found in evaluation.evaluate(
-        _forward(run), run.data.tests, run.data.task, batch_size
-    ):
-        scores[language], logits[language] = score, found
-    _add_scores(run, run.stages[-1], scores)
-    keep_example_scores(run, scores)
-    return scores, logits
-
-
-def keep_example_scores(run: Training, pruned: Scores) -> None:
-    """Keep what each test example contributed, for paired tests between runs."""
-    kept = score_file.ExampleScores(
-        run.data.task.metrics[0].name,
-        {language: score.statistics for language, score in pruned.items()},
-        run.dense,
-        {language: score_file.fingerprint(test.examples) for language, test in run.data.tests.items()},
-    )
-    with explain_disk(run.folder.path):
-        score_file.write(run.folder.path / score_file.NAME, kept)
 
 
 def export(
@@ -489,7 +278,7 @@ def export(
     folder: RunFolder,
     reporter: Reporter,
 ) -> list[Form]:
-    """Write the model's files where the bundle is made, measure each ONNX form and compare it with PyTorch."""
+    """Write the model's files into the unfinished bundle, measure each ONNX form and compare it with PyTorch."""
     unfinished, settings = folder.unfinished_bundle, recipe.export
     shutil.rmtree(unfinished, ignore_errors=True)
     with explain_disk(folder.path):
@@ -522,7 +311,7 @@ def export(
 
 def calibration_text(recipe: Recipe) -> TextSource:
     """Name the unlabelled text for INT8 calibration: the teacher's, else the vocabulary's, else the task's own."""
-    distillation = recipes.build_distillation(recipe)
+    distillation = recipe.distillation
     patterns = [] if distillation is None or distillation.unlabelled is None else [distillation.unlabelled]
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
         patterns += recipe.model.vocabulary.files or []
@@ -532,10 +321,10 @@ def calibration_text(recipe: Recipe) -> TextSource:
 def publish(
     recipe: Recipe, outcome: Outcome, data: Datasets, pruned: Scores, forms: list[Form], folder: RunFolder
 ) -> dict[str, Any]:
-    """Report, seal and move the bundle into its place.
+    """Write the report, seal the bundle and give it its name.
 
     Raises:
-        ShortfallError: a form lost more than `export.floor` allows; the bundle is there, without it.
+        ShortfallError: a form lost more than `export.floor` allows; the bundle is written without it.
     """
     unfinished = folder.unfinished_bundle
     with explain_disk(folder.path):
@@ -547,11 +336,11 @@ def publish(
         bundling.seal(unfinished, outcome.device, recipe.sha256())
         put_in_place(unfinished, folder.bundle)
     folder.events.write("done", summary=facts["summary"], refused=refused)
-    return promised(facts)
+    return require_all_forms(facts)
 
 
-def promised(facts: dict[str, Any]) -> dict[str, Any]:
-    """The report, if every form asked for is shipped.
+def require_all_forms(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the report, if every form asked for is shipped.
 
     Raises:
         ShortfallError: the floor refused one.

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from xlmprune.bundle.session import FILES
 from xlmprune.core.errors import BundleError
-from xlmprune.core.files import temporary_folder
-from xlmprune.core.run_folder import explain_disk
+from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.export import graph as onnx_export
 from xlmprune.export import packing
 from xlmprune.export import sparse as safetensors_export

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from xlmprune.compare.drawing import curves, draw_curves
 from xlmprune.compare.plan import Plan, slug
 from xlmprune.compare.table import DENSE
+from xlmprune.core.files import write_atomically
 from xlmprune.core.languages import language_name
-from xlmprune.core.run_folder import write_atomically
 from xlmprune.data.readers.lines import count_of
 from xlmprune.report.findings import DASH, p_value, percent, plain, points
 from xlmprune.report.tables import Table

@@ -329,7 +329,7 @@ class _Builder:
         self.file = file
         self.overrides = overrides
         self.shares_dense = False
-        self.bases: dict[str, tuple[dict[str, Any], dict[Any, int], Path]] = {}
+        self.bases: dict[str, tuple[dict[str, Any], dict[Any, str], Path]] = {}
 
     def build(self, draft: _Draft) -> Cell:
         column_recipe = next((choice.recipe for choice in draft.column if choice.recipe), None)
@@ -353,25 +353,16 @@ class _Builder:
             values["training"]["regularize_dense"] = False
             self.shares_dense = True
         values["name"] = "cell"
-        try:
-            recipe = recipes.validate(values, str(origin), lines, given)
-        except RecipeError as error:
-            # `validate` knows one source of overrides, the option --set; ours have other names.
-            raise RecipeError(
-                "\n".join(line.removeprefix("--set ") for line in str(error).split("\n"))
-            ) from None
+        recipe = recipes.validate(values, str(origin), lines, given)
         method = ", ".join(choice.label for choice in draft.row) or self.given.name
         task = ", ".join(choice.label for choice in draft.column) or recipe.task.name
         return Cell("", method, task, recipe.seed, recipe)
 
-    def _base(self, name: str) -> tuple[dict[str, Any], dict[Any, int], Path]:
+    def _base(self, name: str) -> tuple[dict[str, Any], dict[Any, str], Path]:
         if name not in self.bases:
             beside = self.file.parent / name
             file = beside if beside.is_file() and beside != self.file else recipes.find(name)
-            values, lines = recipes.parse_yaml(_text(file), str(file))
-            if not isinstance(values, dict):
-                raise RecipeError(f"{file}: expected keys such as `task:`, found {type(values).__name__}")
-            self.bases[name] = (values, lines, file)
+            self.bases[name] = (*recipes.read(file), file)
         return self.bases[name]
 
 
@@ -453,7 +444,7 @@ def _extra_passes(cells: Sequence[Cell]) -> Iterator[str]:
     """A sentence on what some methods compute beside the updates that all of them make."""
     found: dict[str, dict[str, None]] = {}
     for cell in cells:
-        settings = recipes.build_distillation(cell.recipe)
+        settings = cell.recipe.distillation
         criterion = recipes.build(cell.recipe, "criterion")
         extra = []
         if settings is not None:

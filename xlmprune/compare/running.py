@@ -14,8 +14,8 @@ from xlmprune.compare.plan import Plan
 from xlmprune.compare.work import Executor, Outcome, Work
 from xlmprune.core.errors import MachineError, RecipeError, XlmpruneError
 from xlmprune.core.progress import Reporter
-from xlmprune.core.run_folder import RunFolder
 from xlmprune.recipe.registry import nearest
+from xlmprune.training.checkpoint import open_run
 
 
 def compare(
@@ -79,7 +79,7 @@ def _refuse_other_recipes(plan: Plan, out: Path, replaced: Collection[str]) -> N
     for cell in plan.cells:
         if cell.name not in replaced and (out / cell.name / "recipe.yaml").is_file():
             try:
-                RunFolder(out / cell.name, cell.recipe).close()
+                open_run(out / cell.name, cell.recipe).close()
             except RecipeError as error:
                 raise RecipeError(
                     f"{error}. Nothing was written; was --set, --vary or the file another when these runs were made?"
@@ -94,7 +94,7 @@ def _finished(plan: Plan, out: Path) -> Iterator[tuple[str, Outcome]]:
         if not (out / cell.name / "bundle" / "report.json").is_file():
             continue
         try:
-            with RunFolder(out / cell.name, cell.recipe) as folder:
+            with open_run(out / cell.name, cell.recipe) as folder:
                 report = folder.finished() or {}
         except XlmpruneError as error:
             yield cell.name, Outcome(cell.name, "failed", error.exit_code, str(error))

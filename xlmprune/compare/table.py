@@ -17,7 +17,7 @@ from xlmprune.compare.significance import ROUNDS, holm, randomization_test
 from xlmprune.compare.work import Outcome
 from xlmprune.core.errors import DataError
 from xlmprune.evaluation import score_file
-from xlmprune.report.findings import COLLAPSE, collapsed
+from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.tasks.metrics import METRICS
 
 SCHEMA_VERSION = 1

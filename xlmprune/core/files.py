@@ -1,12 +1,14 @@
-"""Files that ship: one format a module, each able to read back and check what it wrote.
+"""Write files and folders so that a reader, or a crash, finds the old one or the new one and never a part.
 
-Nothing heavy is imported here; `verify` and `predict` come through this package without PyTorch.
+Nothing heavy is imported here, because commands that need no PyTorch use this module too.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,52 +17,49 @@ from pathlib import Path
 from xlmprune.core.errors import MachineError
 
 TEMPORARY = ".temporary-"
-"""Begins the name of a folder that is gone when its work is done; one that is still there, a crash left behind."""
+"""Start of the name of a temporary folder inside a run folder. One that still exists was left by a crash."""
 
 SAFETENSORS_FILE = "model.safetensors"
 
 
 @contextmanager
 def temporary_folder(inside: Path | None = None) -> Iterator[Path]:
-    """A folder for files of the while, in ``inside`` or where the system has its temporary files.
+    """Make a folder that exists inside the ``with``, in ``inside`` or among the system's temporary files.
 
     Raises:
-        MachineError: the system's place is full, or there is none. What happens in ``inside`` is its owner's to explain.
+        MachineError: the system's temporary folder is full, or there is none. Errors in ``inside`` pass through.
     """
     if inside is not None:
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=inside) as folder:
             yield Path(folder)
         return
-    advice = "make room there, or name another place in the environment variable TMPDIR"
+    advice = "free some space, or set the environment variable TMPDIR to another folder"
     try:
-        place = tempfile.gettempdir()
+        path = tempfile.gettempdir()
         temporary = tempfile.TemporaryDirectory()
     except OSError as error:
-        raise MachineError(f"there is no place for temporary files ({error}): {advice}") from error
+        raise MachineError(f"no folder for temporary files was found ({error}): {advice}") from error
     try:
         with temporary as folder:
             yield Path(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MachineError(
-                f"{place}, where temporary files go, is full ({error.strerror}): {advice}"
+                f"{path}, the folder for temporary files, is full ({error.strerror}): {advice}"
             ) from error
         raise
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to, which takes its name when all went well and vanishes otherwise.
-
-    A reader, or a crash, meets the old file or the new one and never a part of it.
-    """
+    """Give a path to write to, which replaces ``path`` if the ``with`` ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.touch()
     mode = partial.stat().st_mode
     try:
         yield partial
-        # safetensors makes its files readable by the owner only; a server often runs as somebody else.
+        # safetensors makes its files readable by the owner only, and a server often runs as another user.
         partial.chmod(mode)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
@@ -74,3 +73,65 @@ def cache_folder() -> Path:
     if named := os.environ.get("XLMPRUNE_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xlmprune"
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Rename a finished folder once all its files are on the disk. After a power cut it is complete or absent."""
+    for path in [*partial.rglob("*"), partial]:
+        _flush(path)
+    partial.replace(final)
+    _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explain_disk(folder: Path) -> Iterator[None]:
+    """Explain a full or unwritable disk in a sentence.
+
+    Raises:
+        MachineError: writing failed.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors wraps the system's error in its own type, with the text inside
+        text = str(error)
+        inside = re.search(r"os error (\d+)", text)
+        code = error.errno if isinstance(error, OSError) else int(inside[1]) if inside else None
+        if (
+            code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            or "No space left" in text
+            or "os error 28" in text
+        ):
+            free = shutil.disk_usage(_existing(folder)).free / 1e9
+            raise MachineError(
+                f"{folder}: the disk is full ({free:.1f} GB free). The last complete checkpoint is kept: free some space "
+                "and run the same command again, or choose another folder with --out"
+            ) from error
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOLCK):
+            raise MachineError(
+                f"{folder}: cannot be written to ({text}); choose another folder with --out"
+            ) from error
+        if code == errno.ENOTDIR or isinstance(error, FileExistsError | NotADirectoryError):
+            raise MachineError(
+                f"{folder}: is not a folder, or its parent is a file; choose another --out"
+            ) from error
+        raise
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file as a whole."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")

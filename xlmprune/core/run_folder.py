@@ -1,15 +1,14 @@
-"""The run folder: what stopping and going on needs, written so that a kill at any moment loses nothing.
+"""The run folder: what stopping and resuming needs, written so that a kill at any moment loses nothing.
 
-recipe.yaml             the resolved recipe; another one in the same folder is refused
-events.jsonl            what happened; cut back to the checkpoint when a run goes on
-checkpoint/start/       the model as the run began: pretrained weights, fresh head, trimmed vocabulary
-checkpoint/saved-<n>/   tensors in safetensors, numbers in state.json; renamed into place when whole
-bundle/                 what ships; renamed into place when whole
+recipe.yaml             the resolved recipe; another recipe in the same folder is refused
+events.jsonl            what happened; cut back to the checkpoint when a run resumes
+checkpoint/start/       the model as the run began: pretrained weights, new head, trimmed vocabulary
+checkpoint/saved-<n>/   tensors in safetensors, numbers in state.json; renamed when complete
+bundle/                 what ships; renamed when complete
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -17,80 +16,38 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import MachineError, ModelError, RecipeError
-from xlmprune.core.files import TEMPORARY
-from xlmprune.recipe import Recipe
+from xlmprune.core.files import TEMPORARY, explain_disk, put_in_place, write_atomically
 
 STATE = "state.json"
 
-
-@contextmanager
-def explain_disk(folder: Path) -> Iterator[None]:
-    """A full or unwritable disk becomes a sentence; nothing that was whole before is touched.
-
-    Raises:
-        MachineError: writing failed.
-    """
-    try:
-        yield
-    except Exception as error:  # safetensors wraps the system's error in its own type, with the text inside
-        text = str(error)
-        inside = re.search(r"os error (\d+)", text)
-        code = error.errno if isinstance(error, OSError) else int(inside[1]) if inside else None
-        if (
-            code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            or "No space left" in text
-            or "os error 28" in text
-        ):
-            free = shutil.disk_usage(_existing(folder)).free / 1e9
-            raise MachineError(
-                f"{folder}: the disk is full ({free:.1f} GB free). The last whole checkpoint is kept: make room and run "
-                "the same command again, or choose another place with --out"
-            ) from error
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOLCK):
-            raise MachineError(
-                f"{folder}: cannot be written to ({text}); choose another place with --out"
-            ) from error
-        if code == errno.ENOTDIR or isinstance(error, FileExistsError | NotADirectoryError):
-            raise MachineError(
-                f"{folder}: is not a folder, or lies beneath a file; choose another --out"
-            ) from error
-        raise
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, meets the old one or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+Difference = Callable[[str, Path], str | None]
+"""Compares the text of a `recipe.yaml`, read from the given file, with this run's recipe: a sentence, or None if equal."""
 
 
 class RunFolder:
-    """One run's folder, held by one process at a time.
+    """One run's folder, used by one process at a time.
+
+    Args:
+        recipe: text of the resolved recipe.
+        sha256: identity of the recipe.
+        difference: compares a recipe found in the folder with this one.
+        fresh: delete what an earlier run left.
 
     Raises:
-        RecipeError: the folder belongs to another recipe, and ``fresh`` was not asked for.
-        MachineError: another process holds it, or it cannot be written to.
+        RecipeError: the folder belongs to another recipe, and ``fresh`` is false.
+        MachineError: another process uses it, or it cannot be written to.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, fresh: bool = False) -> None:
+    def __init__(
+        self, path: Path, recipe: str, sha256: str, difference: Difference, fresh: bool = False
+    ) -> None:
         self.path = path
-        self.recipe = recipe
+        self._recipe, self._sha256, self._difference = recipe, sha256, difference
         with explain_disk(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = self._hold()
@@ -128,7 +85,7 @@ class RunFolder:
         return self.checkpoints / "start"
 
     def finished(self) -> dict[str, Any] | None:
-        """The report of a run that is complete, else None."""
+        """Return the report of a run that is complete, else None."""
         report = self.bundle / "report.json"
         if not report.is_file():
             return None
@@ -138,7 +95,7 @@ class RunFolder:
             raise ModelError(f"{report}: is damaged ({error}); use --fresh to start over") from error
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Let another process use the folder."""
         self._lock.close()
 
     def __enter__(self) -> RunFolder:
@@ -148,7 +105,7 @@ class RunFolder:
         self.close()
 
     def _hold(self) -> IO[str]:
-        lock = (self.path / ".lock").open("w")
+        lock = (self.path / ".lock").open("a+")
         try:
             import fcntl
         except ImportError:  # Windows has no flock; there the folder is not guarded
@@ -156,10 +113,16 @@ class RunFolder:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip()
             lock.close()
             raise MachineError(
-                f"{self.path}: another xlmprune is at work in this folder; wait for it or use --out"
+                f"{self.path}: this folder is in use by another process{f' (pid {owner})' if owner else ''}; wait until "
+                "it ends, or use --out"
             ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         return lock
 
     def _clear(self) -> None:
@@ -173,7 +136,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def _claim(self) -> None:
-        """Write the recipe into a new folder; refuse a folder of another one."""
+        """Write the recipe into a new folder; refuse a folder of another recipe."""
         file = self.path / "recipe.yaml"
         if (
             self.bundle.is_dir()
@@ -189,11 +152,9 @@ class RunFolder:
                 raise RecipeError(
                     f"{self.path}: holds a run without its recipe.yaml; use --fresh or another --out"
                 )
-            write_atomically(file, self.recipe.to_yaml())
+            write_atomically(file, self._recipe)
             return
-        values, _ = recipes.parse_yaml(file.read_text(encoding="utf-8"), str(file))
-        difference = _first_difference(_resolved(values, file), self.recipe.resolved())
-        if difference:
+        if difference := self._difference(file.read_text(encoding="utf-8"), file):
             raise RecipeError(
                 f"{self.path}: holds the run of another recipe ({difference}). Use --fresh to start over in it, or "
                 "another --out"
@@ -201,8 +162,8 @@ class RunFolder:
 
     # --- checkpoints -----------------------------------------------------------------------------------------
 
-    def save_start(self, write: Any) -> None:
-        """Fill `checkpoint/start` through ``write(folder)``; whole or not at all."""
+    def save_start(self, write: Callable[[Path], None]) -> None:
+        """Fill `checkpoint/start` through ``write(folder)``, completely or not at all."""
         partial = self.checkpoints / ".partial-start"
         with explain_disk(self.path):
             partial.mkdir()
@@ -210,7 +171,7 @@ class RunFolder:
             put_in_place(partial, self.start)
 
     def save(self, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
-        """Save named files of tensors and the numbers beside them, then let the older checkpoint go."""
+        """Save named files of tensors and the numbers beside them, then delete the older checkpoint."""
         from safetensors.torch import save_file
 
         older = self._saved()
@@ -227,7 +188,7 @@ class RunFolder:
                 **state,
                 "files": list(tensors),
                 "events_bytes": self.events.bytes,
-                "recipe_sha256": self.recipe.sha256(),
+                "recipe_sha256": self._sha256,
             }
             write_atomically(partial / STATE, json.dumps(state, indent=1))
             put_in_place(partial, self.checkpoints / f"saved-{number:06d}")
@@ -235,51 +196,64 @@ class RunFolder:
             shutil.rmtree(folder)
 
     def latest(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]] | None:
-        """Tensors and numbers of the newest checkpoint; None where there is none.
+        """Return tensors and numbers of the newest checkpoint; None where there is none.
 
         Raises:
             ModelError: it is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        saved = self._saved()
-        if not saved:
-            return None
-        folder = saved[-1][1]
-        try:
-            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
-        except (OSError, ValueError, SafetensorError) as error:
-            raise damaged_checkpoint(folder, str(error)) from error
-        if not isinstance(state, dict) or "events_bytes" not in state:
-            raise damaged_checkpoint(folder, f"{STATE} is not what was written")
-        # Older checkpoints do not list their files.
-        if missing := [name for name in state.get("files", []) if name not in tensors]:
-            raise damaged_checkpoint(
-                folder, f"{', '.join(f'{name}.safetensors' for name in missing)} missing"
-            )
-        self.events.cut(state["events_bytes"])
-        return tensors, state
+        found = read_checkpoint(self.path)
+        if found is not None:
+            self.events.cut(found[1]["events_bytes"])
+        return found
 
     def _saved(self) -> list[tuple[int, Path]]:
-        found = []
-        for folder in self.checkpoints.glob("saved-*"):
-            match = re.fullmatch(r"saved-(\d+)", folder.name)
-            if match:
-                found.append((int(match[1]), folder))
-        return sorted(found)
+        return _saved_in(self.path)
+
+
+def read_checkpoint(run: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]] | None:
+    """Read tensors and numbers of the newest checkpoint in a run folder; None where there is none.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    saved = _saved_in(run)
+    if not saved:
+        return None
+    folder = saved[-1][1]
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise damaged_checkpoint(folder, str(error)) from error
+    if not isinstance(state, dict) or "events_bytes" not in state:
+        raise damaged_checkpoint(folder, f"{STATE} is not what was written")
+    # Older checkpoints do not list their files.
+    if missing := [name for name in state.get("files", []) if name not in tensors]:
+        raise damaged_checkpoint(folder, f"{', '.join(f'{name}.safetensors' for name in missing)} missing")
+    return tensors, state
+
+
+def _saved_in(run: Path) -> list[tuple[int, Path]]:
+    found = []
+    for folder in (run / "checkpoint").glob("saved-*"):
+        match = re.fullmatch(r"saved-(\d+)", folder.name)
+        if match:
+            found.append((int(match[1]), folder))
+    return sorted(found)
 
 
 def damaged_checkpoint(folder: Path, what: str) -> ModelError:
-    """What is wrong with a checkpoint, and the way out."""
+    """Return an error that says what is wrong with a checkpoint, and what to do."""
     return ModelError(f"{folder}: the checkpoint is damaged ({what}); use --fresh to start over")
 
 
 class StopRequest:
-    """Turns Ctrl-C and `docker stop` (SIGTERM) into a wish that the loop grants after its update, with a checkpoint.
+    """Turns Ctrl-C and `docker stop` (SIGTERM) into a request to stop after the next update, with a checkpoint.
 
-    A second one does not wait.
+    A second signal stops at once.
     """
 
     def __init__(self) -> None:
@@ -304,7 +278,7 @@ class StopRequest:
 
 
 class EventLog:
-    """One JSON object a line. What was written after the checkpoint is written again when the run goes on."""
+    """One JSON object a line. Events after the checkpoint are written again when the run resumes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -326,7 +300,7 @@ class EventLog:
             file.write(json.dumps({"time": now, "event": event, **facts}, ensure_ascii=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Every event; a last line cut short by a crash is left out."""
+        """Return every event, without a last line that a crash cut short."""
         if not self.path.exists():
             return []
         events = []
@@ -336,37 +310,3 @@ class EventLog:
             except ValueError:
                 break
         return events
-
-
-def put_in_place(partial: Path, final: Path) -> None:
-    """Give a finished folder its name, once all of it is on the disk: after a power cut it is whole or absent."""
-    for path in [*partial.rglob("*"), partial]:
-        _flush(path)
-    partial.replace(final)
-    _flush(final.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _resolved(values: Any, file: Path) -> Any:
-    """A run's recipe with the defaults of keys that this version has and the one that wrote it had not."""
-    try:
-        return recipes.validate(values, str(file)).resolved()
-    except RecipeError:  # as it stands, then; the difference that follows says where
-        return values
-
-
-def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in dict.fromkeys([*wanted, *found]):
-            difference = _first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
-            if difference:
-                return difference
-        return None
-    return None if found == wanted else f"{path} is {json.dumps(found)} there and {json.dumps(wanted)} here"

@@ -33,9 +33,9 @@ class Encoded:
     input_ids: list[np.ndarray]
     """int64 each, special tokens included, at most ``max_length`` long."""
     labels: np.ndarray | list[np.ndarray] | None
-    """int64 [n]; for token tasks one array per sentence, aligned to its ids, IGNORE where there is none."""
+    """int64 [n]; for token tasks one array per sentence, aligned to its ids, IGNORE for an id without a label."""
     words: list[np.ndarray] | None
-    """Token tasks: where every word that survived truncation is read, in order; see `encode`."""
+    """Token tasks: the position at which every word that survived truncation is read, in order; see `encode`."""
     truncated: np.ndarray
     """bool [n]: the text was longer than ``max_length`` tokens."""
     lengths: np.ndarray | None = None
@@ -49,7 +49,7 @@ class Encoded:
         return len(self.input_ids)
 
     def rows(self, count: int, start: int = 0) -> Encoded:
-        """At most ``count`` examples from ``start`` on."""
+        """Take at most ``count`` examples from ``start`` on."""
 
         columns = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "special"}
         cut = {name: column[start : start + count] for name, column in columns.items() if column is not None}
@@ -62,11 +62,11 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded
     A pair becomes what the tokenizer's template says, such as ``<s> a </s></s> b </s>``, and loses its longer text's
     end first.
 
-    Words of a sentence are tokenized one by one. A word is labelled and read at its first sub-word, or, where that
-    is the bare marker of a word's start, at the one behind it. A word the tokenizer's normalizer leaves nothing of
-    (a lone variation selector, say) becomes the unknown token, so that every word that fits has a position.
+    Words of a sentence are tokenized one by one. A word is labelled and read at its first sub-word. If that is only
+    the marker of a word's start, it is read at the second. A word of which the tokenizer's normalizer leaves nothing
+    (for instance a lone variation selector) becomes the unknown token, so that every word that fits has a position.
 
-    The tokenizer's own settings of truncation and padding are put back afterwards.
+    The tokenizer's own settings of truncation and padding are restored afterwards.
     """
     ids: list[np.ndarray] = []
     words: list[np.ndarray] = []
@@ -102,7 +102,7 @@ def _inputs(examples: Examples, rows: slice) -> list[Any]:
 def _encode_batch(
     tokenizer: Tokenizer, inputs: list[Any], max_length: int, unknown: str | None
 ) -> tuple[list[Encoding], list[int]]:
-    """Encodings within ``max_length``, and the lengths they had before truncation.
+    """Encode within ``max_length``; the second list has the lengths before truncation.
 
     Args:
         unknown: for lists of words, what stands for a word of which nothing is left; None for texts.
@@ -118,7 +118,7 @@ def _encode_batch(
                     inputs[row] = [(unknown if word in missing else text) for word, text in enumerate(words)]
                     encodings[row] = tokenizer.encode(inputs[row], is_pretokenized=True)
     lengths = [len(encoding) for encoding in encodings]
-    # Only rows that are too long go through truncation, and by the tokenizer's own rule: it is what serves.
+    # Only rows that are too long are truncated, by the tokenizer's own rule, which also serves users.
     long = [row for row, length in enumerate(lengths) if length > max_length]
     if long:
         with _settings(tokenizer, max_length):
@@ -148,7 +148,7 @@ def _first_pieces(encoding: Encoding, start_id: int | None) -> np.ndarray:
     words, ids = encoding.word_ids, encoding.ids
     for position, word in enumerate(words):
         if word is not None and word != previous:
-            # Read at the bare marker, Chinese words are all alike and like English punctuation. The rule was found on
+            # Read at the marker alone, Chinese words are all alike and like English punctuation. The rule was found on
             # 100 test sentences a language of part-of-speech tags, so it was measured again on 150 others, with the
             # quickstart model after 3,000 English sentences: at the marker zh 21.0 %, th 35.4 %, ar 70.9 %; at the
             # letters behind it zh 66.1 %, th 69.0 %, ar 73.1 %; en, de and vi move by 0.3 or less.
@@ -175,7 +175,7 @@ def _labels(
 
 
 def pad(encoded: Encoded, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-    """One batch of the given rows.
+    """Pad the given rows into one batch.
 
     Returns:
         int64 arrays ``input_ids`` and ``attention_mask``, [batch, tokens of the longest row], and, where the
@@ -186,38 +186,38 @@ def pad(encoded: Encoded, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndar
         "input_ids": np.full((len(rows), longest), encoded.special.pad, dtype=np.int64),
         "attention_mask": np.zeros((len(rows), longest), dtype=np.int64),
     }
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         ids = encoded.input_ids[row]
-        batch["input_ids"][place, : len(ids)] = ids
-        batch["attention_mask"][place, : len(ids)] = 1
+        batch["input_ids"][index, : len(ids)] = ids
+        batch["attention_mask"][index, : len(ids)] = 1
     if isinstance(encoded.labels, np.ndarray):
         batch["labels"] = encoded.labels[np.asarray(rows, dtype=np.int64)]
     elif encoded.labels is not None:
         batch["labels"] = np.full((len(rows), longest), IGNORE, dtype=np.int64)
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             labels = encoded.labels[row]
-            batch["labels"][place, : len(labels)] = labels
+            batch["labels"][index, : len(labels)] = labels
     return batch
 
 
 def batches_by_length(encoded: Encoded, batch_size: int) -> list[np.ndarray]:
-    """Rows of similar length together, shortest first, every row once: for evaluation."""
+    """Batch rows of similar length, shortest first, every row once: for evaluation."""
     lengths = np.array([len(ids) for ids in encoded.input_ids], dtype=np.int64)
     return _chunks(np.argsort(lengths, kind="stable"), batch_size)
 
 
 def training_order(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch: every row once, shuffled, rows of similar length together.
+    """Give the batches of one epoch: every row once, shuffled, rows of similar length together.
 
-    Depends on nothing but the lengths and (``batch_size``, ``seed``, ``epoch``), so that a run that is taken
-    up again meets the same batches. The last batch of the shuffled rows may be smaller; it can come anywhere.
+    They depend on nothing but the lengths and (``batch_size``, ``seed``, ``epoch``), so a resumed run has the same
+    batches. One batch may be smaller; it can come anywhere.
     """
     random = np.random.default_rng([seed, epoch])
     lengths = np.array([len(ids) for ids in encoded.input_ids], dtype=np.int64)
     batches: list[np.ndarray] = []
     for pool in _chunks(random.permutation(len(lengths)), batch_size * BATCHES_PER_POOL):
         batches += _chunks(pool[np.argsort(lengths[pool], kind="stable")], batch_size)
-    return [batches[place] for place in random.permutation(len(batches))]
+    return [batches[index] for index in random.permutation(len(batches))]
 
 
 def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
@@ -227,12 +227,12 @@ def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def length_statistics(encoded: Encoded, examples: Examples) -> dict[str, float | int | None]:
-    """How the tokenizer treats a language: where Thai or Urdu silently lose.
+    """Measure how the tokenizer treats a language; some languages lose much by it.
 
     Returns:
         ``n``; ``tokens_mean`` and ``tokens_p95``, special tokens included, before truncation;
-        ``tokens_per_word`` (words of the file for token tasks, else what spaces separate: say nothing of Thai
-        or Chinese) and ``tokens_per_character`` (spaces not counted), without special tokens; ``truncated``,
+        ``tokens_per_word`` (words of the file for token tasks, otherwise what spaces separate, which says nothing
+        about Thai or Chinese) and ``tokens_per_character`` (spaces not counted), without special tokens; ``truncated``,
         the share of texts cut; ``unknown``, the share of unknown tokens; ``words_lost``, for token
         tasks the share of words cut off and so counted wrong, else None. Ratios of nothing are None.
     """

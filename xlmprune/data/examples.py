@@ -20,13 +20,13 @@ class Examples:
     second: list[str] | None = None
     """The other text of every pair."""
     labels: list[int] | list[list[int]] | None = None
-    """Indexes into the task's labels, for token tasks one per word; None where the file has no labels."""
+    """Indexes into the task's labels, for token tasks one per word; None if the file has no labels."""
     groups: list[str] | None = None
-    """Ranking: the query of every row. Consecutive rows with an equal value are ranked together."""
+    """Ranking: the query of every row. Consecutive rows with the same value are ranked together."""
     origin: str = ""
-    """The file, or the hub's id, these were read from."""
+    """The file, or the id on the hub, from which they were read."""
     notes: tuple[str, ...] = ()
-    """Repairs made and things to know, counted, in sentences for the report."""
+    """Repairs and warnings with their counts, in sentences for the report."""
 
     def __post_init__(self) -> None:
         for name in ("second", "labels", "groups"):
@@ -45,7 +45,7 @@ class Examples:
         return "tokens" if self.first and not isinstance(self.first[0], str) else "text"
 
     def head(self, count: int) -> Examples:
-        """The first ``count`` examples; for ranking the whole groups among them, at least the first group."""
+        """Take the first ``count`` examples; for ranking the whole groups among them, at least the first group."""
         if count >= len(self):
             return self
         if self.groups is not None and count > 0:
@@ -66,9 +66,9 @@ class Examples:
 
 
 def fold(text: str) -> str:
-    """What tells a text from others: its letters, marks and digits, in one case; all of it, where it has none.
+    """Reduce a text to its letters, marks and digits in one case, to compare it; a text without any stays whole.
 
-    Two copies of a sentence are often spaced or punctuated differently, as when one of them was split into words.
+    Two copies of a sentence are often spaced or punctuated differently, for instance if one was split into words.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(c for c in folded if unicodedata.category(c)[0] in "LMN") or text.strip()

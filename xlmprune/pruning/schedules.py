@@ -1,8 +1,8 @@
 """Density after each pruning stage.
 
-`Geometric` removes a fixed share of what is left and is what the paper's 31 % and 28 % come from (0.9 ** 11 and
-0.9 ** 12). `Linear` removes the same number of weights at each stage. `Cubic` removes most of them early, while there
-is still slack, and spends the later stages near the final density: choose it when stages are few.
+`Geometric` removes a fixed share of what is left; the paper's 31 % and 28 % are 0.9 ** 11 and 0.9 ** 12. `Linear` removes
+the same number of weights at each stage. `Cubic` removes most weights early and keeps the later stages near the final
+density: choose it when stages are few.
 
 Every schedule can begin with stages that stay dense (``warm_up``) and end with stages that stay at the final density
 (``cool_down``); both count among ``stages``.
@@ -18,19 +18,23 @@ from pydantic.dataclasses import dataclass
 
 from xlmprune.recipe.component import STRICT
 
-Stages = Annotated[int, Field(ge=1)]
-Spare = Annotated[int, Field(ge=0)]
+Stages = Annotated[int, Field(ge=0, le=1000)]
+Spare = Annotated[int, Field(ge=0, le=1000)]
 FinalDensity = Annotated[float, Field(gt=0, le=1)]
 
 
-def spread(
+def stage_densities(
     falling: Callable[[int, int], float], stages: int, warm_up: int, cool_down: int
 ) -> tuple[float, ...]:
-    """``falling(j, n)`` for j = 1..n, between ``warm_up`` ones and ``cool_down`` repeats of its last value.
+    """Return ``falling(j, n)`` for j = 1..n, between ``warm_up`` ones and ``cool_down`` repeats of its last value.
+
+    Nothing where ``stages`` is 0: the run is the dense stage alone.
 
     Raises:
         ValueError: no stage is left between warm-up and cool-down.
     """
+    if stages == warm_up == cool_down == 0:
+        return ()
     pruning = stages - warm_up - cool_down
     if pruning < 1:
         raise ValueError(
@@ -52,20 +56,23 @@ class Geometric:
     """Share of the remaining weights that each pruning stage removes."""
 
     stages: Stages = 11
-    """Pruning stages; the final density is (1 - step_fraction) to the power of those that prune."""
+    """Pruning stages; the final density is (1 - step_fraction) to the power of those that prune. 0 trains the dense stage
+    alone."""
 
     warm_up: Spare = 0
-    """Leading stages that stay dense."""
+    """Pruning stages at the start that stay dense."""
 
     cool_down: Spare = 0
-    """Trailing stages that stay at the final density."""
+    """Pruning stages at the end that stay at the final density."""
 
     def __post_init__(self) -> None:
         self.densities()
 
     def densities(self) -> tuple[float, ...]:
         """One density per pruning stage, falling."""
-        return spread(lambda j, n: (1 - self.step_fraction) ** j, self.stages, self.warm_up, self.cool_down)
+        return stage_densities(
+            lambda j, n: (1 - self.step_fraction) ** j, self.stages, self.warm_up, self.cool_down
+        )
 
 
 @dataclass(config=STRICT)
@@ -73,23 +80,23 @@ class Linear:
     """Remove the same number of weights at every stage: ``1 - (1 - final_density) * j / n``."""
 
     stages: Stages = 11
-    """Pruning stages, warm-up and cool-down included."""
+    """Pruning stages, warm-up and cool-down included; 0 trains the dense stage alone."""
 
     final_density: FinalDensity = 0.9**11
     """Share of the prunable weights that remains after the last stage."""
 
     warm_up: Spare = 0
-    """Leading stages that stay dense."""
+    """Pruning stages at the start that stay dense."""
 
     cool_down: Spare = 0
-    """Trailing stages that stay at the final density."""
+    """Pruning stages at the end that stay at the final density."""
 
     def __post_init__(self) -> None:
         self.densities()
 
     def densities(self) -> tuple[float, ...]:
         """One density per pruning stage, falling; the last is ``final_density`` exactly."""
-        return spread(lambda j, n: self._after(j / n), self.stages, self.warm_up, self.cool_down)
+        return stage_densities(lambda j, n: self._after(j / n), self.stages, self.warm_up, self.cool_down)
 
     def _after(self, progress: float) -> float:
         # Written from the end backwards so that progress 1 gives final_density without rounding.
@@ -104,23 +111,23 @@ class Cubic:
     """
 
     stages: Stages = 11
-    """Pruning stages, warm-up and cool-down included."""
+    """Pruning stages, warm-up and cool-down included; 0 trains the dense stage alone."""
 
     final_density: FinalDensity = 0.9**11
     """Share of the prunable weights that remains after the last stage."""
 
     warm_up: Spare = 0
-    """Leading stages that stay dense."""
+    """Pruning stages at the start that stay dense."""
 
     cool_down: Spare = 0
-    """Trailing stages that stay at the final density."""
+    """Pruning stages at the end that stay at the final density."""
 
     def __post_init__(self) -> None:
         self.densities()
 
     def densities(self) -> tuple[float, ...]:
         """One density per pruning stage, falling; the last is ``final_density`` exactly."""
-        return spread(lambda j, n: self._after(j / n), self.stages, self.warm_up, self.cool_down)
+        return stage_densities(lambda j, n: self._after(j / n), self.stages, self.warm_up, self.cool_down)
 
     def _after(self, progress: float) -> float:
         return self.final_density + (1 - self.final_density) * (1 - progress) ** 3

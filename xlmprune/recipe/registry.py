@@ -1,16 +1,20 @@
 """The tables of names, and `load`, which imports what a name stands for.
 
-A new component is one file and one line here. The module after the colon's left is imported only when a recipe
-asks for it, so that `xlmprune --help` need not wait for PyTorch.
+A new component is one file and one line here. Its module is imported only when a recipe asks for it, so that
+`xlmprune --help` does not wait for PyTorch.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xlmprune.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from xlmprune.recipe.schema import Recipe
 
 CRITERIA = {
     "magnitude": "xlmprune.pruning.criteria.magnitude:Magnitude",
@@ -77,9 +81,9 @@ TABLES = {
 }
 
 
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """``did you mean 'x'?`` for a misspelt name, or the list of what is known."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Say ``did you mean 'x'?`` for a misspelt name, or list the known names."""
+    close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
@@ -94,3 +98,13 @@ def load(table: str, name: str) -> Any:
         raise RecipeError(f"no {table} is called {name!r}; {nearest(name, list(entries))}")
     module, _, attribute = entries[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def build(recipe: Recipe, table: str) -> Any:
+    """Build the component of ``table`` that the recipe names, from its parameters."""
+    from pydantic import TypeAdapter
+
+    for name, _, component in recipe.components():
+        if name == table:
+            return TypeAdapter(load(table, component.name)).validate_python(component.parameters)
+    raise KeyError(table)

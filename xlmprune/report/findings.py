@@ -6,21 +6,19 @@ Everything here reads the plain values of `plain`: a number that is not finite i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xlmprune.core.languages import language_name
+from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.models import architecture
 
 Report = Mapping[str, Any]
 
 SHOWN = 6
 """Names in a sentence; the others are counted."""
-
-COLLAPSE = 0.01
-"""A matrix that keeps less than this share of its weights has all but stopped carrying anything."""
 
 FORMS = {"dense": "dense", "pruned": "pruned", "onnx_fp32": "ONNX fp32", "onnx_int8": "ONNX INT8"}
 """The stages of a model's life that are scored, in their order."""
@@ -265,20 +263,6 @@ def speed_rows(report: Report) -> list[dict[str, Any]]:
         {"name": name, **facts, "width": (facts.get("median_ms") or 0) / slowest}
         for name, facts in speed.items()
     ]
-
-
-def collapsed(layers: Sequence[Mapping[str, Any]], encoder_density: float) -> list[str]:
-    """The matrices that keep next to nothing while the encoder as a whole keeps more: layer collapse.
-
-    A ranking over all matrices at once can empty one of them, and the network behind it then answers much the same
-    whatever it reads.
-
-    Args:
-        layers: ``name`` and ``density`` of every matrix.
-    """
-    if encoder_density < COLLAPSE:
-        return []
-    return [layer["name"] for layer in layers if layer["density"] < COLLAPSE]
 
 
 def describe_collapse(report: Report) -> str:

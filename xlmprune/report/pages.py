@@ -16,8 +16,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from xlmprune.core.files import write_atomically
 from xlmprune.core.languages import language_name
-from xlmprune.core.run_folder import write_atomically
 from xlmprune.report import charts, findings
 from xlmprune.report.findings import Report, plain
 from xlmprune.report.tables import Table, all_tables

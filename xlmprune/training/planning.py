@@ -1,4 +1,4 @@
-"""What a recipe would do: stages, densities, updates, languages, memory. Reads data and configuration, trains nothing."""
+"""Plan a run: stages, densities, updates, languages, memory. Reads data and configuration, and trains nothing."""
 
 from __future__ import annotations
 
@@ -6,53 +6,41 @@ from typing import Any
 
 import torch
 
-from xlmprune import recipe as recipes
 from xlmprune.core.device import resolve_device, resolve_precision
-from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import vocabulary_texts
-from xlmprune.evaluation import scores as evaluation
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
-from xlmprune.pipeline import check_length, read_dev, read_unlabelled
-from xlmprune.pruning.masks import attainable
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
-from xlmprune.training.loop import updates_in_stage
+from xlmprune.training.datasets import check_length, read_texts
+from xlmprune.training.method import build_method
+from xlmprune.training.optimizer import updates_in_stage
 
 ACTIVATION_COPIES = 18
 """Tensors of [batch, tokens, hidden] that one encoder layer keeps for its backward pass, measured on XLM-R base."""
 
 
 def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
-    """The resolved plan of a run.
+    """Return the resolved plan of a run.
 
     Returns:
         ``stages`` [{stage, encoder_density, updates}], ``languages``, ``train_examples``, ``parameters``,
         ``prunable``, ``memory`` (bytes by what they hold, an estimate), ``device``, ``precision``.
     """
-    place = resolve_device(device)
+    where = resolve_device(device)
     task = registry.load("task", recipe.task.name)(recipe.task)
-    languages = task.languages()
-    train = task.examples(recipe.task.train_language, "train")
-    count = min(len(train), recipe.task.max_train_examples or len(train))
-    dev = read_dev(task, recipe)
-    tests = {
-        language: _head(task.examples(language, "test"), recipe.task.max_test_examples)
-        for language in languages
-    }
-    evaluation.require_scorable(task, [*tests.values(), *([] if dev is None else [dev])])
-    unlabelled = read_unlabelled(recipe, task, tests, dev)
+    texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
+    count = len(texts.train)
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
         vocabulary.require_texts(vocabulary_texts(task, recipe.model.vocabulary.files))
     config = load_config(recipe.model, task.labels)
-    check_length(recipe, config)
+    check_length(recipe.model.name, config, recipe.training.max_length)
     with torch.device("meta"):
         model = head_class(config, task.kind)(config)
     batches = -(-count // recipe.training.batch_size)
-    falling = recipes.build(recipe, "schedule").densities()
-    densities = (1.0, *(attainable(density, recipe.pruning.pattern) for density in falling))
+    method = build_method(recipe.pruning, recipe.regularizer)
     stages = [
-        {"stage": k, "encoder_density": density, "updates": updates_in_stage(recipe, batches, k)}
-        for k, density in enumerate(densities)
+        {"stage": k, "encoder_density": density, "updates": updates_in_stage(recipe.training, batches, k)}
+        for k, density in enumerate(method.densities)
     ]
     return {
         "name": recipe.name,
@@ -60,27 +48,23 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "parameters": count_parameters(model),
         "parameters_by_part": parameters_by_part(model),
         "prunable": sum(weight.numel() for weight in prunable(model).values()),
-        "languages": list(languages),
+        "languages": list(texts.tests),
         "train_language": recipe.task.train_language,
         "train_examples": count,
         "labels": list(task.labels),
-        "unlabelled": {language: len(part) for language, part in unlabelled.items()},
+        "unlabelled": {language: len(part) for language, part in texts.unlabelled.items()},
         "stages": stages,
         "updates": sum(stage["updates"] for stage in stages),
         "criterion": recipe.pruning.criterion.name,
         "regularizer": recipe.regularizer.name,
-        "device": str(place),
-        "precision": str(resolve_precision(recipe.training.precision, place)).removeprefix("torch."),
+        "device": str(where),
+        "precision": str(resolve_precision(recipe.training.precision, where)).removeprefix("torch."),
         "memory": estimate_memory(recipe, model),
     }
 
 
-def _head(examples: Examples, cap: int | None) -> Examples:
-    return examples if cap is None else examples.head(cap)
-
-
 def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
-    """Bytes that training holds at its peak, before any vocabulary trimming; an estimate from counts."""
+    """Estimate the bytes that training holds at its peak, from counts, before any vocabulary trimming."""
     parameters = count_parameters(model)
     matrices = sum(weight.numel() for weight in prunable(model).values())
     trained = parameters - (
@@ -102,7 +86,7 @@ def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
 
 
 def render(plan: dict[str, Any]) -> Any:
-    """The plan as a table for the terminal."""
+    """Render the plan as a table for the terminal."""
     from rich.console import Group
     from rich.table import Table
 

@@ -173,7 +173,7 @@ def columns_of_roles(roles: Sequence[str]) -> Chosen:
     return {role: tuple(i for i, other in enumerate(roles) if other == role) for role in dict.fromkeys(roles)}
 
 
-def check_positions(chosen: Chosen, count: int, location: str) -> None:
+def check_positions(chosen: Mapping[str, tuple[int, ...]], count: int, location: str) -> None:
     """Raise DataError for a position that a row of ``count`` columns does not have."""
     for role, indexes in chosen.items():
         for index in indexes:

@@ -1,7 +1,6 @@
-"""A user's own files: tables (TSV, CSV, JSON lines) and token files, each perhaps gzipped.
+"""A user's own files: tables (TSV, CSV, JSON lines) and token files, plain or gzipped.
 
-Nothing is guessed silently. What is repaired is counted and told in the notes; anything else is an error that
-names file and line.
+Nothing is guessed silently. Repairs are counted in the notes; anything else is an error that names file and line.
 """
 
 from __future__ import annotations
@@ -60,13 +59,13 @@ class Files:
         check_roles(self._columns, kind)
 
     def languages(self) -> tuple[str, ...]:
-        """Languages for which the pattern finds a test file, alphabetically."""
+        """List the languages for which the pattern finds a test file, alphabetically."""
         if "{language}" not in self._pattern:
             return (self._train_language,) if self.has(self._train_language, "test") else ()
         return find_languages(self._pattern, self._splits["test"])
 
     def has(self, language: str, split: Split) -> bool:
-        """Whether there is such a file."""
+        """Tell whether there is such a file."""
         return self._file(language, split) is not None
 
     def rows(self, language: str, split: Split) -> Rows:
@@ -84,7 +83,7 @@ class Files:
                 others = f"; languages with a {split} file: {', '.join(found) or 'none'}"
             raise DataError(
                 f"no file {name} (nor {name}.gz, seen from {Path.cwd().name or '/'}/) for language {language!r}, split "
-                f"{split!r}{others}. Another place is named by --set task.path=…"
+                f"{split!r}{others}. Another folder can be given with --set task.path=…"
             )
         file_format = self._format or _format_of(path, self._kind)
         if self._kind == "tokens":
@@ -110,7 +109,7 @@ class Files:
 
     def _file(self, language: str, split: Split) -> Path | None:
         if split != "test" and "{split}" not in self._pattern:
-            return None  # only measured, as `evaluate` does
+            return None  # there is only a test set, as `evaluate` needs
         if "{language}" not in self._pattern and language != self._train_language:
             return None
         plain = Path(fill(self._pattern, language, self._splits[split]))
@@ -121,12 +120,12 @@ class Files:
 
 
 def fill(pattern: str, language: str, split: str) -> str:
-    """The pattern with its braces filled in."""
+    """Fill in the braces of a pattern."""
     return pattern.replace("{language}", language).replace("{split}", split)
 
 
 def find_languages(pattern: str, split: str) -> tuple[str, ...]:
-    """Codes for which a file of that split exists, plain or gzipped, alphabetically."""
+    """List the codes for which a file of that split exists, plain or gzipped, alphabetically."""
     head, *rest = pattern.replace("{split}", split).split("{language}")
     wildcard = "*".join(glob.escape(part) for part in (head, *rest))
     code = "(?P<language>[A-Za-z0-9_-]+)"

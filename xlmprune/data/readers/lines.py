@@ -1,4 +1,4 @@
-"""Text files as lines, each perhaps gzipped, and the words of messages about them."""
+"""Text files as lines, plain or gzipped, and words for messages about them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xlmprune.core.errors import DataError
 
 
 def expand(path: str) -> str:
-    """The path with a leading ``~`` replaced by the home folder, as shells do.
+    """Replace a leading ``~`` by the home folder, as shells do.
 
     Raises:
         DataError: no such home.
@@ -24,7 +24,7 @@ def expand(path: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A file's text: gunzipped if it begins as gzip does, without a byte order mark.
+    """Read a file's text, gunzipped if it begins as gzip does, without a byte order mark.
 
     Raises:
         DataError: unreadable, empty, damaged gzip, binary, or not UTF-8 (with the line).
@@ -55,7 +55,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines without their ends. Only LF and CRLF end one: U+2028, U+0085 and such occur inside texts."""
+    """Read lines without their ends. Only LF and CRLF end a line: U+2028, U+0085 and such occur inside texts."""
     lines = read_text(path).split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -80,13 +80,13 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     return records, lines
 
 
-def _refuse_halves(record: dict[str, Any], place: str) -> None:
+def _refuse_halves(record: dict[str, Any], location: str) -> None:
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise DataError(
-            f"{place}: {half} is one half of a character (a lone surrogate), such as is left where a text was cut; "
+            f"{location}: {half} is one half of a character (a lone surrogate), left when a text was cut; "
             "remove it, or write the texts again from their source"
         ) from None
 

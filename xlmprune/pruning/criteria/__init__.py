@@ -1,35 +1,40 @@
 """Importance scores: what a weight is worth, one criterion a file.
 
-A criterion is asked for `scores` once per pruning stage. Those that watch the training between stages also
-offer hooks, which the loop finds by name and calls in this order for every update:
+The loop asks a criterion for `scores` whenever it prunes. A criterion that watches the training in between overrides
+hooks of `Criterion`, which the loop calls in this order for every update:
 
-    before_forward(weights, masks)                  weights may be swapped for what the forward pass should see
-    … forward, backward, regularizer, gradients of pruned weights zeroed, clipping …
-    observe(weights, masks, learning_rate)          ``.grad`` is alive; whatever was swapped in is swapped back
+    before_forward(weights, masks)                  may replace weights by what the forward pass should see
+    … forward, backward, gradients of pruned weights set to zero …
+    observe(weights, masks, learning_rate)          ``.grad`` is alive; weights that were replaced are put back
     … optimizer.step …
 
-and around every measurement or export, where the criterion changes what the network computes (`l0`):
+Hooks around the updates:
 
-    fold(weights, masks)                            weights become what is measured and exported
-    unfold(weights, masks)                          weights become what is trained again; `before_forward`
-    sees to it too
+    with measured(weights, masks): …                inside, weights are those that a measurement should see (`l0`)
+    end_stage(weights, masks)                       the stage is over: weights become what is measured and exported
+    compensate(weights, removed)                    new masks are chosen: adjust what remains for what goes (`obert`)
 
-After the masks of a stage are chosen, before pruned weights are set to zero:
-
-    compensate(weights, removed)                    adjust what remains for what goes (`obert`)
-
-`state` and `load_state` carry whatever a resumed run needs to go on exactly, as a flat dictionary of tensors.
+`state` and `load_state` hold whatever a resumed run needs to continue exactly, as a flat dictionary of tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from xlmprune.pruning.masks import Masks, Scores, Weights
+from xlmprune.pruning.hooks import refuse_unknown_hooks
+from xlmprune.pruning.masks import Masks, Scope, Scores, Weights
+
+WATCHING = ("before_forward", "observe")
+"""Hooks that are called in stage 0 too."""
+
+HOOKS = ("scores", *WATCHING, "measured", "end_stage", "compensate", "state", "load_state")
+
+FACTS = ("default_scope", "acts_on_dense")
 
 
 @dataclass
@@ -55,12 +60,58 @@ class PruningContext:
     training data. Each may be overwritten by the next."""
 
 
-class Criterion(Protocol):
-    """What a criterion must offer; the hooks described above are optional."""
+class Criterion:
+    """Base of every criterion. Its hooks do nothing; a subclass overrides those that it needs.
+
+    A public name that is neither a hook nor a declared fact is an error when the subclass is defined.
+    """
+
+    acts_on_dense: ClassVar[bool] = False
+    """Whether the criterion changes weights or collects state in stage 0, while nothing is pruned. Such a criterion needs a
+    dense stage of its own. A subclass with a hook that is called in stage 0 must declare it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_unknown_hooks(cls, HOOKS, FACTS)
+        watches = [name for name in WATCHING if name in vars(cls)]
+        if watches and "acts_on_dense" not in vars(cls):
+            raise TypeError(f"{cls.__name__} has the hook {watches[0]} and must declare acts_on_dense")
+
+    @property
+    def default_scope(self) -> Scope:
+        """Where scores are ranked if the recipe does not say: within each matrix, or over all of them."""
+        return "layer"
 
     def scores(self, context: PruningContext) -> Scores:
-        """One finite score per weight, shaped like the weights; higher is kept longer. Scores of pruned entries do not
-        matter."""
+        """Return one finite score per weight, shaped like the weights; higher is kept longer.
+
+        Scores of pruned entries do not matter, unless pruned weights may return.
+        """
+        raise NotImplementedError
+
+    def before_forward(self, weights: Weights, masks: Masks) -> None:
+        """Replace weights by what the forward pass should see."""
+
+    def observe(self, weights: Weights, masks: Masks, learning_rate: float) -> None:
+        """Look at the gradients of an update before the optimizer makes it, and put replaced weights back."""
+
+    @contextmanager
+    def measured(self, weights: Weights, masks: Masks) -> Iterator[None]:
+        """Show, inside the ``with``, the weights that a measurement should see."""
+        yield
+
+    def end_stage(self, weights: Weights, masks: Masks) -> None:
+        """Turn the weights, for good, into what is measured and exported."""
+
+    def compensate(self, weights: Weights, removed: Masks) -> None:
+        """Adjust the remaining weights, in place, for those about to be removed."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state`."""
 
 
 __all__ = ["Criterion", "PruningContext"]

@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Scores
 from xlmprune.recipe.component import STRICT
 
@@ -33,7 +33,7 @@ def agreement(weight: Tensor, reference: Tensor, strength: float) -> Tensor:
 
 
 @dataclass(config=STRICT)
-class Eq6:
+class Eq6(Criterion):
     """Score every weight by its square and its agreement with the pretrained weight."""
 
     strength: Annotated[float, Field(ge=0, le=1)] = 5e-4

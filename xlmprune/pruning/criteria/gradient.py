@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Scores, Weights
 from xlmprune.recipe.component import STRICT
 
@@ -54,7 +54,7 @@ def taylor(weights: Weights, stream: Iterable[Weights]) -> Scores:
 
 
 @dataclass(config=STRICT)
-class Gradient:
+class Gradient(Criterion):
     """Score every weight by the gradient of the cross-entropy, dropout off and regularizer left out."""
 
     batches: Annotated[int, Field(ge=1)] = 1

@@ -5,22 +5,27 @@ Adds five float32 copies of the prunable weights to the memory of training, and 
 on two CPU cores; choose it to compare with, seldom to ship.
 
 Gates begin with the first pruning, so that the dense stage is the ordinary one. That first pruning, before
-anything is learnt, goes by magnitude. How the original reaches a given density is not said in the pruning
-paper; here each stage keeps the exact count of the most open gates, and what it prunes stays pruned.
+anything is learnt, goes by magnitude. The pruning paper does not say how it reaches a given density. Here each stage
+keeps the exact count of the most open gates, and what it prunes stays pruned. The gate of a weight that a stage keeps
+stays open with a probability of at least one half, so that the weight is not zero at the stage's end. There the gates
+are multiplied into the weights for good, and the next stage begins with new ones.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.criteria.hard_concrete import (
+    SHIFT,
     evaluation_gate,
     gate,
     gate_slope,
@@ -31,13 +36,18 @@ from xlmprune.pruning.criteria.ties import break_ties
 from xlmprune.pruning.masks import Masks, Scores, Weights
 from xlmprune.recipe.component import STRICT
 
+LEAST = -SHIFT
+"""log alpha of a kept weight does not fall below this: its gate is open with probability 1/2, and 0.10 without noise."""
+
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
 
 
 @dataclass(config=STRICT)
-class L0:
+class L0(Criterion):
     """Learn a hard concrete gate for every weight; score by how open it is, then by magnitude."""
+
+    acts_on_dense: ClassVar[bool] = False
 
     strength: Annotated[float, Field(ge=0)] = 125.0
     """Weight in the loss of the share of open gates, averaged over matrices."""
@@ -53,6 +63,8 @@ class L0:
         self._first: dict[str, Tensor] = {}
         self._second: dict[str, Tensor] = {}
         self._updates = 0
+        self._folded = False
+        """Whether the gates have been multiplied into the weights, so that they serve as scores only."""
         self._drawn: dict[str, Tensor] = {}
         """Concrete variables of the update under way."""
         self._ungated: dict[str, Tensor] = {}
@@ -61,9 +73,10 @@ class L0:
     @torch.no_grad()
     def before_forward(self, weights: Weights, masks: Masks) -> None:
         """Put gated weights into the network, gates drawn from torch's generator; nothing before the first pruning."""
-        self.unfold(weights, masks)
         if all(bool(mask.all()) for mask in masks.values()):
             return
+        if self._folded:
+            self._alpha, self._updates, self._folded = {}, 0, False
         for name, weight in weights.items():
             if name not in self._alpha:
                 self._begin(name, weight)
@@ -90,6 +103,7 @@ class L0:
                 )
                 slope = gate_slope(drawn).mul_(ungated).mul_(weight.grad).add_(penalty).mul_(masks[name])
                 self._step(name, slope)
+                self._alpha[name].clamp_(min=LEAST)
                 weight.grad.mul_(gate(drawn))
             weight.copy_(ungated)
 
@@ -105,41 +119,48 @@ class L0:
     def scores(self, context: PruningContext) -> Scores:
         """By log alpha, then by magnitude of the weight without its gate."""
         return {
-            name: break_ties(self._alpha.get(name, torch.zeros_like(weight)), self._ungated.get(name, weight))
+            name: break_ties(self._alpha.get(name, torch.zeros_like(weight)), weight)
             for name, weight in context.weights.items()
         }
 
-    @torch.no_grad()
-    def fold(self, weights: Weights, masks: Masks) -> None:
-        """Multiply the gates without noise into the weights; done twice it is done once."""
-        if self._ungated or not self._alpha:
-            return
-        for name, weight in weights.items():
-            self._ungated[name] = weight.detach().clone()
-            weight.mul_(evaluation_gate(self._alpha[name]))
+    @contextmanager
+    def measured(self, weights: Weights, masks: Masks) -> Iterator[None]:
+        """Multiply the gates without noise into the weights, and take them out afterwards."""
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        self._multiply(weights)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in before.items():
+                    weights[name].copy_(weight)
+
+    def end_stage(self, weights: Weights, masks: Masks) -> None:
+        """Multiply the gates without noise into the weights for good."""
+        if not self._folded:
+            self._multiply(weights)
+            self._folded = bool(self._alpha)
 
     @torch.no_grad()
-    def unfold(self, weights: Weights, masks: Masks) -> None:
-        """Take the gates out again; what was pruned since `fold` stays zero."""
-        for name, ungated in self._ungated.items():
-            weights[name].copy_(ungated).mul_(masks[name])
-        self._ungated = {}
-        self._drawn = {}
+    def _multiply(self, weights: Weights) -> None:
+        for name, alpha in self._alpha.items():
+            weights[name].mul_(evaluation_gate(alpha))
 
     def state(self) -> dict[str, Tensor]:
-        """Gates, their Adam, and the ungated weights where the network holds folded ones."""
-        kept = {"alpha": self._alpha, "first": self._first, "second": self._second, "ungated": self._ungated}
+        """Return the gates, their Adam, and whether they have been multiplied into the weights."""
+        kept = {"alpha": self._alpha, "first": self._first, "second": self._second}
         flat = {
             f"{kind}|{name}": tensor for kind, tensors in kept.items() for name, tensor in tensors.items()
         }
-        return {**flat, "updates": torch.tensor(self._updates)}
+        return {**flat, "updates": torch.tensor(self._updates), "folded": torch.tensor(self._folded)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
-        kept: dict[str, dict[str, Tensor]] = {"alpha": {}, "first": {}, "second": {}, "ungated": {}}
+        """Continue from `state`."""
+        kept: dict[str, dict[str, Tensor]] = {"alpha": {}, "first": {}, "second": {}}
         for entry, tensor in state.items():
             kind, _, name = entry.partition("|")
             if kind in kept:
                 kept[kind][name] = tensor
         self._alpha, self._first, self._second = kept["alpha"], kept["first"], kept["second"]
-        self._ungated, self._drawn, self._updates = kept["ungated"], {}, int(state["updates"])
+        self._ungated, self._drawn = {}, {}
+        self._updates, self._folded = int(state["updates"]), bool(state["folded"])

@@ -13,8 +13,8 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from xlmprune.pruning.criteria import PruningContext
-from xlmprune.pruning.masks import Scores
+from xlmprune.pruning.criteria import Criterion, PruningContext
+from xlmprune.pruning.masks import Scope, Scores
 from xlmprune.recipe.component import STRICT
 
 
@@ -44,10 +44,10 @@ def layer_adaptive(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(config=STRICT)
-class Lamp:
+class Lamp(Criterion):
     """Score every weight by its square relative to those above it in its matrix."""
 
-    default_scope: ClassVar[str] = "global"
+    default_scope: ClassVar[Scope] = "global"
 
     def scores(self, context: PruningContext) -> Scores:
         """Meant for scope `global`; within `layer` it is magnitude pruning."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xlmprune.models import architecture
 from xlmprune.models.architecture import TITLES, MatrixName, Role
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Scores, Weights
 from xlmprune.recipe.component import STRICT
 
@@ -157,7 +157,7 @@ def layer_norm_gains(model: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], Ten
 
 
 @dataclass(config=STRICT)
-class Lookahead:
+class Lookahead(Criterion):
     """Score every weight by its magnitude and the norms of its neighbours."""
 
     neighbours: Literal["block", "residual"] = "block"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Scores
 from xlmprune.recipe.component import STRICT
 
@@ -24,7 +24,7 @@ def magnitude(weight: Tensor) -> Tensor:
 
 
 @dataclass(config=STRICT)
-class Magnitude:
+class Magnitude(Criterion):
     """Score every weight by its absolute value."""
 
     def scores(self, context: PruningContext) -> Scores:

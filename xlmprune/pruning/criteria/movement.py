@@ -12,16 +12,16 @@ through Adam.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.criteria.ties import break_ties
-from xlmprune.pruning.masks import Masks, Scores, Weights
+from xlmprune.pruning.masks import Masks, Scope, Scores, Weights
 from xlmprune.recipe.component import STRICT
 
 
@@ -48,8 +48,10 @@ def soft_penalty(scores: Tensor, strength: float) -> Tensor:
 
 
 @dataclass(config=STRICT)
-class Movement:
+class Movement(Criterion):
     """Score every weight by how far, and from zero or to it, training has wanted to move it since the beginning."""
+
+    acts_on_dense: ClassVar[bool] = True
 
     mode: Literal["hard", "soft"] = "hard"
     """`hard` ranks within each matrix; `soft` ranks over all of them, under a penalty on high scores."""
@@ -64,7 +66,7 @@ class Movement:
         self._scores: dict[str, Tensor] = {}
 
     @property
-    def default_scope(self) -> str:
+    def default_scope(self) -> Scope:
         """`global` for soft movement, whose threshold is one for all matrices."""
         return "global" if self.mode == "soft" else "layer"
 

@@ -14,8 +14,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from xlmprune.pruning.criteria import PruningContext
-from xlmprune.pruning.masks import Masks, Scores, Weights
+from xlmprune.pruning.criteria import Criterion, PruningContext
+from xlmprune.pruning.masks import Masks, Scope, Scores, Weights
 from xlmprune.recipe.component import STRICT
 
 
@@ -75,10 +75,10 @@ def compensation(weight: Tensor, inverse: Tensor, removed: Tensor) -> Tensor:
 
 
 @dataclass(config=STRICT)
-class Obert:
+class Obert(Criterion):
     """Score every weight by second-order saliency, and compensate for what is removed."""
 
-    default_scope: ClassVar[str] = "global"
+    default_scope: ClassVar[Scope] = "global"
 
     block: Annotated[int, Field(ge=1)] = 16
     """Weights to a block of the Fisher matrix; published: 50. With 1 it is diagonal and nothing is compensated."""

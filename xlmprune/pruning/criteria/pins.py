@@ -14,10 +14,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.criteria.smoothing import Smoothed, confidence
 from xlmprune.pruning.criteria.ties import break_ties
-from xlmprune.pruning.masks import Masks, Scores, Weights
+from xlmprune.pruning.masks import Masks, Scope, Scores, Weights
 from xlmprune.recipe.component import STRICT
 
 
@@ -33,10 +33,11 @@ def step_aware(weight: Tensor, gradient: Tensor, learning_rate: float) -> Tensor
 
 
 @dataclass(config=STRICT)
-class Pins:
+class Pins(Criterion):
     """Score every weight by the smoothed effect of keeping it through an update."""
 
-    default_scope: ClassVar[str] = "global"
+    default_scope: ClassVar[Scope] = "global"
+    acts_on_dense: ClassVar[bool] = True
 
     score: Literal["abs", "signed"] = "abs"
     """`abs` smooths |S| and multiplies by its uncertainty, as the released code does; `signed` smooths S, as the program has

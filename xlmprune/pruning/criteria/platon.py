@@ -13,10 +13,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.criteria.smoothing import Smoothed, confidence
 from xlmprune.pruning.criteria.ties import break_ties
-from xlmprune.pruning.masks import Masks, Scores, Weights
+from xlmprune.pruning.masks import Masks, Scope, Scores, Weights
 from xlmprune.recipe.component import STRICT
 
 
@@ -29,10 +29,11 @@ def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
 
 
 @dataclass(config=STRICT)
-class Platon:
+class Platon(Criterion):
     """Score every weight by the product of smoothed sensitivity and its uncertainty."""
 
-    default_scope: ClassVar[str] = "global"
+    default_scope: ClassVar[Scope] = "global"
+    acts_on_dense: ClassVar[bool] = True
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.85
     """Decay of the sensitivity, per window."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from pydantic.dataclasses import dataclass
 
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Scores
 from xlmprune.recipe.component import STRICT
 
 
 @dataclass(config=STRICT)
-class Random:
+class Random(Criterion):
     """Score every weight by an independent uniform draw."""
 
     def scores(self, context: PruningContext) -> Scores:

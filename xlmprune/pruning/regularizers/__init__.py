@@ -7,23 +7,37 @@ alternative; `none` is nothing.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
+from xlmprune.pruning.hooks import refuse_unknown_hooks
 from xlmprune.pruning.masks import Masks, Weights
 
 Reference = Literal["pretrained", "finetuned"]
 
 
-class Regularizer(Protocol):
-    """What a regularizer offers. Weights are the effective ones: zero where pruned."""
+class Regularizer:
+    """Base of every regularizer, which declares `strength` and `reference`. Weights are zero where pruned.
+
+    A public method with another name than those below is an error when the subclass is defined.
+    """
 
     strength: float
+    """Weight of the term in the loss; 0 turns the regularizer off."""
     reference: Reference
+    """What the weights are compared with."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_unknown_hooks(cls, ("add_gradient",), ())
+        declared = vars(cls).get("__annotations__", {})
+        if missing := [name for name in ("strength", "reference") if name not in declared]:
+            raise TypeError(f"{cls.__name__} must declare {' and '.join(missing)}")
 
     def __call__(self, weights: Weights, reference: Weights, masks: Masks | None = None) -> Tensor:
-        """The term to add to the loss, its sign and strength included: a scalar, differentiable in ``weights``."""
+        """Return the term to add to the loss, its sign and strength included: a scalar, differentiable in ``weights``."""
+        raise NotImplementedError
 
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
         """Add the term's gradient to every ``weights[name].grad`` in place, and return the term's value, detached.
@@ -31,6 +45,7 @@ class Regularizer(Protocol):
         The same gradient as autograd's through ``mask * weight``, in closed form: no graph, one matrix at a
         time. Pruned weights get none. A ``.grad`` of None is created.
         """
+        raise NotImplementedError
 
 
 __all__ = ["Reference", "Regularizer"]

@@ -12,14 +12,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from xlmprune.pruning.masks import Masks, Weights
-from xlmprune.pruning.regularizers import Reference
+from xlmprune.pruning.regularizers import Reference, Regularizer
 from xlmprune.pruning.regularizers.cosine import Cosine
 from xlmprune.pruning.regularizers.frobenius import Frobenius
 from xlmprune.recipe.component import STRICT
 
 
 @dataclass(config=STRICT)
-class Both:
+class Both(Regularizer):
     """Hold units to their direction and remaining weights to their values."""
 
     strength: Annotated[float, Field(ge=0)] = 1.0

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from xlmprune.pruning.masks import Masks, Weights
-from xlmprune.pruning.regularizers import Reference
+from xlmprune.pruning.regularizers import Reference, Regularizer
 from xlmprune.pruning.regularizers.gradients import add_to_gradient, at_least_float32, masked_copy
 from xlmprune.recipe.component import STRICT
 
@@ -117,7 +117,7 @@ class RowLengths:
 
 
 @dataclass(config=STRICT)
-class Cosine:
+class Cosine(Regularizer):
     """Hold each pruned unit to the direction of its unpruned reference."""
 
     strength: Annotated[float, Field(ge=0)] = 100.0

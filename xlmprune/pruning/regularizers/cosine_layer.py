@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from xlmprune.pruning.masks import Masks, Weights
-from xlmprune.pruning.regularizers import Reference
+from xlmprune.pruning.regularizers import Reference, Regularizer
 from xlmprune.pruning.regularizers.cosine import EPSILON
 from xlmprune.pruning.regularizers.gradients import add_to_gradient, at_least_float32, masked_copy
 from xlmprune.recipe.component import STRICT
@@ -34,7 +34,7 @@ def layer_cosine(weight: Tensor, reference: Tensor) -> Tensor:
 
 
 @dataclass(config=STRICT)
-class CosineLayer:
+class CosineLayer(Regularizer):
     """Hold each pruned matrix to the direction of its unpruned reference."""
 
     strength: Annotated[float, Field(ge=0)] = 100.0

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from xlmprune.pruning.masks import Masks, Weights
-from xlmprune.pruning.regularizers import Reference
+from xlmprune.pruning.regularizers import Reference, Regularizer
 from xlmprune.pruning.regularizers.gradients import add_to_gradient, at_least_float32
 from xlmprune.recipe.component import STRICT
 
@@ -37,7 +37,7 @@ def distance(weight: Tensor, reference: Tensor) -> Tensor:
 
 
 @dataclass(config=STRICT)
-class Frobenius:
+class Frobenius(Regularizer):
     """Hold the remaining weights to the values of their reference."""
 
     strength: Annotated[float, Field(ge=0)] = 5e-4

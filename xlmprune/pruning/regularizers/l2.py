@@ -14,13 +14,13 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from xlmprune.pruning.masks import Masks, Weights
-from xlmprune.pruning.regularizers import Reference
+from xlmprune.pruning.regularizers import Reference, Regularizer
 from xlmprune.pruning.regularizers.gradients import add_to_gradient, at_least_float32, masked_copy
 from xlmprune.recipe.component import STRICT
 
 
 @dataclass(config=STRICT)
-class L2:
+class L2(Regularizer):
     """Pull the remaining weights toward zero."""
 
     strength: Annotated[float, Field(ge=0)] = 1e-6

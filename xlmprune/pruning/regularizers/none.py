@@ -10,12 +10,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from xlmprune.pruning.masks import Masks, Weights
-from xlmprune.pruning.regularizers import Reference
+from xlmprune.pruning.regularizers import Reference, Regularizer
 from xlmprune.recipe.component import STRICT
 
 
 @dataclass(config=STRICT)
-class NoRegularizer:
+class NoRegularizer(Regularizer):
     """Adds nothing to the loss."""
 
     strength: Annotated[float, Field(ge=0, le=0)] = 0.0

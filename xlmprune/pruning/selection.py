@@ -1,0 +1,25 @@
+"""Choose what remains: the one place where a criterion's scores become the next masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xlmprune.pruning.criteria import Criterion, PruningContext
+from xlmprune.pruning.masks import Masks, Scope, attainable, select
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is removed as a unit, and where units compete: single weights, in a pattern or freely."""
+
+    scope: Scope
+    pattern: str
+
+    def density(self, wanted: float) -> float:
+        """Return the density that masks really have where a schedule asks for ``wanted``."""
+        return attainable(wanted, self.pattern)
+
+    def masks(self, criterion: Criterion, context: PruningContext) -> Masks:
+        """Return the next masks, nested in ``context.masks``."""
+        scores = criterion.scores(context)
+        return select(scores, context.density, context.masks, self.scope, self.pattern)

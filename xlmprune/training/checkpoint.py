@@ -1,0 +1,120 @@
+"""A run's checkpoint: the state of training, what was measured so far, and the data that it was made with."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from xlmprune import recipe as recipes
+from xlmprune.core.errors import DataError, RecipeError
+from xlmprune.core.run_folder import RunFolder, damaged_checkpoint
+from xlmprune.recipe import Recipe, TrainingRecipe
+from xlmprune.training.datasets import UNLABELLED
+from xlmprune.training.stages import StageScores
+from xlmprune.training.state import Tensors, TrainState
+
+Numbers = dict[str, Any]
+"""`state.json`: ``progress``, ``stages``, ``dense_others``, ``data``, ``device``."""
+
+
+def open_run(path: Path, recipe: Recipe, fresh: bool = False) -> RunFolder:
+    """Open the run folder of a recipe; see `RunFolder`."""
+    return RunFolder(path, recipe.to_yaml(), recipe.sha256(), partial(difference, recipe), fresh)
+
+
+def difference(recipe: Recipe, text: str, file: Path) -> str | None:
+    """Say where the recipe that ``file`` holds differs from ``recipe``; None where they are equal."""
+    values, _ = recipes.parse_yaml(text, str(file))
+    # A file of an older version lacks keys that were added since; their defaults are what it meant. Where it is not valid
+    # at all, the values as they stand show the difference.
+    with suppress(RecipeError):
+        values = recipes.validate(values, str(file)).resolved()
+    return first_difference(values, recipe.resolved())
+
+
+def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
+    """Name the first key in which two resolved recipes differ, with both values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in dict.fromkeys([*wanted, *found]):
+            if said := first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else key):
+                return said
+        return None
+    return None if found == wanted else f"{path} is {json.dumps(found)} there and {json.dumps(wanted)} here"
+
+
+def save(folder: RunFolder, state: TrainState, scores: StageScores) -> None:
+    """Write a checkpoint."""
+    tensors = state.tensors()
+    dense = {
+        language: torch.from_numpy(np.ascontiguousarray(part)) for language, part in scores.dense.items()
+    }
+    numbers: Numbers = {
+        "progress": state.progress(),
+        "stages": scores.rows,
+        "dense_others": scores.dense_others,
+        "data": dict(scores.data.fingerprints),
+        "device": state.device.type,
+    }
+    folder.save({**tensors, **({"dense": dense} if dense else {})}, numbers)
+
+
+def restore(
+    folder: RunFolder, state: TrainState, scores: StageScores, settings: TrainingRecipe
+) -> Numbers | None:
+    """Stand where the newest checkpoint left the run; return its numbers, or None where there is no checkpoint.
+
+    Raises:
+        DataError: the data changed since the run started.
+        ModelError: the checkpoint is damaged.
+    """
+    found = folder.latest()
+    if found is None:
+        return None
+    tensors, numbers = found
+    try:
+        _require_same_data(folder.path, numbers, dict(scores.data.fingerprints))
+        state.restore(tensors, numbers["progress"], settings)
+        scores.rows, scores.dense_others = numbers["stages"], numbers["dense_others"]
+        dense = tensors.get("dense", {})
+        measured = scores.data.tests if scores.rows and "languages" in scores.rows[0] else dense
+        scores.dense = {language: dense[language].numpy() for language in measured}
+    except KeyError as error:
+        raise damaged_checkpoint(folder.checkpoints, f"{error} missing") from error
+    return numbers
+
+
+def _require_same_data(path: Path, numbers: Numbers, now: dict[str, str]) -> None:
+    known = numbers["data"]
+    if after_stage_0(numbers):
+        # Stage 0 may have been trained for several runs, and reads no unlabelled text.
+        now = {what: mark for what, mark in now.items() if what in known or not what.startswith(UNLABELLED)}
+    changed = [what for what in known if now.get(what, known[what]) != known[what]]
+    if changed or known.keys() != now.keys():
+        changed += sorted(known.keys() ^ now.keys())
+        raise DataError(
+            f"{path}: the data changed since the run started ({', '.join(changed)}). Put the files back to resume, or use "
+            "--fresh to start over with these"
+        )
+
+
+def after_stage_0(numbers: Numbers) -> bool:
+    """Return whether a checkpoint was made right after stage 0."""
+    return (numbers["progress"]["stage"], numbers["progress"]["update"]) == (1, 0)
+
+
+__all__ = [
+    "Numbers",
+    "Tensors",
+    "after_stage_0",
+    "difference",
+    "first_difference",
+    "open_run",
+    "restore",
+    "save",
+]

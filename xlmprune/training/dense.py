@@ -1,0 +1,170 @@
+"""The dense stage, trained once for all runs that share it.
+
+Fine-tuning before any pruning is about half of a run, and methods differ after it. `dense_recipe` reduces a recipe
+to what its stage 0 reads: where two are equal, so are the two stages, bit by bit. `start_from` lets a run begin after
+stage 0 of such a run, with the same checkpoint that it would have written itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from xlmprune import recipe as recipes
+from xlmprune.core.errors import ModelError, RecipeError
+from xlmprune.core.run_folder import EventLog, RunFolder, read_checkpoint
+from xlmprune.recipe import Component, DistillationRecipe, ExportRecipe, PruningRecipe, Recipe
+from xlmprune.training.checkpoint import Numbers, Tensors, after_stage_0, first_difference
+from xlmprune.training.distillation import TeacherChoice
+from xlmprune.training.method import Method, build_method
+
+
+def dense_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of a run that trains and measures stage 0 alone, and exports no ONNX form."""
+    schedule = Component.model_validate({"name": "geometric", "stages": 0})
+    reduced = _reduced(recipe)
+    return reduced.model_copy(
+        update={
+            "pruning": reduced.pruning.model_copy(update={"schedule": schedule}),
+            "export": ExportRecipe(onnx=[], triton=False),
+        }
+    )
+
+
+def dense_key(recipe: Recipe) -> str:
+    """Return twelve hexadecimal digits that are equal where stage 0 is; new keys of recipes do not change them."""
+    given = _reduced(recipe).model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _reduced(recipe: Recipe) -> Recipe:
+    """Return the recipe with everything that stage 0 does not read set to a default.
+
+    The sections task and evaluation stay whole, since stage 0 also measures the dense model on every language.
+    """
+    training = recipe.training
+    method = build_method(recipe.pruning, recipe.regularizer)
+    settings = training.model_copy(
+        update={
+            "dense_epochs": training.dense_epochs or training.epochs_per_stage,
+            # Whether a dev set is required depends on this being above 1; stage 0 reads nothing else of it.
+            "epochs_per_stage": 1.0 if training.epochs_per_stage <= 1 else 2.0,
+            "learning_rate": training.dense_learning_rate or training.learning_rate,
+            "dense_learning_rate": None,
+            "regularize_dense": True,
+        }
+    )
+    watches = method.criterion.acts_on_dense
+    regularized = training.regularize_dense and _regularizes_dense(method)
+    return recipe.model_copy(
+        update={
+            "name": "dense",
+            "training": settings,
+            "pruning": PruningRecipe(criterion=recipe.pruning.criterion) if watches else PruningRecipe(),
+            "distillation": None,
+            "regularizer": recipe.regularizer if regularized else Component(name="none"),
+            "export": ExportRecipe(),
+        }
+    )
+
+
+def _regularizes_dense(method: Method) -> bool:
+    # In stage 0 there are no fine-tuned weights to compare with yet.
+    return bool(method.regularizer.strength) and method.regularizer.reference != "finetuned"
+
+
+# --- starting from it ------------------------------------------------------------------------------------------------
+
+
+def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
+    """Let the run in ``folder`` begin after stage 0 of the finished run in ``dense``.
+
+    Args:
+        dense: a run folder whose recipe has `pruning.schedule.stages: 0` and the same stage 0.
+
+    Returns:
+        False where the run in ``folder`` has begun already; it is left as it is.
+
+    Raises:
+        RecipeError: the stage 0 of ``dense`` is another one.
+        ModelError: ``dense`` holds no finished dense run, or it is damaged.
+    """
+    if read_checkpoint(folder.path) is not None:
+        return False
+    _require_same_stage_0(dense, recipe)
+    # Not locked: other runs may read it at the same time.
+    found = read_checkpoint(dense)
+    if found is None or not after_stage_0(found[1]) or "languages" not in found[1]["stages"][-1]:
+        raise ModelError(
+            f"{dense}: holds no finished dense run; run it to its end, with pruning.schedule.stages: 0"
+        )
+    tensors, numbers = found
+    method = build_method(recipe.pruning, recipe.regularizer)
+    distillation = recipe.distillation
+    if not folder.start.is_dir():
+        folder.save_start(lambda target: _link_tree(dense / "checkpoint" / "start", target))
+    numbers["progress"]["teaching"] = _teacher_choice(distillation, numbers["stages"][0]["dev"])
+    _write_events(dense, recipe, folder, numbers)
+    kept = ("progress", "stages", "dense_others", "data", "device")
+    folder.save(_own_tensors(method, distillation, tensors), {key: numbers[key] for key in kept})
+    return True
+
+
+def _require_same_stage_0(dense: Path, recipe: Recipe) -> None:
+    file = dense / "recipe.yaml"
+    if not file.is_file():
+        raise ModelError(f"{dense}: is no run folder; it has no recipe.yaml")
+    values, _ = recipes.parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    found = recipes.validate(values, str(file))
+    if dense_key(found) != dense_key(recipe):
+        said = first_difference(_reduced(found).resolved(), _reduced(recipe).resolved())
+        raise RecipeError(f"{dense}: its stage 0 is not that of this recipe ({said})")
+
+
+def _own_tensors(method: Method, distillation: DistillationRecipe | None, dense: Tensors) -> Tensors:
+    """Return what the run itself would have saved at the end of stage 0."""
+    own: Tensors = {name: dense[name] for name in ("model", "masks", "dense")}
+    if method.regularizer.reference == "finetuned":
+        own["finetuned"] = {name: dense["model"][name] for name in dense["masks"]}
+    if method.criterion.acts_on_dense:
+        own["criterion"] = dense["criterion"]
+    elif state := method.criterion.state():
+        own["criterion"] = state
+    if distillation is not None:
+        own["teacher"] = dense["model"]
+    return own
+
+
+def _teacher_choice(distillation: DistillationRecipe | None, dev: float | None) -> dict[str, Any] | None:
+    """Return the choice that `Teaching.begin` makes: the dense model defends its score on dev."""
+    if distillation is None:
+        return None
+    return TeacherChoice(distillation, float("inf") if dev is None else dev).progress()
+
+
+def _write_events(dense: Path, recipe: Recipe, folder: RunFolder, numbers: Numbers) -> None:
+    started = (event for event in EventLog(dense / "events.jsonl").read() if event["event"] == "start")
+    row = numbers["stages"][0]
+    folder.events.cut(0)
+    folder.events.write("start", recipe_sha256=recipe.sha256(), device=next(started, {}).get("device"))
+    folder.events.write("dense_shared", key=dense_key(recipe), seconds=row["seconds"])
+    folder.events.write("stage", **row)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Copy a folder of files that nobody writes to again; as links where the disk has them, to save space."""
+    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+__all__ = ["dense_key", "dense_recipe", "start_from"]

@@ -1,0 +1,174 @@
+"""Gradients of one batch: split into micro-batches, with the teacher's part and unlabelled text beside the labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xlmprune.core.device import derive_seed, resolve_precision
+from xlmprune.data.encoding import IGNORE, Encoded, pad, training_order
+from xlmprune.models.loading import prunable
+from xlmprune.pruning.masks import Weights
+from xlmprune.recipe import TrainingRecipe
+from xlmprune.training.distillation import Share
+from xlmprune.training.teaching import Teaching
+
+Batch = dict[str, np.ndarray]
+
+
+class Gradients:
+    """Adds the gradients of training batches to a model's parameters.
+
+    Args:
+        model: the student, on its device.
+        train: the encoded training set.
+        settings: batch size, micro-batches and precision are read.
+        seed: the run's.
+        teaching: adds what a teacher knows to the loss, from stage 1 on; None for cross-entropy alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Encoded,
+        settings: TrainingRecipe,
+        seed: int,
+        teaching: Teaching | None = None,
+    ) -> None:
+        self.model, self.train, self.seed, self.teaching = model, train, seed, teaching
+        self.batch_size, self.accumulation = settings.batch_size, settings.gradient_accumulation
+        self.device = next(model.parameters()).device
+        self.dtype = resolve_precision(settings.precision, self.device)
+        self._order: tuple[int, list[Any]] = (-1, [])
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in one pass over the training set."""
+        return math.ceil(len(self.train) / self.batch_size)
+
+    def add(self, position: int, taught: bool) -> float:
+        """Add the gradients of one training batch, and of the unlabelled batch beside it.
+
+        Args:
+            position: updates made so far, in all stages; decides which batch comes.
+            taught: whether the teacher takes part.
+
+        Returns:
+            The loss.
+        """
+        teaching = self.teaching if taught else None
+        rows = self._rows(position)
+        batches = [pad(self.train, part) for part in _split(rows, self._parts(len(rows)))]
+
+        def loss(batch: dict[str, Tensor], share: Share) -> Tensor:
+            if teaching is None:
+                return self._loss(batch) * share[0]
+            return teaching.labelled_loss(self.model, batch, self._autocast(), share)
+
+        total = self._backward(batches, _labelled_items, loss)
+        if teaching is None or (unlabelled := teaching.unlabelled_batch(position)) is None:
+            return total
+
+        def unlabelled_loss(batch: dict[str, Tensor], share: Share) -> Tensor:
+            return teaching.unlabelled_loss(self.model, batch, self._autocast(), share)
+
+        size = len(unlabelled["input_ids"])
+        parts = [
+            {key: value[rows.start : rows.stop] for key, value in unlabelled.items()}
+            for rows in _split(range(size), self._parts(size))
+        ]
+        return total + self._backward(parts, _unlabelled_items, unlabelled_loss)
+
+    def of_cross_entropy(self, batches: int, stage: int) -> Iterator[Weights]:
+        """Yield the prunable weights' gradients of the cross-entropy on training batches, dropout off."""
+        weights = prunable(self.model)
+        seed = derive_seed(self.seed, "scoring", stage)
+        order = training_order(self.train, self.batch_size, seed, 0)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for number in range(batches):
+                self.model.zero_grad(set_to_none=True)
+                self._loss(self._to_device(pad(self.train, order[number % len(order)]))).backward()
+                yield {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+        finally:
+            self.model.zero_grad(set_to_none=True)
+            self.model.train(was_training)
+
+    def _rows(self, position: int) -> Any:
+        epoch, number = divmod(position, self.batches_per_epoch)
+        if self._order[0] != epoch:
+            seed = derive_seed(self.seed, "order")
+            self._order = (epoch, training_order(self.train, self.batch_size, seed, epoch))
+        return self._order[1][number]
+
+    def _parts(self, rows: int) -> int:
+        return min(self.accumulation, rows)
+
+    def _backward(
+        self,
+        batches: Sequence[Batch],
+        count: Callable[[Batch], int],
+        loss_of: Callable[[dict[str, Tensor], Share], Tensor],
+    ) -> float:
+        total = 0.0
+        for batch, share in zip(batches, _shares(batches, count), strict=True):
+            if not share[0]:
+                continue  # no item of this part counts
+            loss = loss_of(self._to_device(batch), share)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        with self._autocast():
+            logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return cross_entropy(logits, batch["labels"])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def _to_device(self, batch: Batch) -> dict[str, Tensor]:
+        return {
+            key: torch.from_numpy(value).to(self.device, non_blocking=True) for key, value in batch.items()
+        }
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy over labelled positions, in fp32.
+
+    Args:
+        logits: [batch, labels] or [batch, tokens, labels].
+        labels: [batch] or [batch, tokens], IGNORE where there is none.
+    """
+    return nn.functional.cross_entropy(
+        logits.float().reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORE
+    )
+
+
+def _labelled_items(batch: Batch) -> int:
+    return int((batch["labels"] != IGNORE).sum())
+
+
+def _unlabelled_items(batch: Batch) -> int:
+    return int(batch["where"].sum()) if "where" in batch else len(batch["input_ids"])
+
+
+def _tokens(batch: Batch) -> int:
+    return int(batch["attention_mask"].sum())
+
+
+def _shares(batches: Sequence[Batch], count: Callable[[Batch], int]) -> list[Share]:
+    """Return each batch's share of all items, as ``count`` finds them, and of all tokens."""
+    items, tokens = ([of(batch) for batch in batches] for of in (count, _tokens))
+    return [(i / max(1, sum(items)), t / max(1, sum(tokens))) for i, t in zip(items, tokens, strict=True)]
+
+
+def _split(rows: Any, parts: int) -> list[Any]:
+    size = math.ceil(len(rows) / parts)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -1,0 +1,37 @@
+"""How a model is pruned, built from the recipe's sections `pruning` and `regularizer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from xlmprune.pruning.criteria import Criterion
+from xlmprune.pruning.regularizers import Regularizer
+from xlmprune.pruning.selection import Selection
+from xlmprune.recipe import Component, PruningRecipe, registry
+
+
+@dataclass(frozen=True)
+class Method:
+    """The parts that decide which weights remain, and what holds them."""
+
+    criterion: Criterion
+    regularizer: Regularizer
+    selection: Selection
+    densities: tuple[float, ...]
+    """Density of each stage; stage 0 is dense."""
+
+
+def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
+    """Build the components that the sections name."""
+    criterion: Criterion = _build("criterion", pruning.criterion)
+    selection = Selection(pruning.scope or criterion.default_scope, pruning.pattern)
+    falling = _build("schedule", pruning.schedule).densities()
+    densities = (1.0, *(selection.density(wanted) for wanted in falling))
+    return Method(criterion, _build("regularizer", regularizer), selection, densities)
+
+
+def _build(table: str, component: Component) -> Any:
+    return TypeAdapter(registry.load(table, component.name)).validate_python(component.parameters)

@@ -1,0 +1,106 @@
+"""What was measured after each stage: one row a stage, and the dense model's statistics for every example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xlmprune.evaluation import scores as evaluation
+from xlmprune.evaluation.collapse import COLLAPSE, collapsed
+from xlmprune.evaluation.scores import Forward, Scores
+from xlmprune.recipe import EvaluationRecipe
+from xlmprune.tasks.metrics import Logits
+from xlmprune.training.loop import StageEnd
+from xlmprune.training.outcome import Datasets
+
+Row = dict[str, Any]
+"""One entry of `stages` in report.json."""
+
+
+class StageScores:
+    """Scores of every language after each stage.
+
+    Args:
+        data: the test sets and the task.
+        settings: the recipe's `evaluation`.
+    """
+
+    def __init__(self, data: Datasets, settings: EvaluationRecipe) -> None:
+        self.data, self.settings = data, settings
+        self.rows: list[Row] = []
+        self.dense: dict[str, np.ndarray] = {}
+        """Statistics of the dense model by language, [examples, k]."""
+        self.dense_others: dict[str, dict[str, float]] = {}
+
+    def add_row(self, end: StageEnd, layers: Sequence[Mapping[str, Any]]) -> Row:
+        """Add a stage without scores."""
+        row: Row = {
+            "stage": end.stage,
+            "encoder_density": end.density,
+            "seconds": end.seconds,
+            "loss": end.loss,
+            "alignment": float(np.mean([layer["alignment"] for layer in layers])),
+            "dev": end.dev,
+        }
+        if empty := collapsed(layers, end.density):
+            row["collapsed"] = empty
+        self.rows.append(row)
+        return row
+
+    def is_due(self, stage: int) -> bool:
+        """Return whether `evaluation.stage_interval` asks for scores after this stage."""
+        return stage % self.settings.stage_interval == 0
+
+    def measure(self, forward: Forward, stage: int) -> None:
+        """Score every language after a stage: the dense model on every example, others on the recipe's share."""
+        cap = None if stage == 0 else self._cap()
+        self._record({language: score for language, (score, _) in self._scores(forward, cap).items()})
+
+    def measure_all(self, forward: Forward) -> tuple[Scores, dict[str, Logits]]:
+        """Score the last stage on every example of every language; return the scores and the logits."""
+        found = self._scores(forward, None)
+        scores = {language: score for language, (score, _) in found.items()}
+        self._record(scores)
+        return scores, {language: logits for language, (_, logits) in found.items()}
+
+    def _scores(self, forward: Forward, cap: int | None) -> dict[str, tuple[evaluation.Score, Logits]]:
+        sets = {language: test.head(cap) for language, test in self.data.tests.items()}
+        measured = evaluation.evaluate(forward, sets, self.data.task, self.settings.batch_size)
+        return {language: (score, logits) for language, score, logits in measured}
+
+    def _record(self, scores: Scores) -> None:
+        row = self.rows[-1]
+        if row["stage"] == 0:
+            self.dense = {language: score.statistics for language, score in scores.items()}
+            self.dense_others = {language: score.others for language, score in scores.items()}
+        # The same examples at every stage, though the first and the last are measured on all: a curve must not jump.
+        cap, metric = self._cap(), self.data.task.metrics[0]
+        shown = {language: score.statistics[:cap] for language, score in scores.items()}
+        values = {language: float(metric.value(part.sum(axis=0))) for language, part in shown.items()}
+        row["languages"] = values
+        row["zero_shot_mean"] = evaluation.zero_shot_mean(values, self.data.train_language)
+        row["n"] = sum(len(part) for part in shown.values())
+
+    def _cap(self) -> int | None:
+        """Return the test examples a language in the curve over stages; groups of ranked documents are not cut."""
+        grouped = any(test.examples.groups is not None for test in self.data.tests.values())
+        return None if grouped else self.settings.max_stage_examples
+
+    def line(self, row: Row, last: int) -> str:
+        """Describe a stage in one line.
+
+        Args:
+            last: number of the last stage.
+        """
+        parts = [f"stage {row['stage']}/{last}  {row['encoder_density']:6.1%} of the encoder"]
+        if "languages" in row:
+            language = self.data.train_language
+            parts.append(f"{language} {row['languages'][language]:.1f}")
+        if row.get("zero_shot_mean") is not None:
+            parts.append(f"zero-shot mean {row['zero_shot_mean']:.1f}")
+        parts += [f"alignment {row['alignment']:.4f}", f"{row['seconds']:.0f} s"]
+        if empty := row.get("collapsed"):
+            parts.append(f"layer collapse: {len(empty)} matrices keep less than {COLLAPSE:.0%}")
+        return "  ".join(parts)

@@ -1,0 +1,163 @@
+"""Everything that a checkpoint holds of training: the model, its masks, and where the loop stands."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from xlmprune.models.loading import prunable
+from xlmprune.pruning.criteria import Criterion
+from xlmprune.pruning.masks import Masks, Weights, full_masks, pack_bits, unpack_bits
+from xlmprune.pruning.regularizers.cosine import alignment
+from xlmprune.recipe import TrainingRecipe
+from xlmprune.training.optimizer import new_optimizer
+from xlmprune.training.teaching import Teaching
+
+Tensors = dict[str, dict[str, Tensor]]
+"""Named files of named tensors."""
+
+
+@dataclass
+class Position:
+    """Where the loop stands, in numbers."""
+
+    stage: int = 0
+    update: int = 0
+    """Updates made in this stage."""
+    position: int = 0
+    """Updates made in all stages; decides which training batch comes next."""
+    begun: bool = False
+    """Whether this stage has an optimizer, and its masks are chosen."""
+    losses: list[float] = field(default_factory=list)
+    """Of this stage's updates."""
+    seconds: float = 0.0
+    """Spent in this stage."""
+    best_dev: float | None = None
+    """Highest score on dev in this stage."""
+
+
+class TrainState:
+    """A model in training, with all that a resumed run needs.
+
+    Args:
+        model: at its pretrained weights, on its device.
+        criterion: whose state is saved and restored.
+        teaching: the teacher, if there is one.
+    """
+
+    def __init__(self, model: nn.Module, criterion: Criterion, teaching: Teaching | None = None) -> None:
+        self.model, self.criterion, self.teaching = model, criterion, teaching
+        self.device = next(model.parameters()).device
+        self.weights: Weights = prunable(model)
+        self.pretrained: Weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.finetuned: Weights = {}
+        """Weights after stage 0, where the regularizer compares with them."""
+        self.masks: Masks = full_masks(self.weights)
+        self.optimizer: optim.Optimizer | None = None
+        self.best: dict[str, Tensor] | None = None
+        """Parameters of the best epoch of this stage."""
+        self.best_criterion: dict[str, Tensor] = {}
+        self.at = Position()
+
+    def begin_stage(self, settings: TrainingRecipe) -> None:
+        """Start a stage with a new optimizer."""
+        self.optimizer = new_optimizer(self.model, settings)
+        self.best, self.best_criterion = None, {}
+        self.at = Position(stage=self.at.stage, position=self.at.position, begun=True)
+
+    def end_stage(self) -> None:
+        """Stand before the next stage."""
+        self.optimizer, self.best = None, None
+        self.at = Position(stage=self.at.stage + 1, position=self.at.position)
+
+    def remember(self, dev: float) -> None:
+        """Keep the parameters as the best of this stage."""
+        self.at.best_dev = dev
+        self.best = {
+            name: parameter.detach().clone()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        if type(self.criterion).measured is not Criterion.measured:
+            self.best_criterion = {key: t.detach().clone() for key, t in self.criterion.state().items()}
+
+    def return_to_best(self) -> None:
+        """Put the best parameters of this stage back, if any were kept."""
+        if self.best is not None:
+            self.model.load_state_dict(self.best, strict=False)
+            if self.best_criterion:
+                self.criterion.load_state(self.best_criterion)
+
+    @torch.no_grad()
+    def layers(self) -> list[dict[str, Any]]:
+        """Return density, norm and alignment to the pretrained weights of every prunable matrix."""
+        return [
+            {
+                "name": name.removesuffix(".weight"),
+                "density": float(self.masks[name].float().mean()),
+                "weight_norm": float(weight.norm()),
+                "alignment": float(alignment(weight, self.pretrained[name])),
+            }
+            for name, weight in self.weights.items()
+        ]
+
+    # --- save and restore ------------------------------------------------------------------------------------
+
+    def tensors(self) -> Tensors:
+        """Return what `restore` needs, files without tensors left out."""
+        files: Tensors = {
+            "model": dict(self.model.named_parameters()),
+            "masks": {name: pack_bits(mask) for name, mask in self.masks.items()},
+            "finetuned": self.finetuned,
+            "criterion": self.criterion.state(),
+            "best": self.best or {},
+            "best_criterion": self.best_criterion if self.best else {},
+            "optimizer": self._optimizer_tensors(),
+            "teacher": {} if self.teaching is None else self.teaching.tensors(),
+        }
+        return {file: tensors for file, tensors in files.items() if tensors}
+
+    def progress(self) -> dict[str, Any]:
+        """Return the numbers beside the tensors."""
+        teaching = None if self.teaching is None else self.teaching.progress()
+        return {**copy.deepcopy(asdict(self.at)), "teaching": teaching}
+
+    def restore(self, tensors: Tensors, progress: dict[str, Any], settings: TrainingRecipe) -> None:
+        """Stand where `tensors` and `progress` were taken."""
+        self.at = Position(**{key: copy.copy(progress[key]) for key in asdict(self.at)})
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors["model"][name])
+        self.masks = {
+            name: unpack_bits(tensors["masks"][name], weight.shape).to(self.device)
+            for name, weight in self.weights.items()
+        }
+        self.finetuned = self._file(tensors, "finetuned")
+        self.best = self._file(tensors, "best") or None
+        self.best_criterion = self._file(tensors, "best_criterion")
+        if "criterion" in tensors:
+            self.criterion.load_state(self._file(tensors, "criterion"))
+        if self.at.begun:
+            self.optimizer = new_optimizer(self.model, settings)
+            parameters = dict(self.model.named_parameters())
+            for entry, value in self._file(tensors, "optimizer").items():
+                key, _, name = entry.partition("|")
+                self.optimizer.state[parameters[name]][key] = value
+        if self.teaching is not None:
+            self.teaching.restore(self.model, tensors.get("teacher", {}), progress["teaching"])
+
+    def _file(self, tensors: Tensors, name: str) -> dict[str, Tensor]:
+        return {key: tensor.to(self.device) for key, tensor in tensors.get(name, {}).items()}
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        if self.optimizer is None:
+            return {}
+        return {
+            f"{key}|{name}": value
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
