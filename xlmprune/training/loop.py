@@ -18,12 +18,18 @@ from torch import nn
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Weights, apply_masks, density
 from xlmprune.recipe import TrainingRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
-from xlmprune.training.optimizer import clip, freeze_embeddings, learning_rate, updates_in_stage
+from xlmprune.training.optimizer import (
+    clip,
+    freeze_embeddings,
+    learning_rate,
+    mask_gradients,
+    updates_in_stage,
+)
 from xlmprune.training.state import TrainState
 from xlmprune.training.teaching import Teaching
 
@@ -151,8 +157,10 @@ class FinePruning:
         criterion.before_forward(state.weights, state.masks)
         loss = self.gradients.add(at.position, taught=at.stage > 0)
         penalty = self._add_penalty()
-        self._mask_gradients()
-        norm = clip(self.model, self.settings.gradient_clip)
+        # Masked before the norm is taken, so that pruned weights do not count in it.
+        norms = mask_gradients(state.weights, state.masks if at.stage > 0 else None)
+        watched = type(criterion).observe is not Criterion.observe
+        norm = clip(self.model, self.settings.gradient_clip, norms, None if watched else state.optimizer)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             state.optimizer.zero_grad(set_to_none=True)
             raise _diverged(loss, norm, at.stage, at.update + 1, self.settings.learning_rate)
@@ -172,13 +180,6 @@ class FinePruning:
             return 0.0
         masks = self.state.masks if self.state.at.stage > 0 else None
         return float(self.method.regularizer.add_gradient(self.state.weights, reference, masks))
-
-    def _mask_gradients(self) -> None:
-        # Before clipping, so that pruned weights do not count in the norm.
-        if self.state.at.stage > 0:
-            for name, weight in self.state.weights.items():
-                if weight.grad is not None:
-                    weight.grad.mul_(self.state.masks[name])
 
     def _remember_best(self, total: int) -> None:
         """Keep the weights at the end of an epoch, and of the stage, if dev never scored higher."""
