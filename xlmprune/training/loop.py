@@ -31,6 +31,7 @@ from xlmprune.training.optimizer import (
     updates_in_stage,
 )
 from xlmprune.training.state import TrainState
+from xlmprune.training.table import compact_table
 from xlmprune.training.teaching import Teaching
 
 
@@ -91,7 +92,8 @@ class FinePruning:
         self.dev_score, self.teaching = dev_score, teaching
         if settings.freeze_embeddings:
             freeze_embeddings(model)
-        self.state = TrainState(model, method.criterion, teaching)
+        texts = [train, *([] if teaching is None or teaching.unlabelled is None else [teaching.unlabelled])]
+        self.state = TrainState(model, method.criterion, teaching, compact_table(model, texts))
         self.gradients = Gradients(model, train, settings, seed, teaching)
 
     def run(self) -> Iterator[Step | StageEnd]:
@@ -153,6 +155,7 @@ class FinePruning:
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(derive_seed(self.seed, "dropout", at.stage, at.update))
+        state.train_rows()
         self.model.train()
         criterion.before_forward(state.weights, state.masks)
         loss = self.gradients.add(at.position, taught=at.stage > 0)
@@ -188,6 +191,7 @@ class FinePruning:
             return  # a stage of one epoch is measured once, at its end
         if at.update != total and at.update % per_epoch:
             return
+        self.state.all_rows()
         with self.method.criterion.measured(self.state.weights, self.state.masks):
             dev = self.dev_score()
         if at.best_dev is None or dev > at.best_dev:
@@ -196,6 +200,7 @@ class FinePruning:
     def _end_stage(self, started: float) -> StageEnd:
         state, at = self.state, self.state.at
         state.return_to_best()
+        state.all_rows()
         self.method.criterion.end_stage(state.weights, state.masks)
         apply_masks(state.weights, state.masks)
         if at.stage == 0 and self.method.regularizer.reference == "finetuned":
