@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,8 @@ def _start(
         return read_start(folder.start, task.kind), facts
     reporter.say(f"loading {recipe.model.name}")
     pretrained, facts = _load_model(recipe, task)
+    for note in pretrained.notes:
+        reporter.say(note)
 
     def write(target: Path) -> None:
         save_start(pretrained, target, recipe.training.max_length)
@@ -369,7 +372,7 @@ def _load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] |
         pretrained.model, pretrained.tokenizer, texts, min_count=wanted.min_count, max_size=wanted.max_size
     )
     fit_to_tokenizer(pretrained.model, tokenizer)
-    return Pretrained(pretrained.model, tokenizer, pretrained.origin), facts
+    return replace(pretrained, tokenizer=tokenizer), facts
 
 
 def export(
