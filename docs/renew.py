@@ -6,21 +6,19 @@ checks that the text is current.
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import inspect
 import re
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
 
 from xlmprune import recipe as recipes
+from xlmprune.export.form import all_forms
 from xlmprune.recipe import registry
-from xlmprune.training.distillation import Distillation
+from xlmprune.recipe.fields import describe_type, sections
 
 ROOT = Path(__file__).parent.parent
 FILES = ("README.md", "docs/commands.md", "docs/methods.md", "docs/recipe.md")
@@ -47,6 +45,9 @@ def make(name: str) -> str:
     if name == "tasks":
         rows = [[f"`{key}`", describe("task", key)] for key in registry.TABLES["task"]]
         return _table(["task", "what is asked, and how it is scored"], rows)
+    if name == "form":
+        rows = [[f"`{key}`", describe(name, key), f"`{form.file}`"] for key, form in all_forms().items()]
+        return _table(["form", "what it is", "file"], rows)
     rows = [
         [f"`{key}`", describe(name, key), ", ".join(parameters(name, key))] for key in registry.TABLES[name]
     ]
@@ -128,96 +129,38 @@ def describe_recipe(name: str) -> list[str]:
 
 def recipe_reference() -> str:
     """Every key of a recipe: type, default, and the sentence under its field in the code."""
-    parts = []
-    for path, model in [*_models(recipes.Recipe, ""), ("distillation", Distillation)]:
-        sentences = _sentences(model)
-        rows = [[f"`{key}`", kind, default, sentences.get(key, "")] for key, kind, default in _fields(model)]
-        title = f"`{path}`" if path else "The recipe"
-        parts.append(
-            f"## {title}\n\n{inspect.getdoc(model)}\n\n{_table(['key', 'type', 'default', ''], rows)}"
-        )
-    return "\n\n".join(parts)
+    return "\n\n".join(_section(path, model) for path, model in _sections(recipes.Recipe, ""))
 
 
-def _models(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[Any]]]:
+def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
     yield path, model
     for key, field in model.model_fields.items():
-        for inner in _alternatives(field.annotation):
-            if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not recipes.Component:
-                yield from _models(inner, f"{path}.{key}".lstrip("."))
+        for inner in sections(field.annotation):
+            if inner is not recipes.Component:
+                yield from _sections(inner, f"{path}.{key}".lstrip("."))
 
 
-def _fields(model: type[Any]) -> Iterator[tuple[str, str, str]]:
-    """(key, type, default) of a pydantic model or of a dataclass."""
-    if issubclass(model, BaseModel):
-        for key, field in model.model_fields.items():
-            required = field.is_required()
-            yield (
-                key,
-                _type(field.annotation),
-                "required" if required else _default(field.get_default(call_default_factory=True)),
-            )
-    else:
-        hints = typing.get_type_hints(model)
-        for entry in dataclasses.fields(model):
-            yield entry.name, _type(hints[entry.name]), _default(entry.default)
+def _section(path: str, model: type[BaseModel]) -> str:
+    rows = []
+    for key, field in model.model_fields.items():
+        within = (*(path.split(".") if path else ()), key)
+        changes = "" if sections(field.annotation) or key == "base" else recipes.effect_of(within)
+        meaning = " ".join((field.description or "").split())
+        rows.append([f"`{key}`", describe_type(field.annotation), _default(field), changes, meaning])
+    title = f"`{path}`" if path else "The recipe"
+    table = _table(["key", "type", "default", "changes", "meaning"], rows)
+    return f"## {title}\n\n{inspect.getdoc(model)}\n\n{table}"
 
 
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if union else (annotation,)
-
-
-def _type(annotation: Any) -> str:
-    said = []
-    for inner in _alternatives(annotation):
-        origin, inside = typing.get_origin(inner), typing.get_args(inner)
-        if inner is type(None):
-            said.append("null")
-        elif inner is Any:
-            said.append("keys below")
-        elif origin is typing.Literal:
-            said += [f"`{value}`" for value in inside]
-        elif origin is typing.Annotated:
-            said.append(_type(inside[0]))
-        elif origin is list:
-            said.append(f"list of {_type(inside[0])}")
-        elif origin is dict:
-            said.append(f"map of {_type(inside[1])}")
-        elif inner is recipes.Component:
-            said.append("name and parameters")
-        elif isinstance(inner, type) and issubclass(inner, BaseModel):
-            said.append("keys below")
-        else:
-            said.append(
-                {"str": "text", "int": "integer", "float": "number", "bool": "true/false"}[inner.__name__]
-            )
-    return " or ".join(said)
-
-
-def _default(value: Any) -> str:
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if field.is_required():
+        return "required"
     if isinstance(value, recipes.Component):
         return f"`{value.name}`"
     if isinstance(value, BaseModel):
         return ""
     return f"`{_plain(value) if not isinstance(value, list) else '[' + ', '.join(map(str, value)) + ']'}`"
-
-
-def _sentences(model: type[Any]) -> dict[str, str]:
-    """The strings that stand under the fields of a class."""
-    (definition,) = ast.parse(inspect.getsource(model)).body
-    assert isinstance(definition, ast.ClassDef)
-    found: dict[str, str] = {}
-    last = ""
-    for node in definition.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            last = node.target.id
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and last:
-            found[last] = " ".join(str(node.value.value).split())
-            last = ""
-        else:
-            last = ""
-    return found
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def test_unequal_budgets_are_said(base):
         (["regularizer=none,cosin"], [], "--vary regularizer=cosin.*did you mean 'cosine'"),
         (["regularizer.strenth=1,2"], [], "strenth.*did you mean 'strength'"),
         (["seed=1,two"], [], "--vary seed=two"),
-        (["seed.x=1"], [], "--vary seed.x=1: seed: input should be a valid integer"),
+        (["seed.x=1"], [], "--vary seed.x=1: seed: expected whole number"),
         (["seed=1"], ["pruning.scop=layer"], "--set pruning.scop=layer.*'scope'"),
         (["seed="], [], "--vary seed: no value is listed"),
         (["seed"], [], "--vary seed: expected key=value1,value2"),

@@ -7,13 +7,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from xlmprune.data.encoding import IGNORE
+from xlmprune.recipe import DistillationRecipe
 from xlmprune.training.distillation import (
-    Distillation,
     TeacherChoice,
     certainty,
     divergence,
     hidden_distance,
     labelled,
+    labelled_loss,
+    unlabelled_loss,
     weighted_by_certainty,
 )
 
@@ -54,9 +56,9 @@ def test_divergence_has_the_gradient_of_soft_cross_entropy():
 def test_the_teacher_gets_no_gradient():
     student, teacher = drawn(4, 3).requires_grad_(), drawn(4, 3, seed=1).requires_grad_()
     labels = torch.tensor([0, 1, 2, 0])
-    Distillation().loss(student, teacher, labels).backward()
-    Distillation(confidence=True).loss(student, teacher, labels).backward()
-    Distillation().unlabelled_loss(student, teacher).backward()
+    labelled_loss(DistillationRecipe(), student, teacher, labels).backward()
+    labelled_loss(DistillationRecipe(confidence=True), student, teacher, labels).backward()
+    unlabelled_loss(DistillationRecipe(), student, teacher).backward()
     assert teacher.grad is None
 
 
@@ -65,21 +67,23 @@ def test_only_labelled_tokens_count():
     labels = torch.tensor([[IGNORE, 1, IGNORE, 3, IGNORE], [IGNORE, 0, 2, IGNORE, IGNORE]])
     where = labelled(labels)
     assert where.sum() == 4
-    for distillation in (Distillation(), Distillation(confidence=True)):
-        found = value(distillation.loss(student, teacher, labels))
-        assert found == pytest.approx(value(distillation.loss(student[where], teacher[where], labels[where])))
+    for distillation in (DistillationRecipe(), DistillationRecipe(confidence=True)):
+        found = value(labelled_loss(distillation, student, teacher, labels))
+        assert found == pytest.approx(
+            value(labelled_loss(distillation, student[where], teacher[where], labels[where]))
+        )
         noisy = torch.where(where.unsqueeze(-1), student, 1e3 * drawn(2, 5, 4, seed=2))
-        assert value(distillation.loss(noisy, teacher, labels)) == pytest.approx(found)
-    assert value(Distillation().unlabelled_loss(student, teacher, where)) == pytest.approx(
+        assert value(labelled_loss(distillation, noisy, teacher, labels)) == pytest.approx(found)
+    assert value(unlabelled_loss(DistillationRecipe(), student, teacher, where)) == pytest.approx(
         value(divergence(student[where], teacher[where]))
     )
 
 
 def test_without_any_label_the_loss_is_zero_and_so_is_its_gradient():
     student, labels = drawn(2, 3, 4).requires_grad_(), torch.full((2, 3), IGNORE)
-    for distillation in (Distillation(), Distillation(confidence=True)):
+    for distillation in (DistillationRecipe(), DistillationRecipe(confidence=True)):
         student.grad = None
-        loss = distillation.loss(student, drawn(2, 3, 4, seed=1), labels)
+        loss = labelled_loss(distillation, student, drawn(2, 3, 4, seed=1), labels)
         loss.backward()
         assert value(loss) == 0
         assert (student.grad == 0).all()
@@ -90,7 +94,7 @@ def test_weight_mixes_label_and_teacher():
     hard = value(torch.nn.functional.cross_entropy(student, labels))
     soft = value(divergence(student, teacher, 3.0))
     for weight in (0.0, 0.25, 1.0):
-        found = Distillation(weight=weight, temperature=3.0).loss(student, teacher, labels)
+        found = labelled_loss(DistillationRecipe(weight=weight, temperature=3.0), student, teacher, labels)
         assert value(found) == pytest.approx((1 - weight) * hard + weight * soft, rel=1e-5)
 
 
@@ -145,31 +149,29 @@ def test_hidden_states_are_weighed_in_and_asked_for():
         [drawn(2, 4, 6, seed=3)],
         torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]]),
     )
-    assert not Distillation().needs_hidden_states
-    distillation = Distillation(hidden=0.7)
-    assert distillation.needs_hidden_states
-    plain = value(Distillation().loss(student, teacher, labels))
+    distillation = DistillationRecipe(hidden=0.7)
+    plain = value(labelled_loss(DistillationRecipe(), student, teacher, labels))
     extra = 0.7 * value(hidden_distance(states, taught, mask))
-    assert value(distillation.loss(student, teacher, labels, states, taught, mask)) == pytest.approx(
-        plain + extra
-    )
-    plain = value(Distillation().unlabelled_loss(student, teacher))
-    found = Distillation(hidden=0.7, unlabelled_weight=2.0).unlabelled_loss(
-        student, teacher, None, states, taught, mask
+    assert value(
+        labelled_loss(distillation, student, teacher, labels, states, taught, mask)
+    ) == pytest.approx(plain + extra)
+    plain = value(unlabelled_loss(DistillationRecipe(), student, teacher))
+    found = unlabelled_loss(
+        DistillationRecipe(hidden=0.7, unlabelled_weight=2.0), student, teacher, None, states, taught, mask
     )
     assert value(found) == pytest.approx(2 * (plain + extra))
     with pytest.raises(ValueError, match="attention mask"):
-        distillation.loss(student, teacher, labels)
-    with pytest.raises(ValueError, match="1 layers of the student for 2"):
-        distillation.loss(student, teacher, labels, states, taught * 2, mask)
+        labelled_loss(distillation, student, teacher, labels)
+    with pytest.raises(ValueError, match="student has 1 layers, the teacher 2"):
+        labelled_loss(distillation, student, teacher, labels, states, taught * 2, mask)
 
 
 def test_bfloat16_logits_are_compared_in_float32():
     student, teacher = drawn(8, 5).bfloat16(), drawn(8, 5, seed=1).bfloat16()
-    loss = Distillation().loss(student, teacher, torch.zeros(8, dtype=torch.long))
+    loss = labelled_loss(DistillationRecipe(), student, teacher, torch.zeros(8, dtype=torch.long))
     assert loss.dtype == torch.float32
     assert value(loss) == pytest.approx(
-        value(Distillation().loss(student.float(), teacher.float(), torch.zeros(8).long()))
+        value(labelled_loss(DistillationRecipe(), student.float(), teacher.float(), torch.zeros(8).long()))
     )
 
 
@@ -182,7 +184,7 @@ def test_one_label_is_nothing_to_choose_between():
 
 
 def test_the_defaults_are_the_documented_ones():
-    given_ = Distillation()
+    given_ = DistillationRecipe()
     assert (given_.teacher, given_.temperature, given_.weight, given_.hidden) == ("finetuned", 2.0, 0.5, 0.0)
     assert (given_.confidence, given_.unlabelled, given_.unlabelled_weight) == (False, None, 1.0)
 
@@ -194,28 +196,28 @@ def test_the_defaults_are_the_documented_ones():
         ({"teacher": "best"}, "best_so_far"),
         ({"temperature": 0}, "greater than 0"),
         ({"weight": 1.5}, "less than or equal to 1"),
-        ({"unlabelled": "text/all.txt"}, "no {language} in it"),
-        ({"confidence": True, "weight": 0.9}, "takes the place of `weight`"),
+        ({"unlabelled": "text/all.txt"}, "does not contain {language}"),
+        ({"confidence": True, "weight": 0.9}, "replaces `weight`"),
     ],
 )
 def test_faulty_parameters_are_refused(wrong, said):
     with pytest.raises(ValidationError, match=said):
-        Distillation(**wrong)
+        DistillationRecipe(**wrong)
 
 
 def test_the_dense_teacher_stays():
-    choice = TeacherChoice(Distillation(), score=80.0)
+    choice = TeacherChoice(DistillationRecipe(), score=80.0)
     assert not choice.is_better(99.0, 0.5)
 
 
 def test_best_so_far_must_beat_every_score_before_it_the_dense_one_first():
-    choice = TeacherChoice(Distillation(teacher="best_so_far"), score=80.0)
+    choice = TeacherChoice(DistillationRecipe(teacher="best_so_far"), score=80.0)
     scores = [(79.0, 0.9), (80.0, 0.9), (81.0, 0.81), (80.5, 0.73), (81.5, 0.3)]
     assert [choice.is_better(*measured) for measured in scores] == [False, False, True, False, True]
 
 
 def test_best_at_current_sparsity_begins_anew_when_the_density_has_fallen():
-    distillation = Distillation(teacher="best_at_current_sparsity", density_step=0.2)
+    distillation = DistillationRecipe(teacher="best_at_current_sparsity", density_step=0.2)
     choice = TeacherChoice(distillation, score=80.0)
     scores = [(79.0, 0.9), (70.0, 0.8), (71.0, 0.8), (70.5, 0.8), (60.0, 0.65), (60.0, 0.6), (60.0, 0.6)]
     assert [choice.is_better(*measured) for measured in scores] == [
@@ -230,7 +232,7 @@ def test_best_at_current_sparsity_begins_anew_when_the_density_has_fallen():
 
 
 def test_a_choice_taken_up_again_answers_alike():
-    distillation = Distillation(teacher="best_at_current_sparsity")
+    distillation = DistillationRecipe(teacher="best_at_current_sparsity")
     choice = TeacherChoice(distillation, score=80.0)
     choice.is_better(75.0, 0.85)
     other = TeacherChoice(distillation, score=0.0)

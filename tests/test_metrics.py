@@ -129,7 +129,7 @@ def test_iob1_and_iob2_are_the_same_entities(tags):
     changed = sum(a != b for a, b in zip(tags, rewritten, strict=True))
     assert bool(changed) == bool(examples.notes)
     if changed:
-        assert f"{changed:,} entities opened with I-" in examples.notes[0]
+        assert f"{changed:,} entities began with I-" in examples.notes[0]
 
 
 def test_the_official_accuracy_of_tags_is_a_precision_of_runs():

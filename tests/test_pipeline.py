@@ -407,15 +407,21 @@ def test_asked_to_stop_it_saves_first_and_resumes_from_there(workplace, tmp_path
 
 @pytest.fixture(scope="module")
 def interrupted_once(workplace, tmp_path_factory):
-    """(command, run folder) of a run that stopped after its last stage, before it was measured and exported."""
+    """(recipe, run folder) of a run that stopped in stage 1."""
     recipe = write_recipe(workplace, name="parts", export={"onnx": []})
+    from xlmprune.training import loop as fine_pruning
 
-    def stop(*_):
-        raise KeyboardInterrupt
+    original, calls = fine_pruning.FinePruning._update, []
+
+    def ask(self, total):
+        calls.append(1)
+        if len(calls) == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, total)
 
     out = tmp_path_factory.mktemp("interrupted") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xlmprune.pipeline.Training.finish", stop)
+        patch.setattr(fine_pruning.FinePruning, "_update", ask)
         assert CliRunner().invoke(app, ["compress", str(recipe), "--out", str(out)]).exit_code == 130
     return str(recipe), out
 
@@ -833,7 +839,7 @@ def test_prediction_files_have_a_line_for_every_example(finished, workplace, tmp
         file = tmp_path / "out" / "CLASSIFICATION" / f"{language}.prediction"
         assert len(file.read_text(encoding="utf-8").splitlines()) == 32
     capped = CliRunner().invoke(app, [*command[:-1], "th", "--set", "task.max_test_examples=3"])
-    assert "first 3 of each" in capped.stdout
+    assert "a sample of 3 of each" in capped.stdout
     (tmp_path / "file").write_text("")
     refused = CliRunner().invoke(app, [*command, "--predictions", str(tmp_path / "file")])
     assert refused.exit_code == 2

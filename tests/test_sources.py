@@ -325,19 +325,18 @@ def test_a_label_column_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "mark"),
     [
-        "text;label\na;x\nb;y\n",
-        "text;label\nwell, a;x\nb;y\n",
-        'text;label\n"well, a";x\nb;y\n',
-        "text;label\na;x\nb; or c;y\n",
-        "text\tlabel\na\tx\nb\ty\n",
+        ("satz;klasse\na;x\nb;y\n", "semicolons"),
+        ("satz;klasse\nwell, a;x\nb;y\n", "semicolons"),
+        ("satz;klasse\na;x\nb; or c;y\n", "semicolons"),
+        ("text\tlabel\na\tx\nb\ty\n", "tabs"),
     ],
 )
-def test_other_separators_in_a_csv_are_hinted_at(tmp_path, content):
+def test_other_separators_in_a_csv_are_hinted_at(tmp_path, content, mark):
     corpus = corpus_of(tmp_path, content, name="{language}.{split}.csv")
     with pytest.raises(
-        DataError, match=r"Line 1 has (semicolons|tabs): save the file with commas, or as TSV"
+        DataError, match=rf"Line 1 has {mark}: if they separate columns, set `task\.delimiter`"
     ):
         corpus.label_names()
 
@@ -428,9 +427,9 @@ def test_empty_words_are_kept_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ("a\tX\nb\n", [":2: no tag found, unlike in line 1: 'b'"]),
+        ("a\tX\nb\n", [":2: no tag found, 2 expected as in line 1: 'b'"]),
         ("a\tX\nb\t\n", [":2: no tag found"]),
-        ("a\n\nb X\n", [":3: a tag found, unlike in line 1: 'b X'"]),
+        ("a\n\nb X\n", [":3: 2 columns found, 1 expected as in line 1: 'b X'"]),
         ("1\tThe\tDET\n", [":1: 3 columns found, 2 expected (token, tag)"]),
         ("EU NNP B-NP B-ORG\nrejects VBZ B-VP O\n", [":1: 4 columns found, 2 expected"]),
         ("\n-DOCSTART- O\n\n", ["no sentence"]),
@@ -691,7 +690,9 @@ def test_a_language_without_a_file_names_those_with_one(tmp_path):
         Files(recipe(pattern), "text").rows("yo", "test")
     with pytest.raises(DataError, match=r"no test set for language 'yo'\. Languages that have one: en, sw"):
         Corpus(recipe(pattern, languages=["sw", "yo"]), "text").languages()
-    with pytest.raises(DataError, match=r"'de', the train language, whose score stands beside all others"):
+    with pytest.raises(
+        DataError, match=r"'de', the train language, whose score is reported next to all others"
+    ):
         Corpus(recipe(pattern, train_language="de"), "text").languages()
     assert Corpus(recipe(pattern, languages=["sw"]), "text").languages() == ("en", "sw")
     assert Corpus(recipe(pattern), "text").languages() == ("en", "sw")

@@ -309,7 +309,7 @@ def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequen
         raise RecipeError(f"{file}: `recipe` is missing: the recipe that every cell begins with")
     origin = file.parent / base
     origin = origin if origin.is_file() and origin != file else recipes.find(base)
-    values, lines = copy.deepcopy(_parse(origin))
+    values, lines = copy.deepcopy(recipes.read(origin))
     if given.share_dense and isinstance(values.setdefault("training", {}), dict):
         values["training"].setdefault("regularize_dense", False)
     values["name"] = "cell"
@@ -319,11 +319,7 @@ def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequen
             sources |= dict.fromkeys(_put(values, key, value, part.source), part.source)
     for text in options:
         sources |= dict.fromkeys(recipes.apply_overrides(values, [text]), f"--set {text}")
-    try:
-        recipe = recipes.validate(values, str(origin), lines, sources)
-    except RecipeError as error:
-        # `validate` takes every override for one of the option --set; ours name their source themselves.
-        raise RecipeError("\n".join(line.removeprefix("--set ") for line in str(error).split("\n"))) from None
+    recipe = recipes.validate(values, str(origin), lines, sources)
     method = ", ".join(choice.label for choice in choices.row) or given.name
     task = ", ".join(choice.label for choice in choices.column) or recipe.task.name
     return Cell("", method, task, recipe.seed, recipe)
@@ -400,7 +396,7 @@ def _extra_passes(cells: Sequence[Cell]) -> Iterator[str]:
     """A sentence on what some methods compute in addition to the updates that all of them make."""
     found: dict[str, dict[str, None]] = {}
     for cell in cells:
-        settings = recipes.build_distillation(cell.recipe)
+        settings = cell.recipe.distillation
         criterion = recipes.build(cell.recipe, "criterion")
         extra = []
         if settings is not None:

@@ -1,139 +1,24 @@
-"""Map language codes to English names for tables and reports.
-
-The list has the languages XLM-R was trained on and those of the shipped tasks. An unknown code is shown unchanged.
-"""
+"""Map language codes to English names for tables and reports."""
 
 from __future__ import annotations
 
-NAMES = {
-    "af": "Afrikaans",
-    "am": "Amharic",
-    "ar": "Arabic",
-    "as": "Assamese",
-    "az": "Azerbaijani",
-    "be": "Belarusian",
-    "bg": "Bulgarian",
-    "bn": "Bengali",
-    "br": "Breton",
-    "bs": "Bosnian",
-    "ca": "Catalan",
-    "cs": "Czech",
-    "cy": "Welsh",
-    "da": "Danish",
-    "de": "German",
-    "el": "Greek",
-    "en": "English",
-    "eo": "Esperanto",
-    "es": "Spanish",
-    "et": "Estonian",
-    "eu": "Basque",
-    "fa": "Persian",
-    "fi": "Finnish",
-    "fil": "Filipino",
-    "fr": "French",
-    "fy": "Western Frisian",
-    "ga": "Irish",
-    "gd": "Scottish Gaelic",
-    "gl": "Galician",
-    "gu": "Gujarati",
-    "ha": "Hausa",
-    "he": "Hebrew",
-    "hi": "Hindi",
-    "hr": "Croatian",
-    "hu": "Hungarian",
-    "hy": "Armenian",
-    "id": "Indonesian",
-    "is": "Icelandic",
-    "it": "Italian",
-    "ja": "Japanese",
-    "jv": "Javanese",
-    "ka": "Georgian",
-    "kk": "Kazakh",
-    "km": "Khmer",
-    "kn": "Kannada",
-    "ko": "Korean",
-    "ku": "Kurdish",
-    "kw": "Cornish",
-    "ky": "Kyrgyz",
-    "la": "Latin",
-    "lb": "Luxembourgish",
-    "lo": "Lao",
-    "lt": "Lithuanian",
-    "lv": "Latvian",
-    "mg": "Malagasy",
-    "mk": "Macedonian",
-    "ml": "Malayalam",
-    "mn": "Mongolian",
-    "mr": "Marathi",
-    "ms": "Malay",
-    "my": "Burmese",
-    "nb": "Norwegian Bokmål",
-    "ne": "Nepali",
-    "nl": "Dutch",
-    "nn": "Norwegian Nynorsk",
-    "no": "Norwegian",
-    "om": "Oromo",
-    "or": "Odia",
-    "pa": "Punjabi",
-    "pl": "Polish",
-    "ps": "Pashto",
-    "pt": "Portuguese",
-    "qu": "Quechua",
-    "ro": "Romanian",
-    "ru": "Russian",
-    "sa": "Sanskrit",
-    "sd": "Sindhi",
-    "si": "Sinhala",
-    "sk": "Slovak",
-    "sl": "Slovenian",
-    "so": "Somali",
-    "sq": "Albanian",
-    "sr": "Serbian",
-    "su": "Sundanese",
-    "sv": "Swedish",
-    "sw": "Swahili",
-    "ta": "Tamil",
-    "te": "Telugu",
-    "th": "Thai",
-    "tl": "Tagalog",
-    "tr": "Turkish",
-    "ug": "Uyghur",
-    "uk": "Ukrainian",
-    "ur": "Urdu",
-    "uz": "Uzbek",
-    "vi": "Vietnamese",
-    "xh": "Xhosa",
-    "yi": "Yiddish",
-    "yo": "Yoruba",
-    "zh": "Chinese",
-    "zu": "Zulu",
-}
-
-# A second part of a code: a script (ISO 15924), or a region with its own spelling.
-QUALIFIERS = {
-    "arab": "Arabic script",
-    "cyrl": "Cyrillic",
-    "deva": "Devanagari",
-    "hans": "simplified",
-    "hant": "traditional",
-    "latn": "Latin",
-    "br": "Brazil",
-    "ca": "Canada",
-    "ch": "Switzerland",
-    "cn": "China",
-    "gb": "United Kingdom",
-    "hk": "Hong Kong",
-    "mx": "Mexico",
-    "tw": "Taiwan",
-    "us": "United States",
-}
+from functools import cache
 
 
+@cache
 def language_name(code: str) -> str:
-    """Return the English name: ``"Portuguese (Brazil)"`` for ``"pt-BR"``. An unknown code comes back unchanged."""
+    """Return the English name: ``"Portuguese (Brazil)"`` for ``"pt-BR"``. An unknown code comes back unchanged.
+
+    A code is a language with a script (ISO 15924) or a region after it, joined by ``-`` or ``_``.
+    """
+    from babel import Locale
+
+    english = Locale("en")
     base, *rest = code.replace("_", "-").split("-")
-    name = NAMES.get(base.lower())
+    name = english.languages.get(base.lower())
     if name is None:
         return code
-    qualifiers = [QUALIFIERS.get(part.lower(), part) for part in rest]
+    qualifiers = [
+        english.scripts.get(part.title()) or english.territories.get(part.upper(), part) for part in rest
+    ]
     return f"{name} ({', '.join(qualifiers)})" if qualifiers else name

@@ -98,6 +98,17 @@ class RunFolder:
     def start(self) -> Path:
         return self.checkpoints / "start"
 
+    def renew_recipe(self) -> None:
+        """Write this run's recipe over the one in the folder, which differs at most in keys that may change."""
+        write_atomically(self.path / "recipe.yaml", self._recipe)
+
+    def ship(self) -> None:
+        """Put the unfinished bundle in place; an older bundle is deleted."""
+        if self.bundle.exists():
+            self.bundle.replace(self.own / "discarded-bundle")
+        put_in_place(self.unfinished_bundle, self.bundle)
+        self._delete_leftovers()
+
     def finished(self) -> dict[str, Any] | None:
         """Return the report of a run that is complete, else None."""
         report = self.bundle / "report.json"

@@ -11,7 +11,7 @@ from xlmprune.tasks.metrics import Logits
 
 @dataclass
 class Agreement:
-    """How far one form's logits are from another's, over real padded batches."""
+    """How far the logits of one export are from those of another, over real padded batches."""
 
     largest: float = 0.0
     """Largest absolute difference."""
@@ -21,7 +21,7 @@ class Agreement:
     n: int = 0
 
     def add(self, expected: Logits, found: Logits) -> None:
-        """Take in the logits of one language from both."""
+        """Add the logits of one language from both."""
         if not expected:
             return
         wanted = np.concatenate([np.atleast_2d(row) for row in expected])
@@ -45,7 +45,7 @@ class Agreement:
         return self.same / self.n if self.n else float("nan")
 
     def as_dict(self) -> dict[str, float | int]:
-        """For the report."""
+        """Give the values for the report."""
         return {
             "max_abs_diff": self.largest,
             "relative_diff": self.relative,

@@ -17,11 +17,11 @@ NORMAL_95 = 1.959964
 def interval(
     statistics: np.ndarray, metric: Metric, seed: int = 0
 ) -> tuple[float, float] | tuple[None, None]:
-    """95 % interval of the metric.
+    """Compute the 95 % interval of the metric.
 
-    Wilson's (1927) where every example is right or wrong; else by resampling examples (percentile bootstrap, 2,000
-    resamples). None, None without examples, and where all resamples score the same: with few examples that says nothing
-    of how certain the score is.
+    If every example is right or wrong, it is Wilson's interval (1927); otherwise examples are resampled (percentile
+    bootstrap, 2,000 resamples). The result is None, None without examples, and if all resamples score the same: with few
+    examples that says nothing about the uncertainty of the score.
     """
     count = len(statistics)
     if count == 0:
@@ -47,17 +47,17 @@ def _right_or_wrong(statistics: np.ndarray) -> bool:
 
 
 def _wilson(right: float, count: int) -> tuple[float, float]:
-    share, spread = right / count, NORMAL_95**2 / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = NORMAL_95 * sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    share, width = right / count, NORMAL_95**2 / count
+    centre = (share + width / 2) / (1 + width)
+    half = NORMAL_95 * sqrt(share * (1 - share) / count + width / (4 * count)) / (1 + width)
     # At the edges one end is the score itself, but for rounding.
     return 100 * max(0.0, min(share, centre - half)), 100 * min(1.0, max(share, centre + half))
 
 
 def paired(before: np.ndarray, after: np.ndarray, metric: Metric) -> dict[str, float | int]:
-    """Exact McNemar test of two models on the same examples.
+    """Run the exact McNemar test of two models on the same examples.
 
-    An example is gained where the metric on it alone is higher after, lost where it is lower. For accuracy these
+    An example is gained if the metric on it alone is higher after, lost if it is lower. For accuracy these
     are the discordant pairs; for other metrics it is the sign test.
 
     Args:
@@ -76,7 +76,7 @@ def paired(before: np.ndarray, after: np.ndarray, metric: Metric) -> dict[str, f
 
 
 def _each(statistics: np.ndarray, metric: Metric) -> np.ndarray:
-    """The metric on every example alone. Where there was nothing to find and nothing was found, that is right: 100."""
+    """The metric on every example alone. If there was nothing to find and nothing was found, that is right: 100."""
     return np.where(statistics.any(axis=1), metric.value(statistics), 100.0)
 
 

@@ -35,11 +35,11 @@ class ExampleScores:
     dense: dict[str, np.ndarray]
     """The same of the dense model."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of the test examples; equal where two runs were measured on the same."""
+    """Fingerprints of the test examples; equal if two runs were measured on the same examples."""
 
 
 def fingerprint(examples: Examples) -> str:
-    """Sixteen hexadecimal digits that change with any text, label, group or their order."""
+    """Give sixteen hexadecimal digits that change with any text, label, group or their order."""
     content = [examples.first, examples.second, examples.labels, examples.groups]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
@@ -61,7 +61,7 @@ def write(path: Path, scores: ExampleScores) -> None:
 
 
 def read(path: Path) -> ExampleScores:
-    """What `write` wrote, languages in their order.
+    """Read what `write` wrote, languages in their order.
 
     Raises:
         DataError: the file is missing or damaged.

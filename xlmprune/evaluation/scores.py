@@ -28,24 +28,24 @@ class TestSet:
 
     __test__ = False  # not a pytest class
 
-    def head(self, count: int | None) -> TestSet:
-        """The first ``count`` examples (whole groups for ranking), or all of them."""
+    def sample(self, count: int | None) -> TestSet:
+        """Take ``count`` examples (whole groups for ranking), the same at every call, or all of them."""
         if count is None or count >= len(self.examples):
             return self
-        fewer = self.examples.head(count)
-        return TestSet(fewer, self.encoded.rows(len(fewer)))
+        rows = self.examples.sample_rows(count)
+        return TestSet(self.examples.take(rows), self.encoded.take(rows))
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one language did."""
+    """The score of one language."""
 
     value: float
     """Main metric, percent."""
     others: dict[str, float]
     """The task's further metrics, percent."""
     statistics: np.ndarray
-    """[examples, k]: what the main metric sums up."""
+    """[examples, k]: the main metric is computed from their sum."""
 
     @property
     def n(self) -> int:
@@ -59,18 +59,18 @@ Scores = dict[str, Score]
 def load_test_sets(
     task: Any, tokenizer: Any, max_length: int, cap: int | None, languages: Sequence[str] | None = None
 ) -> dict[str, TestSet]:
-    """Encode the test set of every language of the task, the train language first; or of ``languages`` alone."""
+    """Encode the test set of every language of the task, the train language first; or only of ``languages``."""
     sets = {}
     for language in task.languages() if languages is None else languages:
         examples = task.examples(language, "test")
         if cap is not None:
-            examples = examples.head(cap)
+            examples = examples.sample(cap)
         sets[language] = TestSet(examples, encode(tokenizer, examples, max_length))
     return sets
 
 
 def collect(forward: Forward, encoded: Encoded, batch_size: int) -> Logits:
-    """Logits of every example, in the examples' order.
+    """Compute the logits of every example, in the order of the examples.
 
     Returns:
         one array per example: [labels], or for token tasks [words that survived truncation, labels].
@@ -79,13 +79,13 @@ def collect(forward: Forward, encoded: Encoded, batch_size: int) -> Logits:
     for rows in batches_by_length(encoded, batch_size):
         batch = pad(encoded, rows)
         output = forward(batch["input_ids"], batch["attention_mask"])
-        for place, row in enumerate(rows):
-            logits[row] = output[place] if encoded.words is None else output[place, encoded.words[row]]
+        for index, row in enumerate(rows):
+            logits[row] = output[index] if encoded.words is None else output[index, encoded.words[row]]
     return logits
 
 
 def score(logits: Logits, examples: Examples, metrics: tuple[Metric, ...], labels: tuple[str, ...]) -> Score:
-    """Sum up one language's logits; the first metric is the main one."""
+    """Score one language; the first metric is the main one."""
     statistics = metrics[0].statistics(logits, examples, labels)
     others = {
         metric.name: float(metric.value(metric.statistics(logits, examples, labels).sum(axis=0)))
@@ -97,17 +97,17 @@ def score(logits: Logits, examples: Examples, metrics: tuple[Metric, ...], label
 def evaluate(
     forward: Forward, sets: Mapping[str, TestSet], task: Any, batch_size: int
 ) -> Iterator[tuple[str, Score, Logits]]:
-    """(language, score, logits) of every test set, one after the other."""
+    """Yield (language, score, logits) of every test set, one after the other."""
     for language, test in sets.items():
         logits = collect(forward, test.encoded, batch_size)
         yield language, score(logits, test.examples, task.metrics, task.labels), logits
 
 
 def require_scorable(task: Any, tests: Iterable[Examples]) -> None:
-    """Score answers of zeros, so that what cannot be scored is told now and not after hours of training.
+    """Score logits of zeros, so that an error in scoring appears now and not after hours of training.
 
     Raises:
-        DataError: a test set has no labels, or none that the task's metrics can use.
+        DataError: a test set has no labels that the task's metrics can use.
         RecipeError: the task has no such metric.
     """
     count = len(task.labels)
@@ -117,11 +117,11 @@ def require_scorable(task: Any, tests: Iterable[Examples]) -> None:
 
 
 def zero_shot_mean(values: Mapping[str, float], train_language: str) -> float | None:
-    """Mean over the languages that were not trained on; None when there is none."""
+    """Average over the languages that were not trained on; None if there is none."""
     return mean(value for language, value in values.items() if language != train_language)
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Arithmetic mean, None of nothing."""
+    """Average; None for no values."""
     listed = list(values)
     return float(np.mean(listed)) if listed else None

@@ -18,8 +18,8 @@ from pydantic.dataclasses import dataclass
 
 from xlmprune.recipe.component import STRICT
 
-Stages = Annotated[int, Field(ge=0)]
-Spare = Annotated[int, Field(ge=0)]
+Stages = Annotated[int, Field(ge=0, le=1000)]
+Spare = Annotated[int, Field(ge=0, le=1000)]
 FinalDensity = Annotated[float, Field(gt=0, le=1)]
 
 

@@ -1,12 +1,13 @@
 """The tables of names, and `load`, which imports what a name stands for.
 
-A new component is one file and one line here. The module after the colon's left is imported only when a recipe
-asks for it, so that `xlmprune --help` need not wait for PyTorch.
+A new component is one file and one line here. Its module is imported only when a recipe asks for it, so that
+`xlmprune --help` does not wait for PyTorch.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -57,12 +58,40 @@ TASKS = {
     "ranking": "xlmprune.tasks.ranking:Ranking",
 }
 
-TABLES = {"criterion": CRITERIA, "regularizer": REGULARIZERS, "schedule": SCHEDULES, "task": TASKS}
+FORMS = {
+    "fp32": "xlmprune.export.fp32:Fp32",
+    "fp16": "xlmprune.export.fp16:Fp16",
+    "int8": "xlmprune.export.int8:Int8",
+}
+"""ONNX forms. The first one is what the others are compared with."""
+
+USUAL_FORMS = ("fp32", "int8")
+"""What a recipe exports that does not say."""
+
+FAMILIES = {
+    "xlm-roberta": "xlmprune.models.xlm_roberta:XLM_ROBERTA",
+    "xlm-roberta-xl": "xlmprune.models.xlm_roberta:XLM_ROBERTA_XL",
+    "bert": "xlmprune.models.bert:BERT",
+}
+"""Model families by the `model_type` of their config.json."""
+
+MODELS = {"quickstart": "xlmprune.quickstart.model:ensure_model"}
+"""Models that are made on this machine, by the name a recipe has for them; each is a function that returns a folder."""
+
+TABLES = {
+    "criterion": CRITERIA,
+    "regularizer": REGULARIZERS,
+    "schedule": SCHEDULES,
+    "task": TASKS,
+    "form": FORMS,
+    "family": FAMILIES,
+    "model": MODELS,
+}
 
 
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """``did you mean 'x'?`` for a misspelt name, or the list of what is known."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Say ``did you mean 'x'?`` for a misspelt name, or list the known names."""
+    close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
@@ -74,6 +103,6 @@ def load(table: str, name: str) -> Any:
     """
     entries = TABLES[table]
     if name not in entries:
-        raise RecipeError(f"no {table} is called {name!r}; {nearest(name, list(entries))}")
+        raise RecipeError(f"no {table} is called {name!r:.100}; {nearest(name, list(entries))}")
     module, _, attribute = entries[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -1,11 +1,11 @@
 """Scores in percent, each as a sum of counts per example.
 
-A metric first gives sufficient statistics, one row per example (or per group of ranked documents), and its
-value is a function of their sum. So intervals by resampling rows, and tests on paired rows, need to know
-nothing of the metric. Numpy only.
+A metric first gives sufficient statistics, one row per example (or per group of ranked documents). Its value is a
+function of their sum. So intervals by resampling rows, and tests on paired rows, need no knowledge of the metric.
+Numpy only.
 
-Where the field has an official script (microsoft/XGLUE, `xglue_evaluate.py`) the numbers are its numbers; it
-gets its own name, `pos_xglue`, where that rule is not what one would call accuracy.
+The numbers are those of the official script (microsoft/XGLUE, `xglue_evaluate.py`). Its rule for part-of-speech tags
+is not an accuracy, so it has a name of its own, `pos_xglue`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Logits = list[np.ndarray]
 """Per example [labels]; for token tasks [words that survived truncation, labels]."""
 
 CUT = "O"
-"""What a word cut off by truncation counts as predicted, in metrics over spans; it makes no span."""
+"""The prediction for a word cut off by truncation, in metrics over spans; it makes no span."""
 
 
 class Metric(Protocol):
@@ -31,13 +31,13 @@ class Metric(Protocol):
 
     @property
     def name(self) -> str:
-        """As reports and recipes call it, such as ``f1``."""
+        """Its name in reports and recipes, such as ``f1``."""
 
     def statistics(self, logits: Logits, examples: Examples, labels: tuple[str, ...]) -> np.ndarray:
-        """Sufficient statistics, float64 [examples or groups, k]."""
+        """Give sufficient statistics, float64 [examples or groups, k]."""
 
     def value(self, totals: np.ndarray) -> np.ndarray:
-        """The score in percent of summed statistics, [..., k] to [...]; 0 where there is nothing to score."""
+        """Turn summed statistics into a score in percent, [..., k] to [...]; 0 if there is nothing to score."""
 
 
 @dataclass(frozen=True)
@@ -165,54 +165,52 @@ class Ndcg:
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Entities of one sentence as (type, first word, last word).
+    """List the entities of one sentence as (type, first word, last word).
 
-    Lenient, as seqeval's default mode: an I- that follows O or another type opens an entity, so IOB1 and IOB2
+    Lenient, as in seqeval's default mode: an I- that follows O or another type begins an entity, so IOB1 and IOB2
     give the same. S- and E- of IOBES are understood.
     """
     found = set()
     begin, previous, previous_type = 0, "O", ""
-    for place, tag in enumerate([*tags, "O"]):
+    for word, tag in enumerate([*tags, "O"]):
         prefix, kind = tag[:1], tag[1:].split("-", maxsplit=1)[-1] or "_"
         if previous != "O" and (previous in "ES" or prefix in "BSO" or previous_type != kind):
-            found.add((previous_type, begin, place - 1))
+            found.add((previous_type, begin, word - 1))
         if prefix in "BS" or (prefix != "O" and (previous in "OES" or previous_type != kind)):
-            begin = place
+            begin = word
         previous, previous_type = prefix, kind
     return found
 
 
 def tag_runs(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Chunks of one sentence as XGLUE's script counts them, (tag, first word, last word); "O" is no chunk."""
+    """List the chunks of one sentence as XGLUE's script counts them, (tag, first word, last word); "O" is no chunk."""
     found = set()
     for a, b in runs(tags):
         if tags[a].startswith("S"):
-            found |= {(tags[a], place, place) for place in range(a, b)}
+            found |= {(tags[a], word, word) for word in range(a, b)}
         elif tags[a] != CUT:
             found.add((tags[a], a, b - 1))
     return found
 
 
 def runs(values: Sequence[str]) -> list[tuple[int, int]]:
-    """Half-open extents of the maximal runs of equal neighbours, in order."""
-    ends = [
-        place for place in range(1, len(values) + 1) if values[place : place + 1] != values[place - 1 : place]
-    ]
+    """List the maximal runs of equal neighbours as half-open ranges, in order."""
+    ends = [end for end in range(1, len(values) + 1) if values[end : end + 1] != values[end - 1 : end]]
     return list(zip([0, *ends], ends, strict=False))
 
 
 def ndcg(gold: np.ndarray, scores: np.ndarray) -> float:
-    """nDCG in [0, 1] of one ranked list: linear gain, discount 1/log2(rank + 1), no cut-off.
+    """Compute the nDCG in [0, 1] of one ranked list: linear gain, discount 1/log2(rank + 1), no cut-off.
 
-    Documents with equal scores share the mean gain of their ranks, the value expected of a random order among
-    them, as scikit-learn's `ndcg_score` has it (McSherry and Najork 2008). 0 where no document has any gain.
+    Documents with equal scores share the mean gain of their ranks, the expected value of a random order among
+    them, as in scikit-learn's `ndcg_score` (McSherry and Najork 2008). It is 0 if no document has any gain.
     """
     discounts = 1 / np.log2(np.arange(len(gold)) + 2)
     best = float(np.sort(gold)[::-1] @ discounts)
     if best == 0:
         return 0.0
-    _, place, count = np.unique(-scores, return_inverse=True, return_counts=True)
-    mean_gain = np.bincount(place, weights=gold) / count
+    _, rank, count = np.unique(-scores, return_inverse=True, return_counts=True)
+    mean_gain = np.bincount(rank, weights=gold) / count
     ends = np.cumsum(count)
     summed = np.concatenate([[0.0], np.cumsum(discounts)])
     return float(mean_gain @ (summed[ends] - summed[ends - count])) / best
@@ -255,7 +253,7 @@ def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def main_first(metrics: tuple[Metric, ...], name: str | None) -> tuple[Metric, ...]:
-    """A task's metrics with the one that a recipe names in front.
+    """Put the metric that a recipe names first among a task's metrics.
 
     Raises:
         RecipeError: the task has no metric of that name.

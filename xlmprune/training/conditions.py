@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from xlmprune.core.device import environment, resolve_precision
+from xlmprune.core.device import resolve_precision
 from xlmprune.core.errors import MachineError
+from xlmprune.core.machine import environment, processor_name
 
 ALTERING = (
     "device", "device_name", "precision", "threads", "xlmprune", "torch", "cuda", "transformers", "tokenizers", "numpy",
@@ -29,16 +30,7 @@ Changes = dict[str, tuple[Any, Any]]
 def conditions(device: torch.device, precision: str) -> Conditions:
     """Return the conditions that a run with this `training.precision` has here."""
     used = "bf16" if resolve_precision(precision, device) is torch.bfloat16 else "fp32"
-    found = {**environment(device), "precision": used}
-    return found if "device_name" in found else {**found, "device_name": _processor()}
-
-
-def _processor() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    return {"device_name": processor_name(), **environment(device), "precision": used}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:

@@ -18,9 +18,9 @@ from xlmprune import recipe as recipes
 from xlmprune.core.checkpoints import Numbers, Tensors, read_newest, saved_in
 from xlmprune.core.errors import ModelError, RecipeError
 from xlmprune.core.run_folder import RunFolder, start_damage
-from xlmprune.recipe import Component, ExportRecipe, PruningRecipe, Recipe
+from xlmprune.recipe import Component, DistillationRecipe, ExportRecipe, PruningRecipe, Recipe
 from xlmprune.training.checkpoint import after_stage_0, first_difference
-from xlmprune.training.distillation import Distillation, TeacherChoice
+from xlmprune.training.distillation import TeacherChoice
 from xlmprune.training.method import Method, build_method
 
 
@@ -109,7 +109,7 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
             f"{dense / 'checkpoint' / 'start'}: {damage}; train this dense run again with --fresh"
         )
     method = build_method(recipe.pruning, recipe.regularizer)
-    distillation = recipes.build_distillation(recipe)
+    distillation = recipe.distillation
     if not folder.start.is_dir():
         folder.save_start(lambda target: _link_tree(dense / "checkpoint" / "start", target))
     numbers["progress"]["teaching"] = _teacher_choice(distillation, numbers["stages"][0]["dev"])
@@ -130,7 +130,7 @@ def _require_same_stage_0(dense: Path, recipe: Recipe) -> None:
         raise RecipeError(f"{dense}: its stage 0 is not that of this recipe ({said})")
 
 
-def _own_tensors(method: Method, distillation: Distillation | None, dense: Tensors) -> Tensors:
+def _own_tensors(method: Method, distillation: DistillationRecipe | None, dense: Tensors) -> Tensors:
     """Return what the run itself would have saved at the end of stage 0."""
     own: Tensors = {name: dense[name] for name in ("model", "masks", "dense")}
     if method.regularizer.reference == "finetuned":
@@ -144,7 +144,7 @@ def _own_tensors(method: Method, distillation: Distillation | None, dense: Tenso
     return own
 
 
-def _teacher_choice(distillation: Distillation | None, dev: float | None) -> dict[str, Any] | None:
+def _teacher_choice(distillation: DistillationRecipe | None, dev: float | None) -> dict[str, Any] | None:
     """Return the choice that `Teaching.begin` makes: the dense model defends its score on dev."""
     if distillation is None:
         return None

@@ -1,4 +1,4 @@
-"""The teacher's part in the loop: whom the student learns from, on which text, and when the teacher changes."""
+"""The teacher in the training loop: its weights, the text the student learns from it, and when it is replaced."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch import Tensor, nn
 
 from xlmprune.core.device import derive_seed
 from xlmprune.data.encoding import Encoded, pad, training_order
-from xlmprune.training.distillation import WHOLE, Distillation, Share, TeacherChoice
+from xlmprune.recipe import DistillationRecipe
+from xlmprune.training.distillation import WHOLE, Share, TeacherChoice, labelled_loss, unlabelled_loss
 
 
 class Teaching:
-    """A teacher beside the labels, from the end of stage 0 on.
+    """A teacher that the student learns from, after stage 0.
 
     Args:
         settings: the recipe's `distillation`.
-        unlabelled: text in any languages, encoded without labels; None for labelled text alone.
-        batch_size: unlabelled texts an update, as many as labelled ones.
-        seed: the run's.
+        unlabelled: text in any languages, encoded without labels; None to learn from labelled text alone.
+        batch_size: unlabelled texts in an update, as many as labelled ones.
+        seed: the seed of the run.
     """
 
     def __init__(
-        self, settings: Distillation, unlabelled: Encoded | None, batch_size: int, seed: int
+        self, settings: DistillationRecipe, unlabelled: Encoded | None, batch_size: int, seed: int
     ) -> None:
         self.settings = settings
         self.unlabelled = unlabelled
@@ -37,34 +38,32 @@ class Teaching:
         self._order: tuple[int, list[np.ndarray]] = (-1, [])
 
     def begin(self, model: nn.Module, dev: float | None) -> None:
-        """The dense fine-tuned network becomes the teacher."""
+        """Make the dense fine-tuned network the teacher."""
         self.teacher = frozen_copy(model)
         self.choice = TeacherChoice(self.settings, dev if dev is not None else float("inf"))
 
     def consider(self, model: nn.Module, dev: float, density: float) -> None:
-        """Let the student teach from now on, if the recipe's policy says it has earned it."""
+        """Make the student the teacher, if the recipe's policy says so."""
         if self.teacher is not None and self.choice is not None and self.choice.is_better(dev, density):
             self.teacher.load_state_dict(model.state_dict())
 
     def labelled_loss(
         self, model: nn.Module, batch: dict[str, Tensor], autocast: torch.autocast, share: Share = WHOLE
     ) -> Tensor:
-        """Loss of a labelled batch, cross-entropy included: a scalar. ``share`` as in `Distillation.loss`."""
+        """Compute the loss of a labelled batch, cross-entropy included: a scalar; ``share`` as in `labelled_loss`."""
         student, ours = self._answers(model, batch, autocast)
         teacher, theirs = self._ask(batch, autocast)
-        return self.settings.loss(
-            student, teacher, batch["labels"], ours, theirs, batch["attention_mask"], share
-        )
+        mask = batch["attention_mask"]
+        return labelled_loss(self.settings, student, teacher, batch["labels"], ours, theirs, mask, share)
 
     def unlabelled_loss(
         self, model: nn.Module, batch: dict[str, Tensor], autocast: torch.autocast, share: Share = WHOLE
     ) -> Tensor:
-        """Loss of an unlabelled batch: a scalar. ``share`` as in `Distillation.loss`."""
+        """Compute the loss of an unlabelled batch: a scalar; ``share`` as in `labelled_loss`."""
         student, ours = self._answers(model, batch, autocast)
         teacher, theirs = self._ask(batch, autocast)
-        return self.settings.unlabelled_loss(
-            student, teacher, batch.get("where"), ours, theirs, batch["attention_mask"], share
-        )
+        mask = batch["attention_mask"]
+        return unlabelled_loss(self.settings, student, teacher, batch.get("where"), ours, theirs, mask, share)
 
     def _answers(
         self, model: nn.Module, batch: dict[str, Tensor], autocast: torch.autocast
@@ -73,33 +72,33 @@ class Teaching:
             output = model(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
-                output_hidden_states=self.settings.needs_hidden_states,
+                output_hidden_states=self.settings.hidden > 0,
             )
-        # The first hidden state is the embeddings' own; those after each layer follow.
+        # The first hidden state is the output of the embeddings, before any layer.
         return output.logits, (output.hidden_states or ())[1:]
 
     @torch.no_grad()
     def _ask(self, batch: dict[str, Tensor], autocast: torch.autocast) -> tuple[Tensor, Any]:
         if self.teacher is None:
-            raise ValueError("there is no teacher before stage 0 is over")
+            raise ValueError("there is no teacher before the end of stage 0")
         return self._answers(self.teacher, batch, autocast)
 
     def unlabelled_batch(self, position: int) -> dict[str, np.ndarray] | None:
-        """The unlabelled batch that goes with the run's ``position``-th update; None where there is no such text.
+        """Return the unlabelled batch of the run's ``position``-th update; None if there is no unlabelled text.
 
         Returns:
-            `input_ids`, `attention_mask`, and for token tasks `where`, true on every sub-word: text without labels has
-            no words either where a language writes no spaces.
+            `input_ids`, `attention_mask`, and for token tasks `where`, which is true on every sub-word: unlabelled text in
+            a language without spaces has no words to mark.
         """
         texts = self.unlabelled
         if texts is None:
             return None
         per_pass = -(-len(texts) // self.batch_size)
-        number, place = divmod(position, per_pass)
+        number, index = divmod(position, per_pass)
         if self._order[0] != number:
             seed = derive_seed(self.seed, "unlabelled order")
             self._order = (number, training_order(texts, self.batch_size, seed, number))
-        rows = self._order[1][place]
+        rows = self._order[1][index]
         batch = pad(texts, rows)
         if texts.words is not None:
             batch["where"] = batch["attention_mask"].astype(bool)
@@ -109,15 +108,15 @@ class Teaching:
         return batch
 
     def tensors(self) -> dict[str, Tensor]:
-        """The teacher's weights; nothing before there is one."""
+        """Return the teacher's weights; nothing before there is a teacher."""
         return {} if self.teacher is None else dict(self.teacher.named_parameters())
 
     def progress(self) -> dict[str, Any] | None:
-        """The numbers beside them."""
+        """Return the numbers that a checkpoint keeps beside the weights."""
         return None if self.choice is None else self.choice.progress()
 
     def restore(self, model: nn.Module, tensors: dict[str, Tensor], progress: dict[str, Any] | None) -> None:
-        """Stand where `tensors` and `progress` were taken; ``model`` lends its shape."""
+        """Resume from `tensors` and `progress`; ``model`` gives the architecture."""
         if not tensors or progress is None:
             return
         self.begin(model, None)
@@ -130,12 +129,14 @@ class Teaching:
 
 
 def join_encoded(parts: Sequence[Encoded]) -> Encoded:
-    """Several unlabelled sets as one."""
+    """Join several unlabelled sets."""
     words = [array for part in parts for array in part.words or []]
     ids = [array for part in parts for array in part.input_ids]
-    return Encoded(ids, None, words or None, np.concatenate([part.truncated for part in parts]))
+    return Encoded(
+        ids, None, words or None, np.concatenate([part.truncated for part in parts]), special=parts[0].special
+    )
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """The model as it is now, in eval mode, without gradients."""
+    """Copy the model as it is now, in eval mode and without gradients."""
     return copy.deepcopy(model).eval().requires_grad_(False)

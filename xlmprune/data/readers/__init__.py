@@ -1,7 +1,7 @@
 """Where data comes from: the hub, the official XGLUE folder, or a user's own files.
 
-A source knows files and columns and gives rows with the labels as they are written there. What a label means
-is the task's: it is looked up by name here, never by its number, because sources number labels differently.
+A source knows files and columns, and gives rows with the labels as they are written. Labels are looked up by name here,
+never by number, because sources number labels differently.
 """
 
 from __future__ import annotations
@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlmprune.core.errors import DataError
-from xlmprune.data.examples import Examples, Kind, fold
-from xlmprune.data.readers.labels import check_classes, no_labels, to_examples
+from xlmprune.data.examples import Examples, Kind
+from xlmprune.data.leaks import TestTexts
+from xlmprune.data.readers.labels import (
+    check_classes,
+    label_names,
+    marks_among,
+    named_by_number,
+    no_labels,
+    to_examples,
+    without_marks,
+)
 from xlmprune.data.readers.rows import Rows, Source, Split
 
 if TYPE_CHECKING:
@@ -24,9 +33,9 @@ __all__ = ["Corpus", "Rows", "Source", "Split"]
 
 
 class Corpus:
-    """A task's data in every language, from the source its recipe names.
+    """A task's data in every language, from the source that its recipe names.
 
-    Tasks hold one of these and ask it for examples; it is where languages are chosen and labels looked up.
+    Tasks ask it for examples. It chooses languages and looks up labels.
     """
 
     def __init__(
@@ -37,32 +46,42 @@ class Corpus:
         columns: Mapping[int, tuple[str, ...]] | None = None,
         grouped: bool = False,
         synonyms: Mapping[str, str] | None = None,
+        numbered: bool = True,
         xglue: Layout | None = None,
         hub: HubSet | None = None,
     ) -> None:
         """
         Args:
             recipe: names the source.
-            kind: what an example is.
-            columns: for tables without a header, the roles of their columns by how many there are; otherwise
-            the
-                texts, then the label.
+            kind: the kind of an example.
+            columns: for tables without a header, the roles of their columns by the number of columns; by default
+                the texts, then the label.
             grouped: ranking; rows belong to queries.
             synonyms: other spellings of labels, to the task's own.
-            xglue: where the task lies in the official folder; None where it is no task of XGLUE.
-            hub: the task's data on the hub; None where it has none.
+            numbered: labels that are numbers mean positions in the recipe's `labels`.
+            xglue: the task's files in the official folder; None if it is not a task of XGLUE.
+            hub: the task's data on the hub; None if it has none.
 
         Raises:
-            DataError: the task cannot be had from that source.
+            DataError: that source does not have the task.
         """
         self.train_language = recipe.train_language
         self._asked = recipe.languages
         self._path = recipe.path
         self._synonyms = synonyms or {}
-        self.source = _open(recipe, kind, columns, grouped, xglue, hub)
+        self._names = recipe.labels if numbered else None
+        self._translated = recipe.source == "hub" and hub is not None and hub.translated_train
+        if recipe.source == "files":
+            from xlmprune.data.readers.files import Files
+
+            self.source: Source = Files(recipe, kind, columns, grouped)
+        elif recipe.source == "xglue":
+            self.source = _xglue(recipe, xglue, grouped)
+        else:
+            self.source = _hub(recipe, hub, xglue)
 
     def languages(self) -> tuple[str, ...]:
-        """The train language, then the others asked for: as listed, or for ``all`` in alphabetical order.
+        """List the train language, then the others asked for: as in the recipe, or for ``all`` sorted.
 
         Raises:
             DataError: a language asked for, or the train language, has no test set.
@@ -72,62 +91,73 @@ class Corpus:
         wanted = list(dict.fromkeys([self.train_language, *asked]))
         for language in wanted:
             if not self.source.has(language, "test"):
-                why = ""
-                if language == self.train_language:
-                    why = (
-                        ", the train language, whose score stands beside all others (`evaluate --languages` takes "
-                        "others alone)"
-                    )
-                if not available:
-                    raise DataError(
-                        f"no test file of any language at {self._path!r} (seen from {Path.cwd().name or '/'}/, with "
-                        "{split} filled in as the test split). Check task.path, or give it with --set task.path=…"
-                    )
-                raise DataError(
-                    f"no test set for language {language!r}{why}. Languages that have one: {', '.join(sorted(available))}"
-                )
+                raise self._no_test_set(language, available)
         return tuple(wanted)
 
+    def _no_test_set(self, language: str, available: Sequence[str]) -> DataError:
+        if not available:
+            return DataError(
+                f"no test file of any language at {self._path!r} (seen from {Path.cwd().name or '/'}/, with "
+                "{split} filled in as the test split). Check task.path, or give it with --set task.path=…"
+            )
+        why = ""
+        if language == self.train_language:
+            why = (
+                ", the train language, whose score is reported next to all others (`evaluate --languages` measures "
+                "other languages alone)"
+            )
+        known = ", ".join(sorted(available))
+        return DataError(f"no test set for language {language!r}{why}. Languages that have one: {known}")
+
     def examples(self, language: str, split: Split, labels: Sequence[str]) -> Examples:
-        """One split of one language, labels as indexes into ``labels``."""
-        return to_examples(self.source.rows(language, split), language, split, labels, self._synonyms)
+        """Read one split of one language, labels as indexes into ``labels``."""
+        return to_examples(self._rows(language, split), language, split, labels, self._synonyms)
+
+    def _rows(self, language: str, split: Split) -> Rows:
+        rows = self.source.rows(language, split)
+        return named_by_number(rows, self._names) if self._names else rows
 
     def label_names(self) -> list[list[str]]:
-        """Per training example its label's name, or the names of its words' tags, after synonyms.
+        """For each training example the name of its label, or of its words' tags, after synonyms.
 
         Raises:
-            DataError: the training file has no labels, one only, or nearly one for every row.
+            DataError: the training file has no labels, only one, or nearly one for every row.
         """
         rows = self.source.rows(self.train_language, "train")
+        rows = without_marks(rows, marks_among({name for names in label_names(rows) for name in names}))
         if rows.labels is None:
             raise no_labels(rows, "train")
         check_classes(rows)
-        names = [[entry] if isinstance(entry, str) else entry for entry in rows.labels]
-        return [[self._synonyms.get(name, name) for name in entry] for entry in names]
+        return [[self._synonyms.get(name, name) for name in entry] for entry in label_names(rows)]
 
     def first_location(self, label: str) -> str:
-        """File and line where the training file first has a label, as it is written there."""
+        """File and line at which the training file first has a label, as it is written there."""
         rows = self.source.rows(self.train_language, "train")
-        for row, entry in enumerate(rows.labels or []):
-            names = [entry] if isinstance(entry, str) else entry
+        for row, names in enumerate(label_names(rows)):
             if label in names:
                 return rows.location(row, names.index(label))
         return rows.origin
 
-    def unlabelled(self, language: str) -> list[str]:
-        """Distinct texts of a language's train and dev sets that are not in its test set, in order.
+    def unlabelled(self, language: str, translations: bool = False) -> list[str]:
+        """List the distinct texts of a language's train and dev sets that are not in its test set, in order.
 
-        Empty where a language has a test set only. The words of a sentence are joined with spaces, the two texts of a
-        pair with a tab.
+        The list is empty for a language that only has a test set. The words of a sentence are joined with spaces, the
+        two texts of a pair with a tab.
+
+        Args:
+            translations: read a training set of machine translations too, which is labelled text in another guise.
         """
         texts: dict[str, None] = {}
-        for split in ("train", "dev"):
+        foreign = self._translated and language != self.train_language and not translations
+        splits: tuple[Split, ...] = ("dev",) if foreign else ("train", "dev")
+        for split in splits:
             if self.source.has(language, split):
                 texts |= dict.fromkeys(_texts(self.source.rows(language, split)))
-        if texts and self.source.has(language, "test"):
-            tested = {fold(text) for text in _texts(self.source.rows(language, "test"))}
-            return [text for text in texts if fold(text) not in tested]
-        return list(texts)
+        if not texts or not self.source.has(language, "test"):
+            return list(texts)
+        rows = self.source.rows(language, "test")
+        tested = TestTexts([Examples(language, "test", rows.first, rows.second)])
+        return [text for text in texts if not tested.has(text)]
 
 
 def _texts(rows: Rows) -> list[str]:
@@ -141,36 +171,22 @@ def _one_line(text: str) -> str:
     return text.replace("\t", " ")
 
 
-def _open(
-    recipe: TaskRecipe,
-    kind: Kind,
-    columns: Mapping[int, tuple[str, ...]] | None,
-    grouped: bool,
-    xglue: Layout | None,
-    hub: HubSet | None,
-) -> Source:
-    if recipe.source == "files":
-        from xlmprune.data.readers.files import Files
+def _xglue(recipe: TaskRecipe, layout: Layout | None, grouped: bool) -> Source:
+    from xlmprune.data.readers.xglue import Xglue
 
-        return Files(recipe, kind, columns, grouped)
-    if recipe.source == "xglue":
-        from xlmprune.data.readers.xglue import Xglue
+    if layout is None:
+        raise DataError(f"task {recipe.name!r} is no task of XGLUE; set `task.source: files` and `task.path`")
+    return Xglue(recipe, layout, grouped)
 
-        if xglue is None:
-            raise DataError(
-                f"task {recipe.name!r} is no task of XGLUE; set `task.source: files` and `task.path`"
-            )
-        return Xglue(recipe, xglue, grouped)
+
+def _hub(recipe: TaskRecipe, hub: HubSet | None, xglue: Layout | None) -> Source:
     from xlmprune.data.readers.hub import Hub
+    from xlmprune.data.readers.xglue import HOW_TO_GET
 
-    if hub is None:
-        if xglue is not None:
-            from xlmprune.data.readers.xglue import HOW_TO_GET
-
-            raise DataError(
-                f"task {recipe.name!r} has no copy on the hub that loads without a script. {HOW_TO_GET}"
-            )
+    if hub is not None:
+        return Hub(hub)
+    if xglue is not None:
         raise DataError(
-            f"task {recipe.name!r} reads your own files; set `task.source: files` and `task.path`"
+            f"task {recipe.name!r} has no copy on the hub that loads without a script. {HOW_TO_GET}"
         )
-    return Hub(hub)
+    raise DataError(f"task {recipe.name!r} reads your own files; set `task.source: files` and `task.path`")

@@ -13,7 +13,7 @@ from xlmprune.data.readers.rows import Rows, Split
 
 Repaired = tuple[list[list[str]], list[list[str]], tuple[str, ...]]
 Repair = Callable[[list[list[str]], list[list[str]]], Repaired]
-"""Words and tags of every sentence to repaired ones, and notes that count what was done."""
+"""From words and tags of every sentence to repaired ones, and notes that count the repairs."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,22 @@ class HubSet:
 
     id: str
     languages: tuple[str, ...]
-    """What ``languages: all`` means."""
+    """The languages that ``languages: all`` means."""
     first: str
     label: str
     second: str | None = None
     configs: Mapping[str, str] = field(default_factory=dict)
-    """Config by language, where it is not the language's code."""
+    """Config by language, if it is not the language's code."""
     closed: bool = True
-    """Whether only ``languages`` (and those of ``others``) exist; else any code may be asked for."""
+    """Whether only ``languages`` and ``others`` exist; otherwise any code may be asked for."""
     others: tuple[str, ...] = ()
-    """Languages that exist and are not part of ``all``."""
+    """Further languages, which are not part of ``all``."""
     splits: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"train": ("train",), "dev": ("validation", "dev"), "test": ("test",)}
     )
     """Names a split may have."""
+    translated_train: bool = False
+    """Whether the training sets of other languages are machine translations of the English one."""
     test_only: tuple[str, ...] = ()
     """Languages without train and dev."""
     revision: str | None = None
@@ -51,11 +53,11 @@ class Hub:
         self.licence = dataset.licence
 
     def languages(self) -> tuple[str, ...]:
-        """The languages that ``all`` stands for."""
+        """List the languages that ``all`` means."""
         return self._set.languages
 
     def has(self, language: str, split: Split) -> bool:
-        """Whether the data set should have it; the hub is not asked."""
+        """Tell whether the data set should have it, without asking the hub."""
         if self._set.closed and language not in (*self._set.languages, *self._set.others):
             return False
         return split == "test" or language not in self._set.test_only
@@ -64,7 +66,7 @@ class Hub:
         """Download (or find in the cache) one split of one language.
 
         Raises:
-            DataError: no such language, no hub to be reached, or other columns than expected.
+            DataError: there is no such language, the hub cannot be reached, or columns differ from those expected.
         """
         if not self.has(language, split):
             known = ", ".join(sorted((*self._set.languages, *self._set.others)))
@@ -86,40 +88,33 @@ class Hub:
         return Rows(origin, first, second, labels, None, lines, notes=notes)
 
     def _load(self, config: str, split: Split) -> Any:
-        # What the hub's client raises when it cannot be reached differs by place; all of it ends up below.
         from datasets import disable_progress_bars, load_dataset
 
         if not sys.stderr.isatty():
             disable_progress_bars()
-        faults: list[Exception] = []
+        fault: Exception | None = None
         for name in self._set.splits[split]:
             try:
                 return load_dataset(self._set.id, config, split=name, revision=self._set.revision)
             except ValueError as error:  # an unknown split, or an unknown config
-                faults.append(error)
-            except (OSError, RuntimeError) as error:
-                faults.append(error)
+                fault = error
+            except (OSError, RuntimeError) as error:  # no connection, in one of several ways
+                fault = error
                 break
-        fault = faults[-1]
         reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        remedy = "Unset HF_HUB_OFFLINE" if offline else "Check the network"
         raise DataError(
             f"{self._set.id} (config {config}, {split}) cannot be loaded from the Hugging Face hub: {reason}. "
-            f"{remedy}, or load it once where the hub can be reached and copy the cache (HF_HOME), or read local "
-            "files: `task: {source: files, path: …/{language}.{split}.tsv}`"
+            f"{'Unset HF_HUB_OFFLINE' if offline else 'Check the network'}, or load it once on a machine that reaches the "
+            "hub and copy the cache (HF_HOME), or read local files: `task: {source: files, path: "
+            "…/{language}.{split}.tsv}`"
         ) from fault
 
 
 def _names(feature: Any, values: list[Any]) -> list[Any]:
-    """Labels by name: what a ClassLabel calls them, or as they are; one list per sentence for token tasks."""
-    nested = bool(values) and isinstance(values[0], Sequence) and not isinstance(values[0], str)
-    inner = getattr(feature, "feature", feature) if nested else feature
-    named = getattr(inner, "names", None)
-
-    def name(value: Any) -> str:
-        if named is not None and isinstance(value, int) and 0 <= value < len(named):
-            return named[value]
-        return str(value)
-
-    return [[name(value) for value in row] for row in values] if nested else [name(value) for value in values]
+    """Labels by name: the name that a ClassLabel gives, or the value itself; one list per sentence for token tasks."""
+    if values and isinstance(values[0], Sequence) and not isinstance(values[0], str):
+        return [_names(getattr(feature, "feature", feature), row) for row in values]
+    names = getattr(feature, "names", None) or ()
+    known = dict(enumerate(names))
+    return [known.get(value, str(value)) for value in values]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
-from xlmprune.data.readers.columns import Chosen, check_positions
+from xlmprune.data.readers.columns import check_positions
 from xlmprune.data.readers.headers import (
     KNOWN_NAMES,
     TAG_NAMES,
@@ -25,8 +25,14 @@ from xlmprune.data.readers.tables import MISSING, read_json_table
 Lines = list[tuple[int, str]]
 """Lines with their numbers, from 1."""
 
+LONGEST = 512
+"""A file of one sentence with more words than this has lost its empty lines."""
+
+TWO: Mapping[str, str | int] = {"words": 0, "tags": 1}
+"""Positions in a file of two columns."""
+
 CONLLU = 10
-"""Columns of CoNLL-U, whose ranges (1-2) and empty nodes (1.1) are no words."""
+"""The number of columns of CoNLL-U, in which ranges (1-2) and empty nodes (1.1) are no words."""
 
 
 def read_tokens(
@@ -34,19 +40,19 @@ def read_tokens(
 ) -> Rows:
     """Read a token file: ``token<TAB>tag`` or ``token tag`` a line, an empty line after every sentence.
 
-    A file with a tab in its first line separates by tabs, and tokens may hold spaces; otherwise the last
-    space separates. A file without tags gives rows without labels. ``-DOCSTART-`` lines are left out, and comments as
-    CoNLL-U has them; the last sentence needs no empty line after it.
+    If the first line has a tab, tabs separate, and tokens may hold spaces; otherwise the last space separates. A file
+    without tags gives rows without labels. ``-DOCSTART-`` lines and comments as in CoNLL-U are left out. The last
+    sentence needs no empty line after it.
 
     Args:
         path: the file.
-        columns: position (from 0) or name of ``words`` and ``tags``, where they are not the first and the second of
-            two. Any spaces separate columns then, in a file without tabs.
-        header: whether the first line has names; None: if ``columns`` has some.
+        columns: position (from 0) or name of ``words`` and ``tags``, if they are not the first and the second of two
+            columns. Any spaces separate columns then, in a file without tabs.
+        header: whether the first line has names; None: it has them if ``columns`` names some.
 
     Raises:
-        DataError: more columns than expected, a tag missing where others have one, or a first line of which it is not
-            clear whether it has names.
+        DataError: there are more columns than expected, a tag is missing, or the first line may or may not have
+            names.
     """
     numbered = enumerate(read_lines(path), 1)
     content = [(number, "" if line.startswith("-DOCSTART-") else line) for number, line in numbered]
@@ -72,6 +78,11 @@ def read_tokens(
         for _, entries in groupby(content, key=lambda entry: bool(entry[1].strip()))
         if (lines := [number for number, _ in entries if number in read])
     ]
+    if len(sentences) == 1 and len(sentences[0]) > LONGEST:
+        raise DataError(
+            f"{path}: {len(sentences[0]):,} words and no empty line, so all would be one sentence. Put an empty line after "
+            "every sentence"
+        )
     words = [[read[number][0] for number in sentence] for sentence in sentences]
     tags = [[read[number][1] or "" for number in sentence] for sentence in sentences]
     return Rows(
@@ -89,7 +100,7 @@ def read_tokens(
 
 
 def _without_comments(content: Lines, path: Path) -> tuple[Lines, tuple[str, ...]]:
-    """Leave out CoNLL-U's comments. ``# O`` is a number sign with its tag, ``# text = …`` and ``# id 7`` are none."""
+    """Leave out CoNLL-U's comments, such as ``# text = …`` and ``# id 7``; ``# O`` is a number sign with its tag."""
     others = [line for _, line in content if line.strip() and not line.startswith("# ")]
     tabs = any("\t" in line for line in others)
     spaces = any(" " in line.strip() for line in others)
@@ -148,58 +159,43 @@ def _columns_by_name(
 def _words_and_tags(
     filled: Lines, columns: Mapping[str, str | int], path: Path
 ) -> tuple[dict[int, tuple[str, str | None]], int]:
-    """Word and tag by line, None for every tag of a file without; and how many lines that are no words were left out."""
+    """Word and tag by line, and the count of lines left out that are no words. A file without tags gives None for each."""
     separator = "\t" if "\t" in filled[0][1] else " "
     widths = [line.count(separator) + 1 for _, line in filled]
-    usual = columns == {"words": 0, "tags": 1} and min(widths) <= 2 and (separator == " " or max(widths) <= 2)
-    if columns and not usual:
-        return _chosen_columns(filled, columns, path)
-    for (number, _), width in zip(filled, widths, strict=True):
-        if width > 2 and (separator == "\t" or min(widths) > 2):
-            raise DataError(
-                f"{path}:{number}: {count_columns(width)} found, 2 expected (token, tag). Say which they are in the recipe, "
-                "from 0: `task.columns: {words: 1, tags: 3}` for CoNLL-U, `task.columns: {words: 0, tags: 3}` for CoNLL-2003"
-            )
-    tagged = separator in filled[0][1]
+    two = min(widths) <= 2 and (separator == " " or max(widths) <= 2) and columns in ({}, TWO)
+    if not columns and not two:
+        number, width = next((n, w) for (n, _), w in zip(filled, widths, strict=True) if w > 2)
+        raise DataError(
+            f"{path}:{number}: {count_columns(width)} found, 2 expected (token, tag). Say which they are in the recipe, "
+            "from 0: `task.columns: {words: 1, tags: 3}` for CoNLL-U, `task.columns: {words: 0, tags: 3}` for CoNLL-2003"
+        )
+    # In two columns, words may hold spaces.
+    rows = [(line.rsplit(separator, 1) if two else _split(line)) for _, line in filled]
+    words, tags = _positions(TWO if two else columns, len(rows[0]), f"{path}:{filled[0][0]}")
     read: dict[int, tuple[str, str | None]] = {}
-    for number, line in filled:
-        word, found, tag = line.rpartition(separator)
-        if bool(found) != tagged or (tagged and not tag.strip()):
-            what = "no tag" if tagged else "a tag"
-            raise DataError(f"{path}:{number}: {what} found, unlike in line {filled[0][0]}: {line[:60]!r}")
-        read[number] = (word, tag.strip()) if tagged else (line, None)
-    return read, 0
+    for (number, line), cells in zip(filled, rows, strict=True):
+        tag = cells[tags].strip() if tags < len(cells) else None
+        if tag == "" or len(cells) != len(rows[0]):
+            found = count_columns(len(cells)) if tag else "no tag"
+            raise DataError(
+                f"{path}:{number}: {found} found, {len(rows[0])} expected as in line {filled[0][0]}: "
+                f"{line[:60]!r}"
+            )
+        if len(cells) != CONLLU or not re.fullmatch(r"[0-9]+[-.][0-9]+", cells[0]):
+            read[number] = (cells[words], tag)
+    if not read:
+        raise DataError(f"{path}: no sentence")
+    return read, len(filled) - len(read)
 
 
-def _chosen_columns(
-    filled: Lines, columns: Mapping[str, str | int], path: Path
-) -> tuple[dict[int, tuple[str, str | None]], int]:
-    first, width = filled[0][0], len(_split(filled[0][1]))
+def _positions(columns: Mapping[str, str | int], width: int, location: str) -> tuple[int, int]:
     for role in ("words", "tags"):
         if role not in columns:
             raise DataError(f"task.columns needs {role!r} for token files; given: {', '.join(columns)}")
     words, tags = int(columns["words"]), int(columns["tags"])
     # If the tags were the last column, a file may come without them.
-    chosen: Chosen = {"words": (words,), "tags": (tags,)} if tags != width else {"words": (words,)}
-    check_positions(chosen, width, f"{path}:{first}")
-    read: dict[int, tuple[str, str | None]] = {}
-    left = 0
-    for number, line in filled:
-        cells = _split(line)
-        if len(cells) != width:
-            raise DataError(
-                f"{path}:{number}: {count_columns(len(cells))} found, {width} expected as in line {first}: {line[:60]!r}"
-            )
-        if width == CONLLU and re.fullmatch(r"[0-9]+[-.][0-9]+", cells[0]):
-            left += 1
-            continue
-        tag = cells[tags].strip() if tags < width else None
-        if tag == "":
-            raise DataError(f"{path}:{number}: no tag found: {line[:60]!r}")
-        read[number] = (cells[words], tag)
-    if not read:
-        raise DataError(f"{path}: no sentence")
-    return read, left
+    check_positions({"words": (words,)} | ({"tags": (tags,)} if tags != width else {}), width, location)
+    return words, tags
 
 
 def read_json_tokens(path: Path, columns: Mapping[str, str | int] | None = None) -> Rows:
@@ -208,7 +204,7 @@ def read_json_tokens(path: Path, columns: Mapping[str, str | int] | None = None)
     Raises:
         DataError: lists missing, of unequal length, or not of text.
     """
-    table = read_json_table(path)
+    table = read_json_table(path, (columns or {}).values())
     names = table.names or ()
     keys = {role: _json_key(names, role, columns or {}, table.start) for role in ("words", "tags")}
     read = {
@@ -253,6 +249,9 @@ def _json_key(names: Sequence[str], role: str, columns: Mapping[str, str | int],
 
 
 def _texts(value: Any, key: str, location: str) -> list[str]:
+    numbers = isinstance(value, list) and value and all(type(entry) is int for entry in value)
+    if numbers and key.lower() not in WORD_NAMES:
+        return [str(entry) for entry in value]
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         found = "missing" if value is MISSING else json.dumps(value)[:40]
         raise DataError(f"{location}: {key!r} is {found}, expected a list of texts")

@@ -1,0 +1,36 @@
+"""The recipes that come with the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from xlmprune.core.errors import RecipeError
+from xlmprune.recipe.registry import nearest
+
+
+def shipped() -> dict[str, Path]:
+    """Name and file of every shipped recipe."""
+    here = Path(__file__).parents[1]
+    folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """Find a recipe by its path, or a shipped recipe by its name.
+
+    Raises:
+        RecipeError: there is neither; names the nearest shipped recipe.
+    """
+    file = Path(name)
+    if os.path.isfile(file):  # noqa: PTH113 - false for a name that is too long, where Path raises
+        return file
+    known = shipped()
+    # The README writes `recipes/quickstart.yaml`, which works without a checkout too.
+    if name in known or (file.stem in known and file.parent == Path("recipes")):
+        return known[file.stem]
+    if os.path.isdir(file):  # noqa: PTH112
+        raise RecipeError(f"{name} is a folder; give a recipe file, or one of: {', '.join(known)}")
+    raise RecipeError(
+        f"no recipe at {name}, and no shipped recipe has this name; {nearest(file.stem, list(known))}"
+    )

@@ -1,0 +1,416 @@
+"""The recipe as strict models: every key with its type, range, default, and a sentence that explains it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from xlmprune.recipe.registry import FORMS, USUAL_FORMS
+from xlmprune.recipe.yaml_text import dump_yaml
+
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+Effect = Literal["training", "measuring", "export", "running"]
+"""What a key changes; `effects` explains the words. Keys change training unless they, or their section, declare another."""
+
+
+def _changes(effect: Effect) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"effect": effect})
+
+
+RUNNING = Field(json_schema_extra={"effect": "running"})
+MEASURING = Field(json_schema_extra={"effect": "measuring"})
+EXPORT = Field(json_schema_extra={"effect": "export"})
+
+
+class Named(BaseModel):
+    """A part of a recipe that has a name; the name alone is enough: `criterion: magnitude`."""
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Component(Named):
+    """An entry of one of the registry's tables, with its parameters beside the name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The keys beside the name."""
+        return dict(self.model_extra or {})
+
+
+TASK_TEXT = ("task", "task_with_translations")
+"""Names for the task's own unlabelled text."""
+
+
+class VocabularyRecipe(BaseModel):
+    """Keep only the rows of the embedding table that the served languages use."""
+
+    model_config = STRICT
+
+    keep_languages_of: Literal["task", "task_with_translations"] | None = None
+    """`task`: count pieces in the task's own text of every language it reports. Test text is never counted. On the hub,
+    `task_with_translations` includes machine translations of the training set. The report marks both."""
+    files: list[str] | None = None
+    """Text files to count pieces in, one sentence a line; `{language}` is replaced by every language of the task."""
+    min_count: Annotated[int, Field(ge=1)] = 2
+    """Drop pieces seen fewer than this many times. Single characters of the served scripts always stay."""
+    max_size: Annotated[int, Field(ge=100)] | None = None
+    """Keep at most this many pieces, the most frequent first."""
+
+    @model_validator(mode="after")
+    def _needs_text(self) -> VocabularyRecipe:
+        if self.keep_languages_of is None and not self.files:
+            raise ValueError("needs text to count pieces in: `keep_languages_of: task` or `files: […]`")
+        return self
+
+
+class ModelRecipe(Named):
+    """The pretrained model to start from."""
+
+    model_config = STRICT
+
+    name: str = "FacebookAI/xlm-roberta-base"
+    """A model of the hub, a local folder, or `quickstart`."""
+    revision: str | None = None
+    """A commit, tag or branch of the hub, to pin the model."""
+    vocabulary: Literal["keep"] | VocabularyRecipe = "keep"
+    """`keep` every piece of the vocabulary, or trim it to the pieces that occur in text of your languages."""
+
+
+class TaskRecipe(Named):
+    """What the model learns, the files it learns from, and the languages it is measured in."""
+
+    model_config = STRICT
+
+    name: str
+    """Name of the task; the README lists them."""
+    source: Literal["hub", "xglue", "files"] = "hub"
+    """Where the data come from: the hub, the official XGLUE folder, or your own files."""
+    path: Annotated[str | None, RUNNING] = None
+    """For `xglue` the official folder; for `files` a pattern with `{language}` and `{split}`. It is relative to the recipe's
+    file; `~` is your home folder."""
+    train_language: str = "en"
+    """The language of the training examples. Its dev set decides everything that is chosen."""
+    languages: Literal["all"] | list[str] = "all"
+    """The languages to measure, or `all` that have test data. The train language is always measured."""
+    max_train_examples: Annotated[int, Field(ge=1)] | None = None
+    """Train on a sample of at most this many examples, every label in its proportion and the same in every run. The report
+    says that the run was scaled down."""
+    max_test_examples: Annotated[int, Field(ge=1)] | None = None
+    """Measure on a sample of at most this many examples of each language, and of dev. Files that are translations of one
+    another give the same rows. The report says so."""
+    labels: list[str] | None = None
+    """Label names in the order of the model's outputs. By default those of the task, or of the training file, sorted."""
+    columns: dict[str, str | int] | None = None
+    """Which column holds which part of an example, by name or by position from 0. Tables have the parts `first`, `second`,
+    `label`, `group` and `language`; token files have `words` and `tags`. Names of nested JSON keys have dots. With
+    `language`, one file may hold several languages."""
+    format: Literal["tsv", "csv", "jsonl", "tokens"] | None = None
+    """File format. By default it follows from the file's name and the task."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """The character between the columns of a table, such as `;`. By default a tab in TSV files and a comma in CSV files."""
+    quoting: bool | None = None
+    """Whether quotation marks enclose the fields of a table. By default they do in CSV files, and in TSV files only if all
+    fields have them."""
+    header: bool | None = None
+    """Whether a table or token file begins with a line of column names. By default that line decides, if it is clear."""
+    train_split: str = "train"
+    """Replaces `{split}` in the path of the training file."""
+    dev_split: str = "dev"
+    """Replaces `{split}` in the path of the dev file."""
+    test_split: Annotated[str, MEASURING] = "test"
+    """Replaces `{split}` in the path of the test files."""
+    metric: str | None = None
+    """The metric to report first, for tasks that have several."""
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return split_at_commas(value) if value != "all" else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: Any) -> Any:
+        """Accept `[0, 1]`, but not `true`, which files may spell in another way."""
+        if not isinstance(value, list):
+            return value
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in value]
+
+    @field_validator("labels")
+    @classmethod
+    def _differ(cls, labels: list[str] | None) -> list[str] | None:
+        if labels is None:
+            return None
+        if any(name != name.strip() or not name for name in labels):
+            raise ValueError("a label is empty or has spaces around it; files are read without such spaces")
+        if twice := [name for name, count in Counter(labels).items() if count > 1]:
+            raise ValueError(f"label {twice[0]!r} is listed twice")
+        if len(labels) < 2:
+            raise ValueError("at least two labels are needed; leave `labels` out to take the training file's")
+        return labels
+
+    @model_validator(mode="after")
+    def _needs_path(self) -> TaskRecipe:
+        if self.source != "hub" and self.path is None and self.name != "quickstart":
+            wanted = {"xglue": "the official folder", "files": "a pattern with {language} and {split}"}
+            raise ValueError(f"source {self.source!r} needs `path`: {wanted[self.source]}")
+        if self.languages != "all" and not self.languages:
+            raise ValueError("`languages` is empty; list at least one, or write `all`")
+        return self
+
+
+class TrainingRecipe(BaseModel):
+    """How the network is trained within a stage."""
+
+    model_config = STRICT
+
+    epochs_per_stage: Annotated[float, Field(gt=0, le=1_000_000)] = 15
+    """Passes over the training set in each stage; a fraction is a part of a pass."""
+    dense_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """Passes in stage 0, before any pruning. By default `epochs_per_stage`."""
+    max_updates_per_stage: Annotated[int, Field(ge=1)] | None = None
+    """End a stage after this many updates, for a scaled-down run. The report says so."""
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
+    """Examples in an update."""
+    gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Split each batch into this many micro-batches, to save memory; the result is that of the whole batch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    """Learning rate at the start of every stage. The default is the paper's, for millions of updates."""
+    dense_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of stage 0. By default `learning_rate`."""
+    lr_schedule: Literal["linear", "constant"] = "linear"
+    """`linear`: the learning rate falls to zero within every stage. `constant`: it stays."""
+    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    """Updates at the start of every stage in which the learning rate rises from zero."""
+    max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 256
+    """Tokens of an example, special tokens included. Longer examples are cut, and the report counts them."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay on weight matrices; never on biases, LayerNorm and embeddings."""
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Scale the gradient down to this norm where it is larger; `null` never does."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto`: bf16 where the device computes it quickly, else fp32. Weights, optimizer and measurements are always fp32."""
+    regularize_dense: bool = True
+    """Apply the regularizer in stage 0 too. With `false`, all methods get the same dense model and can share it."""
+    freeze_embeddings: bool = False
+    """Do not train the embedding table. This saves memory, and languages without training text keep their embeddings."""
+    keep: Literal["best", "last"] = "best"
+    """At the end of a stage, keep the weights of the epoch with the `best` English dev score, or the `last`."""
+    checkpoint_minutes: Annotated[float, Field(gt=0), RUNNING] = 10
+    """Save a long stage this often; every stage is also saved at its end."""
+
+
+class PruningRecipe(BaseModel):
+    """Which weights are pruned, and when."""
+
+    model_config = STRICT
+
+    criterion: Component = Component(name="magnitude")
+    """How the importance of weights is scored; the README lists criteria and their parameters."""
+    scope: Literal["layer", "global"] | None = None
+    """Rank weights within each matrix (`layer`) or over all of them (`global`). By default the criterion's own choice."""
+    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row."""
+    schedule: Component = Component(name="geometric")
+    """How the density falls from stage to stage; the README lists schedules and their parameters."""
+
+
+class DistillationRecipe(BaseModel):
+    """What the student learns from a teacher, and how much."""
+
+    model_config = STRICT
+
+    teacher: Literal["finetuned", "best_so_far", "best_at_current_sparsity"] = "finetuned"
+    """`finetuned`: the dense network, in every stage. `best_so_far` (PINS): the weights with the best English dev score yet.
+    `best_at_current_sparsity`: the same, but the search begins anew whenever the density has fallen by `density_step`, since
+    a sparser network seldom beats a denser one."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Softens the outputs of teacher and student; a higher value gives more weight to the labels that were not chosen."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the teacher's answers in the loss on labelled text; the label has the rest."""
+    hidden: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the distance between hidden states, summed over layers; 0 skips them and costs nothing."""
+    confidence: bool = False
+    """Weigh teacher against label by the student's own certainty, example by example (PINS); replaces `weight`."""
+    unlabelled: str | None = None
+    """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text, or
+    `task_with_translations` to include machine translations of the training set (hub). The student also learns the
+    teacher's answers on them. Languages without a file are skipped. Texts of the test sets and of English dev are left out,
+    whatever their spaces, case and punctuation."""
+    languages: Annotated[list[str], Field(min_length=1)] | None = None
+    """Languages whose unlabelled text is read; `null` for all that have some. The report marks them as `seen_unlabelled`."""
+    max_texts: Annotated[int, Field(ge=1)] | None = None
+    """Read only this many texts of each language, a sample that is the same in every run; `null` for all."""
+    unlabelled_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the loss on unlabelled text, which is added to the loss on labelled text."""
+    density_step: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """For `best_at_current_sparsity`: how far the density must fall before the search begins anew."""
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return split_at_commas(value)
+
+    @field_validator("confidence")
+    @classmethod
+    def _replaces_weight(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("weight", 0.5) != 0.5:
+            raise ValueError("`confidence` replaces `weight`; give one of them")
+        return value
+
+    @field_validator("unlabelled")
+    @classmethod
+    def _per_language(cls, value: str | None) -> str | None:
+        if value is not None and value not in TASK_TEXT and "{language}" not in value:
+            raise ValueError(
+                f"{value!r} does not contain {{language}}; expected `task`, or a pattern such as text/{{language}}.txt"
+            )
+        return value
+
+    @field_validator("languages", "max_texts")
+    @classmethod
+    def _of_unlabelled(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("unlabelled") is None:
+            raise ValueError("there is no unlabelled text to choose from; give distillation.unlabelled")
+        return value
+
+
+class EvaluationRecipe(BaseModel):
+    """How languages are measured."""
+
+    model_config = STRICT | _changes("measuring")
+
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000), RUNNING] = 64
+    """Examples in a forward pass; changes speed and memory, not scores."""
+    max_stage_examples: Annotated[int, Field(ge=1)] | None = None
+    """Test examples of each language in the curve over stages. Dense, pruned and ONNX models are measured on all."""
+    stage_interval: Annotated[int, Field(ge=1)] = 1
+    """Measure languages after every so many pruning stages, and always after the dense stage and the last one."""
+
+
+class FloorRecipe(BaseModel):
+    """How many points an exported form may lose against the pruned PyTorch model; a form that loses more is not shipped."""
+
+    model_config = STRICT | _changes("export")
+
+    zero_shot_drop: Annotated[float, Field(ge=0)] | None = None
+    """Largest loss of the mean over the zero-shot languages, or of the train language if there are none."""
+    worst_language_drop: Annotated[float, Field(ge=0)] | None = None
+    """Largest loss of any language, the train language included."""
+
+
+if TYPE_CHECKING:
+    FormName = str
+else:
+    FormName = Literal[tuple(FORMS)]
+
+
+class ExportRecipe(BaseModel):
+    """Which files the bundle holds."""
+
+    model_config = STRICT | _changes("export")
+
+    safetensors: Literal["sparse", "dense"] = "sparse"
+    """`sparse`: a bitmask and the remaining values of every pruned matrix. `dense`: every value."""
+    onnx: list[FormName] = list(USUAL_FORMS)
+    """ONNX forms to write. An empty list writes weights only, as the runs of a comparison do."""
+    onnx_layout: Literal["packed", "dense"] = "packed"
+    """`packed`: a smaller file that rebuilds its matrices when it is opened. `dense`: ordinary matrices."""
+    embeddings: Literal["int8", "int4"] = "int8"
+    """Word embeddings of the INT8 form: eight bits a value, or four with a scale for every 32 values."""
+    opset: Annotated[int, Field(ge=18, le=25)] = 20
+    """Version of the ONNX operators; lower it for an older runtime."""
+    floor: FloorRecipe = FloorRecipe()
+    """How many points an exported form may lose."""
+    calibration: str | None = None
+    """Unlabelled text in the served languages to calibrate INT8: files with `{language}` in the name, or `task` for the
+    task's own text. By default the text files that the recipe names for distillation or the vocabulary, else English
+    training text alone."""
+    triton: bool = True
+    """Write a model repository for NVIDIA Triton."""
+
+    @field_validator("calibration")
+    @classmethod
+    def _per_language(cls, value: str | None) -> str | None:
+        if value is not None and value != "task" and "{language}" not in value:
+            raise ValueError(
+                f"{value!r} does not contain {{language}}; expected `task`, or a pattern such as text/{{language}}.txt"
+            )
+        return value
+
+    @field_validator("onnx", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return split_at_commas(value)
+
+    @model_validator(mode="after")
+    def _once_each(self) -> ExportRecipe:
+        if len(set(self.onnx)) != len(self.onnx):
+            raise ValueError("`onnx` lists a form twice")
+        return self
+
+
+class Recipe(BaseModel):
+    """Everything a run needs; the resolved recipe alone repeats it."""
+
+    model_config = STRICT
+
+    base: Annotated[str | None, Field(exclude=True)] = None
+    """Another recipe to start from: a file, relative to this one, or the name of a shipped recipe. Keys given here replace
+    the base's keys. A section that has another `name` than in the base replaces the base's whole section."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200), EXPORT]
+    """Name of the run, in letters, digits and `_.-`. By default the file's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    """Seed of everything random."""
+    model: ModelRecipe = ModelRecipe()
+    """The pretrained model to start from."""
+    task: TaskRecipe
+    """What the model learns and where it is measured."""
+    training: TrainingRecipe = TrainingRecipe()
+    """How the network is trained."""
+    pruning: PruningRecipe = PruningRecipe()
+    """Which weights are pruned, and when."""
+    regularizer: Component = Component(name="cosine")
+    """What keeps pruned weights close to the pretrained ones; the README lists regularizers and their parameters."""
+    distillation: DistillationRecipe | None = None
+    """Learn from a teacher too; `null` learns from labels alone."""
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+    """How languages are measured."""
+    export: ExportRecipe = ExportRecipe()
+    """Which files the bundle holds."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Return plain values with every default filled in."""
+        return self.model_dump(mode="json")
+
+    def sha256(self) -> str:
+        """Hash the resolved recipe; equal recipes have equal hashes."""
+        text = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Write the resolved recipe as YAML, which `load` reads back to an equal one."""
+        return dump_yaml(self.resolved())
+
+    def components(self) -> Iterator[tuple[str, str, Component]]:
+        """Yield (table, path in the recipe, component) of every named component."""
+        yield "criterion", "pruning.criterion", self.pruning.criterion
+        yield "schedule", "pruning.schedule", self.pruning.schedule
+        yield "regularizer", "regularizer", self.regularizer
+
+
+def split_at_commas(value: Any) -> Any:
+    """Read `en, de` as the list `[en, de]`."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value

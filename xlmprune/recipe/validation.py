@@ -1,0 +1,112 @@
+"""From plain values to a `Recipe`: the schema, the parameters of its components, and what cannot go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from xlmprune.core.errors import RecipeError
+from xlmprune.recipe import registry
+from xlmprune.recipe.explanations import Where, explain
+from xlmprune.recipe.schema import Recipe, TaskRecipe
+from xlmprune.recipe.yaml_text import KeyPath
+
+
+def validate(
+    values: dict[str, Any],
+    origin: str,
+    positions: Mapping[KeyPath, str] | None = None,
+    given: Mapping[KeyPath, str] | None = None,
+) -> Recipe:
+    """Build a `Recipe` from plain values.
+
+    Args:
+        origin: the file, for faults that have no position.
+        positions: of the keys, as `read` returns them.
+        given: what `apply_overrides` returned.
+
+    Raises:
+        RecipeError: lists every fault, one a line.
+    """
+    where = Where(origin, positions or {}, given or {})
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("\n".join(explain(error, Recipe, values, where))) from None
+    faults = list(_component_faults(recipe, where))
+    faults = faults or [f"{where(path)}: {fault}" for path, fault in _conflicts(recipe)]
+    if faults:
+        raise RecipeError("\n".join(faults))
+    return recipe
+
+
+def validate_task(values: Any, origin: str, given: Mapping[KeyPath, str]) -> TaskRecipe:
+    """Build the section `task` alone.
+
+    Args:
+        given: what `apply_overrides` returned.
+
+    Raises:
+        RecipeError: lists every fault, one a line.
+    """
+    try:
+        return TaskRecipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(
+            "\n".join(explain(error, TaskRecipe, values, Where(origin, {}, given), ("task",)))
+        ) from None
+
+
+def _component_faults(recipe: Recipe, where: Where) -> Iterator[str]:
+    """Unknown names, and parameters that a component does not accept."""
+    for table, dotted, component in recipe.components():
+        path = tuple(dotted.split("."))
+        try:
+            kind = registry.load(table, component.name)
+            TypeAdapter(kind).validate_python(component.parameters)
+        except RecipeError as error:
+            yield f"{where(path)}: {error}"
+        except ValidationError as error:
+            yield from explain(error, kind, component.parameters, where, path)
+    try:
+        registry.load("task", recipe.task.name)
+    except RecipeError as error:
+        yield f"{where(('task', 'name'))}: {error}"
+
+
+def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """Keys that are valid alone but not together."""
+    training, pruning, distillation = recipe.training, recipe.pruning, recipe.distillation
+    densities = build(recipe, "schedule").densities()
+    if pruning.pattern != "unstructured":
+        keep, of = map(int, pruning.pattern.split(":"))
+        if pruning.scope == "global":
+            yield (
+                ("pruning", "scope"),
+                f"pattern {pruning.pattern} keeps {keep} of every {of} in each row: scope must be layer",
+            )
+        if densities and densities[-1] > keep / of:
+            yield (
+                ("pruning", "schedule"),
+                f"pattern {pruning.pattern} ends at density {keep / of}, the schedule at {densities[-1]:.4g}",
+            )
+    if training.gradient_accumulation > training.batch_size:
+        yield ("training", "gradient_accumulation"), "more micro-batches than examples in a batch"
+    if distillation is not None and distillation.teacher != "finetuned" and training.keep == "last":
+        yield (
+            ("distillation", "teacher"),
+            f"{distillation.teacher} needs dev scores, and training.keep: last reads no dev examples",
+        )
+    languages = recipe.task.languages
+    if isinstance(languages, list) and len(set(languages)) != len(languages):
+        yield ("task", "languages"), "a language is listed twice"
+
+
+def build(recipe: Recipe, table: str) -> Any:
+    """Build the component of ``table`` that the recipe names, from its parameters."""
+    for name, _, component in recipe.components():
+        if name == table:
+            return TypeAdapter(registry.load(table, component.name)).validate_python(component.parameters)
+    raise KeyError(table)
