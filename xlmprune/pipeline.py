@@ -205,9 +205,8 @@ def load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] | 
     wanted = recipe.model.vocabulary
     if not isinstance(wanted, VocabularyRecipe):
         return load_pretrained(recipe.model, task.kind, task.labels, recipe.seed), None
-    texts = vocabulary_texts(
-        task, wanted.files, wanted.keep_languages_of
-    )  # before the model: what lacks here is told at once
+    # Texts before the model: an error in them appears at once.
+    texts = vocabulary_texts(task, wanted.files, wanted.keep_languages_of)
     vocabulary.require_texts(texts)
     pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
     tokenizer, facts = vocabulary.trim(

@@ -57,7 +57,7 @@ def to_examples(
         else [number(tag, row, word) for word, tag in enumerate(entry)]
         for row, entry in enumerate(rows.labels or [])
     ]
-    notes = _twins(rows.origin, labels) if split == "train" else ()
+    notes = (*_twins(rows.origin, labels), *_numbers(rows, labels)) if split == "train" else ()
     return Examples(
         language,
         split,
@@ -126,6 +126,13 @@ def _respelled(rows: Rows, ids: Mapping[str, int]) -> Rows:
     tag, name = next(iter(written.items()))
     note = f"{rows.origin}: {count_of(count, 'tag')} rewritten to BIO, such as {tag} to {name}"
     return replace(rows, labels=labels, notes=(*rows.notes, note))
+
+
+def _numbers(rows: Rows, labels: Sequence[str]) -> tuple[str, ...]:
+    """Say that tags are numbers, which as such cannot mark entities."""
+    if rows.labels and not isinstance(rows.labels[0], str) and all(label.isdecimal() for label in labels):
+        return (f"{rows.origin}: tags are numbers; if they mean positions, list their names in task.labels",)
+    return ()
 
 
 def _twins(origin: str, labels: Sequence[str]) -> tuple[str, ...]:
