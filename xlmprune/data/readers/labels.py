@@ -14,7 +14,7 @@ from xlmprune.core.errors import DataError
 from xlmprune.data.examples import Examples
 from xlmprune.data.readers.lines import count_of
 from xlmprune.data.readers.rows import Rows, Split
-from xlmprune.data.readers.tags import is_bio, respell
+from xlmprune.data.readers.tags import is_bio, respell, style_of
 
 MANY = 20
 """With fewer rows, most may well have a label of their own."""
@@ -226,8 +226,9 @@ def check_classes(rows: Rows) -> None:
     counts = Counter(name for entry in names for name in entry)
     _check_kind(rows, counts)
     first = Counter(text for text in rows.first if isinstance(text, str))
-    swapped = len(counts) == len(names) >= 4 and 2 * len(first) <= len(names)
-    if swapped or (counts.total() > MANY and 2 * len(counts) > counts.total()):
+    swapped = len(counts) == len(names) >= 4 and 0 < 2 * len(first) <= len(names)
+    many = counts.total() > MANY and 2 * len(counts) > counts.total()
+    if swapped or (many and not style_of(counts)):
         examples = ", ".join(repr(short(name)) for name in list(counts)[:3])
         words = rows.word_lines is not None
         roles = (
