@@ -155,6 +155,8 @@ class TaskRecipe(Named):
             return None
         if any(name != name.strip() or not name for name in labels):
             raise ValueError("a label is empty or has spaces around it; files are read without such spaces")
+        if any("\n" in name or "\r" in name for name in labels):
+            raise ValueError("a label has a line break; write it in one line")
         if twice := [name for name, count in Counter(labels).items() if count > 1]:
             raise ValueError(f"label {twice[0]!r} is listed twice")
         if len(labels) < 2:
