@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import SENTENCES, tiny_tokenizer
+from tiny import SENTENCES, tiny_special, tiny_tokenizer
 
 from xlmprune.data.encoding import (
     IGNORE,
@@ -26,6 +26,7 @@ def of_lengths(lengths):
         None,
         None,
         np.zeros(len(lengths), dtype=bool),
+        special=tiny_special(),
     )
 
 
@@ -128,7 +129,7 @@ def test_sentences_of_no_words_and_sets_of_no_rows_encode():
 
 def test_padding_is_masked_and_has_no_label():
     examples = Examples("en", "test", [["the"], ["the", "door", "man"]], None, [[5], [6, 7, 8]])
-    batch = pad(encode(tiny_tokenizer(), examples, 64), [1, 0], pad_id=1)
+    batch = pad(encode(tiny_tokenizer(), examples, 64), [1, 0])
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape == (2, 5)
     assert {array.dtype for array in batch.values()} == {np.dtype("int64")}
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_special
 
 from xlmprune.data.encoding import Encoded
 from xlmprune.data.examples import Examples
@@ -18,7 +19,7 @@ from xlmprune.tasks.metrics import Accuracy, EntityF1
 
 def encoded(lengths, words=None):
     ids = [np.arange(4, 4 + length, dtype=np.int64) for length in lengths]
-    return Encoded(ids, None, words, np.zeros(len(lengths), dtype=bool))
+    return Encoded(ids, None, words, np.zeros(len(lengths), dtype=bool), special=tiny_special())
 
 
 def test_logits_come_back_in_the_order_of_the_examples():

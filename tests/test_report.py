@@ -355,12 +355,12 @@ def test_a_density_of_zero_and_a_language_measured_late_can_be_drawn():
 @given(st.lists(st.floats(0, 500), max_size=60))
 def test_labels_never_overlap_and_stay_inside(places):
     places = sorted(places)
-    moved = charts.spread(places, 13.0, 0.0, 500.0)
+    moved = charts.space_apart(places, 13.0, 0.0, 500.0)
     gap = min(13.0, 500.0 / max(1, len(places) - 1))
     assert all(after - before >= gap - 1e-6 for before, after in pairwise(moved))
     assert all(-1e-6 <= place <= 500 + 1e-6 for place in moved)
     far = [0.0, 100.0, 300.0]
-    assert charts.spread(far, 13.0, 0.0, 500.0) == far
+    assert charts.space_apart(far, 13.0, 0.0, 500.0) == far
 
 
 # --- the model card ---
@@ -429,7 +429,7 @@ def small_bundle(folder: Path, kind: str) -> None:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
         folder / "model.onnx",
     )
-    config = {"id2label": {"0": "nought", "1": "one", "2": "two"}}
+    config = {"id2label": {"0": "nought", "1": "one", "2": "two"}, "pad_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

@@ -29,9 +29,7 @@ FLOORS = (
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 
 KNOWN: dict[str, set[str]] = {
-    "compare.dense": {"pipeline"},
-    "compare.work": {"pipeline"},
-    "core.doctor": {"quickstart.model", "report.findings"},
+    "core.doctor": {"report.findings"},
     "export.forms": {
         "bundle.bench",
         "bundle.golden",
@@ -40,8 +38,6 @@ KNOWN: dict[str, set[str]] = {
         "bundle.session",
     },
     "export.int8": {"bundle.session"},
-    "models.loading": {"quickstart.model"},
-    "models.vocabulary": {"tasks"},
 }
 """Imports that still run upwards, from before the rooms. Each goes; none may come."""
 

@@ -16,6 +16,8 @@ import transformers
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from xlmprune.data.special import SpecialTokens, special_tokens
+
 SENTENCES = {
     "en": ["turn on the kitchen light", "what is the temperature", "the man is sleeping", "close the door"],
     "de": ["schalte das Licht in der Küche ein", "wie warm ist es", "der Mann schläft", "schließe die Tür"],
@@ -44,6 +46,11 @@ def _tokenizer_text() -> str:
 def tiny_tokenizer() -> Tokenizer:
     """An XLM-R tokenizer of a few hundred pieces."""
     return Tokenizer.from_str(_tokenizer_text())
+
+
+def tiny_special() -> SpecialTokens:
+    """What `encode` keeps of the tiny tokenizer."""
+    return special_tokens(tiny_tokenizer())
 
 
 def tiny_model(

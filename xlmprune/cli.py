@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from xlmprune._version import __version__
+from xlmprune.core import own_process
 from xlmprune.core.errors import RecipeError, ShortfallError, XlmpruneError
 
 
@@ -127,8 +128,8 @@ def compress(
         typer.Option(
             "--start-from",
             metavar="RUN",
-            help="Skip stage 0: take it from this finished run, whose recipe has pruning.schedule.stages: 0 and the same "
-            "stage 0.",
+            help="Take stage 0 from this run folder and do not train it again. Its recipe must have the same stage 0 and "
+            "pruning.schedule.stages: 0.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,
@@ -161,7 +162,10 @@ def export(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Make the bundle of a finished run again with other export settings, such as --set export.opset=18. Trains nothing."""
+    """Make a finished run's bundle again, with other export settings.
+
+    This trains nothing. Example: --set export.opset=18
+    """
     from xlmprune import pipeline
     from xlmprune.report.pages import results_table
 
@@ -359,18 +363,18 @@ def compare(
 
     Each run has its own run folder. Run the same command again to skip finished runs and resume the others.
     """
-    from xlmprune.compare import pages, plan, running, table
+    from xlmprune.compare import pages, plan, results, running
 
     laid_out = plan.read(recipe, vary, set_, baseline or None)
     if dry_run:
-        _print_json(pages.plan_facts(laid_out)) if as_json else _print_table(pages.plan_table(laid_out))
+        _print_json(pages.plan_entries(laid_out)) if as_json else _print_table(pages.plan_table(laid_out))
         return
     folder = out or Path("runs") / f"{laid_out.name}-comparison"
     runs = running.make_executor(executor, gpus, cpus, jobs)
     facts = running.compare(laid_out, folder, runs, device, fresh, only=only)
     _print(facts, as_json, pages.results_table)
     typer.echo(f"comparison: {folder / 'comparison.html'}", err=True)
-    if code := table.exit_code(facts):
+    if code := results.exit_code(facts):
         raise typer.Exit(code)
 
 
@@ -482,6 +486,7 @@ def print_schema() -> None:
 
 def main() -> None:
     """Run the `xlmprune` command."""
+    own_process.end_with_parent()
     app()
 
 

@@ -17,6 +17,7 @@ from xlmprune.core.errors import MachineError, RecipeError, ShortfallError
 from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder, StopRequest, damaged_checkpoint
+from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
@@ -24,7 +25,14 @@ from xlmprune.export import forms as bundling
 from xlmprune.export.forms import Form
 from xlmprune.export.int8 import TextSource
 from xlmprune.models import vocabulary
-from xlmprune.models.loading import Pretrained, forward_of, load_pretrained, read_start, save_start
+from xlmprune.models.loading import (
+    Pretrained,
+    fit_to_tokenizer,
+    forward_of,
+    load_pretrained,
+    read_start,
+    save_start,
+)
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
 from xlmprune.report import pages as report
 from xlmprune.report import results
@@ -293,14 +301,13 @@ def _load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] |
     wanted = recipe.model.vocabulary
     if not isinstance(wanted, VocabularyRecipe):
         return load_pretrained(recipe.model, task.kind, task.labels, recipe.seed), None
-    texts = vocabulary.texts_for(
-        task, wanted.files
-    )  # before the model, so that missing text is reported at once
+    texts = vocabulary_texts(task, wanted.files)  # before the model, so that missing text is reported at once
     vocabulary.require_texts(texts)
     pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
     tokenizer, facts = vocabulary.trim(
         pretrained.model, pretrained.tokenizer, texts, min_count=wanted.min_count, max_size=wanted.max_size
     )
+    fit_to_tokenizer(pretrained.model, tokenizer)
     return Pretrained(pretrained.model, tokenizer, pretrained.origin), facts
 
 

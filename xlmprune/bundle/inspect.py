@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,8 @@ import numpy as np
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import SAFETENSORS_FILE
 from xlmprune.export import sparse
+from xlmprune.models import architecture
 
-PRUNABLE = re.compile(r"(?:roberta\.)?encoder\.layer\.(?P<layer>\d+)\.(?P<module>.+)\.weight")
-PARTS = {
-    "embeddings": r"(?:roberta\.)?embeddings\.",
-    "encoder": r"(?:roberta\.)?encoder\.",
-    "head": r"classifier\.",
-}
 DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -138,7 +132,7 @@ def _read_safetensors(path: Path, count: Callable[[str, np.ndarray], int] | None
         remaining = None
         if name in matrices:
             remaining, size = matrices[name]["kept"], size + sizes[name + sparse.MASK]
-        elif PRUNABLE.fullmatch(name) and len(shape) == 2:
+        elif _is_prunable(name) and len(shape) == 2:
             remaining = count(name, values) if count else int(np.count_nonzero(values))
         yield Stored(name, shape, remaining, float(np.linalg.norm(values)), size)
 
@@ -208,7 +202,7 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
             values, scale = restore_blocks(values, scale), None
         if zero is not None and zero.any():
             values = values.astype(np.int32) - zero
-        prunable = PRUNABLE.fullmatch(parameter) and values.ndim == 2
+        prunable = _is_prunable(parameter) and values.ndim == 2
         transposed = tensors[0].name.startswith(parameter + TRANSPOSED)
         yield Stored(
             parameter,
@@ -220,9 +214,12 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
 
 
 def parameter_of(name: str) -> str | None:
-    """The parameter an initializer belongs to: what stands before `.T`, `_quantized`, `_scale` and the like."""
-    match = re.match(r"(?:xlmprune\.packed/)?((?:roberta|classifier)\..*?\.?(?:weight|bias))(?![a-z])", name)
-    return match[1] if match else None
+    """Return the parameter an initializer belongs to: what stands before `.T`, `_quantized`, `_scale` and the like."""
+    return architecture.parameter_at_start(name.removeprefix("xlmprune.packed/"))
+
+
+def _is_prunable(name: str) -> bool:
+    return name.endswith(".weight") and architecture.find_matrix(name) is not None
 
 
 def _norm(values: np.ndarray, scale: np.ndarray | None) -> float:
@@ -241,9 +238,9 @@ def _describe(parameters: Iterable[Stored], size: int) -> dict[str, Any]:
     matrices = [entry for entry in stored if entry.remaining is not None]
     total, prunable = sum(_numel(entry) for entry in stored), sum(_numel(entry) for entry in matrices)
     remaining = sum(entry.remaining or 0 for entry in matrices)
-    by_part = dict.fromkeys([*PARTS, "other"], 0)
+    by_part: dict[str, int] = dict.fromkeys(architecture.PARTS, 0)
     for entry in stored:
-        by_part[_part(entry.name)] += entry.bytes
+        by_part[architecture.part_of(entry.name)] += entry.bytes
     by_part["other"] += size - sum(by_part.values())  # the graph, names, metadata
     rows = [_row(entry) for entry in matrices]
     return {
@@ -260,13 +257,13 @@ def _describe(parameters: Iterable[Stored], size: int) -> dict[str, Any]:
 
 
 def _row(entry: Stored) -> dict[str, Any]:
-    match = PRUNABLE.fullmatch(entry.name)
-    assert match is not None
+    found = architecture.find_matrix(entry.name)
+    assert found is not None
     assert entry.remaining is not None
     return {
         "name": entry.name,
-        "layer": int(match["layer"]),
-        "module": match["module"],
+        "layer": found.layer,
+        "module": found.module,
         "shape": list(entry.shape),
         "density": entry.remaining / max(_numel(entry), 1),
         "norm": entry.norm,
@@ -299,10 +296,6 @@ def _numel(entry: Stored) -> int:
     return math.prod(entry.shape)
 
 
-def _part(name: str) -> str:
-    return next((part for part, pattern in PARTS.items() if re.match(pattern, name)), "other")
-
-
 def render(facts: dict[str, Any]) -> Any:
     """The facts as tables for the terminal."""
     from rich.console import Group
@@ -331,7 +324,7 @@ def render(facts: dict[str, Any]) -> Any:
                 f"{row['bytes']:,}",
             )
         tables.append(table)
-    parts = Table("file", "bytes", *PARTS, "other", title="bytes by part")
+    parts = Table("file", "bytes", *architecture.PARTS, title="bytes by part")
     for column in parts.columns[1:]:
         column.justify = "right"
     weights = {SAFETENSORS_FILE if facts["what"] == "bundle" else facts["path"]: facts}

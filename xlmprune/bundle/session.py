@@ -92,11 +92,6 @@ class Bundle:
         tokenizer.no_truncation()
         return tokenizer
 
-    @property
-    def pad_id(self) -> int:
-        """What shorter rows of a batch are filled up with."""
-        return int(self.config.get("pad_token_id", 1))
-
     def file(self, form: str = "") -> Path:
         """The ONNX file of ``form``, or of the first form there is.
 
@@ -243,7 +238,7 @@ def predict(
     while batch := list(islice(waiting, batch_size)):
         examples = _examples(bundle.kind, batch, done)
         encoded = encode(bundle.tokenizer, examples, bundle.max_length)
-        feed = pad(encoded, range(len(batch)), bundle.pad_id)
+        feed = pad(encoded, range(len(batch)))
         scores = softmax(forward(feed["input_ids"], feed["attention_mask"]))
         for row in range(len(batch)):
             truncated = bool(encoded.truncated[row])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune._version import __version__
+from xlmprune.core.files import cache_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -158,9 +159,7 @@ def _read(path: str) -> str:
 
 def find_caches() -> dict[str, dict[str, Any]]:
     """Return the folders that hold models and data, whether they are writable, and their free disk space."""
-    from xlmprune.quickstart.model import default_cache
-
-    folders = {"xlmprune": default_cache(), "hub": _hub_cache()}
+    folders = {"xlmprune": cache_folder(), "hub": _hub_cache()}
     return {
         name: {"folder": str(folder), "writable": _is_writable(folder), "free_bytes": _free_bytes(folder)}
         for name, folder in folders.items()

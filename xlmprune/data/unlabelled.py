@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,39 @@ def _paired(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
         else:
             yield waiting, line
             waiting = None
+
+
+def vocabulary_texts(task: Any, files: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """Return the text of every language that its pieces are counted in: the task's own, without test sets, and the files'.
+
+    Args:
+        task: gives unlabelled text, and train and dev text of the train language.
+        files: UTF-8, one text a line; ``{language}`` in a name is filled in with each language, a file without it
+            counts for all.
+
+    Raises:
+        DataError: a file is missing or not UTF-8; names file and line.
+    """
+    train_language, *others = task.languages()
+    texts = {language: list(task.unlabelled(language)) for language in (train_language, *others)}
+    texts[train_language] += _train_texts(task, train_language)
+    for pattern in files or ():
+        for language in texts:
+            path = Path(expand(pattern.replace("{language}", language)))
+            # The train language has text of its own, by the recipe; the others may have nothing else.
+            if language != train_language or path.is_file():
+                texts[language] += [text for line in read_lines(path) if (text := line.strip())]
+    # The two texts of a pair stand apart elsewhere, and a text must not count twice.
+    return {
+        language: list(dict.fromkeys(part for text in mine for part in text.split("\t")))
+        for language, mine in texts.items()
+    }
+
+
+def _train_texts(task: Any, language: str) -> list[str]:
+    """Return train and dev texts that are not in the test set as well."""
+    test = set(_texts(task.examples(language, "test")))
+    mine = list(_texts(task.examples(language, "train")))
+    with suppress(DataError):  # not every source has a dev set
+        mine += _texts(task.examples(language, "dev"))
+    return [text for text in mine if text not in test]

@@ -259,7 +259,8 @@ def _golden_batch(tests: Mapping[str, TestSet]) -> dict[str, np.ndarray]:
     for test in tests.values():
         shortest = np.argsort([len(ids) for ids in test.encoded.input_ids], kind="stable")
         rows += [test.encoded.input_ids[row] for row in shortest[[0, len(shortest) // 2]]]
-    plain = Encoded(rows, None, None, np.zeros(len(rows), dtype=bool))
+    special = next(iter(tests.values())).encoded.special
+    plain = Encoded(rows, None, None, np.zeros(len(rows), dtype=bool), special=special)
     return pad(plain, range(len(rows)))
 
 

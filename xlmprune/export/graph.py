@@ -2,7 +2,7 @@
 
 Inputs `input_ids` and `attention_mask`, int64 [batch, sequence]; output `logits`, float [batch, labels], or [batch,
 sequence, labels] for token tasks. Matrices carry the name of their parameter, with `.T` where the graph holds them as
-[in, out]: `roberta.encoder.layer.0.attention.self.query.weight.T`. That is how `packing`, `quantization` and
+[in, out], as in `<parameter>.T`. That is how `packing`, `quantization` and
 `inspection` find them.
 
 A `ModelProto` in memory may be larger than the 2 GB that protobuf can write; `save_onnx` then puts the weights into
@@ -45,7 +45,7 @@ def export_onnx(
     """Trace the model, clean the graph, and write it to ``path`` if one is given.
 
     Args:
-        model: XLM-R with a sequence or token classification head, in fp32 and eval mode. One on another device is copied.
+        model: an encoder with a sequence or token classification head, in fp32 and eval mode; copied from another device.
         opset: 18 to 25; from 23 on attention is one standard node a layer, which servers before 2025 cannot read.
         properties: facts to put into the file; `InferenceSession.get_modelmeta().custom_metadata_map` gives them back.
 
@@ -64,13 +64,15 @@ def export_onnx(
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         model = copy.deepcopy(model).cpu()
     # Two rows, one of them padded: a batch of one, or a mask of ones, would be taken for a constant of the graph.
-    ids = torch.tensor([[0, 3, 3, 3, 3, 2], [0, 3, 2, 1, 1, 1]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    pad = model.config.pad_token_id  # type: ignore[union-attr]
+    ids = torch.tensor([[0, 3, 3, 3, 3, 2], [0, 3, 2, pad, pad, pad]])
     axes = {0: "batch", 1: "sequence"}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,
             (),
-            kwargs={"input_ids": ids, "attention_mask": (ids != 1).long()},
+            kwargs={"input_ids": ids, "attention_mask": mask},
             dynamic_shapes={"input_ids": axes, "attention_mask": axes},
             input_names=["input_ids", "attention_mask"],
             output_names=["logits"],
@@ -83,6 +85,7 @@ def export_onnx(
     del program
     _name_matrices(proto)
     _clean(proto)
+    proto.graph.name = model.config.model_type  # type: ignore[union-attr, assignment]
     onnx.helper.set_model_props(proto, dict(properties or {}))
     if path is not None:
         save_onnx(proto, path)
@@ -140,7 +143,6 @@ def _clean(proto: onnx.ModelProto) -> None:
     del proto.graph.metadata_props[:]
     del proto.metadata_props[:]
     proto.doc_string = proto.graph.doc_string = ""
-    proto.graph.name = "xlm-roberta"
     proto.producer_name, proto.producer_version = "xlmprune", __version__
 
 

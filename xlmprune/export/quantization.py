@@ -42,6 +42,7 @@ from onnx import TensorProto, helper, numpy_helper
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import temporary_folder
 from xlmprune.export.graph import save_onnx
+from xlmprune.models import architecture
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -51,9 +52,6 @@ Feed = Mapping[str, np.ndarray]
 
 INT4 = "/int4"
 """Ends the name of a table in four bits; its scales end in `/scale`."""
-
-HEAD = "classifier."
-"""Begins the names of the head's matrices. They stay fp32: they are small, and what they put out are the logits."""
 
 LARGEST = 127
 """Of a weight. -128 is left out, so that a scale serves both signs."""
@@ -131,14 +129,19 @@ def quantize(
 
 
 def matrices_of(proto: onnx.ModelProto) -> list[tuple[str, str]]:
-    """(matrix, activation) of every product of an activation with a constant fp32 matrix outside the head."""
+    """(matrix, activation) of every product of an activation with a constant fp32 matrix outside the head.
+
+    The head's matrices stay fp32: they are small, and what they put out are the logits.
+    """
     weights = {
         t.name for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2
     }
     return [
         (node.input[1], node.input[0])
         for node in proto.graph.node
-        if node.op_type == "MatMul" and node.input[1] in weights and not node.input[1].startswith(HEAD)
+        if node.op_type == "MatMul"
+        and node.input[1] in weights
+        and architecture.part_of(node.input[1]) != "head"
     ]
 
 
@@ -240,7 +243,7 @@ class _Rewriting:
         """Rows of a table, scaled after they were looked up."""
         name, ids = node.input
         table, out = numpy_helper.to_array(self.weights[name]), node.output[0]
-        if embeddings == "int4" and "word" in name:
+        if embeddings == "int4" and architecture.is_word_embedding(name):
             self._add_blocks(name, table, ids, out)
             return
         integers, scale = quantize_rows(table)

@@ -61,7 +61,24 @@ TASKS = {
     "ranking": "xlmprune.tasks.ranking:Ranking",
 }
 
-TABLES = {"criterion": CRITERIA, "regularizer": REGULARIZERS, "schedule": SCHEDULES, "task": TASKS}
+FAMILIES = {
+    "xlm-roberta": "xlmprune.models.xlm_roberta:XLM_ROBERTA",
+    "xlm-roberta-xl": "xlmprune.models.xlm_roberta:XLM_ROBERTA_XL",
+    "bert": "xlmprune.models.bert:BERT",
+}
+"""Model families by the `model_type` of their config.json."""
+
+MODELS = {"quickstart": "xlmprune.quickstart.model:ensure_model"}
+"""Models that are made on this machine, by the name a recipe has for them; each is a function that returns a folder."""
+
+TABLES = {
+    "criterion": CRITERIA,
+    "regularizer": REGULARIZERS,
+    "schedule": SCHEDULES,
+    "task": TASKS,
+    "family": FAMILIES,
+    "model": MODELS,
+}
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

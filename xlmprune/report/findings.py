@@ -6,7 +6,6 @@ Everything here reads the plain values of `plain`: a number that is not finite i
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from xlmprune.core.languages import language_name
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
+from xlmprune.models import architecture
 
 Report = Mapping[str, Any]
 
@@ -25,18 +25,6 @@ FORMS = {"dense": "dense", "pruned": "pruned", "onnx_fp32": "ONNX fp32", "onnx_i
 
 FILE_FORMS = {"model.onnx": "onnx_fp32", "model.int8.onnx": "onnx_int8", "model.safetensors": "safetensors"}
 """Which dense file a shipped file stands for."""
-
-ENCODER_MATRIX = re.compile(r"\blayer\.(\d+)\.(.+?)(?:\.weight)?$")
-
-MATRIX_TITLES = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "attention output",
-    "intermediate.dense": "FFN in",
-    "output.dense": "FFN out",
-}
-
 
 DASH = "–"
 
@@ -284,7 +272,7 @@ def describe_collapse(report: Report) -> str:
     if not found:
         return ""
     named = [
-        f"{layer['name'].removeprefix('roberta.encoder.')} ({percent(layer['density'], 2)})"
+        f"{architecture.short_name(layer['name'])} ({percent(layer['density'], 2)})"
         for layer in sorted(layers, key=lambda layer: layer["density"])
         if layer["name"] in found
     ]
@@ -379,19 +367,16 @@ def layer_grid(report: Report, fact: str) -> dict[str, Any] | None:
     """
     values: dict[int, dict[str, float]] = {}
     for entry in report.get("layers", []):
-        found = ENCODER_MATRIX.search(entry["name"])
+        found = architecture.find_matrix(entry["name"])
         if found and entry.get(fact) is not None:
-            values.setdefault(int(found[1]), {})[found[2]] = entry[fact]
+            values.setdefault(found.layer, {})[found.title] = entry[fact]
     flat = [value for layer in values.values() for value in layer.values()]
     if not flat or max(flat) - min(flat) < 5e-4:
         return None
-    seen = dict.fromkeys(kind for layer in values.values() for kind in layer)
-    kinds = [kind for kind in MATRIX_TITLES if kind in seen] + [
-        kind for kind in seen if kind not in MATRIX_TITLES
-    ]
+    titles = list(dict.fromkeys(title for layer in values.values() for title in layer))
     return {
-        "columns": [MATRIX_TITLES.get(kind, kind) for kind in kinds],
-        "rows": [(layer, [values[layer].get(kind) for kind in kinds]) for layer in sorted(values)],
+        "columns": titles,
+        "rows": [(layer, [values[layer].get(title) for title in titles]) for layer in sorted(values)],
         "low": min(flat),
         "high": max(flat),
     }

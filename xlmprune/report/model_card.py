@@ -96,7 +96,7 @@ def metadata(report: Report) -> str:
         "license": licence if licence in LICENCE_IDS else "other",
         "library_name": "onnx" if served_file(report) else "transformers",
         "pipeline_tag": tag,
-        "tags": ["xlm-roberta", "pruned", "cross-lingual"],
+        "tags": [*filter(None, [model.get("type")]), "pruned", "cross-lingual"],
         "base_model": _hub_id(model.get("name")),
     }
     if results:

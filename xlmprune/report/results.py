@@ -186,6 +186,7 @@ def _model(outcome: Outcome, max_length: int) -> dict[str, Any]:
         "name": outcome.origin["name"],
         "revision": outcome.origin["revision"],
         "licence": outcome.origin["licence"],
+        "type": outcome.model.config.model_type,
         "parameters": parameters,
         "prunable": prunable,
         "remaining": parameters - removed,

@@ -15,6 +15,7 @@ from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import TestSet
+from xlmprune.models import architecture
 from xlmprune.recipe import DistillationRecipe, TaskRecipe
 from xlmprune.training.outcome import Datasets
 from xlmprune.training.teaching import join_encoded
@@ -113,7 +114,7 @@ def _read_dev(task: Any, settings: TaskRecipe) -> Examples:
 
 def check_length(model: str, config: Any, max_length: int) -> None:
     """Raise DataError if the model has fewer positions than `training.max_length`."""
-    positions = config.max_position_embeddings - config.pad_token_id - 1
+    positions = architecture.of(config).positions(config)
     if max_length > positions:
         raise DataError(f"training.max_length is {max_length}; {model} has {positions} positions")
 

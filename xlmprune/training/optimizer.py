@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from torch import nn, optim
 
-from xlmprune.models.loading import part_of, prunable
+from xlmprune.models import architecture
 from xlmprune.recipe import TrainingRecipe
 
 
 def new_optimizer(model: nn.Module, settings: TrainingRecipe) -> optim.AdamW:
     """Return AdamW over the trainable parameters; only encoder and head matrices decay."""
-    decayed = set(prunable(model))
+    decayed = architecture.of(model).decayed(model)
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrix_of_head = part_of(name) == "head" and parameter.ndim == 2
-            groups[name in decayed or matrix_of_head].append(parameter)
+            groups[name in decayed].append(parameter)
     return optim.AdamW(
         [
             {"params": groups[True], "weight_decay": settings.weight_decay},
@@ -30,9 +29,7 @@ def new_optimizer(model: nn.Module, settings: TrainingRecipe) -> optim.AdamW:
 
 def freeze_embeddings(model: nn.Module) -> None:
     """Take the embeddings out of training."""
-    for name, parameter in model.named_parameters():
-        if part_of(name) == "embeddings":
-            parameter.requires_grad_(False)
+    architecture.of(model).embeddings(model).requires_grad_(False)
 
 
 def updates_in_stage(settings: TrainingRecipe, batches_per_epoch: int, stage: int) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from xlmprune.core.device import resolve_device, resolve_precision
+from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
-from xlmprune.models.loading import HEADS, count_parameters, load_config, parameters_by_part, prunable
+from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
 from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.method import build_method
@@ -30,11 +31,11 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
     count = len(texts.train)
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        vocabulary.require_texts(vocabulary.texts_for(task, recipe.model.vocabulary.files))
+        vocabulary.require_texts(vocabulary_texts(task, recipe.model.vocabulary.files))
     config = load_config(recipe.model, task.labels)
     check_length(recipe.model.name, config, recipe.training.max_length)
     with torch.device("meta"):
-        model = HEADS[task.kind](config)
+        model = head_class(config, task.kind)(config)
     batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
     stages = [
