@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from xlmprune import recipe as recipes
+from xlmprune.export.form import all_forms
 from xlmprune.recipe import registry
 from xlmprune.recipe.fields import describe_type, sections
 
@@ -44,6 +45,9 @@ def make(name: str) -> str:
     if name == "tasks":
         rows = [[f"`{key}`", describe("task", key)] for key in registry.TABLES["task"]]
         return _table(["task", "what is asked, and how it is scored"], rows)
+    if name == "form":
+        rows = [[f"`{key}`", describe(name, key), f"`{form.file}`"] for key, form in all_forms().items()]
+        return _table(["form", "what it is", "file"], rows)
     rows = [
         [f"`{key}`", describe(name, key), ", ".join(parameters(name, key))] for key in registry.TABLES[name]
     ]

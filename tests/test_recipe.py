@@ -105,7 +105,7 @@ def test_unknown_task(tmp_path):
         ("training: {regularize_dense: 3}", "expected true/false, found 3"),
         ("training: 5", "training: expected keys, found 5"),
         ("model: {vocabulary: 5}", "model.vocabulary: expected `keep` or keys, found 5"),
-        ("export: {onnx: [fp33]}", "export.onnx.0: expected `fp32` or `int8`, found 'fp33'"),
+        ("export: {onnx: [fp33]}", "export.onnx.0: expected `fp32` or `fp16` or `int8`, found 'fp33'"),
         ("distillation: {languages: []}", "distillation.languages: needs at least one entry, found []"),
         ("distillation: {teacher: best}", "distillation.teacher: expected `finetuned` or `best_so_far`"),
         ("distillation: {teecher: best}", "unknown key 'distillation.teecher'; did you mean 'teacher'"),

@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from xlmprune.recipe.registry import FORMS, USUAL_FORMS
 from xlmprune.recipe.yaml_text import dump_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -49,13 +50,18 @@ class Component(Named):
         return dict(self.model_extra or {})
 
 
+TASK_TEXT = ("task", "task_with_translations")
+"""Names for the task's own unlabelled text."""
+
+
 class VocabularyRecipe(BaseModel):
     """Keep only the rows of the embedding table that the served languages use."""
 
     model_config = STRICT
 
-    keep_languages_of: Literal["task"] | None = None
-    """`task`: count pieces in the task's own text of every language it reports. Test text is never counted."""
+    keep_languages_of: Literal["task", "task_with_translations"] | None = None
+    """`task`: count pieces in the task's own text of every language it reports. Test text is never counted. On the hub,
+    `task_with_translations` includes machine translations of the training set. The report marks both."""
     files: list[str] | None = None
     """Text files to count pieces in, one sentence a line; `{language}` is replaced by every language of the task."""
     min_count: Annotated[int, Field(ge=1)] = 2
@@ -100,16 +106,24 @@ class TaskRecipe(Named):
     languages: Literal["all"] | list[str] = "all"
     """The languages to measure, or `all` that have test data. The train language is always measured."""
     max_train_examples: Annotated[int, Field(ge=1)] | None = None
-    """Train on at most this many examples. The report says that the run was scaled down."""
+    """Train on a sample of at most this many examples, every label in its proportion and the same in every run. The report
+    says that the run was scaled down."""
     max_test_examples: Annotated[int, Field(ge=1)] | None = None
-    """Measure on at most this many examples of each language, and of dev. The report says so."""
+    """Measure on a sample of at most this many examples of each language, and of dev. Files that are translations of one
+    another give the same rows. The report says so."""
     labels: list[str] | None = None
     """Label names in the order of the model's outputs. By default those of the task, or of the training file, sorted."""
     columns: dict[str, str | int] | None = None
     """Which column holds which part of an example, by name or by position from 0. Tables have the parts `first`, `second`,
-    `label` and `group`; token files have `words` and `tags`."""
+    `label`, `group` and `language`; token files have `words` and `tags`. Names of nested JSON keys have dots. With
+    `language`, one file may hold several languages."""
     format: Literal["tsv", "csv", "jsonl", "tokens"] | None = None
     """File format. By default it follows from the file's name and the task."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """The character between the columns of a table, such as `;`. By default a tab in TSV files and a comma in CSV files."""
+    quoting: bool | None = None
+    """Whether quotation marks enclose the fields of a table. By default they do in CSV files, and in TSV files only if all
+    fields have them."""
     header: bool | None = None
     """Whether a table or token file begins with a line of column names. By default that line decides, if it is clear."""
     train_split: str = "train"
@@ -231,13 +245,14 @@ class DistillationRecipe(BaseModel):
     confidence: bool = False
     """Weigh teacher against label by the student's own certainty, example by example (PINS); replaces `weight`."""
     unlabelled: str | None = None
-    """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text. The student also
-    learns the teacher's answers on them. Languages without a file are skipped. Texts of the test sets and of English dev are
-    left out, whatever their spaces, case and punctuation."""
+    """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text, or
+    `task_with_translations` to include machine translations of the training set (hub). The student also learns the
+    teacher's answers on them. Languages without a file are skipped. Texts of the test sets and of English dev are left out,
+    whatever their spaces, case and punctuation."""
     languages: Annotated[list[str], Field(min_length=1)] | None = None
     """Languages whose unlabelled text is read; `null` for all that have some. The report marks them as `seen_unlabelled`."""
     max_texts: Annotated[int, Field(ge=1)] | None = None
-    """Read only this many texts of each language, the first ones; `null` for all."""
+    """Read only this many texts of each language, a sample that is the same in every run; `null` for all."""
     unlabelled_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the loss on unlabelled text, which is added to the loss on labelled text."""
     density_step: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -258,7 +273,7 @@ class DistillationRecipe(BaseModel):
     @field_validator("unlabelled")
     @classmethod
     def _per_language(cls, value: str | None) -> str | None:
-        if value is not None and value != "task" and "{language}" not in value:
+        if value is not None and value not in TASK_TEXT and "{language}" not in value:
             raise ValueError(
                 f"{value!r} does not contain {{language}}; expected `task`, or a pattern such as text/{{language}}.txt"
             )
@@ -296,6 +311,12 @@ class FloorRecipe(BaseModel):
     """Largest loss of any language, the train language included."""
 
 
+if TYPE_CHECKING:
+    FormName = str
+else:
+    FormName = Literal[tuple(FORMS)]
+
+
 class ExportRecipe(BaseModel):
     """Which files the bundle holds."""
 
@@ -303,7 +324,7 @@ class ExportRecipe(BaseModel):
 
     safetensors: Literal["sparse", "dense"] = "sparse"
     """`sparse`: a bitmask and the remaining values of every pruned matrix. `dense`: every value."""
-    onnx: list[Literal["fp32", "int8"]] = ["fp32", "int8"]
+    onnx: list[FormName] = list(USUAL_FORMS)
     """ONNX forms to write. An empty list writes weights only, as the runs of a comparison do."""
     onnx_layout: Literal["packed", "dense"] = "packed"
     """`packed`: a smaller file that rebuilds its matrices when it is opened. `dense`: ordinary matrices."""
@@ -313,8 +334,21 @@ class ExportRecipe(BaseModel):
     """Version of the ONNX operators; lower it for an older runtime."""
     floor: FloorRecipe = FloorRecipe()
     """How many points an exported form may lose."""
+    calibration: str | None = None
+    """Unlabelled text in the served languages to calibrate INT8: files with `{language}` in the name, or `task` for the
+    task's own text. By default the text files that the recipe names for distillation or the vocabulary, else English
+    training text alone."""
     triton: bool = True
     """Write a model repository for NVIDIA Triton."""
+
+    @field_validator("calibration")
+    @classmethod
+    def _per_language(cls, value: str | None) -> str | None:
+        if value is not None and value != "task" and "{language}" not in value:
+            raise ValueError(
+                f"{value!r} does not contain {{language}}; expected `task`, or a pattern such as text/{{language}}.txt"
+            )
+        return value
 
     @field_validator("onnx", mode="before")
     @classmethod
