@@ -225,7 +225,10 @@ def export(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Make the bundle of a finished run again with other export settings, such as --set export.opset=18. Trains nothing."""
+    """Make a finished run's bundle again, with other export settings.
+
+    This trains nothing. Example: --set export.opset=18
+    """
     from xlmprune import pipeline
     from xlmprune.report.pages import results_table
 
