@@ -246,6 +246,7 @@ def test_a_role_may_be_rows_of_a_fused_matrix():
 
 
 def test_a_type_that_is_not_known_is_refused_with_those_that_are(tmp_path):
+    write_model(tmp_path, "bert", tiny_tokenizer())
     (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
     with pytest.raises(ModelError, match=r"'deberta-v2' are not supported; known types: xlm-roberta, .*bert"):
         load_pretrained(ModelRecipe(name=str(tmp_path)), "text", ("a", "b"), 0)

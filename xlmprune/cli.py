@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from xlmprune._version import __version__
 from xlmprune.core import own_process
 from xlmprune.core.errors import DataError, RecipeError, ShortfallError, XlmpruneError
+from xlmprune.recipe.registry import FORMS
 
 if TYPE_CHECKING:
     from xlmprune.core.progress import Reporter
@@ -87,7 +88,9 @@ Set = Annotated[
         help="Override one recipe value. Use dots for nested keys. Can be repeated.",
     ),
 ]
-Form = Annotated[str, typer.Option(help="ONNX file to use: fp32 or int8. Default: the first in the bundle.")]
+Form = Annotated[
+    str, typer.Option(help=f"ONNX file to use: {', '.join(FORMS)}. Default: the first in the bundle.")
+]
 Threads = Annotated[int, typer.Option(help="Threads for ONNX Runtime. 0: ONNX Runtime decides.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the result only.")]
@@ -109,8 +112,12 @@ def _options(
     """Accept options before the command."""
 
 
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
 def _print_json(value: Any) -> None:
-    from xlmprune.report.findings import plain
+    from xlmprune.core.formatting import plain
 
     typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False))
 
@@ -188,6 +195,21 @@ def compress(
     _print(facts, as_json, results_table)
     if not quiet:
         _print_next_steps(folder / "bundle")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    set_: Set = [],
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make the bundle of a finished run again with other export settings, such as --set export.opset=18. Trains nothing."""
+    from xlmprune import pipeline
+    from xlmprune.report.pages import results_table
+
+    _print(pipeline.export_again(run, set_, device), as_json, results_table)
+    typer.echo(f"bundle: {run / 'bundle'}   report: {run / 'bundle' / 'report.html'}", err=True)
 
 
 @app.command()
@@ -399,6 +421,58 @@ def compare(
     typer.echo(f"comparison: {folder / 'comparison.html'}", err=True)
     if code := results.exit_code(facts):
         raise typer.Exit(code)
+
+
+@app.command()
+def init(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="A folder of data files, or a pattern: 'data/{language}.{split}.tsv'."
+        ),
+    ] = "",
+    out: Annotated[Path, typer.Option(help="The recipe file to write.")] = Path("recipe.yaml"),
+    task: Annotated[
+        str,
+        typer.Option(
+            help="classification, pair_classification, tagging or ranking. Default: from the files."
+        ),
+    ] = "",
+    train_language: Annotated[str, typer.Option(help="Language of the training file.")] = "en",
+    languages: Annotated[
+        str, typer.Option(help="Languages to measure, separated by commas. Default: all.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="Hub model, local folder, or quickstart (small, for a CPU).")
+    ] = "FacebookAI/xlm-roberta-base",
+    density: Annotated[float, typer.Option(help="Share of the encoder's weights to keep.")] = 0.31,
+    as_json: Json = False,
+) -> None:
+    """Look at your data files and write a commented recipe for them.
+
+    Without DATA, the command asks for it on a terminal.
+    """
+    from xlmprune.tasks import first_recipe
+
+    if not data and _is_terminal():
+        data = typer.prompt("Folder of your data files, or a pattern with {language} and {split}", err=True)
+        task = typer.prompt(
+            f"Task ({', '.join(first_recipe.KINDS)}; empty: from the files)", default=task, err=True
+        )
+        languages = typer.prompt("Languages to measure (empty: all)", default=languages, err=True)
+        model = typer.prompt("Model", default=model, err=True)
+        density = typer.prompt("Share of the encoder's weights to keep", default=density, err=True)
+    if not data:
+        raise RecipeError(
+            "init: give a folder of data files, or a pattern such as 'data/{language}.{split}.tsv'"
+        )
+    asked = [code.strip() for code in languages.split(",") if code.strip()]
+    found = first_recipe.init(data, out, task or None, train_language, asked, model, density)
+    if as_json:
+        _print_json(vars(found) | {"layout": vars(found.layout), "recipe": str(out)})
+        return
+    typer.echo(f"{out}: {found.kind}, {len(found.labels)} labels, {len(found.languages)} languages")
+    typer.echo(f"Next: xlmprune compress {out} --dry-run", err=True)
 
 
 @app.command()

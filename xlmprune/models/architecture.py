@@ -181,6 +181,12 @@ class Architecture:
             return "embeddings"
         return "encoder" if inside.startswith(f"{self.layers_path.rpartition('.')[0]}.") else "other"
 
+    def layer_of(self, parameter: str) -> int | None:
+        """Return the index of the layer that a parameter belongs to; None for parameters of no layer."""
+        path = re.escape(self.layers_path)
+        found = re.match(rf"(?:{self.backbone}\.)?{path}\.(\d+)\.", parameter)
+        return int(found[1]) if found else None
+
     def is_drawn(self, parameter: str) -> bool:
         """Return whether every run draws this parameter anew."""
         return any(parameter.startswith(f"{path}.") for path in self.drawn_paths)

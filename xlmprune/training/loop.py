@@ -18,13 +18,20 @@ from torch import nn
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Weights, apply_masks, density
 from xlmprune.recipe import TrainingRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
-from xlmprune.training.optimizer import clip, freeze_embeddings, learning_rate, updates_in_stage
+from xlmprune.training.optimizer import (
+    clip,
+    freeze_embeddings,
+    learning_rate,
+    mask_gradients,
+    updates_in_stage,
+)
 from xlmprune.training.state import TrainState
+from xlmprune.training.table import compact_table
 from xlmprune.training.teaching import Teaching
 
 
@@ -85,7 +92,8 @@ class FinePruning:
         self.dev_score, self.teaching = dev_score, teaching
         if settings.freeze_embeddings:
             freeze_embeddings(model)
-        self.state = TrainState(model, method.criterion, teaching)
+        texts = [train, *([] if teaching is None or teaching.unlabelled is None else [teaching.unlabelled])]
+        self.state = TrainState(model, method.criterion, teaching, compact_table(model, texts))
         self.gradients = Gradients(model, train, settings, seed, teaching)
 
     def run(self) -> Iterator[Step | StageEnd]:
@@ -147,12 +155,15 @@ class FinePruning:
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(derive_seed(self.seed, "dropout", at.stage, at.update))
+        state.train_rows()
         self.model.train()
         criterion.before_forward(state.weights, state.masks)
         loss = self.gradients.add(at.position, taught=at.stage > 0)
         penalty = self._add_penalty()
-        self._mask_gradients()
-        norm = clip(self.model, self.settings.gradient_clip)
+        # Masked before the norm is taken, so that pruned weights do not count in it.
+        norms = mask_gradients(state.weights, state.masks if at.stage > 0 else None)
+        watched = type(criterion).observe is not Criterion.observe
+        norm = clip(self.model, self.settings.gradient_clip, norms, None if watched else state.optimizer)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             state.optimizer.zero_grad(set_to_none=True)
             raise _diverged(loss, norm, at.stage, at.update + 1, self.settings.learning_rate)
@@ -173,13 +184,6 @@ class FinePruning:
         masks = self.state.masks if self.state.at.stage > 0 else None
         return float(self.method.regularizer.add_gradient(self.state.weights, reference, masks))
 
-    def _mask_gradients(self) -> None:
-        # Before clipping, so that pruned weights do not count in the norm.
-        if self.state.at.stage > 0:
-            for name, weight in self.state.weights.items():
-                if weight.grad is not None:
-                    weight.grad.mul_(self.state.masks[name])
-
     def _remember_best(self, total: int) -> None:
         """Keep the weights at the end of an epoch, and of the stage, if dev never scored higher."""
         at, per_epoch = self.state.at, self.gradients.batches_per_epoch
@@ -187,6 +191,7 @@ class FinePruning:
             return  # a stage of one epoch is measured once, at its end
         if at.update != total and at.update % per_epoch:
             return
+        self.state.all_rows()
         with self.method.criterion.measured(self.state.weights, self.state.masks):
             dev = self.dev_score()
         if at.best_dev is None or dev > at.best_dev:
@@ -195,6 +200,7 @@ class FinePruning:
     def _end_stage(self, started: float) -> StageEnd:
         state, at = self.state, self.state.at
         state.return_to_best()
+        state.all_rows()
         self.method.criterion.end_stage(state.weights, state.masks)
         apply_masks(state.weights, state.masks)
         if at.stage == 0 and self.method.regularizer.reference == "finetuned":

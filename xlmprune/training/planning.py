@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from xlmprune.core.device import resolve_device, resolve_precision
+from xlmprune.core.formatting import number, percent
+from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
@@ -35,7 +38,8 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
     count = len(texts.train)
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        vocabulary.require_texts(vocabulary_texts(task, recipe.model.vocabulary.files))
+        wanted = recipe.model.vocabulary
+        vocabulary.require_texts(vocabulary_texts(task, wanted.files, wanted.keep_languages_of))
     config = load_config(recipe.model, task.labels)
     check_length(recipe.model.name, config, recipe.training.max_length)
     with torch.device("meta"):
@@ -56,6 +60,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "train_language": recipe.task.train_language,
         "train_examples": count,
         "labels": list(task.labels),
+        "warnings": [*texts.train.notes, *texts.warnings, *too_little_learning(recipe, stages[0]["updates"])],
         "unlabelled": {language: len(part) for language, part in texts.unlabelled.items()},
         "stages": stages,
         "updates": sum(stage["updates"] for stage in stages),
@@ -64,7 +69,6 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "device": str(where),
         "precision": str(resolve_precision(recipe.training.precision, where)).removeprefix("torch."),
         "memory": estimate_memory(recipe, model),
-        "warnings": too_little_learning(recipe, stages[0]["updates"]),
     }
 
 
@@ -107,26 +111,22 @@ def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
 def render(plan: dict[str, Any]) -> Any:
     """Render the plan as a table for the terminal."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        "stage",
-        "encoder density",
-        "updates",
-        title=f"{plan['name']}: {plan['regularizer']} on {plan['model']}",
-    )
-    for column in table.columns:
-        column.justify = "right"
-    for stage in plan["stages"]:
-        table.add_row(str(stage["stage"]), f"{stage['encoder_density']:.2%}", f"{stage['updates']:,}")
+    columns: dict[str, Callable[[Any], str]] = {
+        "stage": lambda stage: number(stage["stage"]),
+        "encoder density": lambda stage: percent(stage["encoder_density"], 2),
+        "updates": lambda stage: number(stage["updates"]),
+    }
+    title = f"{plan['name']}: {plan['regularizer']} on {plan['model']}"
+    table = rich_table(tabulate(title, columns, plan["stages"]))
     memory = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in plan["memory"].items() if what != "total")
     others = [language for language in plan["languages"] if language != plan["train_language"]]
     return Group(
-        *(Text(f"warning: {warning}\n", style="yellow") for warning in plan["warnings"]),
         table,
         f"{plan['train_examples']:,} {plan['train_language']} training examples, labels: {', '.join(plan['labels'])}",
         f"{len(others)} zero-shot languages: {', '.join(others)}",
+        *(Text(f"warning: {warning}", style="yellow") for warning in plan["warnings"]),
         *([_texts_line(plan["unlabelled"])] if plan["unlabelled"] else []),
         f"{plan['parameters']:,} parameters, {plan['prunable']:,} of them prunable "
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "

@@ -69,7 +69,7 @@ class StageScores:
         return scores, {language: logits for language, (_, logits) in found.items()}
 
     def _scores(self, forward: Forward, cap: int | None) -> dict[str, tuple[evaluation.Score, Logits]]:
-        sets = {language: test.head(cap) for language, test in self.data.tests.items()}
+        sets = {language: test.sample(cap) for language, test in self.data.tests.items()}
         measured = evaluation.evaluate(forward, sets, self.data.task, self.settings.batch_size)
         if self._watch is not None:
             measured = self._watch(measured, "measuring languages", len(sets))
@@ -81,12 +81,19 @@ class StageScores:
             self.dense = {language: score.statistics for language, score in scores.items()}
             self.dense_others = {language: score.others for language, score in scores.items()}
         # The same examples at every stage, though the first and the last are measured on all: a curve must not jump.
-        cap, metric = self._cap(), self.data.task.metrics[0]
-        shown = {language: score.statistics[:cap] for language, score in scores.items()}
+        metric = self.data.task.metrics[0]
+        shown = {language: self._sampled(language, score.statistics) for language, score in scores.items()}
         values = {language: float(metric.value(part.sum(axis=0))) for language, part in shown.items()}
         row["languages"] = values
         row["zero_shot_mean"] = evaluation.zero_shot_mean(values, self.data.train_language)
         row["n"] = sum(len(part) for part in shown.values())
+
+    def _sampled(self, language: str, statistics: np.ndarray) -> np.ndarray:
+        """Take the rows of the curve's sample out of statistics of all examples; a sample's own stay as they are."""
+        cap, examples = self._cap(), self.data.tests[language].examples
+        if cap is None or len(statistics) != len(examples):
+            return statistics
+        return statistics[examples.sample_rows(cap)]
 
     def _cap(self) -> int | None:
         """Return the test examples a language in the curve over stages; groups of ranked documents are not cut."""
