@@ -204,12 +204,15 @@ def export(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Make the bundle of a finished run again with other export settings, such as --set export.opset=18. Trains nothing."""
+    """Export a finished run again with other export settings.
+
+    Nothing is trained. Example: --set export.opset=18
+    """
     from xlmprune import pipeline
     from xlmprune.report.pages import results_table
 
     _print(pipeline.export_again(run, set_, device), as_json, results_table)
-    typer.echo(f"bundle: {run / 'bundle'}   report: {run / 'bundle' / 'report.html'}", err=True)
+    _print_next_steps(run / "bundle")
 
 
 @app.command()
@@ -272,6 +275,7 @@ def predict(
             f'no text. Try: xlmprune predict {bundle} "your text", or --file FILE, or send texts through a pipe'
         )
     opened = scoring.open_bundle(bundle, form, threads)
+    form = form or opened.served
     for result in scoring.predict(opened, scoring.read_texts(texts, file), form, batch_size):
         typer.echo(json.dumps(result, ensure_ascii=False))
 
