@@ -225,16 +225,16 @@ def export(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Make a finished run's bundle again, with other export settings.
+    """Export a finished run again with other export settings.
 
-    This trains nothing. Example: --set export.opset=18
+    Nothing is trained. Example: --set export.opset=18
     """
     from xlmprune import pipeline
     from xlmprune.report.pages import results_table
 
     facts = pipeline.export_again(run, set_, device)
     _print_kept(facts, as_json, results_table, run / "bundle" / "report.json")
-    typer.echo(f"bundle: {run / 'bundle'}   report: {run / 'bundle' / 'report.html'}", err=True)
+    _print_next_steps(run / "bundle")
 
 
 @app.command()
@@ -297,6 +297,7 @@ def predict(
             f'no text. Try: xlmprune predict {bundle} "your text", or --file FILE, or send texts through a pipe'
         )
     opened = scoring.open_bundle(bundle, form, threads)
+    form = form or opened.served
     for result in scoring.predict(opened, scoring.read_texts(texts, file), form, batch_size):
         typer.echo(json.dumps(result, ensure_ascii=False))
 

@@ -327,7 +327,7 @@ class Training:
         baseline = baselines.baselines(test.examples, task.metrics[0], task.labels)
         logits = evaluation.collect(self.forward, test.encoded, self.scores.settings.batch_size)
         score = evaluation.score(logits, test.examples, task.metrics, task.labels)
-        if baseline is not None and baselines.learned_nothing(score, task.metrics[0], baseline):
+        if baseline is not None and baselines.learned_nothing(score.statistics, task.metrics[0], baseline):
             where = f"{language_name(self.data.train_language)} {'test' if self.data.dev is None else 'dev'}"
             self.reporter.warn(baselines.describe(score.value, baseline, where))
 
