@@ -372,7 +372,7 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
     monkeypatch.setattr(fine_pruning.FinePruning, "_update", interrupted)
     first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert first.exit_code == 130
-    assert "same command goes on" in first.stderr
+    assert "run the same command again to resume" in first.stderr
     second = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert second.exit_code == 0, second.output
     assert "resuming at stage 1, update 5" in second.stderr

@@ -9,10 +9,10 @@ import torch
 from xlmprune.core.device import resolve_device, resolve_precision
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import HEADS, count_parameters, load_config, parameters_by_part, prunable
-from xlmprune.recipe import Recipe, VocabularyRecipe, registry
+from xlmprune.recipe import Recipe, TrainingRecipe, VocabularyRecipe, registry
 from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.method import build_method
-from xlmprune.training.optimizer import updates_in_stage
+from xlmprune.training.optimizer import learning_rate, updates_in_stage
 
 ACTIVATION_COPIES = 18
 """Tensors of [batch, tokens, hidden] that one encoder layer keeps for its backward pass, measured on XLM-R base."""
@@ -38,8 +38,8 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
     stages = [
-        {"stage": k, "encoder_density": density, "updates": updates_in_stage(recipe.training, batches, k)}
-        for k, density in enumerate(method.densities)
+        _stage_plan(recipe.training, batches, stage, density)
+        for stage, density in enumerate(method.densities)
     ]
     return {
         "name": recipe.name,
@@ -60,6 +60,14 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "precision": str(resolve_precision(recipe.training.precision, where)).removeprefix("torch."),
         "memory": estimate_memory(recipe, model),
     }
+
+
+def _stage_plan(
+    settings: TrainingRecipe, batches_per_epoch: int, stage: int, density: float
+) -> dict[str, Any]:
+    updates = updates_in_stage(settings, batches_per_epoch, stage)
+    rates = (learning_rate(settings, stage, update, updates) for update in range(updates))
+    return {"stage": stage, "encoder_density": density, "updates": updates, "peak_learning_rate": max(rates)}
 
 
 def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
@@ -93,12 +101,18 @@ def render(plan: dict[str, Any]) -> Any:
         "stage",
         "encoder density",
         "updates",
+        "peak learning rate",
         title=f"{plan['name']}: {plan['regularizer']} on {plan['model']}",
     )
     for column in table.columns:
         column.justify = "right"
     for stage in plan["stages"]:
-        table.add_row(str(stage["stage"]), f"{stage['encoder_density']:.2%}", f"{stage['updates']:,}")
+        table.add_row(
+            str(stage["stage"]),
+            f"{stage['encoder_density']:.2%}",
+            f"{stage['updates']:,}",
+            f"{stage['peak_learning_rate']:g}",
+        )
     memory = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in plan["memory"].items() if what != "total")
     others = [language for language in plan["languages"] if language != plan["train_language"]]
     return Group(
