@@ -227,6 +227,7 @@ class Training:
             recipe.seed,
             None if self.data.dev is None else dev_score,
             teaching,
+            start=lambda: read_start(folder.start, task.kind).model.state_dict(),
         )
         self.scores = StageScores(self.data, recipe.evaluation, reporter.track)
         self.conditions = conditions.conditions(device, recipe.training.precision)
@@ -291,7 +292,7 @@ class Training:
             origin=self.pretrained.origin,
             vocabulary=self.vocabulary,
             device=state.device,
-            masks=state.masks,
+            masks=state.nonzero_masks(),
             layers=state.layers(),
             stages=tuple(self.scores.rows),
             dense=self.scores.dense,

@@ -59,13 +59,15 @@ def _reduced(recipe: Recipe) -> Recipe:
             "regularize_dense": True,
         }
     )
-    watches = method.criterion.acts_on_dense
+    pruning, given = PruningRecipe(), recipe.pruning
+    if method.criterion.acts_on_dense:
+        pruning = PruningRecipe(criterion=given.criterion, observe_regularizer=given.observe_regularizer)
     regularized = training.regularize_dense and _regularizes_dense(method)
     return recipe.model_copy(
         update={
             "name": "dense",
             "training": settings,
-            "pruning": PruningRecipe(criterion=recipe.pruning.criterion) if watches else PruningRecipe(),
+            "pruning": pruning,
             "distillation": None,
             "regularizer": recipe.regularizer if regularized else Component(name="none"),
             "export": ExportRecipe(),
