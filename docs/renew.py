@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from xlmprune import recipe as recipes
+from xlmprune.export.form import all_forms
 from xlmprune.recipe import registry
 from xlmprune.recipe.fields import describe_type, sections
 
@@ -44,6 +46,12 @@ def make(name: str) -> str:
     if name == "tasks":
         rows = [[f"`{key}`", describe("task", key)] for key in registry.TABLES["task"]]
         return _table(["task", "what is asked, and how it is scored"], rows)
+    if name == "family":
+        rows = [[f"`{key}`", describe_family(key)] for key in registry.FAMILIES]
+        return _table(["model type", "models"], rows)
+    if name == "form":
+        rows = [[f"`{key}`", describe(name, key), f"`{form.file}`"] for key, form in all_forms().items()]
+        return _table(["form", "what it is", "file"], rows)
     rows = [
         [f"`{key}`", describe(name, key), ", ".join(parameters(name, key))] for key in registry.TABLES[name]
     ]
@@ -67,6 +75,12 @@ def describe(table: str, name: str) -> str:
     source = component if shared else inspect.getmodule(component)
     paragraph = (inspect.getdoc(source) or "").partition("\n\n")[0]
     return " ".join(paragraph.split())
+
+
+def describe_family(name: str) -> str:
+    """Return the first line of a family's module."""
+    module = import_module(registry.FAMILIES[name].partition(":")[0])
+    return (inspect.getdoc(module) or "").partition("\n")[0]
 
 
 def parameters(table: str, name: str) -> Iterator[str]:
@@ -137,17 +151,14 @@ def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[Bas
 
 
 def _section(path: str, model: type[BaseModel]) -> str:
-    rows = [
-        [
-            f"`{key}`",
-            describe_type(field.annotation),
-            _default(field),
-            " ".join((field.description or "").split()),
-        ]
-        for key, field in model.model_fields.items()
-    ]
+    rows = []
+    for key, field in model.model_fields.items():
+        within = (*(path.split(".") if path else ()), key)
+        changes = "" if sections(field.annotation) or key == "base" else recipes.effect_of(within)
+        meaning = " ".join((field.description or "").split())
+        rows.append([f"`{key}`", describe_type(field.annotation), _default(field), changes, meaning])
     title = f"`{path}`" if path else "The recipe"
-    table = _table(["key", "type", "default", "meaning"], rows)
+    table = _table(["key", "type", "default", "changes", "meaning"], rows)
     return f"## {title}\n\n{inspect.getdoc(model)}\n\n{table}"
 
 

@@ -16,6 +16,8 @@ import numpy as np
 
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import SAFETENSORS_FILE
+from xlmprune.core.formatting import decimals, number, percent
+from xlmprune.core.tables import Table, rich_table, tabulate
 from xlmprune.export import sparse
 from xlmprune.models import architecture
 
@@ -59,16 +61,16 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Raises:
         BundleError: nothing we know lies there, or it is damaged.
     """
-    place = Path(path)
-    if place.is_dir():
-        return {"path": place.resolve().name, **_inspect_folder(place)}
-    if not place.is_file():
-        raise BundleError(f"{place}: no such file or folder")
-    if place.suffix == ".onnx":
-        return {"path": place.name, "what": "onnx", **_describe(_read_onnx(place), _size_onnx(place))}
-    if place.suffix == ".safetensors":
-        return {"path": place.name, "what": "safetensors", **_inspect_safetensors(place)}
-    raise BundleError(f"{place}: expected a folder, or a file that ends in .onnx or .safetensors")
+    found = Path(path)
+    if found.is_dir():
+        return {"path": found.resolve().name, **_inspect_folder(found)}
+    if not found.is_file():
+        raise BundleError(f"{found}: no such file or folder")
+    if found.suffix == ".onnx":
+        return {"path": found.name, "what": "onnx", **_describe(_read_onnx(found), _size_onnx(found))}
+    if found.suffix == ".safetensors":
+        return {"path": found.name, "what": "safetensors", **_inspect_safetensors(found)}
+    raise BundleError(f"{found}: expected a folder, or a file that ends in .onnx or .safetensors")
 
 
 def _inspect_folder(folder: Path) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
     """Parameters of a graph, packed and quantized ones included, under the names PyTorch has for them."""
     from onnx import numpy_helper
 
-    from xlmprune.export.graph import TRANSPOSED, load_onnx, tensor_bytes
+    from xlmprune.export.graph import TRANSPOSED, load_onnx, parameter_of, tensor_bytes
     from xlmprune.export.packing import unpack
     from xlmprune.export.quantization import INT4, restore_blocks
 
@@ -211,11 +213,6 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
             _norm(values, scale),
             sizes.get(parameter, 0),
         )
-
-
-def parameter_of(name: str) -> str | None:
-    """Return the parameter an initializer belongs to: what stands before `.T`, `_quantized`, `_scale` and the like."""
-    return architecture.parameter_at_start(name.removeprefix("xlmprune.packed/"))
 
 
 def _is_prunable(name: str) -> bool:
@@ -299,35 +296,32 @@ def _numel(entry: Stored) -> int:
 def render(facts: dict[str, Any]) -> Any:
     """The facts as tables for the terminal."""
     from rich.console import Group
-    from rich.table import Table
 
     density = "no prunable weights"
     if facts["encoder_density"] is not None:
-        density = (
-            f"encoder density {facts['encoder_density']:.2%}, model density {facts['model_density']:.2%}"
-        )
+        encoder, model = (percent(facts[key], 2) for key in ("encoder_density", "model_density"))
+        density = f"encoder density {encoder}, model density {model}"
     title = f"{facts['path']} ({facts['what']}): {facts['parameters']:,} parameters, {density}"
-    tables = []
-    for key in ("modules", "layers"):
-        table = Table(
-            key[:-1], "parameters", "density", "norm", "bytes", title=title if key == "modules" else None
-        )
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in facts[key]:
-            name = str(row[key[:-1]])
-            table.add_row(
-                name,
-                f"{row['parameters']:,}",
-                f"{row['density']:.2%}",
-                f"{row['norm']:.2f}",
-                f"{row['bytes']:,}",
-            )
-        tables.append(table)
-    parts = Table("file", "bytes", *architecture.PARTS, title="bytes by part")
-    for column in parts.columns[1:]:
-        column.justify = "right"
+    tables = [_matrix_table(facts, "modules", title), _matrix_table(facts, "layers"), _part_table(facts)]
+    return Group(*(line for table in tables for line in (rich_table(table), "")))
+
+
+def _matrix_table(facts: dict[str, Any], key: str, title: str = "") -> Table:
+    columns: dict[str, Callable[[Any], str]] = {
+        key[:-1]: lambda row: str(row[key[:-1]]),
+        "parameters": lambda row: number(row["parameters"]),
+        "density": lambda row: percent(row["density"], 2),
+        "norm": lambda row: decimals(row["norm"]),
+        "bytes": lambda row: number(row["bytes"]),
+    }
+    return tabulate(title, columns, facts[key])
+
+
+def _part_table(facts: dict[str, Any]) -> Table:
     weights = {SAFETENSORS_FILE if facts["what"] == "bundle" else facts["path"]: facts}
-    for name, entry in {**weights, **facts.get("files", {})}.items():
-        parts.add_row(name, f"{entry['bytes']:,}", *(f"{size:,}" for size in entry["bytes_by_part"].values()))
-    return Group(*tables, parts)
+    parts = architecture.PARTS
+    rows = [
+        [name, number(entry["bytes"]), *(number(entry["bytes_by_part"][part]) for part in parts)]
+        for name, entry in {**weights, **facts.get("files", {})}.items()
+    ]
+    return Table("Bytes by part", ["file", "bytes", *parts], rows)

@@ -6,6 +6,7 @@ Nothing heavy is imported here, because commands that need no PyTorch use this m
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -68,11 +69,10 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def cache_folder() -> Path:
-    """Return $XLMPRUNE_CACHE, else xlmprune below $XDG_CACHE_HOME, else ~/.cache/xlmprune."""
-    if named := os.environ.get("XLMPRUNE_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xlmprune"
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def put_in_place(partial: Path, final: Path) -> None:
@@ -135,3 +135,10 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace a text file as a whole."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def cache_folder() -> Path:
+    """Return $XLMPRUNE_CACHE, else xlmprune below $XDG_CACHE_HOME, else ~/.cache/xlmprune."""
+    if named := os.environ.get("XLMPRUNE_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xlmprune"

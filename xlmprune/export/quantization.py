@@ -41,7 +41,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import temporary_folder
-from xlmprune.export.graph import save_onnx
+from xlmprune.export.graph import save_onnx, with_graph
+from xlmprune.export.runtime import open_session
 from xlmprune.models import architecture
 
 if TYPE_CHECKING:
@@ -285,21 +286,13 @@ class _Rewriting:
         """The graph; weights that nothing uses any more are left out, and so are shapes that may no longer hold."""
         used = {name for node in self.nodes for name in node.input}
         used |= {entry.name for entry in self.proto.graph.output}
-        result = onnx.ModelProto()
-        result.ir_version = self.proto.ir_version
-        result.producer_name, result.producer_version = (
-            self.proto.producer_name,
-            self.proto.producer_version,
+        kept = [tensor for tensor in self.proto.graph.initializer if tensor.name in used]
+        result = with_graph(
+            self.proto, node=self.nodes, initializer=[*kept, *self.constants.values()], value_info=()
         )
-        result.opset_import.extend(self.proto.opset_import)
-        result.metadata_props.extend(self.proto.metadata_props)
+        result.ClearField("doc_string")
+        result.graph.ClearField("doc_string")
         result.metadata_props.add(key="quantization", value=facts)
-        result.graph.name = self.proto.graph.name
-        result.graph.input.extend(self.proto.graph.input)
-        result.graph.output.extend(self.proto.graph.output)
-        result.graph.node.extend(self.nodes)
-        result.graph.initializer.extend(t for t in self.proto.graph.initializer if t.name in used)
-        result.graph.initializer.extend(self.constants.values())
         return result
 
 
@@ -417,20 +410,14 @@ def _open(
     proto: onnx.ModelProto, outputs: Sequence[str], folder: Path | None
 ) -> onnxruntime.InferenceSession:
     """A session that also gives inner values; through a file, since protobuf sends no more than 2 GB."""
-    import onnxruntime
-
     count = len(proto.graph.output)
     proto.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs
     )
     try:
-        with temporary_folder(folder) as place:
-            save_onnx(proto, place / "calibration.onnx")
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            return onnxruntime.InferenceSession(
-                str(place / "calibration.onnx"), options, providers=["CPUExecutionProvider"]
-            )
+        with temporary_folder(folder) as path:
+            save_onnx(proto, path / "calibration.onnx")
+            return open_session(path / "calibration.onnx")
     finally:
         del proto.graph.output[count:]
 
@@ -471,6 +458,15 @@ class Choice:
     margins: dict[str, float]
     tried: list[dict[str, Any]]
     """`name`, `bytes` of the weights, and what the score said, for every candidate tried."""
+
+    def facts(self) -> dict[str, Any]:
+        """For the report: what was chosen, and what was measured of each candidate tried."""
+        return {
+            "chosen": self.name,
+            "reference": self.reference,
+            "tried": self.tried,
+            "margins": self.margins,
+        }
 
 
 def choose(
