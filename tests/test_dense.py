@@ -122,7 +122,7 @@ def run_stages(recipe, folder, start_from=None):
             assert dense.start_from(start_from, recipe, run)
             assert not dense.start_from(start_from, recipe, run), "a run that has begun is left as it is"
         pipeline.Training(recipe, run, resolve_device("cpu"), QUIET).run()
-        tensors, state = run.latest()
+        tensors, state = run.latest(print)
         return tensors, state, run.events.read()
 
 
