@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from xlmprune import recipe as recipes
+from xlmprune.export.form import all_forms
 from xlmprune.recipe import registry
 from xlmprune.recipe.fields import describe_type, sections
 
@@ -44,6 +45,9 @@ def make(name: str) -> str:
     if name == "tasks":
         rows = [[f"`{key}`", describe("task", key)] for key in registry.TABLES["task"]]
         return _table(["task", "what is asked, and how it is scored"], rows)
+    if name == "form":
+        rows = [[f"`{key}`", describe(name, key), f"`{form.file}`"] for key, form in all_forms().items()]
+        return _table(["form", "what it is", "file"], rows)
     rows = [
         [f"`{key}`", describe(name, key), ", ".join(parameters(name, key))] for key in registry.TABLES[name]
     ]
@@ -137,17 +141,14 @@ def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[Bas
 
 
 def _section(path: str, model: type[BaseModel]) -> str:
-    rows = [
-        [
-            f"`{key}`",
-            describe_type(field.annotation),
-            _default(field),
-            " ".join((field.description or "").split()),
-        ]
-        for key, field in model.model_fields.items()
-    ]
+    rows = []
+    for key, field in model.model_fields.items():
+        within = (*(path.split(".") if path else ()), key)
+        changes = "" if sections(field.annotation) or key == "base" else recipes.effect_of(within)
+        meaning = " ".join((field.description or "").split())
+        rows.append([f"`{key}`", describe_type(field.annotation), _default(field), changes, meaning])
     title = f"`{path}`" if path else "The recipe"
-    table = _table(["key", "type", "default", "meaning"], rows)
+    table = _table(["key", "type", "default", "changes", "meaning"], rows)
     return f"## {title}\n\n{inspect.getdoc(model)}\n\n{table}"
 
 

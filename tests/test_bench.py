@@ -11,6 +11,7 @@ from rich.console import Console
 
 from xlmprune.bundle import bench
 from xlmprune.core.errors import BundleError
+from xlmprune.export.runtime import open_session
 
 
 def write_model(
@@ -112,7 +113,7 @@ def test_a_ratio_is_taken_within_rounds():
 
 
 def test_rounds_end_with_the_time_but_there_are_five(files):
-    session = bench.open_session(files["fast"], 1)
+    session = open_session(files["fast"], 1)
     assert len(bench._rounds({"fast": session}, 1, 8, repeats=1000, seconds=0)["fast"]) == 5
 
 
@@ -180,7 +181,7 @@ def test_weights_beside_the_file_count(tmp_path):
 
 def test_other_inputs_are_filled_in(tmp_path):
     path = write_model(tmp_path / "model.onnx", names=("input_ids", "attention_mask", "token_type_ids"))
-    inputs = bench.make_inputs(bench.open_session(path, 1), 2, 8)
+    inputs = bench.make_inputs(open_session(path, 1), 2, 8)
     assert not inputs["token_type_ids"].any()
     assert inputs["attention_mask"].all()
     assert inputs["input_ids"].shape == (2, 8)
@@ -190,7 +191,14 @@ def test_the_tables_say_it_all(facts):
     console = Console(file=io.StringIO(), width=120)
     console.print(bench.render(facts))
     text = console.file.getvalue()
-    for part in ("slow.onnx", "fast.onnx", "2 x 64", "times slow", "1 thread,", onnxruntime.__version__):
+    for part in (
+        "slow.onnx",
+        "fast.onnx",
+        "2 x 64",
+        "speedup over slow",
+        "1 thread,",
+        onnxruntime.__version__,
+    ):
         assert part in text
     assert f"{facts['speed'][-1]['speedup']:.2f}" in text
 
@@ -201,4 +209,4 @@ def test_the_table_of_a_system_that_does_not_tell_memory(facts):
         entry["peak_bytes"] = entry["loaded_bytes"] = None
     console = Console(file=io.StringIO(), width=120)
     console.print(bench.render(facts))
-    assert " - " in console.file.getvalue()
+    assert "–" in console.file.getvalue()

@@ -1,9 +1,10 @@
 """Methods against each other: the plan, the dense stage they share, the table, and the tests behind it."""
 
+import contextlib
 import dataclasses
 import io
-import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -11,30 +12,30 @@ import stat
 import subprocess
 import sys
 import time
+import traceback
 import types
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 from test_pipeline import write_data, write_model, write_recipe
 from test_report import HOSTILE, Page
+from typer.testing import CliRunner
 
 from xlmprune import pipeline
 from xlmprune import recipe as recipes
-from xlmprune.compare import dense, local, pages, plan, running, table, work
+from xlmprune.cli import app
+from xlmprune.compare import local, pages, plan, results, running, work
 from xlmprune.compare import ray as ray_executor
-from xlmprune.compare.significance import holm, randomization_test
+from xlmprune.core import own_process
 from xlmprune.core.errors import DataError, MachineError, RecipeError
 from xlmprune.core.progress import Reporter
-from xlmprune.data.examples import Examples
 from xlmprune.evaluation import score_file
-from xlmprune.export import forms as bundling
-from xlmprune.tasks.metrics import METRICS
+from xlmprune.training.dense import dense_key
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +52,17 @@ def write_base(workplace):
     """The recipe that cells begin with: two stages of a few updates, seven zero-shot languages."""
     training = {"epochs_per_stage": 2, "dense_epochs": 2, "batch_size": 8, "learning_rate": 1e-2}
     schedule = {"name": "geometric", "step_fraction": 0.5, "stages": 2}
-    return write_recipe(workplace, training={**training, "max_length": 32}, pruning={"schedule": schedule})
+    return write_recipe(
+        workplace,
+        training={**training, "max_length": 32},
+        pruning={"schedule": schedule},
+        export={"onnx": [], "triton": False},
+    )
 
 
 @pytest.fixture
 def base(workplace):
     return write_base(workplace)
-
-
-def export_without_onnx(recipe, outcome, data, logits, folder, reporter):
-    """Cells in a second: bundles as they are, but for the ONNX forms."""
-    shutil.rmtree(folder.unfinished_bundle, ignore_errors=True)
-    folder.unfinished_bundle.mkdir()
-    bundling.write_model(outcome, data, "sparse", recipe.sha256(), folder.unfinished_bundle)
-    return []
-
-
-@pytest.fixture
-def without_onnx(monkeypatch):
-    monkeypatch.setattr(pipeline, "export", export_without_onnx)
 
 
 QUIET = Reporter(Console(quiet=True))
@@ -180,7 +173,7 @@ def test_a_value_that_two_share_by_name_is_spelt_out(base):
 def test_the_dense_stage_is_the_same_for_all_unless_the_recipe_says_otherwise(base, given):
     overrides = ["training.regularize_dense=true"] if given else []
     made = plan.read(str(base), ["regularizer=none,cosine"], overrides)
-    keys = {dense.dense_key(cell.recipe) for cell in made.cells}
+    keys = {dense_key(cell.recipe) for cell in made.cells}
     assert len(keys) == (2 if given else 1)
     assert (plan.SHARED_DENSE in made.notes) != given
 
@@ -189,7 +182,7 @@ def test_unequal_budgets_are_said(base):
     assert "random" not in " ".join(plan.read(str(base), ["pruning.criterion=random,lamp"]).notes)
     (note,) = plan.read(str(base), ["training.epochs_per_stage=1,2"]).notes[1:]
     assert "epochs_per_stage=1" in note
-    assert "Not one budget" in note
+    assert "Budgets differ" in note
 
 
 @pytest.mark.parametrize(
@@ -260,7 +253,7 @@ def test_shipped_comparisons_are_valid_and_say_how_to_run(name):
     assert plan.read(f"recipes/comparisons/{name}.yaml") == made
     densities = {recipes.build(cell.recipe, "schedule").densities()[-1] for cell in made.cells}
     assert len({round(density, 2) for density in densities}) == 1, "one final density"
-    assert not [note for note in made.notes if "Not one budget" in note]
+    assert not [note for note in made.notes if "Budgets differ" in note]
 
 
 def test_every_method_of_table_1_on_xnli_has_a_recipe_of_its_own():
@@ -282,12 +275,33 @@ def test_every_method_of_table_1_on_xnli_has_a_recipe_of_its_own():
 # --- the whole command -----------------------------------------------------------------------------------------------
 
 
-class Recorder(local.InProcessExecutor):
-    """Runs in this process and remembers what it was given."""
+class InProcess(contextlib.AbstractContextManager):
+    """Gives every piece of work to the command line in this process, which spares the start of Python."""
 
-    def run(self, works):
-        self.works = list(works)
-        return super().run(self.works)
+    def __init__(self):
+        self.works = []
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, given):
+        self.works.append(given)
+        with contextlib.chdir(given.directory):
+            result = CliRunner().invoke(app, given.arguments)
+        message = work.last_sentence(result.stderr.splitlines()) if result.exit_code else ""
+        if result.exception and not isinstance(result.exception, SystemExit):
+            message = traceback.format_exception_only(result.exception)[-1].strip()
+        done = Future()
+        done.set_result(work.Outcome(given.name, result.exit_code, message))
+        return done
+
+    def cells(self):
+        """(name, whether it starts from a shared dense stage) of every cell that was run."""
+        return [(w.name, "--start-from" in w.arguments) for w in self.works if not w.name.startswith("dense")]
+
+
+def compare(made, out, executor=None, **options):
+    return running.compare(made, out, executor or InProcess(), "cpu", reporter=QUIET, **options)
 
 
 @pytest.fixture(scope="module")
@@ -296,30 +310,29 @@ def compared_once(workplace, tmp_path_factory):
         str(write_base(workplace)), ["regularizer=none,cosine", "seed=1,2"], ["training.epochs_per_stage=1"]
     )
     out = tmp_path_factory.mktemp("compared") / "out"
-    executor = Recorder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "export", export_without_onnx)
-        facts = running.compare(made, out, executor, "cpu", reporter=QUIET)
-    return made, out, executor, facts
+    executor = InProcess()
+    return made, out, executor, compare(made, out, executor)
 
 
 @pytest.fixture
 def compared(compared_once, tmp_path):
-    """(plan, a folder of its own, executor, facts) of a finished comparison: two methods, two seeds."""
-    made, out, executor, facts = compared_once
+    """(plan, a folder of its own, executor, comparison) of a finished comparison: two methods, two seeds."""
+    made, out, executor, comparison = compared_once
     shutil.copytree(out, tmp_path / "out")
-    return made, tmp_path / "out", executor, facts
+    return made, tmp_path / "out", executor, comparison
 
 
 def test_a_comparison_from_end_to_end(compared):
-    made, out, executor, facts = compared
-    assert table.exit_code(facts) == 0
-    assert [w.kind for w in executor.works] == ["dense", "cell", "dense", "cell", "cell", "cell"]
+    made, out, executor, comparison = compared
+    assert results.exit_code(comparison) == 0
+    dense_stages = [w.name for w in executor.works if w.needs is None]
+    assert dense_stages == [f"dense stage {dense_key(made.cells[index].recipe)}" for index in (0, 1)]
+    assert executor.cells() == [(cell.name, True) for cell in made.cells]
     reports = {c.name: json.loads((out / c.name / "bundle" / "report.json").read_text()) for c in made.cells}
-    for row in facts["rows"]:
-        form, method = ("dense", "none") if row["method"] == table.DENSE else ("pruned", row["method"])
-        for measure in table.MEASURES:
-            values = [reports[f"{method}.seed{seed}"]["summary"][measure][form] for seed in (1, 2)]
+    for row in comparison["rows"]:
+        state, method = ("dense", "none") if row["method"] == results.DENSE else ("pruned", row["method"])
+        for measure in results.MEASURES:
+            values = [reports[f"{method}.seed{seed}"]["summary"][measure][state] for seed in (1, 2)]
             assert row[measure]["mean"] == pytest.approx(np.mean(values))
             assert row[measure]["sd"] == pytest.approx(np.std(values, ddof=1))
         assert set(row["languages"]) == set(reports["none.seed1"]["languages"])
@@ -327,120 +340,126 @@ def test_a_comparison_from_end_to_end(compared):
         reports[f"{method}.seed1"]["summary"]["zero_shot_mean"]["dense"] for method in ("none", "cosine")
     ]
     assert dense_of[0] == dense_of[1]
-    (test,) = facts["tests"]
-    of = {row["method"]: row["zero_shot_mean"]["mean"] for row in facts["rows"]}
+    (test,) = comparison["tests"]
+    of = {row["method"]: row["zero_shot_mean"]["mean"] for row in comparison["rows"]}
     assert test["difference"] == pytest.approx(of["cosine"] - of["none"])
     assert test["p_holm"] == test["p_value"]
-    assert facts["rows"][1]["curve"][-1]["zero_shot_mean"]["mean"] == pytest.approx(of["none"])
+    assert comparison["rows"][1]["curve"][-1]["zero_shot_mean"]["mean"] == pytest.approx(of["none"])
     stored = json.loads((out / "comparison.json").read_text())
     assert stored["rows"][1]["zero_shot_mean"]["values"].keys() == {"1", "2"}
     assert "± " in (out / "comparison.md").read_text()
     assert (out / "zero_shot.classification.svg").is_file()
 
 
-def test_again_it_does_nothing_and_goes_on_where_something_is_missing(compared, without_onnx):
-    made, out, _, facts = compared
-    again = Recorder()
-    same = running.compare(made, out, again, "cpu", reporter=QUIET)
+def test_a_cell_that_starts_from_the_shared_stage_is_the_run_alone(compared, tmp_path):
+    """The recipe that the cell ran from repeats it, and its model is the same byte for byte."""
+    _, out, _, _ = compared
+    for name in ("none.seed1", "cosine.seed2"):
+        alone = tmp_path / f"{name}.alone"
+        command = ["compress", str(out / name / "recipe.yaml"), "--out", str(alone), "--device", "cpu"]
+        assert CliRunner().invoke(app, command).exit_code == 0
+        model = "bundle/model.safetensors"
+        assert (alone / model).read_bytes() == (out / name / model).read_bytes()
+
+
+def test_again_it_does_nothing_and_resumes_where_something_is_missing(compared):
+    made, out, _, comparison = compared
+    again = InProcess()
+    same = compare(made, out, again)
     assert again.works == []
-    assert {**same, "created": 0} == {**facts, "created": 0}
+    assert {**same, "created": 0} == {**comparison, "created": 0}
     # A crash before the bundle was whole, and one before anything was saved.
     shutil.rmtree(out / "cosine.seed1" / "bundle")
     shutil.rmtree(out / "none.seed2")
-    missing = running.compare(made, out, again, "cpu", reporter=QUIET)
-    assert [(w.name, w.dense is not None) for w in again.works if w.kind == "cell"] == [
-        ("none.seed2", True),
-        ("cosine.seed1", False),
-    ]
-    assert missing["rows"][1]["languages"] == facts["rows"][1]["languages"]
-    assert missing["tests"] == facts["tests"]
+    missing = compare(made, out, again)
+    assert [name for name, _ in again.cells()] == ["none.seed2", "cosine.seed1"]
+    assert len(again.works) == 2, "the dense stages are there"
+    assert missing["rows"][1]["languages"] == comparison["rows"][1]["languages"]
+    assert missing["tests"] == comparison["tests"]
 
 
-def test_only_some_methods(compared, without_onnx):
+def test_only_some_methods(compared):
     """The table keeps every row, and a dense stage trained before is used though one run alone asks for it."""
-    made, out, _, facts = compared
+    made, out, _, comparison = compared
     for name in ("none.seed1", "cosine.seed1"):
         shutil.rmtree(out / name)
-    again = Recorder()
-    part = running.compare(made, out, again, "cpu", reporter=QUIET, only=["cosine"])
-    assert [(w.name, w.dense is not None) for w in again.works if w.kind == "cell"] == [
-        ("cosine.seed1", True)
-    ]
+    again = InProcess()
+    part = compare(made, out, again, only=["cosine"])
+    assert again.cells() == [("cosine.seed1", True)]
     assert [(cell["name"], cell["status"]) for cell in part["cells"]] == [
         ("none.seed1", "pending"),
-        *((cell["name"], "done") for cell in facts["cells"][1:]),
+        *((cell["name"], "done") for cell in comparison["cells"][1:]),
     ]
-    assert table.exit_code(part) == 0
-    whole = running.compare(made, out, again, "cpu", reporter=QUIET)
-    assert whole["tests"] == facts["tests"]
+    assert results.exit_code(part) == 0
+    assert compare(made, out, again)["tests"] == comparison["tests"]
     with pytest.raises(RecipeError, match=r"--only 'cosin': no such method here; did you mean 'cosine'\?"):
-        running.compare(made, out, again, "cpu", reporter=QUIET, only=["cosin"])
+        compare(made, out, again, only=["cosin"])
 
 
-def test_a_dense_stage_found_trained_serves_a_run_that_is_alone(compared, base, without_onnx):
+def test_a_dense_stage_found_trained_serves_a_run_that_is_alone(compared, base):
     _, out, _, _ = compared
     alone = plan.read(str(base), ["regularizer=cosine", "seed=1"], ["training.epochs_per_stage=1"])
     shutil.rmtree(out / "cosine.seed1")
-    again = Recorder()
-    running.compare(alone, out, again, "cpu", reporter=QUIET)
-    (cell,) = (w for w in again.works if w.kind == "cell")
-    assert cell.dense is not None
-    assert again.works == [cell], "nothing is trained that is there"
-    events = (out / "cosine.seed1" / "events.jsonl").read_text()
-    assert "dense_shared" in events
+    again = InProcess()
+    compare(alone, out, again)
+    assert again.cells() == [("cosine.seed1", True)]
+    assert len(again.works) == 1, "nothing is trained that is there"
 
 
-def test_fresh_starts_over(compared, without_onnx):
-    made, out, _, facts = compared
+def test_fresh_starts_over(compared):
+    made, out, _, comparison = compared
     marks = [out / "none.seed1" / "recipe.yaml", *(out / "dense").glob("*/recipe.yaml")]
     before = [mark.stat().st_mtime_ns for mark in marks]
-    again = Recorder()
-    same = running.compare(made, out, again, "cpu", fresh=True, reporter=QUIET)
+    again = InProcess()
+    same = compare(made, out, again, fresh=True)
     assert len(again.works) == 6
     assert all(mark.stat().st_mtime_ns != then for mark, then in zip(marks, before, strict=True))
-    assert same["rows"][1]["languages"] == facts["rows"][1]["languages"]
+    assert same["rows"][1]["languages"] == comparison["rows"][1]["languages"]
 
 
-def test_a_cell_that_fails_leaves_the_others(base, tmp_path, without_onnx):
+def test_a_cell_that_fails_leaves_the_others(base, tmp_path):
     made = plan.read(
         str(base), ["training.learning_rate=1e-2,1e12", "seed=1"], ["training.gradient_clip=null"]
     )
-    facts = running.compare(made, tmp_path, local.InProcessExecutor(), "cpu", reporter=QUIET)
-    assert table.exit_code(facts) == 2
-    good, bad = facts["cells"]
+    comparison = compare(made, tmp_path)
+    assert results.exit_code(comparison) == 2
+    good, bad = comparison["cells"]
     assert (good["status"], bad["status"]) == ("done", "failed")
     assert "diverged" in bad["message"]
-    rows = pages.tables(facts)[0].rows
+    rows = pages.tables(comparison)[0].rows
     assert rows[2][1:3] == ["0 of 1", "failed"]
     assert rows[1][3].endswith(pages.ONE_SEED)
     assert "diverged" in (tmp_path / "comparison.html").read_text()
 
 
-def test_a_fault_of_ours_is_exit_code_1_and_wins(base, tmp_path, monkeypatch, capsys):
+def test_an_internal_error_is_exit_code_1_and_wins(base, tmp_path, monkeypatch):
     made = plan.read(str(base), ["seed=1,2"])
 
-    def broken(recipe, *_):
+    def broken(recipe, *_, **__):
         if recipe.seed == 1:
             raise DataError("no such file")
         raise ZeroDivisionError("ours")
 
     monkeypatch.setattr(pipeline, "run", broken)
-    facts = running.compare(made, tmp_path, local.InProcessExecutor(), "cpu", reporter=QUIET)
-    assert [cell["exit_code"] for cell in facts["cells"]] == [2, 1]
-    assert table.exit_code(facts) == 1
-    assert "ZeroDivisionError" in capsys.readouterr().err
+    comparison = compare(made, tmp_path)
+    assert [cell["exit_code"] for cell in comparison["cells"]] == [2, 1]
+    assert [cell["message"] for cell in comparison["cells"]] == ["no such file", "ZeroDivisionError: ours"]
+    assert results.exit_code(comparison) == 1
 
 
-def test_a_dense_stage_that_fails_fails_its_cells(base, tmp_path, monkeypatch):
-    made = plan.read(str(base), ["regularizer=none,cosine"])
+def test_a_failed_check_without_a_bundle_is_a_failed_cell(base, tmp_path):
+    made = plan.read(str(base), ["seed=1"])
+    outcomes = {cell.name: work.Outcome(cell.name, 3, "fp32 differs") for cell in made.cells}
+    comparison = results.assemble(made, outcomes, tmp_path)
+    assert [cell["status"] for cell in comparison["cells"]] == ["failed"]
+    assert results.exit_code(comparison) == 3
 
-    def broken(*_):
-        raise DataError("the training file is gone")
 
-    monkeypatch.setattr(dense, "train_dense", broken)
-    facts = running.compare(made, tmp_path, local.InProcessExecutor(), "cpu", reporter=QUIET)
-    for cell in facts["cells"]:
-        assert cell["message"] == "its dense stage failed: the training file is gone"
+def test_a_dense_stage_that_fails_fails_its_cells(workplace, tmp_path):
+    lost = write_recipe(workplace, task={"path": str(tmp_path / "{language}.{split}.tsv")})
+    comparison = compare(plan.read(str(lost), ["regularizer=none,cosine"]), tmp_path / "out")
+    for cell in comparison["cells"]:
+        assert cell["message"].startswith("its dense stage failed: no test file of any language")
         assert cell["exit_code"] == 2
 
 
@@ -449,7 +468,7 @@ def test_a_folder_of_another_comparison_is_refused_and_its_pages_stay(compared, 
     pages_before = {file.name: file.read_bytes() for file in out.glob("comparison.*")}
     other = plan.read(str(base), ["regularizer=none,cosine", "seed=1,2"])
     with pytest.raises(RecipeError, match=r"epochs_per_stage is 1.0 there and 2.0 here.*Nothing was written"):
-        running.compare(other, out, Recorder(), "cpu", reporter=QUIET)
+        compare(other, out)
     assert {file.name: file.read_bytes() for file in out.glob("comparison.*")} == pages_before
 
 
@@ -459,136 +478,117 @@ def test_the_whole_plan_is_shown_before_it_runs(base):
     console.print(pages.plan_table(made))
     text = console.file.getvalue()
     assert "4 runs" in text
-    for row in pages.plan_facts(made):
+    for row in pages.plan_entries(made):
         assert row["name"] in text
         assert row["dense_key"] in text
-    json.dumps(pages.plan_facts(made))
+    json.dumps(pages.plan_entries(made))
 
 
 # --- executors -------------------------------------------------------------------------------------------------------
 
 
-def piece(recipe, folder, **changes):
-    made = work.Work("piece", "cell", recipe.to_yaml(), str(folder), device="cpu", directory=str(Path.cwd()))
-    return dataclasses.replace(made, **changes)
+def piece(*arguments, name="piece", **changes):
+    return work.Work(name, tuple(map(str, arguments)), str(Path.cwd()), **changes)
+
+
+def perform(works, executor=None):
+    return list(running.perform(works, executor or local.LocalExecutor()))
 
 
 def stand_in(folder, monkeypatch, script):
-    """A shell script in Python's place, which takes no note of its arguments; it finds the piece of work in $line."""
+    """A shell script in Python's place; it finds the arguments of the piece of work in $*."""
     fake = folder / "python"
-    fake.write_text(f"#!/bin/sh\nread -r line\n{script}\n")
+    fake.write_text(f"#!/bin/sh\nshift 3\n{script}\n")  # the first three are -P -m xlmprune
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(fake))
 
 
-def test_a_process_for_each_piece(base, tmp_path, capfd):
-    """What a process of its own answers; stdout stays clean for the table."""
-    lost = load(base, f"task.path={tmp_path}/{{language}}.{{split}}.tsv")
-    works = [
-        piece(lost, tmp_path / "lost", name="lost", kind="dense"),
-        piece(lost, tmp_path / "after", name="after", needs="lost"),
-    ]
-    first, second = local.LocalExecutor().run(works)
-    assert (first.status, first.exit_code) == ("failed", 2)
-    assert first.message.startswith("no test file of any language")
-    assert (second.status, second.exit_code) == ("failed", 2)
-    assert second.message == f"its dense stage failed: {first.message}"
-    assert capfd.readouterr().out == ""
-
-
-def test_a_process_imports_nothing_from_the_folder_one_stands_in(base, tmp_path, monkeypatch):
+def test_a_process_for_each_piece(tmp_path, monkeypatch, capfd):
+    """The real command: its exit code and its sentence; stdout stays clean for the table, a user's files are no code."""
     (tmp_path / "inspect.py").write_text("raise SystemExit('a file of the user was imported')")
-    lost = load(base, f"task.path={tmp_path}/{{language}}.{{split}}.tsv")
     monkeypatch.chdir(tmp_path)
-    (outcome,) = local.LocalExecutor().run([piece(lost, tmp_path / "lost", kind="dense")])
-    assert outcome.message.startswith("no test file of any language")
+    lost, after = perform([piece("compress", "nowhere", name="lost"), piece("x", name="after", needs="lost")])
+    assert lost.exit_code == 2
+    assert lost.message.startswith("no recipe at nowhere")
+    assert (after.exit_code, after.message) == (2, f"its dense stage failed: {lost.message}")
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert f"xlmprune: {lost.message}" in said.err
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "code", "said"),
     [
-        ("kill -9 $$", "killed.*memory"),
-        ("exit 7", "exit code 7"),
-        ("kill -11 $$", "signal 11"),
-        ("echo nonsense", "exit code 0"),
+        ("kill -9 $$", 1, "killed.*memory"),
+        ("exit 7", 7, "exit code 7"),
+        ("kill -11 $$", 1, "signal 11"),
+        ("echo 'xlmprune: one' >&2; echo 'xlmprune: two' >&2; echo more >&2; exit 2", 2, "^one\ntwo$"),
+        ("echo 'xlmprune: lost 3 points' >&2; exit 3", 3, "^lost 3 points$"),
+        ("printf 'Traceback\\n  line\\nValueError: x\\n' >&2; exit 1", 1, "^ValueError: x$"),
+        ("echo 'xlmprune: fine' >&2", 0, "^$"),
     ],
 )
-def test_a_process_that_dies(tmp_path, monkeypatch, base, script, said):
+def test_how_a_process_ends(tmp_path, monkeypatch, script, code, said):
     stand_in(tmp_path, monkeypatch, script)
-    (outcome,) = local.LocalExecutor().run([piece(load(base), tmp_path)])
-    assert (outcome.status, outcome.exit_code) == ("failed", 1)
+    (outcome,) = perform([piece()])
+    assert (outcome.exit_code, outcome.failed) == (code, code not in (0, 3))
     assert re.search(said, outcome.message)
 
 
-def test_an_interrupted_process_interrupts(tmp_path, monkeypatch, base):
+def test_an_interrupted_process_interrupts(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, "exit 130")
     with pytest.raises(KeyboardInterrupt):
-        list(local.LocalExecutor().run([piece(load(base), tmp_path)]))
+        perform([piece()])
 
 
-def test_a_process_ends_with_whoever_started_it(base, tmp_path):
-    command = [sys.executable, "-m", "xlmprune.compare.work"]
+@pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process on POSIX alone")
+def test_a_process_ends_with_its_parent(base, tmp_path):
+    arguments = ["compress", str(base), "--out", str(tmp_path), "--set", "training.dense_epochs=50000"]
+    variables = {**own_process.environment(), own_process.END_WITH_STDIN: "1"}
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        own_process.command("xlmprune", *arguments),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=variables,
     ) as process:
-        process.stdin.write(json.dumps(dataclasses.asdict(piece(load(base), tmp_path))).encode() + b"\n")
         process.stdin.close()
         assert process.wait(timeout=60) in (-signal.SIGTERM, 130)
 
 
-ANSWER = r"""printf '{"name": "%s", "status": "done"}' "$name" """
-NAME = r"""name=$(printf '%s' "$line" | sed 's/^{"name": "\([^"]*\)".*/\1/')"""
-
-
-def test_several_processes_at_once(base, tmp_path, monkeypatch, capfd):
+def test_several_processes_at_once(tmp_path, monkeypatch, capfd):
     """Each of the two waits for a sign of the other, and a third gets the place of the first to end."""
     here = tmp_path / "signs"
     here.mkdir()
-    wait = f"""{NAME}
-touch {here}/$name
+    wait = f"""touch {here}/$1
 echo "I am here" >&2
 n=0
 while [ $(ls {here} | wc -l) -lt 2 ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
-echo "$OMP_NUM_THREADS" > {here}/$name
-[ $n -lt 300 ] && {ANSWER}"""
+echo "$OMP_NUM_THREADS" > {here}/$1
+[ $n -lt 300 ]"""
     stand_in(tmp_path, monkeypatch, wait)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    recipe = load(base)
-    works = [piece(recipe, tmp_path / name, name=name) for name in ("one", "two", "three")]
-    outcomes = list(local.LocalExecutor(jobs=2).run(works))
-    assert sorted((o.name, o.status) for o in outcomes) == [
-        ("one", "done"),
-        ("three", "done"),
-        ("two", "done"),
-    ]
+    outcomes = perform([piece(name, name=name) for name in ("one", "two", "three")], local.LocalExecutor(2))
+    assert sorted((o.name, o.exit_code) for o in outcomes) == [("one", 0), ("three", 0), ("two", 0)]
     said = capfd.readouterr().err.splitlines()
     assert sorted(said) == ["one: I am here", "three: I am here", "two: I am here"]
     assert {file.read_text().strip() for file in here.iterdir()} == {"3"}
 
 
-def test_a_cell_waits_for_its_dense_stage_and_others_pass_it(base, tmp_path, monkeypatch):
-    """With a place free, the first piece that waits for nothing takes it; a failed dense stage takes no place."""
+def test_a_cell_waits_for_its_dense_stage_and_others_pass_it(tmp_path, monkeypatch):
+    """With a place free, a piece that waits for nothing takes it; a failed dense stage takes no place."""
     log = tmp_path / "log"
-    script = f"""{NAME}
-echo "$name" >> {log}
-[ "$name" = dense ] && sleep 1
-[ "$name" = lost ] && exit 7
-{ANSWER}"""
+    script = f"""echo "$1" >> {log}
+[ "$1" = dense ] && until grep -q own {log}; do sleep 0.05; done
+[ "$1" = lost ] && exit 7
+exit 0"""
     stand_in(tmp_path, monkeypatch, script)
-    recipe = load(base)
-    works = [
-        piece(recipe, tmp_path, name=name, needs=needs)
-        for name, needs in (
-            ("dense", None),
-            ("cell", "dense"),
-            ("lost", None),
-            ("orphan", "lost"),
-            ("own", None),
-        )
-    ]
-    outcomes = {o.name: o for o in local.LocalExecutor(jobs=2).run(works)}
-    assert [outcomes[work.name].status for work in works] == ["done", "done", "failed", "failed", "done"]
-    assert list(outcomes) == ["lost", "orphan", "own", "dense", "cell"]
+    needs = {"dense": None, "cell": "dense", "lost": None, "orphan": "lost", "own": None}
+    works = [piece(name, name=name, needs=needed) for name, needed in needs.items()]
+    outcomes = {o.name: o for o in perform(works, local.LocalExecutor(2))}
+    assert {name: o.exit_code for name, o in outcomes.items()} == {
+        "dense": 0, "cell": 0, "lost": 7, "orphan": 7, "own": 0,
+    }  # fmt: skip
     begun = log.read_text().split()
     assert sorted(begun[:2]) == ["dense", "lost"]
     assert begun[2:] == ["own", "cell"]
@@ -613,28 +613,32 @@ def test_what_each_of_several_gets(monkeypatch):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_interrupted_comparison_has_saved(base, tmp_path, jobs):
-    """Ctrl-C at the parent: the pieces under way stop with a checkpoint, and the parent is interrupted."""
-    long = load(base, "training.dense_epochs=5000", "training.checkpoint_minutes=60", "training.keep=last")
-    folders = [tmp_path / f"cell{number}" for number in range(jobs)]
-    works = json.dumps([dataclasses.asdict(piece(long, folder, name=folder.name)) for folder in folders])
-    code = (
-        "import json\nfrom xlmprune.compare import local, work\n"
-        f"list(local.LocalExecutor({jobs}).run([work.Work(**w) for w in json.loads({works!r})]))"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as parent:
+    """SIGTERM at the command: the runs in progress stop with a checkpoint, and the command is interrupted."""
+    made = [f"training.learning_rate={','.join(['1e-2', '1e-3'][:jobs])}"]
+    long = ["training.dense_epochs=5000", "training.checkpoint_minutes=60", "training.keep=last"]
+    command = ["compare", base, "--out", tmp_path, "--device", "cpu", "--jobs", jobs]
+    command += [part for text in made for part in ("--vary", text)]
+    command += [part for text in long for part in ("--set", text)]
+    folders = [tmp_path / cell.name for cell in plan.read(str(base), made, long).cells]
+    with subprocess.Popen(
+        own_process.command("xlmprune", *map(str, command)),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=own_process.environment(),
+    ) as parent:
         logs = [folder / "events.jsonl" for folder in folders]
-        for _ in range(900):
+        for _ in range(3000):
             if all(log.is_file() and "update" in log.read_text() for log in logs):
                 break
             time.sleep(0.1)
         parent.send_signal(signal.SIGTERM)
         said = parent.stderr.read()
-    assert parent.returncode == -signal.SIGINT, said
-    assert all(dense.is_begun(folder) for folder in folders), said
+    assert parent.returncode == 130, said
+    assert all(list(folder.glob("checkpoint/saved-*")) for folder in folders), said
 
 
 class FakeRay(types.ModuleType):
-    """Enough of Ray for the executor: tasks run at once, and references must be resolved through `get`."""
+    """Enough of Ray for what no real cluster here can show: GPUs, an address where nobody is, a task that dies."""
 
     class exceptions:
         class RayError(Exception):
@@ -644,7 +648,6 @@ class FakeRay(types.ModuleType):
         super().__init__("ray")
         self.resources = {"GPU": gpus, "CPU": cpus} if gpus else {"CPU": cpus}
         self.running = False
-        self.dying = set()
 
     def is_initialized(self):
         return self.running
@@ -662,53 +665,22 @@ class FakeRay(types.ModuleType):
 
     def remote(self, **options):
         self.options = options
+        return lambda function: types.SimpleNamespace(remote=self._die)
 
-        def wrap(function):
-            return types.SimpleNamespace(remote=lambda work, needed: self._start(function, work, needed))
-
-        return wrap
-
-    def _start(self, function, work, needed):
+    def _die(self, _):
         assert self.running
-        reference = ("reference", work.name)
-        died = work.name in self.dying
-        # Ray resolves references among the arguments.
-        result = None if died else function(work, needed and self.results[needed])
-        self.__dict__.setdefault("results", {})[reference] = result
-        return reference
-
-    def wait(self, references, num_returns):
-        return references[-num_returns:], references[:-num_returns]
-
-    def get(self, reference):
-        if self.results[reference] is None:
-            raise self.exceptions.RayError("worker died\nmore")
-        return self.results[reference]
-
-    def cancel(self, reference, force):
-        pass
+        died = Future()
+        died.set_exception(self.exceptions.RayError("worker died\nmore"))
+        return types.SimpleNamespace(future=lambda: died)
 
 
-def test_cells_as_ray_tasks(base, tmp_path, monkeypatch, without_onnx):
-    fake = FakeRay()
-    monkeypatch.setitem(sys.modules, "ray", fake)
-    made = plan.read(str(base), ["regularizer=none,cosine"], ["training.epochs_per_stage=1"])
-    executor = ray_executor.RayExecutor(gpus=0.5, cpus=2)
-    facts = running.compare(made, tmp_path, executor, "auto", reporter=QUIET)
-    assert table.exit_code(facts) == 0
-    assert (fake.options["num_gpus"], fake.options["num_cpus"]) == (0.5, 2)
-    assert not fake.running
-
-
-def test_a_ray_task_that_dies_is_a_failed_cell(base, tmp_path, monkeypatch, without_onnx):
+def test_a_ray_task_that_dies_is_a_failed_cell(tmp_path, monkeypatch):
     fake = FakeRay(gpus=0)
-    fake.dying = {"none.seed42"}
     monkeypatch.setitem(sys.modules, "ray", fake)
-    made = plan.read(str(base), ["regularizer=none,cosine"])
-    facts = running.compare(made, tmp_path, ray_executor.RayExecutor(), "cpu", reporter=QUIET)
-    assert fake.options["num_gpus"] == 0
-    assert [cell["status"] for cell in facts["cells"]] == ["failed", "done"]
-    assert facts["cells"][0]["message"] == "its Ray task died: worker died"
+    (outcome,) = perform([piece(device="cpu")], ray_executor.RayExecutor(cpus=2))
+    assert (fake.options["num_gpus"], fake.options["num_cpus"]) == (0, 2)
+    assert (outcome.exit_code, outcome.message) == (1, "its Ray task died: worker died")
+    assert not fake.running
 
 
 @pytest.mark.parametrize(
@@ -720,10 +692,12 @@ def test_a_ray_task_that_dies_is_a_failed_cell(base, tmp_path, monkeypatch, with
         ({"gpus": 0}, "cuda", "no GPU for each"),
     ],
 )
-def test_what_ray_cannot_give(base, tmp_path, monkeypatch, options, device, said):
-    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+def test_what_ray_cannot_give(monkeypatch, options, device, said):
+    fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)
     with pytest.raises(MachineError, match=said):
-        list(ray_executor.RayExecutor(**options).run([piece(load(base), tmp_path, device=device)]))
+        perform([piece(device=device)], ray_executor.RayExecutor(**options))
+    assert not fake.running
 
 
 def test_executors_by_name(monkeypatch):
@@ -746,167 +720,48 @@ def test_without_ray(monkeypatch):
 
 
 def test_on_a_real_local_ray(base, tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed (extra `ray`); the executor is covered by a fake")
-    lost = load(base, f"task.path={tmp_path}/{{language}}.{{split}}.tsv")
-    works = [
-        piece(dense.dense_recipe(load(base)), tmp_path / "d", name="d", kind="dense"),
-        piece(lost, tmp_path / "lost", name="lost", needs="d", dense=None),
-    ]
-    outcomes = {outcome.name: outcome for outcome in ray_executor.RayExecutor(cpus=1).run(works)}
-    assert outcomes["d"].status == "done"
-    assert dense.is_trained(tmp_path / "d")
-    assert (outcomes["lost"].status, outcomes["lost"].exit_code) == ("failed", 2)
-
-
-# --- one method against another --------------------------------------------------------------------------------------
-
-
-ACCURACY = METRICS["accuracy"]
-
-
-def answers(*right):
-    return np.array([[value, 1] for value in right], dtype=float)
-
-
-def test_the_randomization_test_counts_what_brute_force_counts():
-    random = np.random.default_rng(0)
-    first = [
-        {"de": answers(*random.integers(0, 2, 6)), "th": answers(*random.integers(0, 2, 4))} for _ in range(2)
-    ]
-    second = [
-        {"de": answers(*random.integers(0, 2, 6)), "th": answers(*random.integers(0, 2, 4))} for _ in range(2)
-    ]
-
-    def difference(swapped):
-        total = 0.0
-        for a, b in zip(first, second, strict=True):
-            for language in ("de", "th"):
-                x, y = a[language].copy(), b[language].copy()
-                for place in range(len(x)):
-                    if swapped[place]:
-                        x[place], y[place] = b[language][place], a[language][place]
-                total += float(ACCURACY.value(y.sum(0)) - ACCURACY.value(x.sum(0)))
-        return total / 4
-
-    observed = difference([False] * 6)
-    every = [abs(difference(swapped)) for swapped in itertools.product([False, True], repeat=6)]
-    exact = np.mean(np.array(every) >= abs(observed) - 1e-9)
-    test = randomization_test(first, second, ACCURACY)
-    assert test.difference == pytest.approx(observed)
-    assert test.p_value == pytest.approx(exact, abs=0.02)
-
-
-def test_a_score_that_is_no_mean_of_examples():
-    f1 = METRICS["f1"]
-    a = np.array([[1, 1, 2], [0, 3, 1], [2, 2, 2], [1, 4, 3]], dtype=float)
-    b = np.array([[2, 2, 2], [1, 1, 1], [2, 2, 2], [3, 3, 3]], dtype=float)
-    test = randomization_test([{"de": a}], [{"de": b}], f1)
-    assert test.difference == pytest.approx(float(f1.value(b.sum(0)) - f1.value(a.sum(0))))
-    # Three examples differ, all in one direction: only none and all of them swapped are as extreme.
-    assert test.p_value == pytest.approx(2 / 8, abs=0.02)
-
-
-def test_translations_are_no_further_evidence():
-    """Ten languages that are wrong and right on the same sentences say as much as one."""
-    a, b = answers(0, 0, 0, 1, 1), answers(1, 1, 1, 1, 1)
-    one = randomization_test([{"de": a}], [{"de": b}], ACCURACY)
-    ten = randomization_test([{str(k): a for k in range(10)}], [{str(k): b for k in range(10)}], ACCURACY)
-    assert one.p_value == pytest.approx(2 / 8, abs=0.02)
-    assert ten.p_value == one.p_value
-    assert ten.difference == one.difference
-
-
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=30))
-@settings(max_examples=30, deadline=None)
-def test_the_test_does_not_mind_which_comes_first(pairs):
-    a, b = answers(*(x for x, _ in pairs)), answers(*(y for _, y in pairs))
-    there = randomization_test([{"de": a}], [{"de": b}], ACCURACY, rounds=200)
-    back = randomization_test([{"de": b}], [{"de": a}], ACCURACY, rounds=200)
-    assert there.difference == -back.difference
-    assert there.p_value == back.p_value
-    assert 0 < there.p_value <= 1
-    if np.array_equal(a, b):
-        assert there.p_value == 1
-
-
-def test_different_examples_are_not_compared():
-    with pytest.raises(ValueError, match="different examples"):
-        randomization_test([{"de": answers(1, 0)}], [{"de": answers(1)}], ACCURACY)
-    with pytest.raises(ValueError, match="different examples"):
-        randomization_test([], [], ACCURACY)
-    with pytest.raises(ValueError, match="different languages"):
-        randomization_test([{"de": answers(1)}, {"th": answers(1)}], [{"de": answers(1)}] * 2, ACCURACY)
-
-
-def test_holms_correction():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-def test_scores_of_examples_are_kept(tmp_path):
-    kept = score_file.ExampleScores(
-        "accuracy",
-        {"sw": answers(1, 0), "ar": answers(1)},
-        {"sw": answers(1, 1), "ar": answers(0)},
-        {"sw": "x"},
+    """The command with --executor ray: a local cluster starts, and a cell and one that fails run on it."""
+    made = ["training.learning_rate=1e-2,1e12"]
+    options = ["--set", "training.gradient_clip=null", "--set", "training.dense_epochs=1", "--json"]
+    command = ["compare", base, "--vary", *made, *options, "--out", tmp_path, "--device", "cpu"]
+    ran = subprocess.run(
+        own_process.command("xlmprune", *map(str, command), "--executor", "ray"),
+        capture_output=True,
+        text=True,
+        env=own_process.environment(),
+        timeout=300,
     )
-    score_file.write(tmp_path / score_file.NAME, kept)
-    again = score_file.read(tmp_path / score_file.NAME)
-    assert list(again.pruned) == ["sw", "ar"]
-    assert (again.metric, again.fingerprints) == (kept.metric, kept.fingerprints)
-    for form in ("pruned", "dense"):
-        for language in ("sw", "ar"):
-            assert np.array_equal(getattr(again, form)[language], getattr(kept, form)[language])
-    assert [file.name for file in tmp_path.iterdir()] == [score_file.NAME]
-    (tmp_path / "other").touch()
-    assert (tmp_path / score_file.NAME).stat().st_mode == (tmp_path / "other").stat().st_mode
-    (tmp_path / "other").unlink()
-    (tmp_path / score_file.NAME).write_bytes(b"{}")
-    with pytest.raises(DataError, match="cannot be read"):
-        score_file.read(tmp_path / score_file.NAME)
-    with pytest.raises(DataError, match="cannot be read"):
-        score_file.read(tmp_path / "nowhere")
+    assert ran.returncode == 2, ran.stderr
+    good, bad = json.loads(ran.stdout)["cells"]
+    assert (good["status"], bad["status"]) == ("done", "failed")
+    assert "diverged" in bad["message"]
+    assert "Started a local Ray instance" in ran.stderr
 
 
-def test_a_fingerprint_tells_examples_apart():
-    plain = Examples("th", "test", ["ประตู", "b"], labels=[0, 1])
-    others = [
-        dataclasses.replace(plain, first=["b", "ประตู"]),
-        dataclasses.replace(plain, labels=[1, 0]),
-        dataclasses.replace(plain, second=["a", "b"]),
-        dataclasses.replace(plain, groups=["1", "1"]),
-    ]
-    assert len({score_file.fingerprint(examples) for examples in [plain, *others]}) == 5
-    assert score_file.fingerprint(dataclasses.replace(plain, notes=("repaired",))) == score_file.fingerprint(
-        plain
-    )
-
-
-def test_runs_on_other_data_are_not_tested(compared, workplace):
+def test_runs_on_other_data_are_not_tested(compared):
     made, out, _, _ = compared
     for cell in ("cosine.seed1", "cosine.seed2"):
         kept = score_file.read(out / cell / score_file.NAME)
         score_file.write(
             out / cell / score_file.NAME, dataclasses.replace(kept, fingerprints={"de": "other"})
         )
-    outcomes = {cell.name: work.Outcome(cell.name, "done") for cell in made.cells}
-    facts = table.assemble(made, outcomes, out)
-    assert facts["tests"] == []
-    assert any("different examples" in note for note in facts["notes"])
+    outcomes = {cell.name: work.Outcome(cell.name) for cell in made.cells}
+    comparison = results.assemble(made, outcomes, out)
+    assert comparison["tests"] == []
+    assert any("different examples" in note for note in comparison["notes"])
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
 def spread_of(*values):
-    return table.spread(dict(enumerate(values)))
+    return results.spread(dict(enumerate(values)))
 
 
 def some_facts(methods=("A", "B"), tasks=("XNLI",), seeds=2, **changes):
     rows = []
     for task in tasks:
-        for number, method in enumerate((table.DENSE, *methods)):
+        for number, method in enumerate((results.DENSE, *methods)):
             values = [70 - 5 * number + seed for seed in range(seeds)]
             row = {
                 "method": method,
@@ -921,7 +776,7 @@ def some_facts(methods=("A", "B"), tasks=("XNLI",), seeds=2, **changes):
                 "encoder_density": 0.31 if number else 1.0,
                 "loss": spread_of(*values),
             }
-            row |= {measure: spread_of(*values) for measure in table.MEASURES}
+            row |= {measure: spread_of(*values) for measure in results.MEASURES}
             row["languages"] = {"en": spread_of(*values), "sw": spread_of(*values)}
             if number:
                 row["curve"] = [
@@ -954,7 +809,7 @@ def some_facts(methods=("A", "B"), tasks=("XNLI",), seeds=2, **changes):
         for method in methods
         for task in tasks
     ]
-    averages = [{"method": m, "zero_shot_mean": spread_of(60.0, 61.0)} for m in (table.DENSE, *methods)]
+    averages = [{"method": m, "zero_shot_mean": spread_of(60.0, 61.0)} for m in (results.DENSE, *methods)]
     facts = {
         "unlabelled": {task: [] for task in tasks},
         "name": "mine",
@@ -1018,16 +873,16 @@ def test_the_least_p_that_the_exchanges_can_show_is_marked():
 def test_the_table_of_densities_has_those_that_were_measured():
     """With `evaluation.stage_interval` stages between have no scores, and then no column."""
     facts = some_facts()
-    (found,) = (made for made in pages.tables(facts) if "as weights go" in made.title)
+    (found,) = (made for made in pages.tables(facts) if "by density" in made.title)
     assert found.headings == ["method", "100.0%", "50.0%", "25.0%"]
     assert found.rows[0] == ["A", "65.5 ± 0.7", "64.5 ± 0.7", "63.5 ± 0.7"]
     for row in facts["rows"][1:]:
         row["curve"][1]["zero_shot_mean"] = None
-    (found,) = (made for made in pages.tables(facts) if "as weights go" in made.title)
+    (found,) = (made for made in pages.tables(facts) if "by density" in made.title)
     assert found.headings == ["method", "100.0%", "25.0%"]
     for row in facts["rows"][1:]:
         row["curve"][2]["zero_shot_mean"] = None
-    assert not [made for made in pages.tables(facts) if "as weights go" in made.title]
+    assert not [made for made in pages.tables(facts) if "by density" in made.title]
 
 
 def test_languages_that_gave_text_stand_apart():
@@ -1035,17 +890,17 @@ def test_languages_that_gave_text_stand_apart():
     scores = (("en", 90.0), ("sw", 40.0), ("th", 50.0))
     row = {
         "train_language": "en",
-        "languages": {code: table.spread({1: value}) for code, value in scores},
+        "languages": {code: results.spread({1: value}) for code, value in scores},
     }
-    apart = table._means_apart(row, {"en", "th"})
+    apart = results._means_apart(row, {"en", "th"})
     assert (apart["text_mean"]["mean"], apart["held_out_mean"]["mean"]) == (50.0, 40.0)
-    every = table._means_apart(row, {"sw", "th"})
+    every = results._means_apart(row, {"sw", "th"})
     assert (every["text_mean"]["mean"], every["held_out_mean"]) == (45.0, None)
     cells = [
         {"task": "XNLI", "method": method, "unlabelled": codes}
         for method, codes in (("A", ["th", "sw"]), ("B", ["th"]), ("C", []), ("D", ["sw", "th"]))
     ]
-    texts = table._texts([*cells, {"task": "POS", "unlabelled": ["de"]}, {"task": "XNLI"}], "XNLI")
+    texts = results._texts([*cells, {"task": "POS", "unlabelled": ["de"]}, {"task": "XNLI"}], "XNLI")
     assert texts == [["sw", "th"], ["th"]]
     facts = some_facts(unlabelled={"XNLI": texts})
     for found, cell in zip(facts["cells"], cells, strict=False):
@@ -1062,7 +917,9 @@ def test_languages_that_gave_text_stand_apart():
 def test_what_some_compute_beside_the_updates_is_said(base):
     def extra(*vary):
         return [
-            note for note in plan.read(str(base), list(vary)).notes if note.startswith("Beside the updates")
+            note
+            for note in plan.read(str(base), list(vary)).notes
+            if note.startswith("In addition to the updates")
         ]
 
     assert extra("regularizer=none,cosine") == []
@@ -1077,15 +934,15 @@ def test_what_some_compute_beside_the_updates_is_said(base):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_pages_are_whole(tasks, seeds):
     facts = some_facts(methods=("A", HOSTILE), tasks=tasks, seeds=seeds, notes=[HOSTILE], name=HOSTILE)
-    html = pages.render_html(facts)
+    html = pages.render(facts, "html")
     page = Page(html)
     assert not page.open
     assert "script" not in page.tags
-    for drawing in pages.drawings(facts):
-        root = ElementTree.fromstring(drawing.svg)
+    for svg in pages.charts(facts).values():
+        root = ElementTree.fromstring(svg)
         bands = root.findall(".//{*}polygon")
         assert len(bands) == (2 if seeds > 1 else 0)
-    markdown = pages.render_markdown(facts)
+    markdown = pages.render(facts, "md")
     assert "<script" not in markdown.replace("\\<script", "")
     for line in markdown.split("\n"):
         if line.startswith("|"):
@@ -1096,11 +953,11 @@ def test_pages_are_whole(tasks, seeds):
 
 def test_nothing_finished_yet(base, tmp_path):
     made = plan.read(str(base), ["regularizer=none,cosine", "task.languages=[de],[th]"])
-    facts = table.assemble(made, {}, tmp_path)
+    facts = results.assemble(made, {}, tmp_path)
     pages.write(facts, tmp_path)
     assert "pending" in (tmp_path / "comparison.md").read_text()
     assert "pending" in printed(facts)
-    assert table.exit_code(facts) == 0
+    assert results.exit_code(facts) == 0
 
 
 def test_averages_are_over_tasks_seed_by_seed(base):
@@ -1112,8 +969,8 @@ def test_averages_are_over_tasks_seed_by_seed(base):
         ("none", second, {1: 30.0, 2: 20.0}),
         ("cosine", first, {1: 10.0}),
     ]:
-        rows.append({"method": method, "task": task, **{m: table.spread(values) for m in table.MEASURES}})
+        rows.append({"method": method, "task": task, **{m: results.spread(values) for m in results.MEASURES}})
     rows.append({"method": "cosine", "task": second})
-    averages = {entry["method"]: entry for entry in table._averages(made, rows)}
+    averages = {entry["method"]: entry for entry in results._averages(made, rows)}
     assert averages["none"]["english"]["values"] == {1: 20.0, 2: 20.0}
     assert "english" not in averages["cosine"]

@@ -201,7 +201,10 @@ def test_eq6_is_magnitude_at_zero_and_agreement_at_one():
 
 def block(seed, hidden=4, inner=6):
     generator = torch.Generator().manual_seed(seed)
-    shapes = dict.fromkeys("qkvo", (hidden, hidden)) | {"fc1": (inner, hidden), "fc2": (hidden, inner)}
+    shapes = dict.fromkeys(("query", "key", "value", "attention_output"), (hidden, hidden)) | {
+        "ffn_in": (inner, hidden),
+        "ffn_out": (hidden, inner),
+    }
     return {
         role: torch.randn(shape, generator=generator, dtype=torch.float64) for role, shape in shapes.items()
     }
@@ -219,12 +222,12 @@ def test_lookahead_by_hand():
 @pytest.mark.parametrize(
     ("role", "product"),
     [
-        ("q", lambda w: w["q"].T @ w["k"]),
-        ("k", lambda w: w["q"].T @ w["k"]),
-        ("v", lambda w: w["o"] @ w["v"]),
-        ("o", lambda w: w["o"] @ w["v"]),
-        ("fc1", lambda w: w["fc2"] @ w["fc1"]),
-        ("fc2", lambda w: w["fc2"] @ w["fc1"]),
+        ("query", lambda w: w["query"].T @ w["key"]),
+        ("key", lambda w: w["query"].T @ w["key"]),
+        ("value", lambda w: w["attention_output"] @ w["value"]),
+        ("attention_output", lambda w: w["attention_output"] @ w["value"]),
+        ("ffn_in", lambda w: w["ffn_out"] @ w["ffn_in"]),
+        ("ffn_out", lambda w: w["ffn_out"] @ w["ffn_in"]),
     ],
 )
 def test_lookahead_is_how_much_the_product_with_the_neighbour_changes(role, product):
@@ -242,20 +245,20 @@ def test_residual_neighbours_follow_the_stream():
     gains = [(torch.full((4,), 2.0).double(), torch.full((4,), -3.0).double())] * 2
     first, second = residual_factors(layers, gains, torch.full((4,), 0.5).double())
     rows, columns = (lambda w: w.norm(dim=1)), (lambda w: w.norm(dim=0))
-    assert torch.allclose(first["q"][0], torch.full((4,), 0.5).double())
-    assert torch.allclose(second["k"][0], 3 * (1 + rows(layers[0]["fc2"]) ** 2).sqrt())
-    assert torch.allclose(first["fc1"][0], 2 * (1 + rows(layers[0]["o"]) ** 2).sqrt())
-    assert torch.allclose(first["o"][1], 2 * (1 + columns(layers[0]["fc1"]) ** 2).sqrt())
-    readers = sum(columns(layers[1][role]) ** 2 for role in "qkv")
-    assert torch.allclose(first["fc2"][1], 3 * (1 + readers).sqrt())
-    assert torch.allclose(second["fc2"][1], torch.full((4,), 3.0).double())
+    assert torch.allclose(first["query"][0], torch.full((4,), 0.5).double())
+    assert torch.allclose(second["key"][0], 3 * (1 + rows(layers[0]["ffn_out"]) ** 2).sqrt())
+    assert torch.allclose(first["ffn_in"][0], 2 * (1 + rows(layers[0]["attention_output"]) ** 2).sqrt())
+    assert torch.allclose(first["attention_output"][1], 2 * (1 + columns(layers[0]["ffn_in"]) ** 2).sqrt())
+    readers = sum(columns(layers[1][role]) ** 2 for role in ("query", "key", "value"))
+    assert torch.allclose(first["ffn_out"][1], 3 * (1 + readers).sqrt())
+    assert torch.allclose(second["ffn_out"][1], torch.full((4,), 3.0).double())
     for factors, layer in ((first, layers[0]), (second, layers[1])):
         plain = block_factors(layer)
-        assert torch.equal(factors["q"][1], plain["q"][1])
-        assert torch.equal(factors["v"][1], plain["v"][1])
-        assert torch.equal(factors["o"][0], plain["o"][0])
-        assert torch.equal(factors["fc1"][1], plain["fc1"][1])
-        assert torch.equal(factors["fc2"][0], plain["fc2"][0])
+        assert torch.equal(factors["query"][1], plain["query"][1])
+        assert torch.equal(factors["value"][1], plain["value"][1])
+        assert torch.equal(factors["attention_output"][0], plain["attention_output"][0])
+        assert torch.equal(factors["ffn_in"][1], plain["ffn_in"][1])
+        assert torch.equal(factors["ffn_out"][0], plain["ffn_out"][0])
 
 
 def test_through_residual_by_hand():
@@ -266,7 +269,7 @@ def test_through_residual_by_hand():
 def test_lookahead_says_which_weight_it_does_not_know():
     with pytest.raises(ValueError, match=r"not of classifier\.dense\.weight"):
         Lookahead().scores(context({"classifier.dense.weight": torch.ones(2, 2)}))
-    with pytest.raises(ValueError, match="block 0 has only"):
+    with pytest.raises(ValueError, match="layer 0 has no query, value"):
         Lookahead().scores(context({"roberta.encoder.layer.0.attention.self.key.weight": torch.ones(2, 2)}))
 
 

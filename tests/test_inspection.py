@@ -15,6 +15,7 @@ from xlmprune.cli import app
 from xlmprune.core.errors import BundleError
 from xlmprune.export import graph as onnx_export
 from xlmprune.export import sparse
+from xlmprune.export.graph import parameter_of
 from xlmprune.export.packing import pack
 from xlmprune.export.quantization import quantize
 from xlmprune.pruning.masks import pack_bits
@@ -191,7 +192,7 @@ def test_a_bundle_and_its_table(model, tmp_path):
     ],
 )
 def test_the_parameter_an_initializer_belongs_to(name, parameter):
-    assert inspection.parameter_of(name) == parameter
+    assert parameter_of(name) == parameter
 
 
 def test_a_norm_counts_scales():

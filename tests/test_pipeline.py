@@ -759,7 +759,7 @@ def test_prediction_files_have_a_line_for_every_example(finished, workplace, tmp
         file = tmp_path / "out" / "CLASSIFICATION" / f"{language}.prediction"
         assert len(file.read_text(encoding="utf-8").splitlines()) == 32
     capped = CliRunner().invoke(app, [*command[:-1], "th", "--set", "task.max_test_examples=3"])
-    assert "first 3 of each" in capped.stdout
+    assert "a sample of 3 of each" in capped.stdout
     (tmp_path / "file").write_text("")
     refused = CliRunner().invoke(app, [*command, "--predictions", str(tmp_path / "file")])
     assert refused.exit_code == 2

@@ -1,9 +1,11 @@
 """Recipes: what is read, refused, and written back."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
+from campaigns import recipes as campaign
 
 from xlmprune import recipe as recipes
 from xlmprune.core.errors import RecipeError
@@ -103,7 +105,7 @@ def test_unknown_task(tmp_path):
         ("training: {regularize_dense: 3}", "expected true/false, found 3"),
         ("training: 5", "training: expected keys, found 5"),
         ("model: {vocabulary: 5}", "model.vocabulary: expected `keep` or keys, found 5"),
-        ("export: {onnx: [fp33]}", "export.onnx.0: expected `fp32` or `int8`, found 'fp33'"),
+        ("export: {onnx: [fp33]}", "export.onnx.0: expected `fp32` or `fp16` or `int8`, found 'fp33'"),
         ("distillation: {languages: []}", "distillation.languages: needs at least one entry, found []"),
         ("distillation: {teacher: best}", "distillation.teacher: expected `finetuned` or `best_so_far`"),
         ("distillation: {teecher: best}", "unknown key 'distillation.teecher'; did you mean 'teacher'"),
@@ -118,6 +120,15 @@ def test_unknown_task(tmp_path):
         ("pruning: {schedule: {name: geometric, step_fraction: 1.5}}", "pruning.schedule.step_fraction"),
         ("model: {vocabulary: {min_count: 2}}", "keep_languages_of"),
         ("training: {batch_size: 2, gradient_accumulation: 4}", "more micro-batches"),
+        (
+            "pruning: {schedule: {name: geometric, stages: 100000000}}",
+            "stages: must be less than or equal to 1000",
+        ),
+        ("pruning: {schedule: {name: cubic, warm_up: 100000000}}", "must be less than or equal to 1000"),
+        (
+            "training: {batch_size: 0xfffffffffff}",
+            "training.batch_size: must be less than or equal to 1000000",
+        ),
     ],
 )
 def test_impossible_values_are_refused(tmp_path, text, expected):
@@ -195,7 +206,7 @@ def test_a_value_that_opens_with_a_brace_needs_quotes(tmp_path, path):
     assert hint in str(caught.value)
     assert f"--set task.path={path}" in str(caught.value)
     recipe = recipes.load(file, [f'task.path="{path}"'])
-    assert recipe.task.path == path
+    assert recipe.task.path == str(Path.cwd() / path)
 
 
 def test_overrides_reach_inside_and_are_checked(tmp_path):
@@ -308,7 +319,25 @@ def test_what_no_recipe_needs_is_refused_early(text):
 
 
 @pytest.mark.parametrize(
-    "label", ["1e5", "no", "null", "true", "0x1f", "12", "1.5", "~", "", "😀", "2:4", ".nan"]
+    "label",
+    [
+        "1e5",
+        "no",
+        "null",
+        "true",
+        "0x1f",
+        "12",
+        "1.5",
+        "~",
+        "",
+        "😀",
+        "2:4",
+        ".nan",
+        "a\x85b",
+        "\u2028",
+        "\n",
+        " x ",
+    ],
 )
 def test_text_that_looks_like_another_value_is_written_with_quotes(tmp_path, label):
     recipe = recipes.load(write(tmp_path, f"task: {{name: xnli, metric: {json.dumps(label)}}}"))
@@ -397,3 +426,100 @@ def test_every_key_has_a_description():
         # pydantic leaves out a description that is also that of the section.
         section = schema["$defs"].get(facts.get("$ref", "").rpartition("/")[2], {})
         assert facts.get("description", section.get("description")), f"{name}.{key}"
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "models" / "small").mkdir(parents=True)
+    (tmp_path / "mine" / "below.yaml").write_text(
+        "task: {name: xnli, source: files, path: 'data/{language}.{split}.tsv'}\n"
+        "model: {name: ../models/small, vocabulary: {files: ['../{language}.txt', /abs.txt]}}\n"
+        "distillation: {unlabelled: '~/{language}.txt'}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = recipes.load(write(tmp_path, "base: mine/below.yaml"))
+    assert recipe.task.path == str(tmp_path / "mine/data/{language}.{split}.tsv")
+    assert recipe.model.name == str(tmp_path / "models/small")
+    assert recipe.model.vocabulary.files == [str(tmp_path / "{language}.txt"), "/abs.txt"]
+    assert recipe.distillation.unlabelled == "~/{language}.txt"
+    given = recipes.load("mine.yaml", ["task.path=here/{language}.tsv", "model.name=models/small"])
+    assert given.task.path == str(tmp_path / "here/{language}.tsv")
+    assert given.model.name == str(tmp_path / "models/small")
+
+
+def test_the_resolved_recipe_works_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = recipes.load("nc_cosine")
+    assert recipe.task.path == str(tmp_path / "data/xglue_full_dataset")
+    assert recipe.model.name == "FacebookAI/xlm-roberta-base"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "recipe.yaml").write_text(recipe.to_yaml())
+    monkeypatch.chdir("/")
+    assert recipes.load(str(tmp_path / "runs" / "recipe.yaml")) == recipe
+
+
+# --- what a key changes -----------------------------------------------------------------------------------------------
+
+
+def test_every_key_says_what_it_changes():
+    """Declared in the schema; a new key counts as training until it says otherwise."""
+    found = {}
+    for path, _, _ in _leaves(recipes.load("quickstart_small").resolved()):
+        found.setdefault(recipes.effect_of(path), set()).add(".".join(path))
+    assert found["running"] == {"task.path", "training.checkpoint_minutes", "evaluation.batch_size"}
+    assert found["measuring"] == {
+        "task.test_split",
+        "evaluation.max_stage_examples",
+        "evaluation.stage_interval",
+    }
+    assert found["export"] == {"name"} | {
+        key for keys in found.values() for key in keys if key.startswith("export.")
+    }
+    assert {"seed", "pruning.criterion.name", "distillation.weight", "regularizer.strength"} <= found[
+        "training"
+    ]
+
+
+def _leaves(values):
+    return [(d.path, d.before, d.now) for d in recipes.differences(values, _none(values))]
+
+
+def _none(values):
+    return {key: _none(value) for key, value in values.items()} if isinstance(values, dict) else object()
+
+
+def test_differences_name_every_key_with_both_values():
+    one, other = (
+        recipes.load("xnli_cosine"),
+        recipes.load("xnli_cosine", ["export.opset=19", "regularizer=none"]),
+    )
+    found = list(recipes.differences(one.resolved(), other.resolved()))
+    assert {(difference.path, difference.effect) for difference in found} == {
+        (("export", "opset"), "export"),
+        (("regularizer", "name"), "training"),
+        (("regularizer", "strength"), "training"),
+        (("regularizer", "reference"), "training"),
+    }
+    assert "export.opset is 20 there and 19 here" in map(str, found)
+    assert list(recipes.differences(one.resolved(), one.resolved())) == []
+
+
+# --- what others send -------------------------------------------------------------------------------------------------
+
+
+def test_mutated_recipes_are_read_or_refused_with_a_sentence():
+    """A slice of `tests/campaigns/recipes.py`."""
+    counts, failures = campaign.run(count=150, seed=7)
+    assert not failures, failures[0]
+    assert counts.total() == 150
+    assert counts["read"] > 5
+    assert counts["refused"] > 50
+
+
+def test_many_faults_are_cut_short(tmp_path):
+    said = refusal(tmp_path, MINIMAL + "training:\n" + "".join(f"  key{i}: 1\n" for i in range(3000)))
+    assert len(said.splitlines()) == 51
+    assert said.endswith("and 2950 more faults")

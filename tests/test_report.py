@@ -20,9 +20,11 @@ from rich.console import Console
 from sample_report import sample_report
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from xlmprune.core import formatting
 from xlmprune.core.languages import language_name
 from xlmprune.report import charts, findings
-from xlmprune.report.pages import model_card, render_html, render_markdown, results_table, write
+from xlmprune.report.model_card import render as model_card
+from xlmprune.report.pages import render_html, render_markdown, results_table, write
 from xlmprune.report.tables import all_tables, language_table
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -166,21 +168,21 @@ def test_the_terminal_table_fits_eighty_columns_whole():
 @pytest.mark.parametrize(
     ("figure", "value", "expected"),
     [
-        (findings.percent, 0.313811, "31.4%"),
-        (findings.percent, None, "–"),
-        (findings.points, -3.44, "−3.4"),
-        (findings.points, -0.04, "0.0"),
-        (findings.points, 0.26, "+0.3"),
-        (findings.p_value, 0.0004, "< 0.001"),
-        (findings.p_value, 0.049, "0.049"),
-        (findings.p_value, 1.0, "1.00"),
-        (findings.size, 999, "999 B"),
-        (findings.size, 1_482, "1.5 kB"),
-        (findings.size, 470_812_345, "471 MB"),
-        (findings.size, 2_240_000_000, "2.2 GB"),
-        (findings.size, 999_960, "1000 kB"),
-        (findings.amount, 278_045_955, "278.0 M"),
-        (findings.amount, 21_504, "21,504"),
+        (formatting.percent, 0.313811, "31.4%"),
+        (formatting.percent, None, "–"),
+        (formatting.points, -3.44, "−3.4"),
+        (formatting.points, -0.04, "0.0"),
+        (formatting.points, 0.26, "+0.3"),
+        (formatting.p_value, 0.0004, "< 0.001"),
+        (formatting.p_value, 0.049, "0.049"),
+        (formatting.p_value, 1.0, "1.00"),
+        (formatting.size, 999, "999 B"),
+        (formatting.size, 1_482, "1.5 kB"),
+        (formatting.size, 470_812_345, "471 MB"),
+        (formatting.size, 2_240_000_000, "2.2 GB"),
+        (formatting.size, 999_960, "1000 kB"),
+        (formatting.amount, 278_045_955, "278.0 M"),
+        (formatting.amount, 21_504, "21,504"),
     ],
 )
 def test_figures(figure, value, expected):
@@ -355,12 +357,12 @@ def test_a_density_of_zero_and_a_language_measured_late_can_be_drawn():
 @given(st.lists(st.floats(0, 500), max_size=60))
 def test_labels_never_overlap_and_stay_inside(places):
     places = sorted(places)
-    moved = charts.spread(places, 13.0, 0.0, 500.0)
+    moved = charts.space_apart(places, 13.0, 0.0, 500.0)
     gap = min(13.0, 500.0 / max(1, len(places) - 1))
     assert all(after - before >= gap - 1e-6 for before, after in pairwise(moved))
     assert all(-1e-6 <= place <= 500 + 1e-6 for place in moved)
     far = [0.0, 100.0, 300.0]
-    assert charts.spread(far, 13.0, 0.0, 500.0) == far
+    assert charts.space_apart(far, 13.0, 0.0, 500.0) == far
 
 
 # --- the model card ---
@@ -429,7 +431,7 @@ def small_bundle(folder: Path, kind: str) -> None:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
         folder / "model.onnx",
     )
-    config = {"id2label": {"0": "nought", "1": "one", "2": "two"}}
+    config = {"id2label": {"0": "nought", "1": "one", "2": "two"}, "pad_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

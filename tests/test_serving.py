@@ -15,6 +15,7 @@ from xlmprune.bundle import golden
 from xlmprune.bundle import session as serving
 from xlmprune.bundle.session import Bundle, predict
 from xlmprune.core.errors import BundleError, DataError
+from xlmprune.export import runtime
 from xlmprune.export.sparse import load
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC")
@@ -172,7 +173,7 @@ class Refuse:
         if name.split(".")[0] in ("torch", "transformers", "datasets", "onnx", "pandas", "scipy", "pydantic", "yaml"):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-from xlmprune.serving import Bundle, predict
+from xlmprune.bundle.session import Bundle, predict
 print([answer["label"] for answer in predict(Bundle({str(bundles["text"])!r}), ["打开厨房的灯"])])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -219,7 +220,7 @@ def test_missing_and_damaged_files_are_named(copy, tmp_path):
         with pytest.raises(BundleError, match=r"model\.onnx cannot be opened by ONNX Runtime"):
             Bundle(copy).session()
     (copy / "model.onnx").unlink()
-    with pytest.raises(BundleError, match=r"has neither model\.onnx nor model\.int8\.onnx"):
+    with pytest.raises(BundleError, match=r"has no ONNX file; expected model\.onnx"):
         Bundle(copy).session()
     (copy / "config.json").write_text("{")
     with pytest.raises(BundleError, match=r"config\.json is damaged"):
@@ -240,13 +241,13 @@ def test_a_model_of_another_task_is_refused(copy, bundles):
 def test_a_packed_file_without_optimization_is_announced(copy):
     from xlmprune.export.packing import pack
 
-    serving.open_session(copy / "model.onnx", optimize=False)
+    runtime.open_session(copy / "model.onnx", optimize=False)
     onnx.save(pack(onnx.load(copy / "model.onnx"), smallest=1), copy / "packed.onnx")
     with pytest.warns(UserWarning, match="rebuilt at every call"):
-        serving.open_session(copy / "packed.onnx", optimize=False)
+        runtime.open_session(copy / "packed.onnx", optimize=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        serving.open_session(copy / "packed.onnx")
+        runtime.open_session(copy / "packed.onnx")
 
 
 def test_golden_arrays_come_back(tmp_path):

@@ -76,7 +76,7 @@ class Refuse:
         if name.split(".")[0] in ("torch", "transformers", "datasets"):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-from xlmprune.verify import verify
+from xlmprune.bundle.verify import verify
 assert all(check.passed for check in verify({str(bundle)!r}, threads=1))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

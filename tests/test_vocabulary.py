@@ -21,6 +21,7 @@ from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForS
 from xlmprune.core.errors import DataError, ModelError
 from xlmprune.data.encoding import encode, pad
 from xlmprune.data.examples import Examples
+from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
 from xlmprune.quickstart.model import build_tokenizer, ensure_model
 
@@ -139,7 +140,7 @@ def test_what_cannot_be_trimmed_is_refused():
     with pytest.raises(ValueError, match=r"special tokens \[2, 22\]"):
         vocabulary.trim_tokenizer(original, [0, 1, 3, 4])
     words = Tokenizer(WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
-    with pytest.raises(ModelError, match="'WordLevel'; expected 'Unigram'"):
+    with pytest.raises(ModelError, match="'WordLevel' cannot be trimmed; expected 'Unigram' or 'WordPiece'"):
         vocabulary.trim_tokenizer(as_json(words), [0])
 
 
@@ -253,7 +254,11 @@ class TwoLanguages:
         return "en", "sw"
 
     def examples(self, language: str, split: str) -> Examples:
-        sentences = {("en", "train"): ["one", "two", "both"], ("en", "test"): ["three", "both"]}
+        sentences = {
+            ("en", "train"): ["one", "two", "both"],
+            ("en", "test"): ["three", "both"],
+            ("sw", "test"): ["tatu"],
+        }
         if (language, split) not in sentences:
             raise DataError(f"no {split} in {language}")
         return Examples(language, split, sentences[language, split])
@@ -263,7 +268,7 @@ class TwoLanguages:
 
 
 def test_a_tasks_own_text_leaves_out_its_test_sets():
-    assert vocabulary.texts_for(TwoLanguages()) == {"en": ["two", "four", "one"], "sw": ["moja"]}
+    assert vocabulary_texts(TwoLanguages()) == {"en": ["two", "four", "one"], "sw": ["moja"]}
 
 
 def test_words_of_tokens_and_both_texts_of_pairs_count():
@@ -275,23 +280,23 @@ def test_words_of_tokens_and_both_texts_of_pairs_count():
                 return Examples(language, split, ["a"], ["b"])
             return Examples(language, split, ["c"])
 
-    assert vocabulary.texts_for(Others())["en"] == ["two", "four", "words of one", "a", "b"]
+    assert vocabulary_texts(Others())["en"] == ["two", "four", "words of one", "a", "b"]
 
 
 def test_files_add_text_by_language_and_for_all(tmp_path: Path):
     (tmp_path / "sw.txt").write_text("\ufeffmbili\n\n moja \r\n", encoding="utf-8")
     (tmp_path / "names.txt").write_text("Orion\n", encoding="utf-8")
     files = [str(tmp_path / "{language}.txt"), str(tmp_path / "names.txt")]
-    texts = vocabulary.texts_for(TwoLanguages(), files)
+    texts = vocabulary_texts(TwoLanguages(), files)
     assert texts == {"en": ["two", "four", "one", "Orion"], "sw": ["moja", "mbili", "Orion"]}
 
 
 def test_files_that_cannot_be_read_are_named_with_their_line(tmp_path: Path):
-    with pytest.raises(DataError, match=r"sw\.txt: No such file"):
-        vocabulary.texts_for(TwoLanguages(), [str(tmp_path / "{language}.txt")])
+    with pytest.raises(DataError, match=r"sw\.txt: cannot be read"):
+        vocabulary_texts(TwoLanguages(), [str(tmp_path / "{language}.txt")])
     (tmp_path / "sw.txt").write_bytes(b"moja\n\xff\xfe\n")
-    with pytest.raises(DataError, match=r"sw\.txt:2: not UTF-8 text \(byte 0"):
-        vocabulary.texts_for(TwoLanguages(), [str(tmp_path / "{language}.txt")])
+    with pytest.raises(DataError, match=r"sw\.txt:2: not UTF-8"):
+        vocabulary_texts(TwoLanguages(), [str(tmp_path / "{language}.txt")])
 
 
 def test_neither_torch_nor_transformers_is_imported_with_the_module():
@@ -407,7 +412,7 @@ def test_held_out_text_of_nineteen_languages_is_cut_as_before_or_spelled():
 def test_a_text_counts_once_though_several_languages_have_it(tmp_path: Path):
     """A file for all languages would otherwise pass any `min_count` by itself."""
     (tmp_path / "all.txt").write_text("b\nab\n", encoding="utf-8")
-    texts = vocabulary.texts_for(TwoLanguages(), [str(tmp_path / "all.txt")])
+    texts = vocabulary_texts(TwoLanguages(), [str(tmp_path / "all.txt")])
     assert [mine.count("b") for mine in texts.values()] == [1, 1]
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer)
@@ -426,7 +431,7 @@ def test_the_texts_of_a_pair_count_once():
         def unlabelled(self, language: str) -> list[str]:
             return ["one\ttwo", "one\tmany"]
 
-    assert vocabulary.texts_for(Pairs())["en"] == ["one", "two", "many"]
+    assert vocabulary_texts(Pairs())["en"] == ["one", "two", "many"]
 
 
 @pytest.mark.parametrize(

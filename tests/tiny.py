@@ -16,6 +16,8 @@ import transformers
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from xlmprune.data.special import SpecialTokens, special_tokens
+
 SENTENCES = {
     "en": ["turn on the kitchen light", "what is the temperature", "the man is sleeping", "close the door"],
     "de": ["schalte das Licht in der Küche ein", "wie warm ist es", "der Mann schläft", "schließe die Tür"],
@@ -44,6 +46,11 @@ def _tokenizer_text() -> str:
 def tiny_tokenizer() -> Tokenizer:
     """An XLM-R tokenizer of a few hundred pieces."""
     return Tokenizer.from_str(_tokenizer_text())
+
+
+def tiny_special() -> SpecialTokens:
+    """What `encode` keeps of the tiny tokenizer."""
+    return special_tokens(tiny_tokenizer())
 
 
 def tiny_model(
@@ -109,10 +116,11 @@ def tiny_bundle(
 ) -> Path:
     """A whole bundle in ``folder``, with everything but report and model card."""
     from xlmprune.bundle import golden, manifest
-    from xlmprune.bundle import session as serving
     from xlmprune.export import graph as onnx
-    from xlmprune.export import packing, quantization, triton
+    from xlmprune.export import packing, quantization, runtime, triton
     from xlmprune.export import sparse as safetensors
+    from xlmprune.export.form import form_named
+    from xlmprune.export.fp16 import halve
 
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = tiny_model(kind, labels), tiny_tokenizer()
@@ -139,14 +147,14 @@ def tiny_bundle(
         arrays["logits.pytorch"] = model(**tensors).logits.numpy()
     for form in forms:
         proto = tiny_graph(kind, labels, density)
-        proto = quantization.quantize(proto) if form == "int8" else proto
+        proto = {"fp32": lambda graph: graph, "fp16": halve, "int8": quantization.quantize}[form](proto)
         proto = packing.pack(proto, smallest=1) if packed else proto
-        onnx.save_onnx(proto, folder / serving.FILES[form])
-        forward = serving.forward_of(serving.open_session(folder / serving.FILES[form], threads=1))
+        onnx.save_onnx(proto, folder / form_named(form).file)
+        forward = runtime.forward_of(runtime.open_session(folder / form_named(form).file, threads=1))
         arrays[f"logits.{form}"] = forward(feed["input_ids"], feed["attention_mask"])
     golden.write(folder, arrays)
     if forms:
-        triton.write_triton(folder / "triton", "tiny", folder / serving.FILES[forms[0]], labels, kind)
+        triton.write_triton(folder / "triton", "tiny", folder / form_named(forms[0]).file, labels, kind)
     manifest.write(folder, {"python": "3"}, "0" * 64)
     return folder
 

@@ -6,13 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from xlmprune._version import __version__
-from xlmprune.core.errors import RecipeError, ShortfallError, XlmpruneError
+from xlmprune.core import own_process
+from xlmprune.core.errors import DataError, RecipeError, ShortfallError, XlmpruneError
+from xlmprune.recipe.registry import FORMS
+
+if TYPE_CHECKING:
+    from xlmprune.core.progress import Reporter
 
 
 class _Group(TyperGroup):
@@ -22,9 +27,15 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except XlmpruneError as error:
-            for line in str(error).split("\n"):
-                typer.echo(f"xlmprune: {line}", err=True)
-            raise typer.Exit(error.exit_code) from None
+            raise _failed(str(error), error.exit_code) from None
+        except ModuleNotFoundError as error:
+            from xlmprune.core import packages
+
+            extra = packages.extra_of(error.name)
+            if extra is None:
+                raise
+            needed = f"this command needs the package {error.name}, which is not installed"
+            raise _failed(f"{needed}. Run: {packages.pip_install(extra)}", XlmpruneError.exit_code) from None
         except KeyboardInterrupt:
             resumable = ctx.invoked_subcommand in ("compress", "compare")
             advice = "; run the same command again to resume from the last checkpoint" if resumable else ""
@@ -34,6 +45,13 @@ class _Group(TyperGroup):
             # The reader closed the pipe, as `head` does. This is not an error.
             sys.stderr.close()
             raise typer.Exit(0) from None
+
+
+def _failed(message: str, exit_code: int) -> typer.Exit:
+    """Print ``message`` and return the exception that ends the command."""
+    for line in message.split("\n"):
+        typer.echo(f"xlmprune: {line}", err=True)
+    return typer.Exit(exit_code)
 
 
 app = typer.Typer(
@@ -70,9 +88,13 @@ Set = Annotated[
         help="Override one recipe value. Use dots for nested keys. Can be repeated.",
     ),
 ]
-Form = Annotated[str, typer.Option(help="ONNX file to use: fp32 or int8. Default: the first in the bundle.")]
+Form = Annotated[
+    str, typer.Option(help=f"ONNX file to use: {', '.join(FORMS)}. Default: the first in the bundle.")
+]
 Threads = Annotated[int, typer.Option(help="Threads for ONNX Runtime. 0: ONNX Runtime decides.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the result only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more details about the run.")]
 
 
 def _version(show: bool) -> None:
@@ -90,8 +112,12 @@ def _options(
     """Accept options before the command."""
 
 
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
 def _print_json(value: Any) -> None:
-    from xlmprune.report.findings import plain
+    from xlmprune.core.formatting import plain
 
     typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False))
 
@@ -102,6 +128,23 @@ def _print_table(renderable: Any) -> None:
     console = Console()
     # A pipe has no width, so a table gets 160 columns there. Markup is off because names may contain [brackets].
     Console(width=None if console.is_terminal else 160, highlight=False, markup=False).print(renderable)
+
+
+def _reporter(quiet: bool, verbose: bool) -> Reporter:
+    from xlmprune.core.progress import Reporter
+
+    if quiet and verbose:
+        raise RecipeError("--quiet and --verbose exclude each other")
+    return Reporter(level="quiet" if quiet else "verbose" if verbose else "normal")
+
+
+def _print_next_steps(bundle: Path) -> None:
+    """Say where the report is and what to type next."""
+    lines = [f"report:   {bundle / 'report.html'}"]
+    if any(bundle.glob("*.onnx")):
+        lines.append(f'predict:  xlmprune predict {bundle} "your text"')
+        lines.append(f"check:    xlmprune verify {bundle}")
+    typer.echo("\n".join(lines), err=True)
 
 
 def _print(facts: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
@@ -128,6 +171,8 @@ def compress(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune and prune on English, measure all languages, export.
@@ -146,8 +191,25 @@ def compress(
     from xlmprune.report.pages import results_table
 
     folder = out or Path("runs") / resolved.name
-    _print(pipeline.run(resolved, folder, device, fresh, start_from=start_from), as_json, results_table)
-    typer.echo(f"bundle: {folder / 'bundle'}   report: {folder / 'bundle' / 'report.html'}", err=True)
+    facts = pipeline.run(resolved, folder, device, fresh, _reporter(quiet, verbose), start_from)
+    _print(facts, as_json, results_table)
+    if not quiet:
+        _print_next_steps(folder / "bundle")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    set_: Set = [],
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make the bundle of a finished run again with other export settings, such as --set export.opset=18. Trains nothing."""
+    from xlmprune import pipeline
+    from xlmprune.report.pages import results_table
+
+    _print(pipeline.export_again(run, set_, device), as_json, results_table)
+    typer.echo(f"bundle: {run / 'bundle'}   report: {run / 'bundle' / 'report.html'}", err=True)
 
 
 @app.command()
@@ -205,6 +267,10 @@ def predict(
     """
     from xlmprune.bundle import evaluate as scoring
 
+    if not texts and file is None and sys.stdin.isatty():
+        raise DataError(
+            f'no text. Try: xlmprune predict {bundle} "your text", or --file FILE, or send texts through a pipe'
+        )
     opened = scoring.open_bundle(bundle, form, threads)
     for result in scoring.predict(opened, scoring.read_texts(texts, file), form, batch_size):
         typer.echo(json.dumps(result, ensure_ascii=False))
@@ -334,25 +400,79 @@ def compare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the list of runs without running.")
     ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Run several methods, seeds and tasks and compare them.
 
     Each run has its own run folder. Run the same command again to skip finished runs and resume the others.
     """
-    from xlmprune.compare import pages, plan, running, table
+    from xlmprune.compare import pages, plan, results, running
 
     laid_out = plan.read(recipe, vary, set_, baseline or None)
     if dry_run:
-        _print_json(pages.plan_facts(laid_out)) if as_json else _print_table(pages.plan_table(laid_out))
+        _print_json(pages.plan_entries(laid_out)) if as_json else _print_table(pages.plan_table(laid_out))
         return
     folder = out or Path("runs") / f"{laid_out.name}-comparison"
     runs = running.make_executor(executor, gpus, cpus, jobs)
-    facts = running.compare(laid_out, folder, runs, device, fresh, only=only)
+    facts = running.compare(laid_out, folder, runs, device, fresh, _reporter(quiet, verbose), only)
     _print(facts, as_json, pages.results_table)
     typer.echo(f"comparison: {folder / 'comparison.html'}", err=True)
-    if code := table.exit_code(facts):
+    if code := results.exit_code(facts):
         raise typer.Exit(code)
+
+
+@app.command()
+def init(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="A folder of data files, or a pattern: 'data/{language}.{split}.tsv'."
+        ),
+    ] = "",
+    out: Annotated[Path, typer.Option(help="The recipe file to write.")] = Path("recipe.yaml"),
+    task: Annotated[
+        str,
+        typer.Option(
+            help="classification, pair_classification, tagging or ranking. Default: from the files."
+        ),
+    ] = "",
+    train_language: Annotated[str, typer.Option(help="Language of the training file.")] = "en",
+    languages: Annotated[
+        str, typer.Option(help="Languages to measure, separated by commas. Default: all.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="Hub model, local folder, or quickstart (small, for a CPU).")
+    ] = "FacebookAI/xlm-roberta-base",
+    density: Annotated[float, typer.Option(help="Share of the encoder's weights to keep.")] = 0.31,
+    as_json: Json = False,
+) -> None:
+    """Look at your data files and write a commented recipe for them.
+
+    Without DATA, the command asks for it on a terminal.
+    """
+    from xlmprune.tasks import first_recipe
+
+    if not data and _is_terminal():
+        data = typer.prompt("Folder of your data files, or a pattern with {language} and {split}", err=True)
+        task = typer.prompt(
+            f"Task ({', '.join(first_recipe.KINDS)}; empty: from the files)", default=task, err=True
+        )
+        languages = typer.prompt("Languages to measure (empty: all)", default=languages, err=True)
+        model = typer.prompt("Model", default=model, err=True)
+        density = typer.prompt("Share of the encoder's weights to keep", default=density, err=True)
+    if not data:
+        raise RecipeError(
+            "init: give a folder of data files, or a pattern such as 'data/{language}.{split}.tsv'"
+        )
+    asked = [code.strip() for code in languages.split(",") if code.strip()]
+    found = first_recipe.init(data, out, task or None, train_language, asked, model, density)
+    if as_json:
+        _print_json(vars(found) | {"layout": vars(found.layout), "recipe": str(out)})
+        return
+    typer.echo(f"{out}: {found.kind}, {len(found.labels)} labels, {len(found.languages)} languages")
+    typer.echo(f"Next: xlmprune compress {out} --dry-run", err=True)
 
 
 @app.command()
@@ -411,6 +531,7 @@ def print_schema() -> None:
 
 def main() -> None:
     """Run the `xlmprune` command."""
+    own_process.end_with_parent()
     app()
 
 

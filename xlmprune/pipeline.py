@@ -5,26 +5,40 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from xlmprune import recipe as recipes
+from xlmprune.bundle import bench, golden, manifest
 from xlmprune.core.device import resolve_device
-from xlmprune.core.errors import MachineError, ShortfallError
-from xlmprune.core.files import explain_disk, put_in_place, write_atomically
+from xlmprune.core.errors import MachineError, RecipeError, ShortfallError
+from xlmprune.core.files import explain_disk, write_atomically
+from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder, StopRequest, damaged_checkpoint
-from xlmprune.evaluation import score_file
+from xlmprune.data.unlabelled import vocabulary_texts
+from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
-from xlmprune.export import forms as bundling
-from xlmprune.export.forms import Form
-from xlmprune.export.int8 import TextSource
+from xlmprune.export import writing
+from xlmprune.export.form import Material, TextSource
+from xlmprune.export.triton import write_triton
+from xlmprune.export.writing import MeasuredForm
 from xlmprune.models import vocabulary
-from xlmprune.models.loading import Pretrained, forward_of, load_pretrained, read_start, save_start
+from xlmprune.models.loading import (
+    Pretrained,
+    fit_to_tokenizer,
+    forward_of,
+    load_pretrained,
+    read_start,
+    save_start,
+)
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
+from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import pages as report
 from xlmprune.report import results
 from xlmprune.tasks.metrics import Logits
@@ -37,6 +51,46 @@ from xlmprune.training.stages import StageScores
 from xlmprune.training.teaching import Teaching
 
 
+def compress(
+    recipe: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Fine-tune and prune on English, measure every language, export and report, as `xlmprune compress` does.
+
+    Args:
+        recipe: a recipe file, the name of a shipped recipe, or the recipe's keys as a mapping.
+        out: the run folder; by default runs/<recipe name>. A stopped run in it is resumed.
+        device: auto, cpu, cuda or cuda:n.
+        fresh: discard a run in the folder.
+        reporter: shows progress; by default on stderr. ``Reporter(level="quiet")`` shows warnings only.
+        overrides: values of the recipe: ``seed=1``, ``training={"learning_rate": 2e-5}``. A mapping changes only the keys
+            that it has.
+
+    Returns:
+        The report, as in `bundle/report.json`.
+    """
+    options = [f"{key}={json.dumps(value)}" for key, value in _flat(overrides)]
+    if isinstance(recipe, Mapping):
+        values = {"name": "recipe", **json.loads(json.dumps(dict(recipe)))}
+        resolved = recipes.validate(values, "recipe", None, recipes.apply_overrides(values, options))
+    else:
+        resolved = recipes.load(str(recipe), options)
+    return run(resolved, Path(out or Path("runs") / resolved.name), device, fresh, reporter)
+
+
+def _flat(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield ``("training.seed", 1)`` for ``{"training": {"seed": 1}}``; a mapping with a name is one value."""
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and "name" not in value:
+            yield from ((f"{key}.{inner}", entry) for inner, entry in _flat(value))
+        else:
+            yield key, value
+
+
 def run(
     recipe: Recipe,
     out: Path,
@@ -44,6 +98,7 @@ def run(
     fresh: bool = False,
     reporter: Reporter | None = None,
     start_from: Path | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Fine-prune on the train language, measure every language, export, report.
 
@@ -53,6 +108,7 @@ def run(
     Args:
         start_from: folder of a finished run with `pruning.schedule.stages: 0` and the same stage 0, which is not trained
             again.
+        again: export a finished run again, with other settings; training is never resumed.
 
     Returns:
         The report, as in `bundle/report.json`.
@@ -61,17 +117,22 @@ def run(
     where = resolve_device(device)
     with checkpoint.open_run(out, recipe, fresh) as folder:
         finished = folder.finished()
-        if finished is not None:
+        if finished is not None and not again:
+            checkpoint.require_same_export(folder, recipe)
             reporter.say(f"{out} holds this run, finished; nothing to do (--fresh starts over)")
             return require_all_forms(finished)
         if start_from is not None and not dense.start_from(start_from, recipe, folder):
             reporter.say(f"{out} holds this run already; it resumes, and --start-from is not read")
         try:
             training = Training(recipe, folder, where, reporter)
+            if again:
+                training.require_end()
+            else:
+                folder.renew_recipe()
             training.run()
             outcome, pruned, logits = training.finish()
             forms = export(recipe, outcome, training.data, logits, folder, reporter)
-            return publish(recipe, outcome, training.data, pruned, forms, folder)
+            return publish(recipe, outcome, training.data, pruned, forms, folder, reporter)
         except torch.OutOfMemoryError as error:
             raise MachineError(
                 f"the GPU's memory is full ({str(error).split(chr(10))[0]}) The last checkpoint is kept. Raise "
@@ -80,6 +141,34 @@ def run(
             ) from error
         finally:
             reporter.stop()
+
+
+def export_again(
+    path: Path, overrides: Sequence[str] = (), device: str = "auto", reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Make the bundle of a finished run again, with other export settings; train nothing.
+
+    Args:
+        path: the run folder.
+        overrides: ``export.a=value`` each.
+
+    Returns:
+        The new report.
+
+    Raises:
+        RecipeError: no finished run, or an override of a key that changes more than the export.
+    """
+    file = path / "recipe.yaml"
+    if not file.is_file():
+        raise RecipeError(f"{path}: is not a run folder; it has no recipe.yaml")
+    before, recipe = recipes.load(str(file)), recipes.load(str(file), overrides)
+    for key in recipes.differences(before.resolved(), recipe.resolved()):
+        if key.effect not in recipes.MAY_CHANGE:
+            name = ".".join(map(str, key.path))
+            raise RecipeError(
+                f"{path}: {name} changes {key.effect}; in a finished run only export settings can change"
+            )
+    return run(recipe, path, device, reporter=reporter, again=True)
 
 
 class Training:
@@ -98,6 +187,8 @@ class Training:
         task = registry.load("task", recipe.task.name)(recipe.task)
         reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
         texts = read_texts(task, recipe.task, recipe.training.keep, distillation)
+        for warning in texts.warnings:
+            reporter.say(f"warning: {warning}")
         self.pretrained, self.vocabulary = _start(recipe, task, folder, reporter)
         model, tokenizer = self.pretrained.model, self.pretrained.tokenizer
         length, batch_size = recipe.training.max_length, recipe.evaluation.batch_size
@@ -127,7 +218,7 @@ class Training:
             teaching,
             start=lambda: read_start(folder.start, task.kind).model.state_dict(),
         )
-        self.scores = StageScores(self.data, recipe.evaluation)
+        self.scores = StageScores(self.data, recipe.evaluation, reporter.track)
         self._restore(recipe.sha256(), device)
 
     def run(self, until: int | None = None) -> None:
@@ -155,6 +246,14 @@ class Training:
                     raise KeyboardInterrupt
                 if isinstance(event, StageEnd) and event.stage == until:
                     return
+
+    def require_end(self) -> None:
+        """Raise RecipeError if training has not ended."""
+        if self.pruner.state.at.stage <= self.last:
+            raise RecipeError(
+                f"{self.folder.path}: training has not ended (stage {self.pruner.state.at.stage} of {self.last}); resume it "
+                "with xlmprune compress"
+            )
 
     def finish(self) -> tuple[Outcome, Scores, dict[str, Logits]]:
         """Score the pruned model on every example, in fp32; its logits are what every export must reproduce."""
@@ -199,11 +298,25 @@ class Training:
             if self.scores.is_due(end.stage):
                 self.scores.measure(self.forward, end.stage)
             self._report_stage()
+        if end.stage == 0:
+            self._warn_if_nothing_learned()
 
     def _report_stage(self) -> None:
         row = self.scores.rows[-1]
         self.folder.events.write("stage", **row)
         self.reporter.say(self.scores.line(row, self.last))
+        if scored := row.get("languages"):
+            self.reporter.detail("  ".join(f"{code} {value:.1f}" for code, value in scored.items()))
+
+    def _warn_if_nothing_learned(self) -> None:
+        """Compare the dense model with its baselines on dev; a model at chance makes every later score meaningless."""
+        test, task = self.data.dev or self.data.tests[self.data.train_language], self.data.task
+        baseline = baselines.baselines(test.examples, task.metrics[0], task.labels)
+        logits = evaluation.collect(self.forward, test.encoded, self.scores.settings.batch_size)
+        score = evaluation.score(logits, test.examples, task.metrics, task.labels)
+        if baseline is not None and baselines.learned_nothing(score, task.metrics[0], baseline):
+            where = f"{language_name(self.data.train_language)} {'test' if self.data.dev is None else 'dev'}"
+            self.reporter.warn(baselines.describe(score.value, baseline, where))
 
     def _save(self) -> None:
         checkpoint.save(self.folder, self.pruner.state, self.scores)
@@ -236,6 +349,8 @@ def _start(
         return read_start(folder.start, task.kind), facts
     reporter.say(f"loading {recipe.model.name}")
     pretrained, facts = _load_model(recipe, task)
+    for note in pretrained.notes:
+        reporter.say(note)
 
     def write(target: Path) -> None:
         save_start(pretrained, target, recipe.training.max_length)
@@ -250,15 +365,15 @@ def _load_model(recipe: Recipe, task: Any) -> tuple[Pretrained, dict[str, Any] |
     wanted = recipe.model.vocabulary
     if not isinstance(wanted, VocabularyRecipe):
         return load_pretrained(recipe.model, task.kind, task.labels, recipe.seed), None
-    texts = vocabulary.texts_for(
-        task, wanted.files
-    )  # before the model, so that missing text is reported at once
+    # Before the model, so that missing text is reported at once.
+    texts = vocabulary_texts(task, wanted.files, wanted.keep_languages_of)
     vocabulary.require_texts(texts)
     pretrained = load_pretrained(recipe.model, task.kind, task.labels, recipe.seed)
     tokenizer, facts = vocabulary.trim(
         pretrained.model, pretrained.tokenizer, texts, min_count=wanted.min_count, max_size=wanted.max_size
     )
-    return Pretrained(pretrained.model, tokenizer, pretrained.origin), facts
+    fit_to_tokenizer(pretrained.model, tokenizer)
+    return replace(pretrained, tokenizer=tokenizer), facts
 
 
 def export(
@@ -268,64 +383,75 @@ def export(
     logits: Mapping[str, Logits],
     folder: RunFolder,
     reporter: Reporter,
-) -> list[Form]:
+) -> list[MeasuredForm]:
     """Write the model's files into the unfinished bundle, measure each ONNX form and compare it with PyTorch."""
     unfinished, settings = folder.unfinished_bundle, recipe.export
     shutil.rmtree(unfinished, ignore_errors=True)
     with explain_disk(folder.path):
         unfinished.mkdir()
-        bundling.write_model(outcome, data, settings.safetensors, recipe.sha256(), unfinished)
-        forms: list[Form] = []
+        writing.write_model(outcome, data, settings.safetensors, recipe.sha256(), unfinished)
         if not settings.onnx:
-            return forms
-        reporter.say("exporting")
-        graph = bundling.trace(outcome.model, settings.opset)
-        for name in settings.onnx:
-            reporter.say(f"writing and measuring {name}")
-            forms.append(
-                bundling.write_form(
-                    name,
-                    graph,
-                    outcome,
-                    data,
-                    settings,
-                    calibration_text(recipe),
-                    recipe.evaluation.batch_size,
-                    recipe.sha256(),
-                    unfinished,
-                    logits,
-                )
+            return []
+        material = Material(
+            data,
+            outcome.tokenizer,
+            calibration_text(recipe),
+            settings.embeddings,
+            recipe.evaluation.batch_size,
+            folder.path,
+        )
+        return list(
+            writing.write_forms(
+                outcome, material, settings, logits, recipe.sha256(), unfinished, reporter.say
             )
-        bundling.time_forms(forms, unfinished, reporter.say)
-    return forms
+        )
 
 
 def calibration_text(recipe: Recipe) -> TextSource:
-    """Name the unlabelled text for INT8 calibration: the teacher's, else the vocabulary's, else the task's own."""
-    distillation = recipe.distillation
-    patterns = [] if distillation is None or distillation.unlabelled is None else [distillation.unlabelled]
-    if isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        patterns += recipe.model.vocabulary.files or []
-    return TextSource([*patterns, "task"][0], None if distillation is None else distillation.languages)
+    """Name the unlabelled text for INT8 calibration; without any, English training text must do.
+
+    It is what the recipe asks for, else the teacher's text, else the vocabulary's files. The task's own text of other
+    languages is read only if the recipe names it somewhere.
+    """
+    distillation, wanted = recipe.distillation, recipe.model.vocabulary
+    files = (wanted.files or []) if isinstance(wanted, VocabularyRecipe) else []
+    patterns = [recipe.export.calibration, distillation and distillation.unlabelled, *files]
+    named = next((pattern for pattern in patterns if pattern), None)
+    # Forty-eight texts of each language are enough: no reason to read translations of a whole training set.
+    pattern = "task" if named in TASK_TEXT else named
+    return TextSource(
+        pattern, distillation.languages if distillation and not recipe.export.calibration else None
+    )
 
 
 def publish(
-    recipe: Recipe, outcome: Outcome, data: Datasets, pruned: Scores, forms: list[Form], folder: RunFolder
+    recipe: Recipe,
+    outcome: Outcome,
+    data: Datasets,
+    pruned: Scores,
+    forms: Sequence[MeasuredForm],
+    folder: RunFolder,
+    reporter: Reporter,
 ) -> dict[str, Any]:
-    """Write the report, seal the bundle and give it its name.
+    """Time the forms, write the report and the manifest, and put the bundle in place.
 
     Raises:
         ShortfallError: a form lost more than `export.floor` allows; the bundle is written without it.
     """
     unfinished = folder.unfinished_bundle
     with explain_disk(folder.path):
-        refused = bundling.refuse(forms, pruned, recipe.export.floor, data.train_language, unfinished)
-        shipped = [form for form in forms if form.name not in refused]
-        bundling.write_companions(outcome, data, shipped, recipe.name, recipe.export.triton, unfinished)
-        facts = results.assemble(recipe, outcome, data, pruned, forms, refused, unfinished)
+        refused = writing.refuse(forms, pruned, recipe.export.floor, data.train_language, unfinished)
+        shipped = [entry.form for entry in forms if entry.form.name not in refused]
+        golden.write(unfinished, writing.golden_arrays(outcome, data.tests, shipped, unfinished))
+        if recipe.export.triton and shipped:
+            first = unfinished / shipped[0].file
+            write_triton(unfinished / "triton", recipe.name, first, data.task.labels, data.task.kind)
+        speed = bench.time_files([unfinished / form.file for form in shipped], reporter.say)
+        facts = results.assemble(recipe, outcome, data, pruned, forms, refused, speed, unfinished)
         report.write(facts, unfinished)
-        bundling.seal(unfinished, outcome.device, recipe.sha256())
-        put_in_place(unfinished, folder.bundle)
+        manifest.write(unfinished, facts["environment"], recipe.sha256())
+        folder.renew_recipe()
+        folder.ship()
     folder.events.write("done", summary=facts["summary"], refused=refused)
     return require_all_forms(facts)
 

@@ -10,8 +10,6 @@ Needs numpy and onnxruntime; rich to `render`.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -20,12 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
 
-from xlmprune.core import own_process
+from xlmprune.core import machine, own_process
 from xlmprune.core.errors import BundleError
+from xlmprune.core.formatting import decimals, percent, size
+from xlmprune.core.tables import Table, rich_table, tabulate
+from xlmprune.export.runtime import open_session
 
 if TYPE_CHECKING:
-    import onnxruntime
     from rich.console import RenderableType
 
 FIRST_ID = 4
@@ -35,8 +36,6 @@ TOKEN_IDS = 200
 """Ids drawn from in the texts made up for measuring; fewer where a model's vocabulary is smaller."""
 
 LEAST_ROUNDS = 5
-INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
-"""Processor features that decide how fast INT8 is."""
 
 
 def bench(
@@ -73,16 +72,16 @@ def bench(
     for path in files.values():
         if not Path(path).is_file():
             raise BundleError(f"{path} is not there; expected an ONNX file")
-    threads = threads or processors()
+    threads = threads or machine.processors()
     facts: dict[str, Any] = {
         "threads": threads,
-        "machine": machine(),
-        "onnxruntime": _onnxruntime().__version__,
+        "machine": machine.describe(),
+        "onnxruntime": onnxruntime.__version__,
         "first": next(iter(files)),
         "files": _loads(files, threads, loads, say),
         "speed": [],
     }
-    sessions = {form: open_session(path, threads) for form, path in files.items()}
+    sessions = {form: _open(path, threads) for form, path in files.items()}
     ids = _ids_known(sessions)
     for batch in batches:
         for tokens in lengths:
@@ -106,8 +105,8 @@ def quick(
         by name: `batch` 1, `tokens`, `median_ms`, `p95_ms`, `texts_per_second`, `speedup` against the first,
         `load_seconds`, `peak_bytes` and `loaded_bytes` (see `bench`).
     """
-    threads = threads or processors()
-    sessions = {form: open_session(path, threads) for form, path in files.items()}
+    threads = threads or machine.processors()
+    sessions = {form: _open(path, threads) for form, path in files.items()}
     ids = _ids_known(sessions)
     while not all(_takes(session, tokens, ids) for session in sessions.values()):
         if tokens == 1:
@@ -125,33 +124,23 @@ def quick(
     return facts
 
 
+def time_files(files: Sequence[Path], say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Measure files with `quick`, by file name. Where that fails, ``say`` is told, and nothing is returned."""
+    if not files:
+        return {}
+    try:
+        return quick({file.name: file for file in files})
+    except (BundleError, OSError) as error:
+        say(f"the forms were not timed: {error}")
+        return {}
+
+
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A session on the processor whose threads rest between calls, so that forms do not disturb one another.
-
-    Raises:
-        BundleError: ONNX Runtime does not accept the file.
-    """
-    runtime = _onnxruntime()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails is said once, by the exception
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base class below Exception
-        raise BundleError(
-            f"{path} cannot be opened by ONNX Runtime {runtime.__version__}: {error}"
-        ) from error
-
-
-def _onnxruntime() -> Any:
-    import onnxruntime
-
-    return onnxruntime
+def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """Open a session whose threads rest between calls, so that forms do not disturb one another."""
+    return open_session(path, threads, spinning=False)
 
 
 def make_inputs(
@@ -202,7 +191,7 @@ def _rounds(
     seconds: float,
     ids: int = TOKEN_IDS,
 ) -> dict[str, np.ndarray]:
-    """Milliseconds of every call, [rounds] for each form; entries of one place were measured in one round."""
+    """Milliseconds of every call, [rounds] for each form; entries of one index were measured in one round."""
     for form, session in sessions.items():
         if not _takes(session, tokens, ids):
             raise BundleError(f"{form} does not take texts of {tokens} tokens; try shorter ones")
@@ -275,12 +264,11 @@ def load_once(path: Path, threads: int) -> dict[str, Any]:
 
 
 def _load_here(path: Path, threads: int) -> dict[str, Any]:
-    _onnxruntime()  # what importing it takes does not count
-    before = memory()
+    before = machine.process_memory()
     start = time.perf_counter()
-    session = open_session(path, threads)
+    session = _open(path, threads)
     seconds = time.perf_counter() - start
-    after = memory()
+    after = machine.process_memory()
     del session
     gained = [
         None if now is None or before[0] is None else max(now - before[0], 0) for now in (after[1], after[0])
@@ -288,90 +276,46 @@ def _load_here(path: Path, threads: int) -> dict[str, Any]:
     return {"load_seconds": round(seconds, 3), "peak_bytes": gained[0], "loaded_bytes": gained[1]}
 
 
-def memory() -> tuple[int | None, int | None]:
-    """(bytes of this process in memory now, at most so far); None where the system does not tell.
-
-    Not `getrusage` on Linux: there a process begins with the peak of the one that started it.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        return tuple(1024 * int(lines[key].split()[0]) for key in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None, None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak, peak
-
-
-# --- the machine -----------------------------------------------------------------------------------------------------
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """`processor`, `processors`, and those of its `instructions` that INT8 depends on (Linux only)."""
-    facts: dict[str, Any] = {
-        "processor": platform.processor() or platform.machine(),
-        "processors": processors(),
-    }
-    file = Path("/proc/cpuinfo")
-    if file.is_file():
-        lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
-        entries = {key.strip(): value.strip() for key, value in lines.items()}
-        facts["processor"] = entries.get("model name", facts["processor"])
-        flags = (entries.get("flags") or entries.get("Features") or "").split()
-        facts["instructions"] = [name for name in INSTRUCTIONS if name in flags]
-    return facts
-
-
 # --- for people ------------------------------------------------------------------------------------------------------
 
 
 def render(facts: Mapping[str, Any]) -> RenderableType:
-    """Two tables: files (bytes, load, memory) and speed by batch and length."""
+    """Two tables: files (bytes, load time, memory) and speed by batch and length."""
     from rich.console import Group
-    from rich.table import Table
 
-    first = facts["first"]
-    files = Table(title="Files", title_justify="left")
-    for heading in ("form", "file", "MB", f"of {first}", "load s", "peak MB", "loaded MB"):
-        files.add_column(heading, justify="left" if heading in ("form", "file") else "right", no_wrap=True)
-    for form, entry in facts["files"].items():
-        share = entry["bytes"] / facts["files"][first]["bytes"]
-        load = f"{entry['load_seconds']:.2f}" if entry["load_seconds"] is not None else "-"
-        memory = [_megabytes(entry[key]) for key in ("peak_bytes", "loaded_bytes")]
-        files.add_row(form, entry["file"], f"{entry['bytes'] / 1e6:.2f}", f"{share:.1%}", load, *memory)
-    speed = Table(title="Speed", title_justify="left")
-    for heading in ("texts x tokens", "form", "median ms", "p95 ms", "texts/s", f"times {first}"):
-        speed.add_column(heading, justify="left" if heading == "form" else "right", no_wrap=True)
-    shown = ""
-    for entry in facts["speed"]:
-        cell = f"{entry['batch']} x {entry['tokens']}"
-        speed.add_row(
-            "" if cell == shown else cell,
-            entry["form"],
-            f"{entry['median_ms']:.2f}",
-            f"{entry['p95_ms']:.2f}",
-            f"{entry['texts_per_second']:.1f}",
-            f"{entry['speedup']:.2f}",
-        )
-        shown = cell
-    where = facts["machine"]
-    can = ", ".join(where.get("instructions", ())) or "not known"
+    machine = facts["machine"]
+    known = ", ".join(machine.get("instructions", ())) or "not known"
     threads = f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
-    note = f"{where['processor']} ({can}), {threads}, ONNX Runtime {facts['onnxruntime']}"
-    return Group(files, speed, note)
+    note = f"{machine['processor']} ({known}), {threads}, ONNX Runtime {facts['onnxruntime']}"
+    return Group(rich_table(_file_table(facts)), "", rich_table(_speed_table(facts)), "", note)
 
 
-def _megabytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 1e6:.0f}"
+def _file_table(facts: Mapping[str, Any]) -> Table:
+    first = facts["first"]
+    whole = facts["files"][first]["bytes"]
+    columns: dict[str, Callable[[Any], str]] = {
+        "form": lambda row: row["form"],
+        "file": lambda row: row["file"],
+        "size": lambda row: size(row["bytes"]),
+        f"of {first}": lambda row: percent(row["bytes"] / whole),
+        "load time (s)": lambda row: decimals(row["load_seconds"]),
+        "peak memory": lambda row: size(row["peak_bytes"]),
+        "memory once loaded": lambda row: size(row["loaded_bytes"]),
+    }
+    rows = [{"form": form, **entry} for form, entry in facts["files"].items()]
+    return tabulate("Files", columns, rows, texts=2)
+
+
+def _speed_table(facts: Mapping[str, Any]) -> Table:
+    columns: dict[str, Callable[[Any], str]] = {
+        "texts x tokens": lambda row: f"{row['batch']} x {row['tokens']}",
+        "form": lambda row: row["form"],
+        "median ms": lambda row: decimals(row["median_ms"]),
+        "p95 ms": lambda row: decimals(row["p95_ms"]),
+        "texts/s": lambda row: decimals(row["texts_per_second"], 1),
+        f"speedup over {facts['first']}": lambda row: decimals(row["speedup"]),
+    }
+    return tabulate("Speed", columns, facts["speed"], texts=2)
 
 
 if __name__ == "__main__":

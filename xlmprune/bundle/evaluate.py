@@ -5,27 +5,52 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from xlmprune import recipe
 from xlmprune.bundle.session import Bundle, predict
 from xlmprune.core.errors import BundleError, DataError, RecipeError, ShortfallError
+from xlmprune.core.formatting import DASH, decimals, number
+from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.readers.lines import count_of
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.recipe import TaskRecipe, registry
 from xlmprune.tasks.metrics import Logits
 
-__all__ = ["evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
+__all__ = ["evaluate", "evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
+
+
+def evaluate(
+    bundle: str | Path,
+    languages: Sequence[str] = (),
+    form: str = "",
+    task: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Measure a bundle with ONNX Runtime in every language.
+
+    Args:
+        bundle: the folder of a bundle.
+        languages: measure only these.
+        form: the ONNX file to measure, for example ``int8``; by default the first that the bundle has.
+        task: keys of the recipe's section ``task`` that differ from those of the run, for example
+            ``{"path": "data/{language}.tsv"}``.
+
+    Returns:
+        ``form``, ``metric``, ``languages`` {code: {n, score, ci95}}, ``zero_shot_mean`` and ``all_mean``.
+    """
+    overrides = [f"task.{key}={json.dumps(value)}" for key, value in (task or {}).items()]
+    return evaluate_bundle(Path(bundle), form, overrides, languages, batch_size, threads)
 
 
 def open_bundle(path: Path, form: str = "", threads: int = 0) -> Bundle:
     """The bundle at ``path``, checked to hold ``form``."""
     bundle = Bundle(path, threads=threads)
-    if form and form not in bundle.forms:
-        raise BundleError(f"{path}: has no {form!r} form; it has {', '.join(bundle.forms)}")
+    bundle.named(form)
     return bundle
 
 
@@ -64,7 +89,7 @@ def evaluate_bundle(
         ``max_test_examples`` (the cap a language, None for all).
     """
     bundle = open_bundle(path, form, threads)
-    form = form or bundle.forms[0]
+    form = bundle.named(form)
     settings = task_of(path, overrides)
     if languages:
         settings = settings.model_copy(update={"languages": list(languages)})
@@ -164,30 +189,30 @@ def read_texts(arguments: Sequence[str] | None, file: Path | None) -> Iterator[A
 
 def _lines(stream: Iterable[bytes], origin: str) -> Iterator[Any]:
     empty = 0
-    for number, raw in enumerate(stream, 1):
+    for count, raw in enumerate(stream, 1):
         try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            line = raw.decode("utf-8-sig" if count == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
-            raise DataError(f"{origin}:{number}: not UTF-8 text") from None
+            raise DataError(f"{origin}:{count}: not UTF-8 text") from None
         if line:
-            yield _parse_line(line, f"{origin}:{number}")
+            yield _parse_line(line, f"{origin}:{count}")
         else:
             empty += 1
     if empty:
         print(f"{origin}: {count_of(empty, 'empty line')} left out", file=sys.stderr)
 
 
-def _parse_line(line: str, place: str) -> Any:
+def _parse_line(line: str, origin: str) -> Any:
     """A text, a pair of texts, or a list of words."""
     if line.startswith("{"):
         try:
             values = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{place}: opens with {{ and is not JSON ({error})") from None
+            raise DataError(f"{origin}: opens with {{ and is not JSON ({error})") from None
         if "words" in values:
             return values["words"]
         if "text" not in values:
-            raise DataError(f"{place}: has no key 'text' (found {', '.join(values) or 'none'})")
+            raise DataError(f"{origin}: has no key 'text' (found {', '.join(values) or 'none'})")
         return (
             (values["text"], values["text_pair"]) if values.get("text_pair") is not None else values["text"]
         )
@@ -195,25 +220,27 @@ def _parse_line(line: str, place: str) -> Any:
     return (first, second) if tab else line
 
 
-def _range(interval: list[float | None]) -> str:
-    low, high = interval
-    return "–" if low is None or high is None else f"{low:.1f} – {high:.1f}"
-
-
 def render(facts: dict[str, Any]) -> Any:
     """The scores as a table for the terminal."""
-    from rich.table import Table
-
     cap = facts["max_test_examples"]
-    title = f"{facts['task']}, {facts['form']}" + (f", first {cap:,} of each" if cap else "")
-    table = Table("language", "n", facts["metric"], "95 % interval", title=title)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for language, row in facts["languages"].items():
-        shown = ("–", "no labels") if row["score"] is None else (f"{row['score']:.2f}", _range(row["ci95"]))
-        table.add_row(language, f"{row['n']:,}", *shown)
-    table.add_section()
-    for name in ("zero_shot_mean", "all_mean"):
-        if facts[name] is not None:
-            table.add_row(name.replace("_", "-").replace("-mean", " mean"), "", f"{facts[name]:.2f}", "")
-    return table
+    columns: dict[str, Callable[[Any], str]] = {
+        "language": lambda row: row["name"],
+        "n": lambda row: "" if row["n"] is None else number(row["n"]),
+        facts["metric"]: lambda row: decimals(row["score"]),
+        "95 % interval": lambda row: _interval(row),
+    }
+    rows = [{"name": language, "style": "", **row} for language, row in facts["languages"].items()]
+    rows += [
+        {"name": name, "style": "mean", "n": None, "score": facts[key]}
+        for key, name in (("zero_shot_mean", "zero-shot mean"), ("all_mean", "all-language mean"))
+        if facts[key] is not None
+    ]
+    title = f"{facts['task']}, {facts['form']}" + (f", a sample of {cap:,} of each" if cap else "")
+    return rich_table(tabulate(title, columns, rows, style=lambda row: row["style"]))
+
+
+def _interval(row: dict[str, Any]) -> str:
+    if "ci95" not in row:
+        return "no labels" if row["score"] is None else ""
+    low, high = row["ci95"]
+    return DASH if low is None or high is None else f"{low:.1f} – {high:.1f}"

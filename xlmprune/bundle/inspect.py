@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,11 @@ import numpy as np
 
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import SAFETENSORS_FILE
+from xlmprune.core.formatting import decimals, number, percent
+from xlmprune.core.tables import Table, rich_table, tabulate
 from xlmprune.export import sparse
+from xlmprune.models import architecture
 
-PRUNABLE = re.compile(r"(?:roberta\.)?encoder\.layer\.(?P<layer>\d+)\.(?P<module>.+)\.weight")
-PARTS = {
-    "embeddings": r"(?:roberta\.)?embeddings\.",
-    "encoder": r"(?:roberta\.)?encoder\.",
-    "head": r"classifier\.",
-}
 DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -65,16 +61,16 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Raises:
         BundleError: nothing we know lies there, or it is damaged.
     """
-    place = Path(path)
-    if place.is_dir():
-        return {"path": place.resolve().name, **_inspect_folder(place)}
-    if not place.is_file():
-        raise BundleError(f"{place}: no such file or folder")
-    if place.suffix == ".onnx":
-        return {"path": place.name, "what": "onnx", **_describe(_read_onnx(place), _size_onnx(place))}
-    if place.suffix == ".safetensors":
-        return {"path": place.name, "what": "safetensors", **_inspect_safetensors(place)}
-    raise BundleError(f"{place}: expected a folder, or a file that ends in .onnx or .safetensors")
+    found = Path(path)
+    if found.is_dir():
+        return {"path": found.resolve().name, **_inspect_folder(found)}
+    if not found.is_file():
+        raise BundleError(f"{found}: no such file or folder")
+    if found.suffix == ".onnx":
+        return {"path": found.name, "what": "onnx", **_describe(_read_onnx(found), _size_onnx(found))}
+    if found.suffix == ".safetensors":
+        return {"path": found.name, "what": "safetensors", **_inspect_safetensors(found)}
+    raise BundleError(f"{found}: expected a folder, or a file that ends in .onnx or .safetensors")
 
 
 def _inspect_folder(folder: Path) -> dict[str, Any]:
@@ -138,7 +134,7 @@ def _read_safetensors(path: Path, count: Callable[[str, np.ndarray], int] | None
         remaining = None
         if name in matrices:
             remaining, size = matrices[name]["kept"], size + sizes[name + sparse.MASK]
-        elif PRUNABLE.fullmatch(name) and len(shape) == 2:
+        elif _is_prunable(name) and len(shape) == 2:
             remaining = count(name, values) if count else int(np.count_nonzero(values))
         yield Stored(name, shape, remaining, float(np.linalg.norm(values)), size)
 
@@ -181,7 +177,7 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
     """Parameters of a graph, packed and quantized ones included, under the names PyTorch has for them."""
     from onnx import numpy_helper
 
-    from xlmprune.export.graph import TRANSPOSED, load_onnx, tensor_bytes
+    from xlmprune.export.graph import TRANSPOSED, load_onnx, parameter_of, tensor_bytes
     from xlmprune.export.packing import unpack
     from xlmprune.export.quantization import INT4, restore_blocks
 
@@ -208,7 +204,7 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
             values, scale = restore_blocks(values, scale), None
         if zero is not None and zero.any():
             values = values.astype(np.int32) - zero
-        prunable = PRUNABLE.fullmatch(parameter) and values.ndim == 2
+        prunable = _is_prunable(parameter) and values.ndim == 2
         transposed = tensors[0].name.startswith(parameter + TRANSPOSED)
         yield Stored(
             parameter,
@@ -219,10 +215,8 @@ def _read_onnx(path: Path) -> Iterator[Stored]:
         )
 
 
-def parameter_of(name: str) -> str | None:
-    """The parameter an initializer belongs to: what stands before `.T`, `_quantized`, `_scale` and the like."""
-    match = re.match(r"(?:xlmprune\.packed/)?((?:roberta|classifier)\..*?\.?(?:weight|bias))(?![a-z])", name)
-    return match[1] if match else None
+def _is_prunable(name: str) -> bool:
+    return name.endswith(".weight") and architecture.find_matrix(name) is not None
 
 
 def _norm(values: np.ndarray, scale: np.ndarray | None) -> float:
@@ -241,9 +235,9 @@ def _describe(parameters: Iterable[Stored], size: int) -> dict[str, Any]:
     matrices = [entry for entry in stored if entry.remaining is not None]
     total, prunable = sum(_numel(entry) for entry in stored), sum(_numel(entry) for entry in matrices)
     remaining = sum(entry.remaining or 0 for entry in matrices)
-    by_part = dict.fromkeys([*PARTS, "other"], 0)
+    by_part: dict[str, int] = dict.fromkeys(architecture.PARTS, 0)
     for entry in stored:
-        by_part[_part(entry.name)] += entry.bytes
+        by_part[architecture.part_of(entry.name)] += entry.bytes
     by_part["other"] += size - sum(by_part.values())  # the graph, names, metadata
     rows = [_row(entry) for entry in matrices]
     return {
@@ -260,13 +254,13 @@ def _describe(parameters: Iterable[Stored], size: int) -> dict[str, Any]:
 
 
 def _row(entry: Stored) -> dict[str, Any]:
-    match = PRUNABLE.fullmatch(entry.name)
-    assert match is not None
+    found = architecture.find_matrix(entry.name)
+    assert found is not None
     assert entry.remaining is not None
     return {
         "name": entry.name,
-        "layer": int(match["layer"]),
-        "module": match["module"],
+        "layer": found.layer,
+        "module": found.module,
         "shape": list(entry.shape),
         "density": entry.remaining / max(_numel(entry), 1),
         "norm": entry.norm,
@@ -299,42 +293,35 @@ def _numel(entry: Stored) -> int:
     return math.prod(entry.shape)
 
 
-def _part(name: str) -> str:
-    return next((part for part, pattern in PARTS.items() if re.match(pattern, name)), "other")
-
-
 def render(facts: dict[str, Any]) -> Any:
     """The facts as tables for the terminal."""
     from rich.console import Group
-    from rich.table import Table
 
     density = "no prunable weights"
     if facts["encoder_density"] is not None:
-        density = (
-            f"encoder density {facts['encoder_density']:.2%}, model density {facts['model_density']:.2%}"
-        )
+        encoder, model = (percent(facts[key], 2) for key in ("encoder_density", "model_density"))
+        density = f"encoder density {encoder}, model density {model}"
     title = f"{facts['path']} ({facts['what']}): {facts['parameters']:,} parameters, {density}"
-    tables = []
-    for key in ("modules", "layers"):
-        table = Table(
-            key[:-1], "parameters", "density", "norm", "bytes", title=title if key == "modules" else None
-        )
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in facts[key]:
-            name = str(row[key[:-1]])
-            table.add_row(
-                name,
-                f"{row['parameters']:,}",
-                f"{row['density']:.2%}",
-                f"{row['norm']:.2f}",
-                f"{row['bytes']:,}",
-            )
-        tables.append(table)
-    parts = Table("file", "bytes", *PARTS, "other", title="bytes by part")
-    for column in parts.columns[1:]:
-        column.justify = "right"
+    tables = [_matrix_table(facts, "modules", title), _matrix_table(facts, "layers"), _part_table(facts)]
+    return Group(*(line for table in tables for line in (rich_table(table), "")))
+
+
+def _matrix_table(facts: dict[str, Any], key: str, title: str = "") -> Table:
+    columns: dict[str, Callable[[Any], str]] = {
+        key[:-1]: lambda row: str(row[key[:-1]]),
+        "parameters": lambda row: number(row["parameters"]),
+        "density": lambda row: percent(row["density"], 2),
+        "norm": lambda row: decimals(row["norm"]),
+        "bytes": lambda row: number(row["bytes"]),
+    }
+    return tabulate(title, columns, facts[key])
+
+
+def _part_table(facts: dict[str, Any]) -> Table:
     weights = {SAFETENSORS_FILE if facts["what"] == "bundle" else facts["path"]: facts}
-    for name, entry in {**weights, **facts.get("files", {})}.items():
-        parts.add_row(name, f"{entry['bytes']:,}", *(f"{size:,}" for size in entry["bytes_by_part"].values()))
-    return Group(*tables, parts)
+    parts = architecture.PARTS
+    rows = [
+        [name, number(entry["bytes"]), *(number(entry["bytes_by_part"][part]) for part in parts)]
+        for name, entry in {**weights, **facts.get("files", {})}.items()
+    ]
+    return Table("Bytes by part", ["file", "bytes", *parts], rows)

@@ -25,8 +25,8 @@ class FileCheck:
     detail: str
 
 
-def write(bundle: Path, versions: Mapping[str, str], recipe_sha256: str) -> dict[str, Any]:
-    """Seal the bundle: describe every file that lies in it, subfolders included.
+def write(bundle: Path, versions: Mapping[str, Any], recipe_sha256: str) -> dict[str, Any]:
+    """Write the manifest of every file in the bundle, subfolders included.
 
     Args:
         versions: package to version, `python` and the like among them.
@@ -38,7 +38,7 @@ def write(bundle: Path, versions: Mapping[str, str], recipe_sha256: str) -> dict
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "recipe_sha256": recipe_sha256,
-        "versions": dict(versions),
+        "versions": {name: str(version) for name, version in versions.items()},
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for name, path in _files(bundle)
         },

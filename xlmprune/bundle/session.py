@@ -8,9 +8,7 @@ for answer in predict(bundle, ["Der Mann schläft.", "ผู้ชายกำ�
 from __future__ import annotations
 
 import json
-import mmap
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -23,16 +21,8 @@ from tokenizers import Tokenizer
 from xlmprune.core.errors import BundleError, DataError
 from xlmprune.data.encoding import encode, pad
 from xlmprune.data.examples import Examples, Kind
-
-FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
-"""The ONNX file of each form."""
-
-PACKED = b"xlmprune.packed/"
-"""Stands in an ONNX file whose matrices the runtime has to rebuild when it opens it (see `export/packing.py`)."""
-
-INPUTS = ("input_ids", "attention_mask")
-
-Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
+from xlmprune.export.form import expected_files, form_named, forms_in
+from xlmprune.export.runtime import Forward, check_signature, forward_of
 
 
 class Bundle:
@@ -74,8 +64,8 @@ class Bundle:
             raise BundleError(
                 f"{self.path / 'config.json'}: id2label and xlmprune.labels name different labels"
             )
-        self.forms = tuple(form for form, file in FILES.items() if (self.path / file).is_file())
-        """Which ONNX files are there: `fp32`, `int8`."""
+        self.forms = tuple(forms_in(self.path))
+        """Names of the forms that are there."""
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     @cached_property
@@ -92,31 +82,32 @@ class Bundle:
         tokenizer.no_truncation()
         return tokenizer
 
-    @property
-    def pad_id(self) -> int:
-        """What shorter rows of a batch are filled up with."""
-        return int(self.config.get("pad_token_id", 1))
-
     def file(self, form: str = "") -> Path:
-        """The ONNX file of ``form``, or of the first form there is.
+        """Return the ONNX file of ``form``, or of the first form there is."""
+        return self.path / form_named(self.named(form)).file
+
+    def named(self, form: str = "") -> str:
+        """Return ``form``, or the name of the first form there is.
 
         Raises:
             BundleError: the bundle does not have it.
         """
         if not self.forms:
-            raise BundleError(
-                f"{self.path} has neither {' nor '.join(FILES.values())}; expected at least one"
-            )
-        form = form or self.forms[0]
-        if form not in self.forms:
+            raise BundleError(f"{self.path} has no ONNX file; expected {expected_files()}")
+        if form and form not in self.forms:
             raise BundleError(f"{self.path} has no {form!r} form; it has {', '.join(self.forms)}")
-        return self.path / FILES[form]
+        return form or self.forms[0]
+
+    @property
+    def served(self) -> str:
+        """The form to serve by default: the fastest one that the bundle has."""
+        return "int8" if "int8" in self.forms else next(iter(self.forms), "")
 
     def session(self, form: str = "") -> onnxruntime.InferenceSession:
         """The session of one form, opened once. Raises BundleError where the file is not this bundle's model."""
-        form = form or next(iter(self.forms), "")
+        form = self.named(form)
         if form not in self._sessions:
-            session = open_session(self.file(form), self.threads)
+            session = form_named(form).open(self.file(form), self.threads)
             check_signature(session, self.file(form), len(self.labels), self.kind)
             self._sessions[form] = session
         return self._sessions[form]
@@ -138,15 +129,6 @@ class Bundle:
         return forward_of(self.session(form))
 
 
-def forward_of(session: onnxruntime.InferenceSession) -> Forward:
-    """A function from numpy `input_ids`, `attention_mask` to numpy fp32 logits."""
-
-    def forward(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
-
-    return forward
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not folder.is_dir():
@@ -160,60 +142,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise BundleError(f"{path} is damaged: expected a JSON object")
     return config
-
-
-def open_session(path: Path, threads: int = 0, optimize: bool = True) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU.
-
-    Args:
-        threads: within an operator; 0 lets the runtime choose.
-        optimize: False opens the graph as it is written. A packed file then rebuilds its matrices at every call,
-            some 200 times slower, and a warning says so.
-
-    Raises:
-        BundleError: the file is missing, or ONNX Runtime cannot open it.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    if not path.is_file():
-        raise BundleError(f"{path} is missing")
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        first = str(error).strip().split("\n")[0]
-        raise BundleError(
-            f"{path} cannot be opened by ONNX Runtime {onnxruntime.__version__}: {first}"
-        ) from error
-    if not optimize and _contains(path, PACKED):
-        warnings.warn(
-            f"{path} is packed and was opened without graph optimization: its matrices are rebuilt at every call. Use at "
-            "least ORT_ENABLE_BASIC, or the dense file that `xlmprune unpack` writes.",
-            stacklevel=2,
-        )
-    return session
-
-
-def _contains(path: Path, text: bytes) -> bool:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(text) >= 0
-
-
-def check_signature(session: onnxruntime.InferenceSession, path: Path, labels: int, kind: str) -> None:
-    """Raise BundleError unless inputs and output are those of a bundle with so many labels."""
-    inputs = {value.name: value.type for value in session.get_inputs()}
-    if inputs != dict.fromkeys(INPUTS, "tensor(int64)"):
-        raise BundleError(
-            f"{path}: inputs {inputs} found, expected input_ids and attention_mask, tensor(int64)"
-        )
-    outputs = {value.name: value.shape for value in session.get_outputs()}
-    shape = outputs.get("logits", [])
-    if len(shape) != (3 if kind == "tokens" else 2) or shape[-1] != labels:
-        raise BundleError(
-            f"{path}: output {outputs} found, expected logits for {labels} labels; is it another task's model?"
-        )
 
 
 # --- predict ---------------------------------------------------------------------------------------------------------
@@ -241,9 +169,9 @@ def predict(
     forward = bundle.forward(form)
     done = 0
     while batch := list(islice(waiting, batch_size)):
-        examples = _examples(bundle.kind, batch, done)
+        examples = as_examples(bundle.kind, batch, done)
         encoded = encode(bundle.tokenizer, examples, bundle.max_length)
-        feed = pad(encoded, range(len(batch)), bundle.pad_id)
+        feed = pad(encoded, range(len(batch)))
         scores = softmax(forward(feed["input_ids"], feed["attention_mask"]))
         for row in range(len(batch)):
             truncated = bool(encoded.truncated[row])
@@ -261,7 +189,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _examples(kind: str, batch: Sequence[Any], done: int) -> Examples:
+def as_examples(kind: str, batch: Sequence[Any], done: int) -> Examples:
+    """Turn texts of ``kind`` into examples. ``done`` texts came before, for the number in a message.
+
+    Raises:
+        DataError: a text is not of this kind.
+    """
     for number, entry in enumerate(batch, done + 1):
         if not _is_of_kind(kind, entry):
             raise DataError(f"text {number}: {_EXPECTED[kind]}, found {_found(entry)}")

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from xlmprune.bundle.session import FILES
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.export import graph as onnx_export
 from xlmprune.export import packing
 from xlmprune.export import sparse as safetensors_export
+from xlmprune.export.form import all_forms, expected_files, forms_in
 
 
 def unpack_bundle(bundle: Path, out: Path) -> list[str]:
@@ -34,13 +34,12 @@ def unpack_bundle(bundle: Path, out: Path) -> list[str]:
         )
     with explain_disk(out):
         written = safetensors_export.unpack(bundle, out)
-        for file in FILES.values():
-            if (bundle / file).is_file():
-                proto = packing.unpack(onnx_export.load_onnx(bundle / file))
-                written += onnx_export.save_onnx(proto, out / file)
+        for file in forms_in(bundle).values():
+            proto = packing.unpack(onnx_export.load_onnx(file))
+            written += onnx_export.save_onnx(proto, out / file.name)
         # Of another bundle unpacked here before; left there, they would be taken for this one's.
-        for file in FILES.values():
-            for stale in {*onnx_export.files_of(out / file)} - {*written}:
+        for form in all_forms().values():
+            for stale in {*onnx_export.files_of(out / form.file)} - {*written}:
                 stale.unlink(missing_ok=True)
     return [path.relative_to(out).as_posix() for path in written]
 
@@ -56,10 +55,10 @@ def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, 
         BundleError: there is nothing to measure.
         MachineError: there is no room for the dense form.
     """
-    ours = {form: bundle / file for form, file in FILES.items() if (bundle / file).is_file()}
+    ours = forms_in(bundle)
     if not ours:
         raise BundleError(
-            f"{bundle} has neither {' nor '.join(FILES.values())}; expected a bundle written by xlmprune"
+            f"{bundle} has no ONNX file; expected a bundle written by xlmprune, with {expected_files()}"
         )
     with temporary_folder() as temporary:
         if against is not None:
@@ -79,9 +78,7 @@ def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, 
 def _others(against: Path) -> dict[str, Path]:
     if against.is_file():
         return {against.name: against}
-    found = {
-        f"{against.name} {form}": against / file for form, file in FILES.items() if (against / file).is_file()
-    }
+    found = {f"{against.name} {name}": file for name, file in forms_in(against).items()}
     if not found:
         raise BundleError(f"{against} is neither an ONNX file nor a bundle with one")
     return found

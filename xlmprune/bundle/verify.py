@@ -16,19 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xlmprune.bundle import golden, manifest
-from xlmprune.bundle import session as serving
-from xlmprune.bundle.session import FILES, Bundle
+from xlmprune.bundle.session import Bundle
 from xlmprune.core.errors import BundleError, XlmpruneError
+from xlmprune.core.tables import rich_table, tabulate
+from xlmprune.export.form import all_forms, expected_files, form_named
+from xlmprune.export.runtime import INPUTS, forward_of, open_session
+from xlmprune.export.triton import MODEL_FILE
 
 if TYPE_CHECKING:
     import onnx
-
-LARGEST_DIFFERENCE = {"fp32": 1e-3, "int8": 0.1}
-"""Share of the stored logits' range by which this machine's may differ. CPUs without VNNI add up INT8 products with
-saturation, and their answers differ by much more than rounding."""
-
-LEAST_AGREEMENT = {"fp32": 1.0, "int8": 0.9}
-"""Share of stored labels to be met again; near ties (logits closer than the difference allowed) do not count."""
 
 SLOWEST_PACKED = 1.5
 """Times the latency of the dense graph that a packed one may take. They are the same once loaded; a runtime that rebuilds
@@ -68,7 +64,7 @@ def _checks(path: Path, threads: int) -> Iterator[Check]:
     if not opened.forms:
         yield _attempt("forms", partial(_check_without_forms, path))
     for form in opened.forms:
-        file = FILES[form]
+        file = form_named(form).file
         yield _attempt(f"{file}: graph", partial(_check_graph, opened, form))
         yield _attempt(f"{file}: golden logits", partial(_check_golden, opened, form))
         yield from _guarded(f"{file}: packed", partial(_check_packed, opened, form))
@@ -125,8 +121,9 @@ def _check_weights(path: Path) -> str:
 
 def _check_without_forms(path: Path) -> str:
     """A bundle may hold weights only; whatever its manifest lists, it must hold."""
-    if set(FILES.values()) & set(manifest.read(path)["files"]):
-        raise BundleError(f"has neither {' nor '.join(FILES.values())}, and its manifest lists one")
+    listed = {form.file for form in all_forms().values()} & set(manifest.read(path)["files"])
+    if listed:
+        raise BundleError(f"has no {expected_files()}, and its manifest lists {', '.join(sorted(listed))}")
     return "none was shipped: this bundle holds weights for PyTorch, and nothing to serve"
 
 
@@ -167,7 +164,7 @@ def _check_golden(bundle: Bundle, form: str) -> str:
     session = bundle.session(form)
     seconds = time.perf_counter() - begin
     try:
-        found = serving.forward_of(session)(stored.input_ids, stored.attention_mask)
+        found = forward_of(session)(stored.input_ids, stored.attention_mask)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BundleError(f"cannot be run: {str(error).strip().splitlines()[0]}") from error
     return f"{compare(stored, form, found)}; loaded in {seconds:.1f} s"
@@ -179,7 +176,7 @@ def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
     Raises:
         BundleError: too far, or labels differ that were no near ties.
     """
-    expected = stored.logits[form]
+    expected, tolerance = stored.logits[form], form_named(form).tolerance
     if found.shape != expected.shape:
         raise BundleError(f"logits are {list(found.shape)}, {list(expected.shape)} were stored")
     if not np.isfinite(expected).all():
@@ -189,8 +186,8 @@ def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
         found, expected = found[tokens], expected[tokens]
     if not np.isfinite(found).all():
         raise BundleError("logits are not finite")
-    spread = max(float(expected.max() - expected.min()), 1e-12)
-    allowed = LARGEST_DIFFERENCE[form] * spread
+    width = max(float(expected.max() - expected.min()), 1e-12)
+    allowed = tolerance.difference * width
     largest = float(np.abs(found - expected).max())
     best = np.sort(expected, axis=1)[:, -2:]
     clear = (
@@ -198,11 +195,11 @@ def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
     )
     same = (found.argmax(1) == expected.argmax(1))[clear]
     agreement = float(same.mean()) if same.size else 1.0
-    share = f"{largest / spread:.2%} of their range"
+    share = f"{largest / width:.2%} of their range"
     sentence = f"differ by at most {largest:.2g} ({share}), {agreement:.1%} of the labels agree"
-    if largest > allowed or agreement < LEAST_AGREEMENT[form]:
+    if largest > allowed or agreement < tolerance.agreement:
         raise BundleError(
-            f"{sentence}; allowed are {LARGEST_DIFFERENCE[form]:.1%} and {LEAST_AGREEMENT[form]:.0%}. The file, or this "
+            f"{sentence}; allowed are {tolerance.difference:.1%} and {tolerance.agreement:.0%}. The file, or this "
             "runtime, is not what was measured"
         )
     return sentence
@@ -219,7 +216,9 @@ def _check_packed(bundle: Bundle, form: str) -> Iterator[Check]:
     except BundleError:
         return  # the checks before have said so
     if is_packed(graph):
-        yield _attempt(f"{FILES[form]}: packed equals dense", partial(_compare_packed, bundle, form, graph))
+        yield _attempt(
+            f"{form_named(form).file}: packed equals dense", partial(_compare_packed, bundle, form, graph)
+        )
 
 
 def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
@@ -229,7 +228,7 @@ def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
 
     stored = golden.read(bundle.path)
     feed = (stored.input_ids, stored.attention_mask)
-    remaining = unfolded(bundle.file(form), dict(zip(serving.INPUTS, feed, strict=True)))
+    remaining = unfolded(bundle.file(form), dict(zip(INPUTS, feed, strict=True)))
     if remaining:
         raise BundleError(
             f"this runtime rebuilds matrices at every call ({len(remaining)} of its nodes, such as {remaining[0]}); "
@@ -239,7 +238,7 @@ def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
     with temporary_folder() as folder:
         path = folder / "dense.onnx"
         save_onnx(unpack(graph), path)
-        dense = serving.forward_of(serving.open_session(path, bundle.threads))
+        dense = forward_of(open_session(path, bundle.threads))
         if not np.array_equal(packed(*feed), dense(*feed)):
             raise BundleError(
                 "its logits are not those of the dense graph; ship the dense one (xlmprune unpack)"
@@ -270,9 +269,9 @@ def _check_triton(bundle: Bundle) -> Iterator[Check]:
     if not folder.is_dir():
         return
     hashes = {manifest.sha256_of(bundle.file(form)) for form in bundle.forms}
-    models = sorted(folder.glob("*/1/model.onnx"))
+    models = sorted(folder.glob(f"*/{MODEL_FILE}"))
     if not models:
-        yield Check("triton", False, "the repository holds no <name>/1/model.onnx")
+        yield Check("triton", False, f"the repository holds no <name>/{MODEL_FILE}")
     for model in models:
         name = model.relative_to(bundle.path).as_posix()
         same = manifest.sha256_of(model) in hashes
@@ -287,12 +286,10 @@ def _check_triton(bundle: Bundle) -> Iterator[Check]:
 
 def render(checks: list[Check]) -> Any:
     """The checks as a table for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("check", "", "detail")
-    for check in checks:
-        table.add_row(
-            check.name, Text("ok", "green") if check.passed else Text("FAILED", "red"), check.detail
-        )
-    return table
+    columns: dict[str, Callable[[Check], str]] = {
+        "check": lambda check: check.name,
+        "result": lambda check: "ok" if check.passed else "FAILED",
+        "detail": lambda check: check.detail,
+    }
+    style = lambda check: "" if check.passed else "failed"  # noqa: E731
+    return rich_table(tabulate("", columns, checks, texts=3, style=style), wrap=True)

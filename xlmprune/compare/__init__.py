@@ -1,12 +1,9 @@
-"""Methods x seeds x tasks under one budget, as one table with its spread (`xlmprune compare`).
+"""Compare methods, seeds and tasks under one budget, in one table with the spread over seeds (`xlmprune compare`).
 
-plan          what is compared: cells, each a resolved recipe with a place in the table
-dense         the dense stage trained once for all cells that share it
-work          one piece of work, done in whatever process an executor chose
-local, ray    executors: one piece after the other on this machine, or Ray tasks
-significance  paired tests on the same examples, corrected for their number
-table         what the cells found, as the keys of comparison.json
-pages         comparison.md, comparison.html and the tables for the terminal
+plan          what is compared: cells, each a resolved recipe with its row and column
+running       train each shared dense stage once, run every cell, write the table
+work          one piece of work: an `xlmprune compress` process and its outcome
+local, ray    executors: processes on this machine, or Ray tasks
+results       what the cells found, as the keys of comparison.json
+pages         comparison.md, comparison.html and the tables on the terminal
 """
-
-from __future__ import annotations

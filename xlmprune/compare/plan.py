@@ -1,7 +1,6 @@
-"""What is compared: a recipe, and what differs from cell to cell.
+"""Lay out a comparison: every cell of the table is an ordinary recipe with a method (row), a task (column) and a seed.
 
-Every cell is an ordinary recipe with a place in the table: a method (row), a task (column) and a seed (averaged
-over). Cells come from ``--vary key=v1,v2`` or from a comparison file:
+Cells come from ``--vary key=v1,v2`` or from a comparison file:
 
     recipe: quickstart                       # a file or a shipped recipe
     set: {export.onnx: [fp32]}               # for every cell
@@ -22,8 +21,8 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,8 +36,8 @@ Overrides = dict[str, Any]
 """Dotted key of a recipe to its value."""
 
 SHARED_DENSE = (
-    "Stage 0 is trained without the regularizer (training.regularize_dense: false), so that all methods prune the same "
-    "fine-tuned model, seed by seed."
+    "Stage 0 is trained without the regularizer (training.regularize_dense: false), so all methods with the same seed "
+    "prune the same fine-tuned model."
 )
 
 
@@ -48,19 +47,19 @@ class ComparisonFile(BaseModel):
     model_config = STRICT
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    """What the comparison is called; otherwise the file's name."""
+    """Name of the comparison; by default the file's name."""
     recipe: str | None = None
-    """The recipe all cells begin with: a file (seen from the comparison file, or from here) or a shipped recipe."""
+    """The recipe that every cell begins with: a file (relative to the comparison file, or to here) or a shipped recipe."""
     set: Overrides = {}
     """Overrides for every cell."""
     methods: dict[str, Overrides] = {}
-    """Rows of the table. A list of `seed`s is run in place of those varied."""
+    """Rows of the table. A method with a list of `seed`s runs with these and not with those varied."""
     tasks: dict[str, Overrides] = {}
-    """Columns of the table; the key `recipe` gives a column a base recipe of its own."""
+    """Columns of the table; the key `recipe` gives a column its own base recipe."""
     vary: dict[str, list[Any]] = {}
     """Keys with their values; every combination is run. `seed` is averaged over, `task…` makes columns, others rows."""
     baseline: str | None = None
-    """The method that the others are tested against; otherwise every pair is tested."""
+    """The method that the others are tested against; by default every pair is tested."""
     share_dense: bool = True
     """Train the dense stage once for all methods (without regularizer), where the recipe does not say otherwise."""
 
@@ -70,23 +69,26 @@ class Cell:
     """One run of the comparison."""
 
     name: str
-    """Its folder, and the end of its recipe's name."""
+    """Name of its folder, and the end of its recipe's name."""
     method: str
     task: str
     seed: int
     recipe: Recipe
 
+    def __str__(self) -> str:
+        return f"{self.method} on {self.task} with seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells and how they are laid out."""
+    """All cells and their layout."""
 
     name: str
     origin: str
-    """The recipe or comparison file, for readers."""
+    """Name of the recipe or comparison file, for readers."""
     cells: tuple[Cell, ...]
     baseline: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """What a reader of the table must know."""
 
     @property
@@ -102,12 +104,6 @@ class Plan:
         return sorted({cell.seed for cell in self.cells})
 
 
-def shipped() -> dict[str, Path]:
-    """Name and file of every comparison that comes with the package."""
-    folders = {file.parent / "comparisons" for file in recipes.shipped().values()}
-    return {file.stem: file for folder in sorted(folders) for file in sorted(folder.glob("*.yaml"))}
-
-
 def read(
     name: str, vary: Sequence[str] = (), overrides: Sequence[str] = (), baseline: str | None = None
 ) -> Plan:
@@ -116,57 +112,75 @@ def read(
     Args:
         name: a comparison file, a recipe, or the name of a shipped one of either.
         vary: ``key=v1,v2`` each; added to what the file varies.
-        overrides: ``key=value`` each, for every cell; stronger than anything else.
+        overrides: ``key=value`` each, for every cell; they win over everything else.
         baseline: the method to test against, as its row is called.
 
     Raises:
-        RecipeError: names what is wrong, and where: an unknown key, no cells, the same cell twice.
+        RecipeError: names the fault and its source: an unknown key, no cells, the same cell twice.
     """
     file = _find(name)
-    values, lines = recipes.parse_yaml(_text(file), str(file))
-    if not isinstance(values, dict):
-        raise RecipeError(f"{file}: expected keys such as `recipe:`, found {type(values).__name__}")
-    if _is_comparison(values):
-        given = _read_file(values, lines, file)
-    else:
-        given = ComparisonFile(name=values.get("name", file.stem), recipe=str(file))
-    return _lay_out(given, file, [_parse_vary(text) for text in vary], overrides, baseline)
+    given = _read_file(file)
+    axes = _axes(given, file, vary)
+    cells = tuple(_name_cells([_build(given, file, choices, overrides) for choices in axes], given.name))
+    _refuse_twins(cells)
+    baseline = baseline or given.baseline
+    plan = Plan(given.name, file.name, cells, baseline)
+    if baseline is not None and baseline not in plan.methods:
+        raise RecipeError(
+            f"baseline {baseline!r} is no method here; {registry.nearest(baseline, plan.methods)}"
+        )
+    shared = given.share_dense and not all(cell.recipe.training.regularize_dense for cell in cells)
+    notes = (*([SHARED_DENSE] if shared else []), *_uneven_budgets(cells), *_extra_passes(cells))
+    return Plan(given.name, file.name, cells, baseline, notes)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def shipped() -> dict[str, Path]:
+    """Name and file of every comparison that comes with the package."""
+    folders = {file.parent / "comparisons" for file in recipes.shipped().values()}
+    return {file.stem: file for folder in sorted(folders) for file in sorted(folder.glob("*.yaml"))}
 
 
 def _find(name: str) -> Path:
-    known = shipped()
-    file = Path(name)
-    if file.is_file():
-        return file
-    if name in known or (file.stem in known and file.parent == Path("recipes/comparisons")):
+    known, file = shipped(), Path(name)
+    if (
+        file.stem in known
+        and not file.is_file()
+        and name in (file.stem, f"recipes/comparisons/{file.stem}.yaml")
+    ):
         return known[file.stem]
     try:
         return recipes.find(name)
     except RecipeError:
         if file.is_dir():
             raise
-        every = [*recipes.shipped(), *known]
+        nearest = registry.nearest(file.stem, [*recipes.shipped(), *known])
         raise RecipeError(
-            f"no recipe or comparison at {name}, and none shipped is called so; {registry.nearest(file.stem, every)}"
+            f"no recipe or comparison at {name}, and no shipped one has this name; {nearest}"
         ) from None
 
 
-def _text(file: Path) -> str:
+def _parse(file: Path) -> tuple[dict[str, Any], dict[Any, int]]:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        values, lines = recipes.parse_yaml(file.read_text(encoding="utf-8-sig"), str(file))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{file}: not UTF-8 text (byte {error.start})") from None
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{file}: expected keys such as `recipe:` or `task:`, found {type(values).__name__}"
+        )
+    return values, lines
 
 
-def _is_comparison(values: Mapping[str, Any]) -> bool:
-    """Whether a file's keys are those of a comparison; a recipe has `task` and none of these."""
-    return bool({"recipe", "methods", "tasks", "vary", "set"} & set(values))
-
-
-def _read_file(values: dict[str, Any], lines: dict[Any, int], file: Path) -> ComparisonFile:
+def _read_file(file: Path) -> ComparisonFile:
+    values, lines = _parse(file)
+    if not {"recipe", "methods", "tasks", "vary", "set"} & set(values):  # a recipe has none of these keys
+        return ComparisonFile(name=values.get("name", file.stem), recipe=str(file))
     for section in ("methods", "tasks"):
         if isinstance(values.get(section), dict):
-            # `L2-MBP:` with nothing after it is the recipe as it is.
+            # `L2-MBP:` with nothing after it runs the recipe without changes.
             values[section] = {label: {} if o is None else o for label, o in values[section].items()}
     try:
         return ComparisonFile.model_validate({"name": file.stem, **values})
@@ -186,117 +200,78 @@ def _explain(error: ValidationError, lines: dict[Any, int], file: Path) -> Itera
             yield f"{file}, line {line}: {dotted}: {fault['msg'].lower()}, found {fault['input']!r}"
 
 
-def _parse_vary(text: str) -> tuple[str, list[Any]]:
-    """``key=v1,v2``: values are YAML, so ``regularizer={name: cosine, strength: 10},none`` has two."""
-    key, equals, listed = text.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise RecipeError(f"--vary {text}: expected key=value1,value2, such as seed=1,2,3")
-    values, _ = recipes.parse_yaml(f"[{listed}]", f"--vary {text}")
-    return key, values
-
-
 # --- from axes to cells ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """One point on an axis: overrides, and how the row or column they make is called."""
+    """One point on an axis: overrides, and the label of the row or column that they make."""
 
     label: str
     overrides: Overrides
     source: str
     """Where it was written, for messages."""
-    recipe: str | None = None
-    """Base recipe of this column."""
-    seeds: tuple[Any, ...] | None = None
-    """Run with these in place of those varied."""
 
 
-def _lay_out(
-    given: ComparisonFile,
-    file: Path,
-    vary: list[tuple[str, list[Any]]],
-    overrides: Sequence[str],
-    baseline: str | None,
-) -> Plan:
-    varied = {key: (values, f"{file}: vary.{key}") for key, values in given.vary.items()}
+@dataclass(frozen=True)
+class _Choices:
+    """One point on every axis."""
+
+    column: tuple[_Choice, ...]
+    row: tuple[_Choice, ...]
+    seed: tuple[_Choice, ...]
+
+
+def _axes(given: ComparisonFile, file: Path, options: Sequence[str]) -> list[_Choices]:
+    """Every combination of columns, rows and seeds."""
     asked: dict[str, list[Any]] = {}
-    for key, values in vary:
+    for key, values in map(_parse_vary, options):
         asked.setdefault(key, []).extend(values)
-    varied |= {key: (values, f"--vary {key}") for key, values in asked.items()}
-    for values, source in varied.values():
-        if not values:
-            raise RecipeError(f"{source}: no value is listed, so there is no cell to run")
+    varied = {key: _axis(key, values, f"{file}: vary.{key}") for key, values in given.vary.items()}
+    varied |= {key: _axis(key, values, f"--vary {key}") for key, values in asked.items()}
     seeds = varied.pop("seed", None)
-    rows = [_axis(key, *found) for key, found in varied.items() if key.split(".")[0] != "task"]
-    columns = [_axis(key, *found) for key, found in varied.items() if key.split(".")[0] == "task"]
-    if given.methods:
-        rows.insert(
-            0, [_row(label, o, file, own_seeds="seed" not in asked) for label, o in given.methods.items()]
-        )
-    if given.tasks:
-        columns.insert(0, [_column(label, o, file) for label, o in given.tasks.items()])
+    rows = [axis for key, axis in varied.items() if key.split(".")[0] != "task"]
+    columns = [axis for key, axis in varied.items() if key.split(".")[0] == "task"]
+    for section, axes in (("methods", rows), ("tasks", columns)):
+        if named := getattr(given, section):
+            axes.insert(0, [_Choice(label, o, f"{file}: {section}.{label}") for label, o in named.items()])
     if not rows and not columns and seeds is None:
         raise RecipeError(
             f"{file}: nothing is varied, so there is nothing to compare. Give --vary key=value1,value2 (such as "
             "--vary regularizer=none,cosine --vary seed=1,2,3), or a comparison file with `methods:`"
         )
-    builder = _Builder(given, file, overrides)
-    drafts = [
-        _Draft(column, row, seed)
-        for column, row in itertools.product(itertools.product(*columns), itertools.product(*rows))
-        for seed in _seed_axis(_own_seeds(row) or seeds)
+    return [
+        _Choices(column, row, seed)
+        for column, chosen in itertools.product(itertools.product(*columns), itertools.product(*rows))
+        for row, own in [_take_seeds(chosen)]
+        for seed in itertools.product((seeds if "seed" in asked else own or seeds) or [_Choice("", {}, "")])
     ]
-    cells = tuple(_name_cells([builder.build(draft) for draft in drafts], given.name))
-    _refuse_twins(cells)
-    wanted = baseline or given.baseline
-    methods = list(dict.fromkeys(cell.method for cell in cells))
-    if wanted is not None and wanted not in methods:
-        raise RecipeError(f"baseline {wanted!r} is no method here; {registry.nearest(wanted, methods)}")
-    notes = [SHARED_DENSE] if builder.shares_dense else []
-    return Plan(
-        given.name, file.name, cells, wanted, (*notes, *_uneven_budgets(cells), *_extra_passes(cells))
-    )
 
 
-@dataclass(frozen=True)
-class _Draft:
-    column: tuple[_Choice, ...]
-    row: tuple[_Choice, ...]
-    seed: _Choice | None
+def _take_seeds(row: tuple[_Choice, ...]) -> tuple[tuple[_Choice, ...], list[_Choice] | None]:
+    """The row without the list of seeds that a method may have, and that list."""
+    own = None
+    rest = []
+    for choice in row:
+        overrides = dict(choice.overrides)
+        if isinstance(overrides.get("seed"), list):
+            own = _axis("seed", overrides.pop("seed"), f"{choice.source}.seed")
+        rest.append(_Choice(choice.label, overrides, choice.source))
+    return tuple(rest), own
 
 
-def _seed_axis(seeds: tuple[list[Any], str] | None) -> list[_Choice | None]:
-    if seeds is None:
-        return [None]
-    values, source = seeds
-    return [_Choice(f"seed={seed}", {"seed": seed}, f"{source}={seed}") for seed in values]
-
-
-def _own_seeds(row: tuple[_Choice, ...]) -> tuple[list[Any], str] | None:
-    return next(((list(choice.seeds), choice.source) for choice in row if choice.seeds), None)
-
-
-def _row(label: str, overrides: Overrides, file: Path, own_seeds: bool) -> _Choice:
-    seeds, source = overrides.get("seed"), f"{file}: methods.{label}"
-    if not isinstance(seeds, list):
-        return _Choice(label, overrides, source)
-    if not seeds:
-        raise RecipeError(f"{source}.seed: no value is listed, so there is no cell to run")
-    rest = {key: value for key, value in overrides.items() if key != "seed"}
-    return _Choice(label, rest, source, seeds=tuple(seeds) if own_seeds else None)
-
-
-def _column(label: str, overrides: Overrides, file: Path) -> _Choice:
-    rest = {key: value for key, value in overrides.items() if key != "recipe"}
-    base = overrides.get("recipe")
-    if base is not None and not isinstance(base, str):
-        raise RecipeError(f"{file}: tasks.{label}.recipe: expected a file or a recipe's name, found {base!r}")
-    return _Choice(label, rest, f"{file}: tasks.{label}", base)
+def _parse_vary(text: str) -> tuple[str, list[Any]]:
+    """Split ``key=v1,v2``; values are YAML, so ``regularizer={name: cosine, strength: 10},none`` has two."""
+    key, equals, listed = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--vary {text}: expected key=value1,value2, such as seed=1,2,3")
+    values, _ = recipes.parse_yaml(f"[{listed}]", f"--vary {text}")
+    return key.strip(), values
 
 
 def _axis(key: str, values: list[Any], source: str) -> list[_Choice]:
+    if not values:
+        raise RecipeError(f"{source}: no value is listed, so there is no cell to run")
     labels = [_label(key, value) for value in values]
     if len(set(labels)) < len(labels):  # the same name with other parameters: spell everything out
         labels = [f"{key}={json.dumps(value, ensure_ascii=False)}" for value in values]
@@ -307,11 +282,11 @@ def _axis(key: str, values: list[Any], source: str) -> list[_Choice]:
 
 
 NAMED = ("regularizer", "pruning.criterion", "pruning.schedule", "task.name")
-"""Keys whose values say by themselves what they are."""
+"""Keys whose values need no key beside them to be understood."""
 
 
 def _label(key: str, value: Any) -> str:
-    """How a value is called in the table: a component by its name, anything else with its key."""
+    """The name of a value in the table: a component's name, or anything else with its key."""
     if isinstance(value, Mapping) and "name" in value:
         beside = ", ".join(f"{k}={v}" for k, v in value.items() if k != "name")
         return f"{value['name']} ({beside})" if beside else str(value["name"])
@@ -321,55 +296,39 @@ def _label(key: str, value: Any) -> str:
     return f"{key.rpartition('.')[2]}={shown}"
 
 
-class _Builder:
-    """Makes a validated recipe for every combination."""
-
-    def __init__(self, given: ComparisonFile, file: Path, overrides: Sequence[str]) -> None:
-        self.given = given
-        self.file = file
-        self.overrides = overrides
-        self.shares_dense = False
-        self.bases: dict[str, tuple[dict[str, Any], dict[Any, str], Path]] = {}
-
-    def build(self, draft: _Draft) -> Cell:
-        column_recipe = next((choice.recipe for choice in draft.column if choice.recipe), None)
-        base = column_recipe or self.given.recipe
-        if base is None:
-            raise RecipeError(f"{self.file}: `recipe` is missing: the recipe that every cell begins with")
-        values, lines, origin = self._base(base)
-        values = copy.deepcopy(values)
-        given: dict[Any, str] = {}
-        parts = [*draft.column, *draft.row, *([draft.seed] if draft.seed else [])]
-        for source, overrides in [
-            (f"{self.file}: set", self.given.set),
-            *((p.source, p.overrides) for p in parts),
-        ]:
-            for key, value in overrides.items():
-                given |= dict.fromkeys(_put(values, key, value, source), source)
-        for text in self.overrides:
-            given |= dict.fromkeys(recipes.apply_overrides(values, [text]), f"--set {text}")
-        if self.given.share_dense and "regularize_dense" not in (values.get("training") or {}):
-            values.setdefault("training", {})
-            values["training"]["regularize_dense"] = False
-            self.shares_dense = True
-        values["name"] = "cell"
-        recipe = recipes.validate(values, str(origin), lines, given)
-        method = ", ".join(choice.label for choice in draft.row) or self.given.name
-        task = ", ".join(choice.label for choice in draft.column) or recipe.task.name
-        return Cell("", method, task, recipe.seed, recipe)
-
-    def _base(self, name: str) -> tuple[dict[str, Any], dict[Any, str], Path]:
-        if name not in self.bases:
-            beside = self.file.parent / name
-            file = beside if beside.is_file() and beside != self.file else recipes.find(name)
-            self.bases[name] = (*recipes.read(file), file)
-        return self.bases[name]
+def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequence[str]) -> Cell:
+    """A cell with its recipe validated; its name comes later, with all the others."""
+    base, parts = given.recipe, [_Choice("", given.set, f"{file}: set")]
+    for choice in choices.column:
+        base = choice.overrides.get("recipe", base)
+        if base is not None and not isinstance(base, str):
+            raise RecipeError(f"{choice.source}.recipe: expected a file or a recipe's name, found {base!r}")
+        rest = {key: value for key, value in choice.overrides.items() if key != "recipe"}
+        parts.append(_Choice(choice.label, rest, choice.source))
+    if base is None:
+        raise RecipeError(f"{file}: `recipe` is missing: the recipe that every cell begins with")
+    origin = file.parent / base
+    origin = origin if origin.is_file() and origin != file else recipes.find(base)
+    values, lines = copy.deepcopy(recipes.read(origin))
+    if given.share_dense and isinstance(values.setdefault("training", {}), dict):
+        values["training"].setdefault("regularize_dense", False)
+    values["name"] = "cell"
+    sources: dict[Any, str] = {}
+    for part in [*parts, *choices.row, *choices.seed]:
+        for key, value in part.overrides.items():
+            sources |= dict.fromkeys(_put(values, key, value, part.source), part.source)
+    for text in options:
+        sources |= dict.fromkeys(recipes.apply_overrides(values, [text]), f"--set {text}")
+    recipe = recipes.validate(values, str(origin), lines, sources)
+    method = ", ".join(choice.label for choice in choices.row) or given.name
+    task = ", ".join(choice.label for choice in choices.column) or recipe.task.name
+    return Cell("", method, task, recipe.seed, recipe)
 
 
-def _put(values: dict[str, Any], key: str, value: Any, source: str) -> Iterator[Any]:
-    """Set a dotted key; yields the path that was set."""
+def _put(values: dict[str, Any], key: str, value: Any, source: str) -> Iterable[Any]:
+    """Set a dotted key; returns the path that was set."""
     try:
-        yield from recipes.apply_overrides(values, [f"{key}={json.dumps(value, allow_nan=False)}"])
+        return recipes.apply_overrides(values, [f"{key}={json.dumps(value, allow_nan=False)}"])
     except RecipeError as error:
         raise RecipeError(f"{source}: {str(error).removeprefix('--set ')}") from None
     except (TypeError, ValueError):
@@ -382,19 +341,17 @@ def slug(text: str) -> str:
 
 
 def _name_cells(cells: Sequence[Cell], name: str) -> Iterator[Cell]:
-    columns = len({cell.task for cell in cells})
-    methods, tasks = (
-        _distinct_slugs(kind) for kind in zip(*((c.method, c.task) for c in cells), strict=True)
-    )
+    methods = _distinct_slugs([cell.method for cell in cells])
+    tasks = _distinct_slugs([cell.task for cell in cells])
     for cell in cells:
-        parts = [methods[cell.method], *([tasks[cell.task]] if columns > 1 else []), f"seed{cell.seed}"]
+        parts = [methods[cell.method], *([tasks[cell.task]] if len(tasks) > 1 else []), f"seed{cell.seed}"]
         own = ".".join(parts)
         recipe = cell.recipe.model_copy(update={"name": f"{name}.{own}"})
         yield Cell(own, cell.method, cell.task, cell.seed, recipe)
 
 
 def _distinct_slugs(labels: Sequence[str]) -> dict[str, str]:
-    """A slug for each label, told apart by a few digits of its hash where two are alike or long."""
+    """A slug for each label; where two are alike or one is long, a few digits of its hash tell them apart."""
     found = {label: slug(label) for label in labels}
     short = list(found.values())
     for label, text in found.items():
@@ -409,39 +366,34 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
         same = cell.recipe.model_copy(update={"name": "cell"}).sha256()
         if same in seen:
             raise RecipeError(
-                f"two cells are the same run: {describe(seen[same])} and {describe(cell)}. Is a value listed twice, "
-                "or does --set override what is varied?"
+                f"two cells are the same run: {seen[same]} and {cell}. Is a value listed twice, or does --set override "
+                "what is varied?"
             )
         seen[same] = cell
 
 
-def describe(cell: Cell) -> str:
-    """A cell in words."""
-    return f"{cell.method} on {cell.task} with seed {cell.seed}"
+# --- what a reader must know -----------------------------------------------------------------------------------------
 
-
-BUDGET = (
-    "epochs_per_stage", "dense_epochs", "max_updates_per_stage", "batch_size",
-)  # fmt: skip
+BUDGET = ("epochs_per_stage", "dense_epochs", "max_updates_per_stage", "batch_size")
 
 
 def _uneven_budgets(cells: Sequence[Cell]) -> Iterator[str]:
     """A sentence for every column whose methods do not train equally long."""
     for task in dict.fromkeys(cell.task for cell in cells):
-        budgets: dict[str, list[str]] = {}
+        budgets: dict[str, dict[str, None]] = {}
         for cell in cells:
             if cell.task == task:
                 schedule = recipes.build(cell.recipe, "schedule").densities()
-                training = {key: getattr(cell.recipe.training, key) for key in BUDGET}
+                training = [getattr(cell.recipe.training, key) for key in BUDGET]
                 budget = json.dumps([training, len(schedule), cell.recipe.task.max_train_examples])
-                budgets.setdefault(budget, []).append(cell.method)
+                budgets.setdefault(budget, {})[cell.method] = None
         if len(budgets) > 1:
-            groups = "; ".join(", ".join(dict.fromkeys(methods)) for methods in budgets.values())
-            yield f"Not one budget: on {task} these groups of methods train for different lengths: {groups}."
+            groups = "; ".join(", ".join(methods) for methods in budgets.values())
+            yield f"Budgets differ: on {task} these groups of methods train for different lengths: {groups}."
 
 
 def _extra_passes(cells: Sequence[Cell]) -> Iterator[str]:
-    """A sentence on what some methods compute beside the updates that all of them make."""
+    """A sentence on what some methods compute in addition to the updates that all of them make."""
     found: dict[str, dict[str, None]] = {}
     for cell in cells:
         settings = cell.recipe.distillation
@@ -455,6 +407,7 @@ def _extra_passes(cells: Sequence[Cell]) -> Iterator[str]:
             extra.append(f"gradients of {batches} batches a stage to score weights")
         if extra:
             found.setdefault(" and ".join(extra), {})[cell.method] = None
-    if len(found) > 1 or any(set(methods) != {cell.method for cell in cells} for methods in found.values()):
+    everywhere = {cell.method for cell in cells}
+    if len(found) > 1 or any(set(methods) != everywhere for methods in found.values()):
         listed = "; ".join(f"{', '.join(methods)}: {extra}" for extra, methods in found.items())
-        yield f"Beside the updates that all make, some compute more. {listed}."
+        yield f"In addition to the updates that all methods make, some compute more. {listed}."

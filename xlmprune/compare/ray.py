@@ -1,20 +1,35 @@
-"""An executor that makes every piece of work a Ray task, on one machine or a cluster (extra `ray`).
+"""Run pieces of work as Ray tasks, on one machine or a cluster (extra `ray`).
 
-Each task asks for its share of a GPU and runs in a process of its own. On a cluster every node needs xlmprune, the
-recipe's data and the output folder at the same paths, as on a shared disk.
+Each task asks for its share of a GPU and runs the same command as everywhere. On a cluster every node needs xlmprune,
+the recipe's data and the output folder at the same paths, as on a shared disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future
+from types import TracebackType
 from typing import Any
 
-from xlmprune.compare.work import Outcome, Work, perform
+from xlmprune.compare.work import INTERRUPTED, Outcome, Process, Work
 from xlmprune.core.errors import MachineError
+
+STOPPING_SECONDS = 60
+"""How long interrupted tasks may take to save their runs."""
+
+
+def perform(work: Work) -> Outcome:
+    """Run one piece of work inside a Ray task; a cancelled task lets it save first."""
+    process = Process(work)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.interrupt()
+        process.process.wait(STOPPING_SECONDS)
+        return Outcome(work.name, INTERRUPTED, "interrupted")
 
 
 class RayExecutor:
-    """Ray tasks.
+    """Ray tasks, as many at once as the cluster has room for.
 
     Args:
         gpus: share of a GPU for each piece of work; None is a whole one where Ray finds any, else none.
@@ -31,69 +46,79 @@ class RayExecutor:
         except ImportError:
             raise MachineError(
                 "--executor ray needs Ray, which is not installed: pip install 'xlmprune[ray]'. --executor local, the "
-                "default, needs nothing more"
+                "default, needs no further package"
             ) from None
         self.ray: Any = ray
         self.gpus, self.cpus, self.address = gpus, cpus, address
+        self._running: list[Any] = []
 
-    def run(self, works: Sequence[Work]) -> Generator[Outcome, None, None]:
-        """The outcome of every piece, as they end; many at a time.
+    def __enter__(self) -> RayExecutor:
+        """Connect to the cluster.
 
         Raises:
-            MachineError: the cluster cannot be reached, or has less than one piece of work asks for.
+            MachineError: it cannot be reached, or has less than one piece of work asks for.
         """
-        ours = not self.ray.is_initialized()
-        if ours:
+        self._ours = not self.ray.is_initialized()
+        if self._ours:
             try:
                 self.ray.init(address=self.address, include_dashboard=False)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise MachineError(f"no Ray cluster at {self.address or 'this machine'}: {error}") from error
         try:
-            yield from self._run(works)
-        finally:
-            if ours:
-                self.ray.shutdown()
-
-    def _run(self, works: Sequence[Work]) -> Iterator[Outcome]:
-        remote = self._remote(works)
-        references: dict[str, Any] = {}
-        for work in works:
-            # Ray itself holds a cell back until the dense stage it is handed has ended.
-            references[work.name] = remote.remote(work, references.get(work.needs or ""))
-        waiting = {reference: name for name, reference in references.items()}
-        try:
-            while waiting:
-                (reference, *_), _ = self.ray.wait(list(waiting), num_returns=1)
-                yield self._outcome(waiting.pop(reference), reference)
+            self._remote = self._declare()
         except BaseException:
-            for reference in waiting:
-                self.ray.cancel(reference, force=True)
+            self._leave()
             raise
+        return self
 
-    def _remote(self, works: Sequence[Work]) -> Any:
+    def _declare(self) -> Any:
         resources = self.ray.cluster_resources()
-        found = resources.get("GPU", 0.0)
-        gpus = self.gpus if self.gpus is not None else (1.0 if found else 0.0)
-        if gpus > found or self.cpus > resources.get("CPU", 0.0):
+        found, cores = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+        if self.gpus is None:
+            self.gpus = 1.0 if found else 0.0
+        if self.gpus > found or self.cpus > cores:
             raise MachineError(
-                f"each piece of work asks for {gpus:g} GPUs and {self.cpus:g} cores; the Ray cluster has {found:g} and "
-                f"{resources.get('CPU', 0.0):g}"
+                f"each piece of work asks for {self.gpus:g} GPUs and {self.cpus:g} cores; the Ray cluster has {found:g} "
+                f"and {cores:g}"
             )
-        if any(work.device.startswith("cuda") for work in works) and not gpus:
-            raise MachineError(
-                "--device cuda with no GPU for each piece of work: give a share of one, such as 0.5"
-            )
-        # A process serves one piece and ends, which alone gives all memory of a GPU back. Checkpoints make a second
-        # try after the loss of a node cheap.
-        options = {"num_cpus": self.cpus, "num_gpus": gpus, "max_calls": 1, "max_retries": 2}
+        # Checkpoints make a second try after the loss of a node cheap.
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_calls": 1, "max_retries": 2}
         return self.ray.remote(**options)(perform)
 
-    def _outcome(self, name: str, reference: Any) -> Outcome:
+    def submit(self, work: Work) -> Future[Outcome]:
+        """Hand one piece of work to the cluster.
+
+        Raises:
+            MachineError: it needs a GPU, and tasks have none.
+        """
+        if work.device.startswith("cuda") and not self.gpus:
+            raise MachineError(
+                "--device cuda with no GPU for each piece of work: give a share of one, such as --gpus 0.5"
+            )
+        reference = self._remote.remote(work)
+        self._running.append(reference)
+        answer: Future[Outcome] = Future()
+        reference.future().add_done_callback(lambda found: answer.set_result(self._outcome(work.name, found)))
+        return answer
+
+    def _outcome(self, name: str, found: Future[Outcome]) -> Outcome:
         try:
-            return self.ray.get(reference)
+            return found.result()
         except self.ray.exceptions.RayError as error:
-            first = str(error).strip().split("\n")[0]
-            return Outcome(name, "failed", 1, f"its Ray task died: {first}")
+            return Outcome(name, 1, f"its Ray task died: {str(error).strip().splitlines()[0]}")
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """After an exception, let the running pieces save and end first."""
+        try:
+            if kind is not None and self._running:
+                for reference in self._running:
+                    self.ray.cancel(reference)
+                self.ray.wait(self._running, num_returns=len(self._running), timeout=STOPPING_SECONDS)
+        finally:
+            self._leave()
 
-__all__ = ["RayExecutor"]
+    def _leave(self) -> None:
+        if self._ours:
+            self.ray.shutdown()

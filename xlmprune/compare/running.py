@@ -1,21 +1,24 @@
-"""compare(plan): train each dense stage once, run every cell, write the table. Run again, it goes on."""
+"""compare(plan): train each dense stage once, run every cell, write the table. Run again, it resumes."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
-from xlmprune.compare import pages, table
-from xlmprune.compare.dense import dense_key, dense_recipe, is_begun, is_trained
+from xlmprune.compare import pages, results
 from xlmprune.compare.local import LocalExecutor
 from xlmprune.compare.plan import Plan
-from xlmprune.compare.work import Executor, Outcome, Work
+from xlmprune.compare.work import INTERRUPTED, Executor, Outcome, Work
 from xlmprune.core.errors import MachineError, RecipeError, XlmpruneError
+from xlmprune.core.files import write_atomically
 from xlmprune.core.progress import Reporter
+from xlmprune.recipe import Recipe
 from xlmprune.recipe.registry import nearest
 from xlmprune.training.checkpoint import open_run
+from xlmprune.training.dense import dense_key, dense_recipe
 
 
 def compare(
@@ -29,20 +32,21 @@ def compare(
 ) -> dict[str, Any]:
     """Run every cell that is not finished, and write comparison.json, .md and .html into ``out``.
 
-    A cell that fails is marked in the table and the others go on; `table.exit_code` says what the command ends with.
+    A cell that fails is marked in the table and the others continue; `results.exit_code` is what the command ends with.
     The pages are written after every cell, so that a comparison of days can be read while it runs.
 
     Args:
-        out: holds a run folder for each cell, and `dense/` with the stages they share.
-        executor: where the cells run; one after the other on this machine, if None.
+        out: holds a run folder for each cell, `dense/` with the stages they share, and `recipes/` with their recipes.
+        executor: where the cells run; by default one after the other on this machine.
         fresh: start over in folders that hold runs.
-        only: methods to run now, as their rows are called; all, if empty. The table has every row all the same.
+        only: methods to run now, as their rows are called; all, if empty. The table has every row in either case.
 
     Returns:
         The content of comparison.json.
 
     Raises:
         RecipeError: ``only`` names a method that is not in the plan, or ``out`` holds runs of other recipes.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the runs saved what they had and ended.
     """
     executor, reporter = executor or LocalExecutor(), reporter or Reporter()
     out = out.resolve()
@@ -52,19 +56,49 @@ def compare(
     works = list(_works(plan, out, device, fresh, wanted - outcomes.keys()))
     cells = {cell.name for cell in plan.cells}
     reporter.say(
-        f"{plan.name}: {len(cells)} cells, {len(outcomes)} finished already, "
-        f"{sum(work.kind == 'dense' for work in works)} dense stages to train for {len(works)} pieces of work in all"
+        f"{plan.name}: {len(cells)} cells, {len(outcomes)} finished already, {len(works)} processes to run"
     )
-    with contextlib.closing(executor.run(works)) as ended:
+    with contextlib.closing(perform(works, executor)) as ended:
         for number, outcome in enumerate(ended, start=1):
-            how = "done" if outcome.status == "done" else f"failed: {outcome.message}"
+            how = f"failed: {outcome.message}" if outcome.failed else "done"
             reporter.say(f"{number} of {len(works)}: {outcome.name} {how} ({outcome.seconds:.0f} s)")
             if outcome.name in cells:
                 outcomes[outcome.name] = outcome
-                pages.write(table.assemble(plan, outcomes, out, tests=False), out)
-    facts = table.assemble(plan, outcomes, out)
+                pages.write(results.assemble(plan, outcomes, out, tests=False), out)
+    facts = results.assemble(plan, outcomes, out)
     pages.write(facts, out)
     return facts
+
+
+def perform(works: Sequence[Work], executor: Executor) -> Generator[Outcome, None, None]:
+    """Yield the outcome of every piece of work as they end; a piece whose `needs` failed fails with it.
+
+    Raises:
+        KeyboardInterrupt: we were interrupted, or one of the pieces was.
+    """
+    waiting, ended = list(works), dict[str, Outcome]()
+    running: set[Future[Outcome]] = set()
+    with executor:
+        while waiting or running:
+            ready = [work for work in waiting if work.needs is None or work.needs in ended]
+            waiting = [work for work in waiting if work not in ready]
+            found = []
+            for work in ready:
+                needed = ended.get(work.needs or "")
+                if needed is not None and needed.failed:
+                    found.append(
+                        Outcome(work.name, needed.exit_code, f"its dense stage failed: {needed.message}")
+                    )
+                else:
+                    running.add(executor.submit(work))
+            if not found:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                found = [future.result() for future in done]
+            for outcome in found:
+                if outcome.exit_code == INTERRUPTED:
+                    raise KeyboardInterrupt
+                ended[outcome.name] = outcome
+                yield outcome
 
 
 def _wanted(plan: Plan, only: Collection[str]) -> set[str]:
@@ -75,21 +109,21 @@ def _wanted(plan: Plan, only: Collection[str]) -> set[str]:
 
 
 def _refuse_other_recipes(plan: Plan, out: Path, replaced: Collection[str]) -> None:
-    """Before a page is written: one forgotten --set would replace a good table by one of failures."""
+    """Check before a page is written: one forgotten --set would replace a good table by one of failures."""
     for cell in plan.cells:
         if cell.name not in replaced and (out / cell.name / "recipe.yaml").is_file():
             try:
                 open_run(out / cell.name, cell.recipe).close()
             except RecipeError as error:
                 raise RecipeError(
-                    f"{error}. Nothing was written; was --set, --vary or the file another when these runs were made?"
+                    f"{error}. Nothing was written; did --set, --vary or the file change since these runs were made?"
                 ) from None
             except XlmpruneError:
-                continue  # busy or damaged: told when its turn comes
+                continue  # in use or damaged: its own process says so
 
 
 def _finished(plan: Plan, out: Path) -> Iterator[tuple[str, Outcome]]:
-    """Cells whose bundle is there, made by the same recipe; a folder of another recipe is a failure."""
+    """Yield the cells whose bundle exists, made by the same recipe."""
     for cell in plan.cells:
         if not (out / cell.name / "bundle" / "report.json").is_file():
             continue
@@ -97,40 +131,55 @@ def _finished(plan: Plan, out: Path) -> Iterator[tuple[str, Outcome]]:
             with open_run(out / cell.name, cell.recipe) as folder:
                 report = folder.finished() or {}
         except XlmpruneError as error:
-            yield cell.name, Outcome(cell.name, "failed", error.exit_code, str(error))
+            yield cell.name, Outcome(cell.name, error.exit_code, str(error))
             continue
         refused = "\n".join(report.get("refused", {}).values())
-        yield cell.name, Outcome(cell.name, "done", 3 if refused else 0, refused)
+        yield cell.name, Outcome(cell.name, 3 if refused else 0, refused)
 
 
 def _works(plan: Plan, out: Path, device: str, fresh: bool, wanted: Collection[str]) -> Iterator[Work]:
-    """The cells to run; before the first of those that share a dense stage, or find one trained, that stage."""
+    """Yield the cells to run, and before the first of those that share a dense stage that stage."""
     keys = {cell.name: dense_key(cell.recipe) for cell in plan.cells}
-    shared = {
-        key for key in keys.values() if list(keys.values()).count(key) > 1 or is_trained(out / "dense" / key)
-    }
-    here, begun = str(Path.cwd()), set()
+    started: set[str] = set()
     for cell in plan.cells:
         if cell.name not in wanted:
             continue
-        key, folder = keys[cell.name], out / cell.name
-        sharing = key in shared and (fresh or not is_begun(folder))
-        dense = out / "dense" / key
-        if sharing and key not in begun and (fresh or not is_trained(dense)):
-            begun.add(key)
-            text = dense_recipe(cell.recipe).to_yaml()
-            yield Work(_dense_name(key), "dense", text, str(dense), None, None, device, fresh, here)
-        needs = _dense_name(key) if sharing and key in begun else None
-        source = str(dense) if sharing else None
-        yield Work(cell.name, "cell", cell.recipe.to_yaml(), str(folder), needs, source, device, fresh, here)
+        key = keys[cell.name]
+        name, dense = f"dense stage {key}", out / "dense" / key
+        trained = _is_finished(dense) and not (fresh and key not in started)
+        shared = list(keys.values()).count(key) > 1 or trained
+        if shared and not trained and key not in started:
+            started.add(key)
+            yield _work(name, dense_recipe(cell.recipe), dense, out, device, fresh)
+        more = ("--start-from", str(dense)) if shared else ()
+        needs = name if key in started else None
+        yield _work(cell.name, cell.recipe, out / cell.name, out, device, fresh, more, needs)
 
 
-def _dense_name(key: str) -> str:
-    return f"dense stage {key}"
+def _is_finished(folder: Path) -> bool:
+    return (folder / "bundle" / "report.json").is_file()
+
+
+def _work(
+    name: str,
+    recipe: Recipe,
+    folder: Path,
+    out: Path,
+    device: str,
+    fresh: bool,
+    more: Sequence[str] = (),
+    needs: str | None = None,
+) -> Work:
+    """The command that runs a recipe in a folder; the recipe is written where the command can read it."""
+    file = out / "recipes" / f"{folder.name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, recipe.to_yaml())
+    arguments = ["compress", str(file), "--out", str(folder), "--device", device, *more]
+    return Work(name, (*arguments, *(["--fresh"] if fresh else [])), str(Path.cwd()), needs, device)
 
 
 def make_executor(name: str, gpus: float | None = None, cpus: float = 1, jobs: int = 1) -> Executor:
-    """``local`` or ``ray``.
+    """Make the executor called ``local`` or ``ray``.
 
     Args:
         jobs: for local, how many runs at once.
@@ -151,6 +200,3 @@ def make_executor(name: str, gpus: float | None = None, cpus: float = 1, jobs: i
 
         return RayExecutor(gpus, cpus)
     raise MachineError(f"--executor {name}: expected local or ray")
-
-
-__all__ = ["compare", "make_executor"]

@@ -1,27 +1,22 @@
-"""One piece of work of a comparison, done in whatever process an executor chose.
-
-Run as a program it reads one piece as a line of JSON from stdin, does it, and writes the outcome as JSON to stdout.
-It ends when stdin closes, so that it never outlives whoever started it.
-"""
+"""One piece of work of a comparison: an `xlmprune` process, whose exit code and last message are its outcome."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
 import os
 import signal
+import subprocess
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from xlmprune import recipe as recipes
-from xlmprune.core.errors import ShortfallError, XlmpruneError
+from xlmprune.core import own_process
+
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -29,19 +24,13 @@ class Work:
     """A dense stage to train, or a cell to run. Plain values, so that it can be sent anywhere."""
 
     name: str
-    kind: Literal["dense", "cell"]
-    recipe: str
-    """Resolved, as YAML."""
-    folder: str
-    """Absolute."""
+    arguments: tuple[str, ...]
+    """Arguments of the command `xlmprune`."""
+    directory: str
+    """The current folder of the process: relative paths of the recipe start there."""
     needs: str | None = None
-    """Name of the dense stage that this cell begins from; it is done earlier."""
-    dense: str | None = None
-    """Its folder."""
+    """Name of the dense stage that must end before this cell begins."""
     device: str = "auto"
-    fresh: bool = False
-    directory: str = ""
-    """Where relative paths of the recipe are seen from."""
 
 
 @dataclass(frozen=True)
@@ -49,110 +38,91 @@ class Outcome:
     """How a piece of work ended."""
 
     name: str
-    status: Literal["done", "failed"]
     exit_code: int = 0
-    """As the command line has it: 2 the user can mend it, 1 a fault of ours, 3 done but less than promised."""
+    """As the command line has it: 2 user error, 1 internal error, 3 a check failed."""
     message: str = ""
     seconds: float = 0.0
 
-
-class Executor(Protocol):
-    """Does pieces of work somewhere."""
-
-    def run(self, works: Sequence[Work]) -> Generator[Outcome, None, None]:
-        """The outcome of every piece, as they end. A piece whose `needs` failed fails with it.
-
-        Closed before its end, it ends the pieces under way.
-        """
+    @property
+    def failed(self) -> bool:
+        return self.exit_code not in (0, 3)
 
 
-def perform(work: Work, needed: Outcome | None = None) -> Outcome:
-    """Do one piece of work in this process; whatever goes wrong becomes an outcome.
+class Executor(AbstractContextManager["Executor"], Protocol):
+    """Runs pieces of work somewhere. Left by an exception, it ends the pieces that are running."""
+
+    def submit(self, work: Work) -> Future[Outcome]:
+        """Run one piece of work as soon as there is room for it."""
+
+
+class Process:
+    """A piece of work that runs, in a process group of its own: Ctrl-C at a terminal reaches it only through us.
 
     Args:
-        needed: how the dense stage ended that it `needs`.
+        variables: added to its environment.
+        prefix: begins every line that it writes.
     """
-    started = time.perf_counter()
-    try:
-        refuse_after(work, needed)
-        # Libraries print where they like; stdout belongs to the table.
-        with contextlib.redirect_stdout(sys.stderr), _inside(work.directory):
-            _do(work)
-    except ShortfallError as error:
-        return Outcome(work.name, "done", error.exit_code, str(error), time.perf_counter() - started)
-    except XlmpruneError as error:
-        return Outcome(work.name, "failed", error.exit_code, str(error), time.perf_counter() - started)
-    except Exception as error:
-        traceback.print_exc()
-        message = f"{type(error).__name__}: {error}"
-        return Outcome(work.name, "failed", 1, message, time.perf_counter() - started)
-    return Outcome(work.name, "done", 0, "", time.perf_counter() - started)
+
+    def __init__(self, work: Work, variables: Mapping[str, str] | None = None, prefix: str = "") -> None:
+        self.work, self.prefix = work, prefix
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(
+            own_process.command("xlmprune", *work.arguments),
+            cwd=work.directory,
+            stdin=subprocess.PIPE,  # stays open as long as we live; see `own_process.end_with_parent`
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**own_process.environment(), own_process.END_WITH_STDIN: "1", **(variables or {})},
+            process_group=0 if os.name == "posix" else None,
+        )
+
+    def wait(self) -> Outcome:
+        """Pass on what it writes until it ends."""
+        last: deque[str] = deque(maxlen=100)
+        with self.process as process:
+            for raw in process.stderr or ():
+                line = raw.decode(errors="replace").rstrip()
+                last.append(line)
+                # One write a line, so that those of several processes do not mix.
+                sys.stderr.write(f"{self.prefix}{line}\n")
+        code = process.returncode
+        seconds = time.perf_counter() - self.started
+        if code in (-signal.SIGINT, INTERRUPTED):
+            return Outcome(self.work.name, INTERRUPTED, "interrupted", seconds)
+        if code < 0:
+            return Outcome(self.work.name, 1, _describe_signal(-code), seconds)
+        message = last_sentence(last) or f"its process ended with exit code {code} and no message"
+        return Outcome(self.work.name, code, message if code else "", seconds)
+
+    def interrupt(self) -> None:
+        """Ask it to save and end."""
+        self.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
 
 
-class NeededError(XlmpruneError):
-    """What this piece of work begins from could not be made."""
+MARK = "xlmprune: "
+"""Begins every line of a message of the command."""
 
 
-def refuse_after(work: Work, needed: Outcome | None) -> None:
-    """Raise what stopped the dense stage, with its exit code, if it failed.
-
-    Raises:
-        NeededError: it did.
-    """
-    if needed is not None and needed.status == "failed":
-        error = NeededError(f"its dense stage failed: {needed.message}")
-        error.exit_code = needed.exit_code
-        raise error
-
-
-def _do(work: Work) -> None:
-    from xlmprune import pipeline
-    from xlmprune.compare import dense
-    from xlmprune.core.progress import Reporter
-
-    values, _ = recipes.parse_yaml(work.recipe, work.name)
-    recipe = recipes.validate(values, work.name)
-    folder = Path(work.folder)
-    if work.kind == "dense":
-        dense.train_dense(recipe, folder, work.device, Reporter(), work.fresh)
-        return
-    fresh = work.fresh
-    if work.dense is not None and dense.plant_dense(Path(work.dense), recipe, folder, fresh):
-        fresh = False
-    pipeline.run(recipe, folder, work.device, fresh)
+def last_sentence(lines: Iterable[str]) -> str:
+    """The last message among the lines that the command wrote; the last line of all, where it gave none."""
+    message: list[str] = []
+    last, inside = "", False
+    for line in lines:
+        if line.startswith(MARK):
+            message = [*message, line.removeprefix(MARK)] if inside else [line.removeprefix(MARK)]
+        inside = line.startswith(MARK)
+        last = line.strip() or last
+    return "\n".join(message) or last
 
 
-@contextlib.contextmanager
-def _inside(directory: str) -> Iterator[None]:
-    before = Path.cwd()
-    if directory:
-        os.chdir(directory)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-def main() -> None:
-    """Do the piece of work that stdin names."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    work = Work(**json.loads(sys.stdin.buffer.readline()))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        outcome = perform(work)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    with channel:
-        channel.write(json.dumps(dataclasses.asdict(outcome)))
-
-
-def _end_with_parent() -> None:
-    # Not through sys.stdin, whose lock the interpreter wants when it ends.
-    while os.read(0, 4096):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    main()
+def _describe_signal(number: int) -> str:
+    if number == signal.SIGKILL:
+        return (
+            "its process was killed (signal 9), as Linux does when memory runs out; `xlmprune compress --dry-run` "
+            "estimates what a run needs. The same command resumes from the last checkpoint"
+        )
+    return f"its process was ended by signal {number}. The same command resumes from the last checkpoint"

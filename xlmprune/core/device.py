@@ -1,16 +1,12 @@
-"""Device, precision, threads, seeds, and the versions a report must name."""
+"""Device, precision and seeds of a run."""
 
 from __future__ import annotations
 
 import hashlib
-import platform
 import re
-from importlib import metadata
-from typing import Any
 
 import torch
 
-from xlmprune._version import __version__
 from xlmprune.core.errors import MachineError
 
 
@@ -54,20 +50,3 @@ def derive_seed(*parts: int | str) -> int:
     """A seed for one purpose, from the run's seed and what tells the purpose apart; the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware of this run, for the report; no host name and no path."""
-    packages = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "safetensors", "numpy")
-    facts: dict[str, Any] = {
-        "xlmprune": __version__,
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-    }
-    if device.type == "cuda":
-        facts["device_name"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = torch.version.cuda
-    return facts

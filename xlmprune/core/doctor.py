@@ -9,11 +9,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune._version import __version__
+from xlmprune.core import machine
+from xlmprune.core.files import cache_folder
+from xlmprune.core.formatting import size
+from xlmprune.core.tables import Table, rich_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,18 +32,6 @@ HUB_SECONDS = 3.0
 
 FIRST_RUN_BYTES = 2_000_000_000
 """Disk space that a first run may need in the caches: XLM-R base takes 1.1 GB, the quickstart model 0.5 GB."""
-
-CPU_FEATURES = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx_vnni",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-    "bf16",
-)
 
 
 def diagnose(hub_seconds: float = HUB_SECONDS) -> dict[str, Any]:
@@ -59,23 +50,15 @@ def diagnose(hub_seconds: float = HUB_SECONDS) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "xlmprune": __version__,
         "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: version_of(name) for name in PACKAGES},
-        "quickstart": {name: version_of(name) for name in QUICKSTART},
+        "platform": machine.platform_name(),
+        "packages": {name: machine.version_of(name) for name in PACKAGES},
+        "quickstart": {name: machine.version_of(name) for name in QUICKSTART},
         "devices": devices,
         "torch_error": torch_error,
         "caches": find_caches(),
         "hub": ask.answer(),
     }
     return facts | {"advice": advise(facts)}
-
-
-def version_of(package: str) -> str | None:
-    """Return the version of an installed package, or None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 # --- devices ------------------------------------------------------------------------------------------------
@@ -85,10 +68,10 @@ def find_devices() -> tuple[list[dict[str, Any]], str | None]:
     """Return the CPU and every GPU that torch can use, and the error if torch does not import."""
     cpu: dict[str, Any] = {
         "device": "cpu",
-        "name": _cpu_name(),
-        "cores": _usable_cores(),
-        "memory_bytes": _memory_bytes(),
-        "features": _cpu_features(),
+        "name": machine.processor_name(),
+        "cores": machine.processors(),
+        "memory_bytes": machine.memory_bytes(),
+        "features": machine.instructions(),
     }
     try:
         import torch
@@ -113,54 +96,12 @@ def find_devices() -> tuple[list[dict[str, Any]], str | None]:
     return devices, None
 
 
-def _usable_cores() -> int | None:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def _memory_bytes() -> int | None:
-    """Return the physical memory, or the container's limit if that is lower."""
-    try:
-        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    return min(physical, int(limit)) if limit.isdigit() else physical
-
-
-def _cpu_line(key: str) -> str:
-    for line in _read("/proc/cpuinfo").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
-
-
-def _cpu_name() -> str:
-    return _cpu_line("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_features() -> list[str]:
-    flags = set((_cpu_line("flags") or _cpu_line("Features")).split())
-    return [feature for feature in CPU_FEATURES if feature in flags]
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 # --- caches and hub -----------------------------------------------------------------------------------------
 
 
 def find_caches() -> dict[str, dict[str, Any]]:
     """Return the folders that hold models and data, whether they are writable, and their free disk space."""
-    from xlmprune.quickstart.model import default_cache
-
-    folders = {"xlmprune": default_cache(), "hub": _hub_cache()}
+    folders = {"xlmprune": cache_folder(), "hub": _hub_cache()}
     return {
         name: {"folder": str(folder), "writable": _is_writable(folder), "free_bytes": _free_bytes(folder)}
         for name, folder in folders.items()
@@ -274,51 +215,39 @@ def advise(facts: dict[str, Any]) -> list[str]:
 
 def render(facts: dict[str, Any]) -> RenderableType:
     """Return the result of `diagnose` as tables for `rich.print`."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    from xlmprune.report.findings import size
-
-    def lines(heading: str, entries: list[tuple[str, str]]) -> Table:
-        table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title_justify="left")
-        table.add_column(heading, no_wrap=True, min_width=24)
-        table.add_column("", overflow="fold")
-        for name, value in entries:
-            table.add_row(Text(name), Text(value))
-        return table
-
-    def versions(found: dict[str, str | None]) -> list[tuple[str, str]]:
-        return [(name, version or "not installed") for name, version in found.items()]
-
-    caches = [
-        (
-            f"{name} cache",
-            f"{cache['folder']}, {size(cache['free_bytes'])} free{'' if cache['writable'] else ', not writable'}",
+    shown: list[RenderableType] = []
+    for heading, entries in _sections(facts).items():
+        table = Table(
+            "", [heading, ""], [[name, value or "not installed"] for name, value in entries], texts=2
         )
-        for name, cache in facts["caches"].items()
-    ]
+        shown += [rich_table(table, wrap=True), ""]
+    advice = [Text(f"- {sentence}") for sentence in facts["advice"]]
+    return Group(*shown, *(advice or [Text("No problems found.")]))
+
+
+def _sections(facts: dict[str, Any]) -> dict[str, list[tuple[str, str | None]]]:
+    """Heading to (name, value) of every line."""
     hub = facts["hub"]
     reach = f"{hub['endpoint']} {hub['state']}" + (f" ({hub['detail']})" if hub["detail"] else "")
-    advice = [Text(f"- {sentence}") for sentence in facts["advice"]] or [Text("No problems found.")]
-    base = [(name, facts[name]) for name in ("xlmprune", "python", "platform")]
-    return Group(
-        lines("versions", [*base, *versions(facts["packages"])]),
-        Text(),
-        lines("quickstart", versions(facts["quickstart"])),
-        Text(),
-        lines("devices", [(device["device"], _describe(device)) for device in facts["devices"]]),
-        Text(),
-        lines("caches and hub", [*caches, ("hub", reach)]),
-        Text(),
-        *advice,
-    )
+    caches = [(f"{name} cache", _describe_cache(cache)) for name, cache in facts["caches"].items()]
+    own = [(name, facts[name]) for name in ("xlmprune", "python", "platform")]
+    return {
+        "versions": [*own, *facts["packages"].items()],
+        "quickstart": [*facts["quickstart"].items()],
+        "devices": [(device["device"], _describe(device)) for device in facts["devices"]],
+        "caches and hub": [*caches, ("hub", reach)],
+    }
+
+
+def _describe_cache(cache: dict[str, Any]) -> str:
+    writable = "" if cache["writable"] else ", not writable"
+    return f"{cache['folder']}, {size(cache['free_bytes'])} free{writable}"
 
 
 def _describe(device: dict[str, Any]) -> str:
-    from xlmprune.report.findings import size
-
     said = [device["name"], f"{size(device['memory_bytes'])} memory"]
     if "cores" in device:
         threads = f", {device['threads']} threads" if "threads" in device else ""

@@ -84,6 +84,18 @@ class RunFolder:
     def start(self) -> Path:
         return self.checkpoints / "start"
 
+    def renew_recipe(self) -> None:
+        """Write this run's recipe over the one in the folder, which differs at most in keys that may change."""
+        write_atomically(self.path / "recipe.yaml", self._recipe)
+
+    def ship(self) -> None:
+        """Put the unfinished bundle in place; an older bundle is deleted."""
+        older = self.path / ".bundle-older"
+        if self.bundle.exists():
+            self.bundle.replace(older)
+        put_in_place(self.unfinished_bundle, self.bundle)
+        shutil.rmtree(older, ignore_errors=True)
+
     def finished(self) -> dict[str, Any] | None:
         """Return the report of a run that is complete, else None."""
         report = self.bundle / "report.json"

@@ -5,22 +5,19 @@ Needs `numpy` and `tokenizers` only, so that a bundle can be served and measured
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from xlmprune.data.examples import Examples
+from xlmprune.data.special import SpecialTokens, special_tokens
 
 IGNORE = -100
 """The label of a position that has none: special tokens, padding, every sub-word of a word but its first."""
-
-# The tokenizer puts this before every word. Words without a space before them in real text (Chinese, Thai) and
-# punctuation mostly become this piece alone, and then their letters.
-WORD_START = "▁"
 
 # Encoding objects are some fifty times the size of their ids; 392,702 pairs at once would need gigabytes.
 ROWS_AT_ONCE = 4096
@@ -44,28 +41,45 @@ class Encoded:
     lengths: np.ndarray | None = None
     """int64 [n]: tokens before truncation, special tokens included."""
     unknown: np.ndarray | None = None
-    """int64 [n]: how many of the ids are the tokenizer's `<unk>`."""
+    """int64 [n]: how many of the ids are the tokenizer's unknown token."""
+    special: SpecialTokens = field(kw_only=True)
+    """The tokenizer's."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def take(self, rows: Sequence[int]) -> Encoded:
+        """Take the given examples."""
+
+        return self._map(
+            lambda column: (
+                column[np.asarray(rows, dtype=np.int64)]
+                if isinstance(column, np.ndarray)
+                else [column[row] for row in rows]
+            )
+        )
+
     def rows(self, count: int, start: int = 0) -> Encoded:
         """Take at most ``count`` examples from ``start`` on."""
 
-        def cut(column: Any) -> Any:
-            return None if column is None else column[start : start + count]
+        return self._map(lambda column: column[start : start + count])
 
-        return Encoded(*(cut(getattr(self, field.name)) for field in fields(self)))
+    def _map(self, change: Callable[[Any], Any]) -> Encoded:
+        columns = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "special"}
+        return replace(
+            self, **{name: change(column) for name, column in columns.items() if column is not None}
+        )
 
 
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
     """Turn examples into token ids of at most ``max_length``.
 
-    A pair becomes ``<s> a </s></s> b </s>`` and loses its longer text's end first.
+    A pair becomes what the tokenizer's template says, such as ``<s> a </s></s> b </s>``, and loses its longer text's
+    end first.
 
     Words of a sentence are tokenized one by one. A word is labelled and read at its first sub-word. If that is only
     the marker of a word's start, it is read at the second. A word of which the tokenizer's normalizer leaves nothing
-    (for instance a lone variation selector) becomes `<unk>`, so that every word that fits has a position.
+    (for instance a lone variation selector) becomes the unknown token, so that every word that fits has a position.
 
     The tokenizer's own settings of truncation and padding are restored afterwards.
     """
@@ -73,22 +87,24 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded
     words: list[np.ndarray] = []
     lengths: list[int] = []
     tokens = examples.kind == "tokens"
-    start_id = tokenizer.token_to_id(WORD_START)
+    special = special_tokens(tokenizer)
     for start in range(0, len(examples), ROWS_AT_ONCE):
         inputs = _inputs(examples, slice(start, start + ROWS_AT_ONCE))
-        encodings, full = _encode_batch(tokenizer, inputs, max_length, tokens)
+        encodings, full = _encode_batch(
+            tokenizer, inputs, max_length, special.names.get("unk", "") if tokens else None
+        )
         ids += [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         lengths += full
         if tokens:
-            words += [_first_pieces(encoding, start_id) for encoding in encodings]
-    unknown_id = tokenizer.token_to_id("<unk>")
+            words += [_first_pieces(encoding, special.word_start) for encoding in encodings]
     return Encoded(
         input_ids=ids,
         labels=_labels(examples, ids, words),
         words=words if tokens else None,
         truncated=np.array([length > max_length for length in lengths], dtype=bool),
         lengths=np.array(lengths, dtype=np.int64),
-        unknown=np.array([int((row == unknown_id).sum()) for row in ids], dtype=np.int64),
+        unknown=np.array([np.count_nonzero(row == special.unknown) for row in ids], dtype=np.int64),
+        special=special,
     )
 
 
@@ -99,9 +115,14 @@ def _inputs(examples: Examples, rows: slice) -> list[Any]:
 
 
 def _encode_batch(
-    tokenizer: Tokenizer, inputs: list[Any], max_length: int, tokens: bool
+    tokenizer: Tokenizer, inputs: list[Any], max_length: int, unknown: str | None
 ) -> tuple[list[Encoding], list[int]]:
-    """Encode within ``max_length``; the second list has the lengths before truncation."""
+    """Encode within ``max_length``; the second list has the lengths before truncation.
+
+    Args:
+        unknown: for lists of words, replaces a word of which nothing is left; None for texts.
+    """
+    tokens = unknown is not None
     with _settings(tokenizer, None):
         encodings = tokenizer.encode_batch(inputs, is_pretokenized=tokens)
         if tokens:
@@ -109,7 +130,7 @@ def _encode_batch(
                 present = set(encodings[row].word_ids)
                 missing = [word for word in range(len(words)) if word not in present]
                 if missing:
-                    inputs[row] = [("<unk>" if word in missing else text) for word, text in enumerate(words)]
+                    inputs[row] = [(unknown if word in missing else text) for word, text in enumerate(words)]
                     encodings[row] = tokenizer.encode(inputs[row], is_pretokenized=True)
     lengths = [len(encoding) for encoding in encodings]
     # Only rows that are too long are truncated, by the tokenizer's own rule, which also serves users.
@@ -168,7 +189,7 @@ def _labels(
     return aligned
 
 
-def pad(encoded: Encoded, rows: Sequence[int] | np.ndarray, pad_id: int = 1) -> dict[str, np.ndarray]:
+def pad(encoded: Encoded, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
     """Pad the given rows into one batch.
 
     Returns:
@@ -177,7 +198,7 @@ def pad(encoded: Encoded, rows: Sequence[int] | np.ndarray, pad_id: int = 1) -> 
     """
     longest = max((len(encoded.input_ids[row]) for row in rows), default=0)
     batch = {
-        "input_ids": np.full((len(rows), longest), pad_id, dtype=np.int64),
+        "input_ids": np.full((len(rows), longest), encoded.special.pad, dtype=np.int64),
         "attention_mask": np.zeros((len(rows), longest), dtype=np.int64),
     }
     for index, row in enumerate(rows):
@@ -227,7 +248,7 @@ def length_statistics(encoded: Encoded, examples: Examples) -> dict[str, float |
         ``n``; ``tokens_mean`` and ``tokens_p95``, special tokens included, before truncation;
         ``tokens_per_word`` (words of the file for token tasks, otherwise what spaces separate, which says nothing
         about Thai or Chinese) and ``tokens_per_character`` (spaces not counted), without special tokens; ``truncated``,
-        the share of texts cut; ``unknown``, the share of tokens that are `<unk>`; ``words_lost``, for token
+        the share of texts cut; ``unknown``, the share of unknown tokens; ``words_lost``, for token
         tasks the share of words cut off and so counted wrong, else None. Ratios of nothing are None.
     """
     if encoded.lengths is None or encoded.unknown is None:
@@ -235,7 +256,7 @@ def length_statistics(encoded: Encoded, examples: Examples) -> dict[str, float |
     count = len(examples)
     texts = _words_and_characters(examples)
     kept = sum(len(ids) for ids in encoded.input_ids)
-    specials = 4 if examples.kind == "pair" else 2
+    specials = encoded.special.pair if examples.kind == "pair" else encoded.special.single
     pieces = int(encoded.lengths.sum()) - specials * count
     lost = None
     if encoded.words is not None:

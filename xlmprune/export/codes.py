@@ -163,9 +163,17 @@ def find_pattern(mask: np.ndarray) -> tuple[int, int] | None:
 
 
 @lru_cache
-def _patterns(n: int, m: int) -> np.ndarray:
+def pattern_bytes(n: int, m: int) -> np.ndarray:
     """uint8: every byte with n of its lowest m bits set, ascending."""
     return np.array([value for value in range(1 << m) if value.bit_count() == n], dtype=np.uint8)
+
+
+def pattern_ranks(mask: np.ndarray, n: int, m: int) -> np.ndarray:
+    """int64: for every group of m entries, which of `pattern_bytes` it is."""
+    known = pattern_bytes(n, m)
+    rank = np.zeros(256, dtype=np.int64)
+    rank[known] = np.arange(len(known))
+    return rank[np.packbits(mask.reshape(-1, m), axis=1, bitorder="little")[:, 0]]
 
 
 def _digits_per_word(base: int) -> int:
@@ -173,23 +181,21 @@ def _digits_per_word(base: int) -> int:
 
 
 def _encode_pattern(mask: np.ndarray, n: int, m: int) -> CodedMask:
-    patterns = _patterns(n, m)
-    groups = np.packbits(mask.reshape(-1, m), axis=1, bitorder="little")[:, 0]
-    rank = np.zeros(256, dtype=np.uint32)
-    rank[patterns] = np.arange(len(patterns))
-    digits = rank[groups]
-    width = _digits_per_word(len(patterns))
-    digits = np.pad(digits, (0, -len(digits) % width)).reshape(-1, width)
-    words = np.zeros(len(digits), dtype=np.uint32)
-    for place in reversed(range(width)):
-        words = words * np.uint32(len(patterns)) + digits[:, place]
+    base = len(pattern_bytes(n, m))
+    words = join_digits(pattern_ranks(mask, n, m), base, _digits_per_word(base))
     return CodedMask({"name": "n:m", "n": n, "m": m}, words.astype("<u4").view(np.uint8))
+
+
+def join_digits(digits: np.ndarray, base: int, width: int) -> np.ndarray:
+    """int64: words of ``width`` digits each, the first one lowest."""
+    digits = np.pad(digits, (0, -len(digits) % width)).reshape(-1, width)
+    return (digits * base ** np.arange(width)).sum(1)
 
 
 def _decode_pattern(data: np.ndarray, entries: int, n: int, m: int) -> np.ndarray:
     if (n, m) not in PATTERNS or entries % m:
         raise ValueError(f"{n}:{m} is not a pattern that {entries} entries can have")
-    patterns = _patterns(n, m)
+    patterns = pattern_bytes(n, m)
     width = _digits_per_word(len(patterns))
     if data.size != 4 * -(-entries // (m * width)):
         raise ValueError(f"{data.size} bytes found, {4 * -(-entries // (m * width))} expected for {n}:{m}")

@@ -2,7 +2,7 @@
 
 Inputs `input_ids` and `attention_mask`, int64 [batch, sequence]; output `logits`, float [batch, labels], or [batch,
 sequence, labels] for token tasks. Matrices carry the name of their parameter, with `.T` where the graph holds them as
-[in, out]: `roberta.encoder.layer.0.attention.self.query.weight.T`. That is how `packing`, `quantization` and
+[in, out], as in `<parameter>.T`. That is how `packing`, `quantization` and
 `inspection` find them.
 
 A `ModelProto` in memory may be larger than the 2 GB that protobuf can write; `save_onnx` then puts the weights into
@@ -16,17 +16,19 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from xlmprune._version import __version__
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import replacing
+from xlmprune.export.runtime import PACKED
+from xlmprune.models import architecture
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +47,7 @@ def export_onnx(
     """Trace the model, clean the graph, and write it to ``path`` if one is given.
 
     Args:
-        model: XLM-R with a sequence or token classification head, in fp32 and eval mode. One on another device is copied.
+        model: an encoder with a sequence or token classification head, in fp32 and eval mode; copied from another device.
         opset: 18 to 25; from 23 on attention is one standard node a layer, which servers before 2025 cannot read.
         properties: facts to put into the file; `InferenceSession.get_modelmeta().custom_metadata_map` gives them back.
 
@@ -64,13 +66,15 @@ def export_onnx(
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         model = copy.deepcopy(model).cpu()
     # Two rows, one of them padded: a batch of one, or a mask of ones, would be taken for a constant of the graph.
-    ids = torch.tensor([[0, 3, 3, 3, 3, 2], [0, 3, 2, 1, 1, 1]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    pad = model.config.pad_token_id  # type: ignore[union-attr]
+    ids = torch.tensor([[0, 3, 3, 3, 3, 2], [0, 3, 2, pad, pad, pad]])
     axes = {0: "batch", 1: "sequence"}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,
             (),
-            kwargs={"input_ids": ids, "attention_mask": (ids != 1).long()},
+            kwargs={"input_ids": ids, "attention_mask": mask},
             dynamic_shapes={"input_ids": axes, "attention_mask": axes},
             input_names=["input_ids", "attention_mask"],
             output_names=["logits"],
@@ -83,6 +87,7 @@ def export_onnx(
     del program
     _name_matrices(proto)
     _clean(proto)
+    proto.graph.name = model.config.model_type  # type: ignore[union-attr, assignment]
     onnx.helper.set_model_props(proto, dict(properties or {}))
     if path is not None:
         save_onnx(proto, path)
@@ -117,9 +122,9 @@ def _name_matrices(proto: onnx.ModelProto) -> None:
     for old, new in names.items():
         initializers[old].name = new
     for node in proto.graph.node:
-        for place, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             if name in names:
-                node.input[place] = names[name]
+                node.input[index] = names[name]
 
 
 def _clean(proto: onnx.ModelProto) -> None:
@@ -140,7 +145,6 @@ def _clean(proto: onnx.ModelProto) -> None:
     del proto.graph.metadata_props[:]
     del proto.metadata_props[:]
     proto.doc_string = proto.graph.doc_string = ""
-    proto.graph.name = "xlm-roberta"
     proto.producer_name, proto.producer_version = "xlmprune", __version__
 
 
@@ -154,25 +158,25 @@ def save_onnx(proto: onnx.ModelProto, path: Path, external_above: int = EXTERNAL
         The files written. ``proto`` is left as it is.
     """
     data = path.with_name(path.name + ".data")
-    if sum(tensor_bytes(tensor) for tensor in proto.graph.initializer) <= external_above:
+    if weight_bytes(proto) <= external_above:
         with replacing(path) as partial:
             partial.write_bytes(proto.SerializeToString(deterministic=True))
         data.unlink(missing_ok=True)
         return [path]
-    slim = _without_initializers(proto)
+    slim = with_graph(proto, initializer=())
     with replacing(data) as partial, partial.open("wb") as file:
         for tensor in proto.graph.initializer:
             if not tensor.HasField("raw_data") or tensor_bytes(tensor) < 1024:
                 slim.graph.initializer.add().CopyFrom(tensor)
                 continue
             file.write(b"\0" * (-file.tell() % 4096))  # page-aligned, so that a runtime can map it
-            place = {"location": data.name, "offset": str(file.tell()), "length": str(tensor_bytes(tensor))}
+            where = {"location": data.name, "offset": str(file.tell()), "length": str(tensor_bytes(tensor))}
             file.write(tensor.raw_data)
             outside = slim.graph.initializer.add(
                 name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
             )
             outside.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in place.items():
+            for key, value in where.items():
                 outside.external_data.add(key=key, value=value)
     with replacing(path) as partial:
         partial.write_bytes(slim.SerializeToString(deterministic=True))
@@ -214,6 +218,11 @@ def files_of(path: Path) -> list[Path]:
     return [path, data] if data.is_file() else [path]
 
 
+def parameter_of(name: str) -> str | None:
+    """Return the parameter an initializer belongs to: what stands before `.T`, `/int8`, `/scale` and the like."""
+    return architecture.parameter_at_start(name.removeprefix(PACKED))
+
+
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of a tensor's values when written raw."""
     return -(-math.prod(tensor.dims) * _bits(tensor.data_type) // 8)
@@ -225,21 +234,35 @@ def _bits(data_type: int) -> int:
     return 8 * int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
 
 
-def _without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
-    slim = onnx.ModelProto()
-    for field, value in proto.ListFields():
-        if field.name != "graph":
-            _copy_field(slim, field, value)
-    for field, value in proto.graph.ListFields():
-        if field.name != "initializer":
-            _copy_field(slim.graph, field, value)
-    return slim
+def weight_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of all weights when written raw."""
+    return sum(tensor_bytes(tensor) for tensor in proto.graph.initializer)
 
 
-def _copy_field(message: Any, field: Any, value: Any) -> None:
-    if isinstance(value, str | bytes | int | float):
-        setattr(message, field.name, value)
-    elif hasattr(value, "extend"):
-        getattr(message, field.name).extend(value)
-    else:
-        getattr(message, field.name).CopyFrom(value)
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+def with_graph(proto: onnx.ModelProto, **replaced: Iterable[Any]) -> onnx.ModelProto:
+    """Copy a model, with other entries in some repeated fields of its graph (``node``, ``initializer``, ``value_info``).
+
+    Nothing is serialized on the way, which protobuf refuses above 2 GB, and what is replaced is not copied first.
+    """
+    copied = onnx.ModelProto()
+    _copy_fields(proto, copied, ("graph",))
+    copied.graph.SetInParent()
+    _copy_fields(proto.graph, copied.graph, replaced)
+    for name, entries in replaced.items():
+        getattr(copied.graph, name).extend(entries)
+    return copied
+
+
+def _copy_fields(source: Any, target: Any, without: Collection[str]) -> None:
+    for field, value in source.ListFields():
+        if field.name in without:
+            continue
+        if isinstance(value, str | bytes | int | float):
+            setattr(target, field.name, value)
+        elif isinstance(value, Message):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            getattr(target, field.name).extend(value)

@@ -1,168 +1,36 @@
-"""The INT8 form of a run: calibrated on unlabelled text, and the way to quantise chosen on it and on English dev.
+"""The INT8 form: encoder matrices and embedding tables in eight bits. Small and fast; the first choice for serving.
 
-Test text is never read here. A candidate is good enough where it costs English dev next to nothing and gives nearly all
-unlabelled texts the label that the fp32 form gives them, on the mean over languages; the first one that does is taken.
+How it quantizes is in `quantization.py`; which of several ways a run takes is measured in `choosing.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnx
-
-from xlmprune.bundle import session as serving
-from xlmprune.core.errors import DataError
-from xlmprune.core.files import temporary_folder
-from xlmprune.data.encoding import Encoded, encode, pad
-from xlmprune.data.unlabelled import unlabelled_examples
-from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.agreement import Agreement
-from xlmprune.export import quantization
-from xlmprune.export.graph import save_onnx
-from xlmprune.tasks.metrics import Logits
+from xlmprune.export.form import Form, Material, Tolerance
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from xlmprune.training.outcome import Datasets
-
-CALIBRATION_TEXTS = 12
-"""Of each language, to see which channels of the matrices' inputs lie far outside."""
-
-AGREEMENT_TEXTS = 36
-"""Of each language, other ones, to see how many keep their label."""
-
-DEV_EXAMPLES = 300
-
-DEV_MARGIN = 0.5
-DEV_EXAMPLES_LOST = 1.5
-AGREEMENT_MARGIN = 5.0
-"""Points that a form may be behind fp32: its score on English dev (or what one example counts for, where there are few),
-and the share of unlabelled texts whose label stays, which are often close calls."""
+    import onnx
 
 
-@dataclass(frozen=True)
-class TextSource:
-    """Where unlabelled text for calibration is read."""
+class Int8(Form):
+    """Integer products with one scale for each output."""
 
-    pattern: str
-    """Files with ``{language}`` in the name, or `task` for the task's own text."""
-    languages: Sequence[str] | None
-    """None for every language."""
+    name = "int8"
+    file = "model.int8.onnx"
+    title = "INT8"
+    # CPUs without VNNI add up INT8 products with saturation, and their answers differ by much more than rounding.
+    tolerance = Tolerance(0.1, 0.9)
+    parity = None
+    serving_rank = 0
 
+    def convert(self, graph: onnx.ModelProto, material: Material) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """Quantize in the way that measurement chooses."""
+        from xlmprune.export.choosing import quantized
 
-def quantized(
-    graph: onnx.ModelProto,
-    data: Datasets,
-    tokenizer: Tokenizer,
-    source: TextSource,
-    embeddings: Literal["int8", "int4"],
-    batch_size: int,
-    folder: Path,
-) -> quantization.Choice:
-    """Quantise the graph to INT8, in the way that measurement chooses.
+        choice = quantized(graph, material)
+        return choice.proto, {"form": self.title, **choice.facts()}
 
-    Args:
-        batch_size: texts in a call.
-        folder: where temporary files go.
-    """
-    texts = unlabelled_texts(data, tokenizer, source)
-    calibration = quantization.calibrate(
-        graph, [_feed(part.rows(CALIBRATION_TEXTS)) for part in texts], folder=folder
-    )
-    asked = _questions(data, texts, batch_size, folder)
-    exact = asked.answers(graph)
-    return quantization.choose(
-        graph,
-        lambda form: asked.figures(exact, asked.answers(form)),
-        quantization.candidates_for(calibration, embeddings),
-        reference=asked.figures(exact, exact),
-        margins=asked.margins(),
-    )
-
-
-def unlabelled_texts(data: Datasets, tokenizer: Tokenizer, source: TextSource) -> list[Encoded]:
-    """Read a few texts of every language that has unlabelled ones, and of the train language's training set."""
-    count = CALIBRATION_TEXTS + AGREEMENT_TEXTS
-    parts = [data.train.rows(count)]
-    try:
-        found = unlabelled_examples(
-            data.task,
-            source.pattern,
-            {language: test.examples for language, test in data.tests.items()},
-            None if data.dev is None else data.dev.examples,
-            source.languages,
-            count,
-        )
-    except DataError:  # no language has any: English alone must do, and the report's scores say how it did
-        return parts
-    return [*parts, *(encode(tokenizer, part, data.max_length) for part in found.values())]
-
-
-def _feed(texts: Encoded) -> dict[str, np.ndarray]:
-    batch = pad(texts, range(len(texts)))
-    return {key: batch[key] for key in ("input_ids", "attention_mask")}
-
-
-@dataclass(frozen=True)
-class _Questions:
-    """Texts on which forms are compared: English dev first, where there is one, then each language's unlabelled ones."""
-
-    task: Any
-    dev: evaluation.TestSet | None
-    texts: Sequence[Encoded]
-    batch_size: int
-    folder: Path
-    """Where temporary files go."""
-
-    def answers(self, proto: onnx.ModelProto) -> list[Logits]:
-        """A graph's logits on all of them."""
-        sets = [*([self.dev.encoded] if self.dev else []), *self.texts]
-        with temporary_folder(self.folder) as folder:
-            save_onnx(proto, folder / "candidate.onnx")
-            forward = serving.forward_of(serving.open_session(folder / "candidate.onnx"))
-            return [evaluation.collect(forward, part, self.batch_size) for part in sets]
-
-    def figures(self, exact: Sequence[Logits], found: Sequence[Logits]) -> dict[str, float]:
-        """Percent: the score on dev, and the mean over languages of the labels that stayed."""
-        facts: dict[str, float] = {}
-        if self.dev is not None:
-            score = evaluation.score(found[0], self.dev.examples, self.task.metrics, self.task.labels)
-            facts["dev"] = score.value
-        shares = []
-        for before, after in list(zip(exact, found, strict=True))[1 if self.dev else 0 :]:
-            agreement = Agreement()
-            agreement.add(before, after)
-            shares.append(100 * agreement.agreement)
-        facts["agreement"] = float(np.mean(shares))
-        return facts
-
-    def margins(self) -> dict[str, float]:
-        """Points that each figure may fall."""
-        if self.dev is None:
-            return {"agreement": AGREEMENT_MARGIN}
-        one = 100 * DEV_EXAMPLES_LOST / max(1, len(self.dev.examples))
-        return {"dev": max(DEV_MARGIN, one), "agreement": AGREEMENT_MARGIN}
-
-
-def _questions(data: Datasets, texts: Sequence[Encoded], batch_size: int, folder: Path) -> _Questions:
-    dev = None if data.dev is None else data.dev.head(DEV_EXAMPLES)
-    rest = [part.rows(AGREEMENT_TEXTS, CALIBRATION_TEXTS) for part in texts]
-    return _Questions(data.task, dev, [part for part in rest if len(part)] or list(texts), batch_size, folder)
-
-
-def facts_of(choice: quantization.Choice) -> dict[str, Any]:
-    """For the report: what was chosen, and what was measured of each candidate tried."""
-    return {
-        "chosen": choice.name,
-        "reference": choice.reference,
-        "tried": choice.tried,
-        "margins": choice.margins,
-    }
-
-
-__all__ = ["TextSource", "facts_of", "quantized", "unlabelled_texts"]
+    def bytes_of(self, entries: int, matrix: bool) -> int:
+        """One byte a value of a matrix, four of a vector."""
+        return entries if matrix else 4 * entries

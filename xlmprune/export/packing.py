@@ -30,7 +30,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -38,15 +38,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import temporary_folder
-from xlmprune.export.codes import find_pattern
-
-if TYPE_CHECKING:
-    import onnxruntime
+from xlmprune.export.codes import find_pattern, join_digits, pattern_bytes, pattern_ranks
+from xlmprune.export.graph import with_graph
+from xlmprune.export.runtime import PACKED, open_session
 
 LOWEST_OPSET = 18
 """BitwiseAnd, and ScatterElements as it is now."""
 
-PREFIX = "xlmprune.packed/"
+PREFIX = PACKED
 """Begins the name of every node and initializer that packing adds; the rest is the matrix and a part of it."""
 
 BELOW = 0.6
@@ -95,8 +94,11 @@ def pack(proto: onnx.ModelProto, below: float = BELOW, smallest: int = SMALLEST)
         )
         if not worth:
             kept.append(tensor)
-    return _rebuilt(
-        proto, [*packed.nodes, *proto.graph.node], [*kept, *packed.initializers.values()], packed.value_info
+    return with_graph(
+        proto,
+        node=[*packed.nodes, *proto.graph.node],
+        initializer=[*kept, *packed.initializers.values()],
+        value_info=[*proto.graph.value_info, *packed.value_info],
     )
 
 
@@ -224,10 +226,7 @@ class _Pattern:
 
     def add(self, graph: _Graph, name: str) -> str:
         part, known = PREFIX + name, pattern_bytes(self.n, self.m)
-        rank = np.zeros(256, dtype=np.int64)
-        rank[known] = np.arange(len(known))
-        digits = rank[np.packbits(self.mask.reshape(-1, self.m), axis=1, bitorder="little")[:, 0]]
-        words = _words(digits, len(known), self.digits)
+        words = join_digits(pattern_ranks(self.mask, self.n, self.m), len(known), self.digits)[:, None]
         data = graph.constant(f"{name}/patterns", words.astype(self.dtype))
         table = np.unpackbits(known[:, None], axis=1, bitorder="little", count=self.m)
         if self.dtype is np.uint8:
@@ -268,7 +267,7 @@ class _Gaps:
 
     def add(self, graph: _Graph, name: str) -> str:
         part = PREFIX + name
-        words = _words(self._steps(), self.base, self.digits).astype(np.int32)
+        words = join_digits(self._steps(), self.base, self.digits).astype(np.int32)[:, None]
         data = graph.constant(f"{name}/gaps", words)
         steps = _add_digits(graph, name, data, self.base, self.digits)
         steps = graph.node("Reshape", [steps, _shape(graph, (1, words.size * self.digits))], f"{part}/steps")
@@ -294,23 +293,12 @@ def _gaps(mask: np.ndarray) -> Iterable[_Gaps]:
         yield _Gaps(places, digits)
 
 
-def pattern_bytes(n: int, m: int) -> np.ndarray:
-    """uint8: every byte with n of its lowest m bits set, ascending."""
-    return np.array([value for value in range(1 << m) if value.bit_count() == n], dtype=np.uint8)
-
-
 def _largest_base(digits: int) -> int:
     """The largest base of which so many digits fit an int32 that is not negative."""
     base = int(_WORD ** (1 / digits)) + 1
     while base**digits > _WORD:
         base -= 1
     return base
-
-
-def _words(digits: np.ndarray, base: int, width: int) -> np.ndarray:
-    """Digits, ``width`` to a word, the first one lowest; int64 [words, 1]."""
-    digits = np.pad(digits, (0, -len(digits) % width)).reshape(-1, width)
-    return (digits * base ** np.arange(width)).sum(1, keepdims=True)
 
 
 def _add_digits(graph: _Graph, name: str, words: str, base: int, width: int) -> str:
@@ -396,11 +384,8 @@ def unpack(proto: onnx.ModelProto) -> onnx.ModelProto:
             ) from error
     nodes = [node for node in proto.graph.node if not node.name.startswith(PREFIX)]
     kept = [t for t in proto.graph.initializer if not t.name.startswith(PREFIX)]
-    result = _rebuilt(proto, nodes, [*kept, *dense], [])
-    info = [entry for entry in result.graph.value_info if not entry.name.startswith(PREFIX)]
-    del result.graph.value_info[:]
-    result.graph.value_info.extend(info)
-    return result
+    info = [entry for entry in proto.graph.value_info if not entry.name.startswith(PREFIX)]
+    return with_graph(proto, node=nodes, initializer=[*kept, *dense], value_info=info)
 
 
 def _evaluate(
@@ -449,53 +434,16 @@ _OPERATORS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-def _rebuilt(
-    proto: onnx.ModelProto,
-    nodes: Iterable[onnx.NodeProto],
-    initializers: Iterable[onnx.TensorProto],
-    value_info: Iterable[onnx.ValueInfoProto],
-) -> onnx.ModelProto:
-    """A copy with other nodes and initializers; never serialized, which protobuf refuses above 2 GB."""
-    result = onnx.ModelProto()
-    for field, value in proto.ListFields():
-        if field.name != "graph":
-            _copy(result, field.name, value)
-    for field, value in proto.graph.ListFields():
-        if field.name not in ("node", "initializer"):
-            _copy(result.graph, field.name, value)
-    result.graph.node.extend(nodes)
-    result.graph.initializer.extend(initializers)
-    result.graph.value_info.extend(value_info)
-    return result
-
-
-def _copy(message: Any, name: str, value: Any) -> None:
-    if isinstance(value, str | bytes | int | float):
-        setattr(message, name, value)
-    elif hasattr(value, "extend"):
-        getattr(message, name).extend(value)
-    else:
-        getattr(message, name).CopyFrom(value)
-
-
 # --- does this runtime fold? -----------------------------------------------------------------------------------------
 
 
-def unfolded(
-    path: Path, inputs: dict[str, np.ndarray], options: onnxruntime.SessionOptions | None = None
-) -> list[str]:
+def unfolded(path: Path, inputs: dict[str, np.ndarray], optimize: bool = True) -> list[str]:
     """The rebuilding nodes that this machine's ONNX Runtime still executes in every call; none where it folds.
 
-    Opens the file, with ``options`` if given, and runs it once on ``inputs``.
+    Opens the file, with or without graph optimization, and runs it once on ``inputs``.
     """
-    import onnxruntime
-
-    options = options or onnxruntime.SessionOptions()
     with temporary_folder() as folder:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(folder / "profile")
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(path, optimize=optimize, profile=folder / "profile")
         session.run(None, inputs)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     names = {event["name"] for event in events if event.get("cat") == "Node"}

@@ -41,7 +41,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import temporary_folder
-from xlmprune.export.graph import save_onnx
+from xlmprune.export.graph import save_onnx, with_graph
+from xlmprune.export.runtime import open_session
+from xlmprune.models import architecture
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -51,9 +53,6 @@ Feed = Mapping[str, np.ndarray]
 
 INT4 = "/int4"
 """Ends the name of a table in four bits; its scales end in `/scale`."""
-
-HEAD = "classifier."
-"""Begins the names of the head's matrices. They stay fp32: they are small, and what they put out are the logits."""
 
 LARGEST = 127
 """Of a weight. -128 is left out, so that a scale serves both signs."""
@@ -131,14 +130,19 @@ def quantize(
 
 
 def matrices_of(proto: onnx.ModelProto) -> list[tuple[str, str]]:
-    """(matrix, activation) of every product of an activation with a constant fp32 matrix outside the head."""
+    """(matrix, activation) of every product of an activation with a constant fp32 matrix outside the head.
+
+    The head's matrices stay fp32: they are small, and what they put out are the logits.
+    """
     weights = {
         t.name for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2
     }
     return [
         (node.input[1], node.input[0])
         for node in proto.graph.node
-        if node.op_type == "MatMul" and node.input[1] in weights and not node.input[1].startswith(HEAD)
+        if node.op_type == "MatMul"
+        and node.input[1] in weights
+        and architecture.part_of(node.input[1]) != "head"
     ]
 
 
@@ -240,7 +244,7 @@ class _Rewriting:
         """Rows of a table, scaled after they were looked up."""
         name, ids = node.input
         table, out = numpy_helper.to_array(self.weights[name]), node.output[0]
-        if embeddings == "int4" and "word" in name:
+        if embeddings == "int4" and architecture.is_word_embedding(name):
             self._add_blocks(name, table, ids, out)
             return
         integers, scale = quantize_rows(table)
@@ -282,21 +286,13 @@ class _Rewriting:
         """The graph; weights that nothing uses any more are left out, and so are shapes that may no longer hold."""
         used = {name for node in self.nodes for name in node.input}
         used |= {entry.name for entry in self.proto.graph.output}
-        result = onnx.ModelProto()
-        result.ir_version = self.proto.ir_version
-        result.producer_name, result.producer_version = (
-            self.proto.producer_name,
-            self.proto.producer_version,
+        kept = [tensor for tensor in self.proto.graph.initializer if tensor.name in used]
+        result = with_graph(
+            self.proto, node=self.nodes, initializer=[*kept, *self.constants.values()], value_info=()
         )
-        result.opset_import.extend(self.proto.opset_import)
-        result.metadata_props.extend(self.proto.metadata_props)
+        result.ClearField("doc_string")
+        result.graph.ClearField("doc_string")
         result.metadata_props.add(key="quantization", value=facts)
-        result.graph.name = self.proto.graph.name
-        result.graph.input.extend(self.proto.graph.input)
-        result.graph.output.extend(self.proto.graph.output)
-        result.graph.node.extend(self.nodes)
-        result.graph.initializer.extend(t for t in self.proto.graph.initializer if t.name in used)
-        result.graph.initializer.extend(self.constants.values())
         return result
 
 
@@ -414,20 +410,14 @@ def _open(
     proto: onnx.ModelProto, outputs: Sequence[str], folder: Path | None
 ) -> onnxruntime.InferenceSession:
     """A session that also gives inner values; through a file, since protobuf sends no more than 2 GB."""
-    import onnxruntime
-
     count = len(proto.graph.output)
     proto.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs
     )
     try:
-        with temporary_folder(folder) as place:
-            save_onnx(proto, place / "calibration.onnx")
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            return onnxruntime.InferenceSession(
-                str(place / "calibration.onnx"), options, providers=["CPUExecutionProvider"]
-            )
+        with temporary_folder(folder) as path:
+            save_onnx(proto, path / "calibration.onnx")
+            return open_session(path / "calibration.onnx")
     finally:
         del proto.graph.output[count:]
 
@@ -468,6 +458,15 @@ class Choice:
     margins: dict[str, float]
     tried: list[dict[str, Any]]
     """`name`, `bytes` of the weights, and what the score said, for every candidate tried."""
+
+    def facts(self) -> dict[str, Any]:
+        """For the report: what was chosen, and what was measured of each candidate tried."""
+        return {
+            "chosen": self.name,
+            "reference": self.reference,
+            "tried": self.tried,
+            "margins": self.margins,
+        }
 
 
 def choose(

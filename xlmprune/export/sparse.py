@@ -31,6 +31,7 @@ import numpy as np
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import SAFETENSORS_FILE, replacing
 from xlmprune.export import codes
+from xlmprune.models import architecture
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -262,15 +263,16 @@ def load(bundle: str | Path) -> nn.Module:
     folder = Path(bundle)
     config = read_config(folder)
     wanted = (config.get("architectures") or [None])[0]
-    if wanted not in ("XLMRobertaForSequenceClassification", "XLMRobertaForTokenClassification"):
+    known = {name for family in architecture.families() for name in family.heads.values()}
+    if wanted not in known:
         raise BundleError(
-            f"{folder / 'config.json'}: architecture {wanted!r} found; expected XLMRobertaForSequenceClassification or "
-            "XLMRobertaForTokenClassification"
+            f"{folder / 'config.json'}: architecture {wanted!r} found; expected one of {', '.join(sorted(known))}"
         )
     path = folder / SAFETENSORS_FILE
     tensors = read_sparse(path)
     with no_init_weights():
-        model = getattr(transformers, wanted)(transformers.XLMRobertaConfig(**config))
+        head = getattr(transformers, wanted)
+        model = head(head.config_class(**config))
     _check_keys(path, tensors, model.state_dict())
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval()

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from xlmprune.core.errors import RecipeError
 
+MODEL_FILE = "1/model.onnx"
+"""The graph of a model, in the model's folder: Triton looks for it under this name."""
+
 MAX_BATCH_SIZE = 64
 MAX_QUEUE_DELAY_MICROSECONDS = 1000
 
@@ -33,23 +36,23 @@ def write_triton(folder: Path, name: str, onnx_file: Path, labels: Sequence[str]
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise RecipeError(f"Triton cannot serve a model called {name!r}; use letters, digits, _, - and .")
-    version = folder / name / "1"
-    version.mkdir(parents=True, exist_ok=True)
+    model = folder / name / MODEL_FILE
+    model.parent.mkdir(parents=True, exist_ok=True)
     written = [folder / name / "config.pbtxt"]
     written[0].write_text(_config(name, len(labels), kind), encoding="utf-8")
     if kind != "tokens":
         written.append(folder / name / "labels.txt")
         written[1].write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-    _place(onnx_file, version / "model.onnx")
-    written.append(version / "model.onnx")
+    _link(onnx_file, model)
+    written.append(model)
     data = onnx_file.with_name(onnx_file.name + ".data")
     if data.is_file():  # the graph asks for it by this name
-        _place(data, version / data.name)
-        written.append(version / data.name)
+        _link(data, model.with_name(data.name))
+        written.append(model.with_name(data.name))
     return written
 
 
-def _place(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -1,4 +1,4 @@
-"""XLM-R with a task head; its prunable weights; loading it from the hub, a folder, or the quickstart."""
+"""A pretrained encoder with a task head and its tokenizer, from the hub, a folder, or a model made on this machine."""
 
 from __future__ import annotations
 
@@ -18,16 +18,26 @@ from transformers.utils import cached_file
 
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import MachineError, ModelError
+from xlmprune.data.examples import Kind
+from xlmprune.data.special import special_tokens
+from xlmprune.models import architecture
+from xlmprune.models.checkpoint import (
+    SPARSE_START,
+    check_config,
+    check_finite,
+    check_folder,
+    check_keys,
+    zero_share,
+)
+from xlmprune.models.segments import derive_segments
+from xlmprune.recipe import registry
 
 if TYPE_CHECKING:
     from xlmprune.recipe import ModelRecipe
 
-HEADS: dict[str, Any] = {
-    "text": transformers.XLMRobertaForSequenceClassification,
-    "pair": transformers.XLMRobertaForSequenceClassification,
-    "tokens": transformers.XLMRobertaForTokenClassification,
-}
-"""The stock class for each kind of task; `text` and `pair` read `<s>`, `tokens` every position."""
+
+OLDER_TOKENIZERS = ("sentencepiece.bpe.model", "vocab.txt")
+"""Files that a tokenizer can be converted from; the first needs the packages sentencepiece and protobuf."""
 
 
 @dataclass(frozen=True)
@@ -39,50 +49,40 @@ class Pretrained:
     tokenizer: Tokenizer
     origin: dict[str, Any]
     """`name`, `revision` (the commit resolved, where there is one) and `licence`."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the checkpoint, for the user."""
 
 
-def prunable(model: nn.Module) -> dict[str, Tensor]:
-    """The encoder's linear weights by parameter name, in module order: 72 for XLM-R base.
+def prunable(model: Any) -> dict[str, Tensor]:
+    """Return the encoder's linear weights by parameter name, in module order: 72 for XLM-R base.
 
-    Matched by module path and type, since `output.dense` is part of the name `attention.output.dense` as well.
     Embeddings, LayerNorm, biases, pooler and head are not among them.
     """
-    encoder = "roberta.encoder."
-    return {
-        f"{name}.weight": module.weight
-        for name, module in model.named_modules()
-        if name.startswith(encoder) and isinstance(module, nn.Linear)
-    }
+    return architecture.of(model).prunable(model)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, each shared one once."""
+    """Return the number of parameters, each shared one once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """Parameters in `embeddings`, `encoder`, `head` and `other`."""
-    parts = {"embeddings": 0, "encoder": 0, "head": 0, "other": 0}
+def parameters_by_part(model: Any) -> dict[str, int]:
+    """Return the number of parameters in `embeddings`, `encoder`, `head` and `other`."""
+    family = architecture.of(model)
+    parts = dict.fromkeys(architecture.PARTS, 0)
     for name, parameter in model.named_parameters():
-        parts[part_of(name)] += parameter.numel()
-    return parts
+        parts[family.part_of(name)] += parameter.numel()
+    return {str(part): count for part, count in parts.items()}
 
 
-def part_of(parameter: str) -> str:
-    """`embeddings`, `encoder`, `head` or `other`, from a parameter's name."""
-    for prefix, part in (
-        ("roberta.embeddings.", "embeddings"),
-        ("roberta.encoder.", "encoder"),
-        ("classifier.", "head"),
-    ):
-        if parameter.startswith(prefix):
-            return part
-    return "other"
+def head_class(config: Any, kind: Kind) -> Any:
+    """Return the class in transformers that puts the head for ``kind`` on a model of this config."""
+    return getattr(transformers, architecture.of(config).heads[kind])
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without the load report, which would call the fresh head a fault; what matters in it is checked by us."""
+    """Silence the load report, which would call the fresh head an error; what matters in it is checked here."""
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
@@ -97,17 +97,12 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _source(recipe: ModelRecipe) -> tuple[str, str | None]:
-    """What to hand to `from_pretrained`: a folder or hub id, and the revision."""
-    if recipe.name == "quickstart":
-        from xlmprune.quickstart.model import ensure_model
-
-        return str(ensure_model()), None
+    """Return what to hand to `from_pretrained`: a folder or hub id, and the revision."""
+    if recipe.name in registry.MODELS:
+        return str(registry.load("model", recipe.name)()), None
     folder = Path(recipe.name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{recipe.name} is a folder without config.json; expected a model saved by save_pretrained"
-            )
+        check_folder(folder)
         return str(folder), None
     if recipe.name.startswith((".", "/", "~")) or recipe.name.count("/") > 1:
         raise ModelError(f"model.name {recipe.name!r}: no such folder")
@@ -115,84 +110,131 @@ def _source(recipe: ModelRecipe) -> tuple[str, str | None]:
 
 
 def load_config(recipe: ModelRecipe, labels: Sequence[str]) -> Any:
-    """The model's configuration with ``labels`` as its outputs.
+    """Return the model's configuration with ``labels`` as its outputs.
 
     Raises:
-        ModelError: not an XLM-R.
+        ModelError: a type of model that is not known.
         MachineError: the hub cannot be reached or does not have it.
     """
     source, revision = _source(recipe)
     with _quiet_transformers():
-        config = _from_hub(recipe, lambda: transformers.AutoConfig.from_pretrained(source, revision=revision))
-    if config.model_type != "xlm-roberta":
-        raise ModelError(
-            f"model.name {recipe.name!r} is of type {config.model_type!r}; xlmprune prunes XLM-RoBERTa models "
-            "(type 'xlm-roberta'), such as FacebookAI/xlm-roberta-base"
-        )
+        read = transformers.PreTrainedConfig.get_config_dict
+        values, _ = _from_hub(recipe, lambda: read(source, revision=revision))
+        if not isinstance(values, dict):
+            raise ModelError(f"{recipe.name}: config.json is damaged: expected a JSON object")
+        try:
+            family = architecture.named(values.get("model_type", ""))
+        except ModelError as error:
+            raise ModelError(f"model.name {recipe.name!r}: {error}") from None
+        check_config(recipe.name, values)
+        head = getattr(transformers, family.heads["text"])
+        config = _from_hub(recipe, lambda: head.config_class.from_pretrained(source, revision=revision))
+    # A head trained before may have been for several labels at once, or for numbers; ours is not.
+    config.problem_type = None
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     return config
 
 
-def load_pretrained(recipe: ModelRecipe, kind: str, labels: Sequence[str], seed: int) -> Pretrained:
-    """The pretrained encoder in fp32 with a head for ``labels``, drawn from ``seed``.
+def load_pretrained(recipe: ModelRecipe, kind: Kind, labels: Sequence[str], seed: int) -> Pretrained:
+    """Return the pretrained encoder in fp32 with a head for ``labels``, drawn from ``seed``.
 
     Raises:
-        ModelError: not an XLM-R, or weights missing or misshapen.
+        ModelError: a type of model that is not known, weights missing or misshapen, or another model's tokenizer.
         MachineError: the hub cannot be reached or does not have it.
     """
     config = load_config(recipe, labels)
+    family = architecture.of(config)
     source, revision = _source(recipe)
     with _quiet_transformers():
         torch.manual_seed(derive_seed(seed, "head"))
         model, info = _from_hub(
             recipe,
-            lambda: HEADS[kind].from_pretrained(
+            lambda: head_class(config, kind).from_pretrained(
                 source,
                 revision=revision,
                 config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # a head for other labels is replaced; anything else is refused below
             ),
         )
         tokenizer = _from_hub(recipe, lambda: _tokenizer(source, revision))
-    misshapen = sorted(key for key in _mismatched(info) if not key.startswith("classifier."))
+    check_keys(recipe.name, family, config.num_hidden_layers, info["missing_keys"], info["unexpected_keys"])
+    misshapen = sorted(key for key in _mismatched(info) if not family.is_drawn(key))
     if misshapen:
         raise ModelError(
             f"{recipe.name}: {misshapen[0]} and {len(misshapen) - 1} others are not of the shape config.json gives"
-        )
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))
-    if missing:
-        raise ModelError(
-            f"{recipe.name}: {len(missing)} weights are missing, such as {missing[0]}; is the checkpoint whole?"
         )
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise ModelError(
             f"{recipe.name}: the tokenizer has {tokenizer.get_vocab_size()} pieces and the embedding table "
             f"{config.vocab_size} rows; they belong to different models"
         )
-    if not any(key.startswith("classifier.") for key in [*info["missing_keys"], *_mismatched(info)]):
+    check_finite(recipe.name, model)
+    fit_to_tokenizer(model, tokenizer)
+    if not any(family.is_drawn(key) for key in [*info["missing_keys"], *_mismatched(info)]):
         _draw_head(model, seed)
     origin = {
         "name": recipe.name if not Path(recipe.name).is_absolute() else Path(recipe.name).name,
         "revision": getattr(config, "_commit_hash", None) or revision,
-        "licence": "MIT"
-        if recipe.name == "quickstart" or recipe.name.startswith("FacebookAI/xlm-roberta")
-        else "unknown",
+        "licence": _licence(recipe.name, source, family),
     }
-    return Pretrained(model.eval(), tokenizer, origin)
+    return Pretrained(model.eval(), tokenizer, origin, _notes(model))
+
+
+def _notes(model: Any) -> tuple[str, ...]:
+    """Return what the user should know about the checkpoint."""
+    share = zero_share(prunable(model))
+    if share < SPARSE_START:
+        return ()
+    return (
+        f"{share:.1%} of the checkpoint's prunable weights are zero: it was pruned before. Training lets them grow "
+        "back, and pruning starts from all weights",
+    )
+
+
+def _licence(name: str, source: str, family: architecture.Architecture) -> str:
+    """Return the licence that a model made here was recorded with, or that of a published one."""
+    if name not in registry.MODELS:
+        return family.licence(name)
+    return json.loads((Path(source) / "converted.json").read_text(encoding="utf-8"))["licence"]
+
+
+def fit_to_tokenizer(model: Any, tokenizer: Tokenizer) -> None:
+    """Make the model's padding id the tokenizer's, and let it derive segment ids where its pairs have them.
+
+    Raises:
+        ModelError: the model counts positions from another padding id.
+    """
+    family, special = architecture.of(model), special_tokens(tokenizer)
+    if special.separator is None:
+        raise ModelError(
+            "the tokenizer adds no token before and behind a text, so that the head would read a word; save the "
+            "tokenizer that the model was trained with (tokenizer.save_pretrained)"
+        )
+    if family.positions_follow_padding and model.config.pad_token_id != special.pad:
+        raise ModelError(
+            f"the tokenizer's padding token has the id {special.pad} and the model's is {model.config.pad_token_id}; "
+            "they belong to different models"
+        )
+    model.config.pad_token_id = model.get_input_embeddings().padding_idx = special.pad
+    if family.segments and special.segments and model.config.type_vocab_size > 1:
+        derive_segments(model, special.separator)
 
 
 @torch.no_grad()
 def _draw_head(model: Any, seed: int) -> None:
     """Replace a head that was trained before, for whatever labels: every run begins with one of its seed."""
     torch.manual_seed(derive_seed(seed, "head"))
-    for module in model.classifier.modules():
-        if isinstance(module, nn.Linear):
-            module.weight.normal_(0.0, model.config.initializer_range)
-            module.bias.zero_()
+    for path in architecture.of(model).drawn_paths:
+        for module in model.get_submodule(path).modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, model.config.initializer_range)
+                module.bias.zero_()
 
 
 def _mismatched(info: Any) -> list[str]:
@@ -201,7 +243,7 @@ def _mismatched(info: Any) -> list[str]:
 
 def _tokenizer(source: str, revision: str | None) -> Tokenizer:
     # The file itself, where there is one: in transformers 5 AutoTokenizer builds XLM-R's tokenizer anew from its pieces
-    # and drops the normalizer, and then cuts Chinese, Thai and full-width text in other ways than XLM-R was trained on.
+    # and drops the normalizer, and then cuts Chinese, Thai and full-width text in other ways than in pretraining.
     file = cached_file(
         source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False
     )
@@ -210,22 +252,34 @@ def _tokenizer(source: str, revision: str | None) -> Tokenizer:
             tokenizer = Tokenizer.from_file(file)
         except Exception as error:  # of no narrower type
             raise ModelError(f"{source}: tokenizer.json is damaged: {error}") from error
-    elif not _has_file(source, "sentencepiece.bpe.model", revision):
-        # transformers would make up a tokenizer of special tokens alone, to which every text is <unk>.
-        raise ModelError(
-            f"{source}: no tokenizer.json and no sentencepiece.bpe.model; save the model's tokenizer beside it "
-            "(tokenizer.save_pretrained)"
-        )
     else:
-        fast = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-        tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
+        tokenizer = _convert_tokenizer(source, revision)
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    if [tokenizer.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] != [0, 1, 2, 3]:
-        raise ModelError(
-            f"{source}: the tokenizer does not number <s>, <pad>, </s>, <unk> as 0, 1, 2, 3, as XLM-R does"
-        )
     return tokenizer
+
+
+def _convert_tokenizer(source: str, revision: str | None) -> Tokenizer:
+    """Return the tokenizer of a checkpoint that has it in an older format only.
+
+    Raises:
+        ModelError: there is none, or a package is needed to read it.
+    """
+    if not any(_has_file(source, name, revision) for name in OLDER_TOKENIZERS):
+        # transformers would make up a tokenizer of special tokens alone, to which every text is unknown.
+        raise ModelError(
+            f"{source}: no tokenizer.json, and none of {', '.join(OLDER_TOKENIZERS)}; save the model's tokenizer "
+            "beside it (tokenizer.save_pretrained)"
+        )
+    try:
+        fast = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (ImportError, ValueError) as error:
+        raise ModelError(
+            f"{source}: no tokenizer.json, and its older tokenizer cannot be converted here: "
+            f"{str(error).strip().splitlines()[0]}. Install the packages sentencepiece and protobuf, or save the "
+            "tokenizer where they are installed (tokenizer.save_pretrained), which writes tokenizer.json"
+        ) from error
+    return Tokenizer.from_str(fast.backend_tokenizer.to_str())
 
 
 def _has_file(source: str, name: str, revision: str | None) -> bool:
@@ -237,9 +291,9 @@ def _from_hub(recipe: ModelRecipe, fetch: Callable[[], Any]) -> Any:
     """Run ``fetch``; a hub that cannot be reached becomes a sentence that helps."""
     try:
         return fetch()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RecursionError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
-        if recipe.name == "quickstart" or Path(recipe.name).is_dir():
+        if recipe.name in registry.MODELS or Path(recipe.name).is_dir():
             raise ModelError(f"{recipe.name}: the model folder cannot be read: {first}") from error
         raise MachineError(
             f"{recipe.name} could not be loaded from the Hugging Face hub: {first}\n"
@@ -259,25 +313,28 @@ def save_start(pretrained: Pretrained, folder: Path, max_length: int) -> None:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     """`tokenizer.json` and `tokenizer_config.json`, which transformers and `tokenizers` both read."""
-    # Not XLMRobertaTokenizer: in transformers 5 that class builds its tokenizer anew, without the normalizer, and then
-    # cuts full-width and composed characters in other ways than the tokenizer that was measured.
+    # Not the family's own class: XLMRobertaTokenizer in transformers 5 builds its tokenizer anew, without the
+    # normalizer, and then cuts full-width and composed characters in other ways than the tokenizer that was measured.
+    special = special_tokens(tokenizer)
+    names = {**special.names, "bos": special.names["cls"], "eos": special.names["sep"]}
+    segments = ["token_type_ids"] if special.segments else []
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_length,
-        model_input_names=["input_ids", "attention_mask"],
-        bos_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        cls_token="<s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        mask_token="<mask>",
+        model_input_names=["input_ids", *segments, "attention_mask"],
+        **{f"{role}_token": token for role, token in names.items()},
     )
     fast.save_pretrained(folder)
+    # The name that transformers 4 and 5 both know; as it is saved here, version 4 does not find the class.
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop("backend", None)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def read_start(folder: Path, kind: str) -> Pretrained:
+def read_start(folder: Path, kind: Kind) -> Pretrained:
     """What `save_start` wrote; every weight must be there.
 
     Raises:
@@ -286,13 +343,17 @@ def read_start(folder: Path, kind: str) -> Pretrained:
     damaged = ModelError(f"{folder}: the run's starting weights are damaged; start again with --fresh")
     try:
         with _quiet_transformers():
-            model, info = HEADS[kind].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            config = transformers.AutoConfig.from_pretrained(folder)
+            head = head_class(config, kind)
+            model, info = head.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         origin = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise damaged from error
     if info["missing_keys"] or info["unexpected_keys"]:
         raise damaged
-    return Pretrained(model.eval(), _tokenizer(str(folder), None), origin)
+    tokenizer = _tokenizer(str(folder), None)
+    fit_to_tokenizer(model, tokenizer)
+    return Pretrained(model.eval(), tokenizer, origin)
 
 
 def forward_of(model: nn.Module, device: torch.device) -> Any:

@@ -1,8 +1,11 @@
 """Trim the vocabulary to the served languages: of XLM-R base, 69 % of the parameters are the embedding table.
 
-Kept are the special tokens, the pieces that text of those languages uses, and every single character of their scripts,
-so that any text in these scripts can still be spelled: what was not `<unk>` before does not become `<unk>`. Text that
-uses only kept pieces gets the same pieces as before. What is kept is read from unlabelled text, never from test sets.
+Special tokens stay, and the pieces that text of those languages uses, and every single character of their scripts.
+Any text in these scripts can then still be spelled: what was known before does not become unknown. Text that uses only
+kept pieces gets the same pieces as before. What stays is read from unlabelled text, never from test sets.
+
+Tokenizers of the types Unigram (XLM-R) and WordPiece (BERT) can be trimmed. Both choose the same pieces again when
+others are gone: Unigram the likeliest cut, WordPiece the longest match. BPE cannot: its merges build on one another.
 """
 
 from __future__ import annotations
@@ -12,25 +15,22 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from xlmprune.core.errors import DataError, ModelError
-from xlmprune.data.readers.lines import expand
+from xlmprune.data.special import special_tokens
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from xlmprune.tasks import Task
-
-SPACE = "▁"
-"""How SentencePiece writes a space; a piece that begins with it begins a word."""
+MARKERS = {"Unigram": "▁", "WordPiece": "##"}
+"""What a piece may begin with beside its text, by type of tokenizer: a word begins here, or a word goes on."""
 
 NO_SCRIPT = ""
 """Digits, punctuation, symbols, emoji, combining marks: written in any language, and kept for all. 1,700 of XLM-R."""
@@ -54,8 +54,8 @@ def trim(
     """Trim a model, in place, and its tokenizer to the languages of the given texts.
 
     Args:
-        model: an XLM-R, whose word embeddings are row by row the tokenizer's pieces.
-        tokenizer: SentencePiece Unigram, as XLM-R's.
+        model: with a task head; its word embeddings are row by row the tokenizer's pieces.
+        tokenizer: of type Unigram or WordPiece.
         texts_by_language: what the languages served look like; not the test texts.
         min_count: a piece met less often over all texts goes, unless it is a single character.
         max_size: at most this many pieces, the most frequent first.
@@ -77,18 +77,70 @@ def trim(
     trimmed = Tokenizer.from_str(json.dumps(trim_tokenizer(original, kept)))
     before = sum(parameter.numel() for parameter in model.parameters())
     trim_embeddings(model, kept)
-    special = set(_special_ids(original))
-    single = {place for place in kept if _character(_pieces(original)[place][0])} - special
+    pieces = Pieces.read(original)
+    single = {piece for piece in kept if pieces.character(piece)} - pieces.special
     return trimmed, {
         "pieces_before": len(counts),
         "pieces": len(kept),
-        "special": len(special),
+        "special": len(pieces.special),
         "single_characters": len(single),
-        "counted": len(kept) - len(single) - len(special),
+        "counted": len(kept) - len(single) - len(pieces.special),
         "scripts": sorted(served_scripts(texts_by_language)),
         "parameters_removed": before - sum(parameter.numel() for parameter in model.parameters()),
         "languages": coverage(tokenizer, trimmed, texts_by_language),
     }
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of a `tokenizer.json`, in the order of their ids."""
+
+    texts: list[str]
+    """Added tokens included, which may have ids beyond the model's own pieces."""
+    marker: str
+    special: frozenset[int]
+    """Ids of the unknown token and of all added tokens."""
+
+    @classmethod
+    def read(cls, tokenizer_json: dict[str, Any]) -> Pieces:
+        """Read the pieces.
+
+        Raises:
+            ModelError: a type of tokenizer that cannot be trimmed.
+        """
+        model = tokenizer_json["model"]
+        if model.get("type") not in MARKERS:
+            raise ModelError(
+                f"model.vocabulary: a tokenizer of type {model.get('type')!r} cannot be trimmed; expected "
+                f"{' or '.join(map(repr, MARKERS))}. Set model.vocabulary: keep"
+            )
+        if model["type"] == "Unigram":
+            ids = {piece: id_ for id_, (piece, _) in enumerate(model["vocab"])}
+            unknown = model["unk_id"]
+        else:
+            ids, unknown = dict(model["vocab"]), model["vocab"].get(model["unk_token"])
+        added = {token["content"]: token["id"] for token in tokenizer_json["added_tokens"]}
+        by_id = {id_: piece for piece, id_ in (ids | added).items()}
+        texts = [by_id.get(id_, "") for id_ in range(max(by_id) + 1)]
+        special = {*added.values()} | ({unknown} if unknown is not None else set())
+        return cls(texts, MARKERS[model["type"]], frozenset(special))
+
+    def character(self, piece: int) -> str:
+        """Return the character that a piece of one character stands for, without its marker; else nothing."""
+        text = self.texts[piece]
+        character = text.removeprefix(self.marker) or text
+        return character if len(character) == 1 else ""
+
+    def spelling(self, piece: int) -> list[str]:
+        """Return the pieces of single characters that spell a piece."""
+        text = self.texts[piece]
+        if self.marker != MARKERS["WordPiece"]:
+            return list(text)
+        inside = text.startswith(self.marker)
+        return [
+            self.marker + character if inside or place else character
+            for place, character in enumerate(text.removeprefix(self.marker))
+        ]
 
 
 def require_texts(texts_by_language: Mapping[str, Sequence[str]]) -> None:
@@ -98,33 +150,6 @@ def require_texts(texts_by_language: Mapping[str, Sequence[str]]) -> None:
             f"the vocabulary cannot be trimmed to {', '.join(empty)}: there is no text to count pieces in. "
             "Name text files in model.vocabulary.files, or leave these languages out of task.languages"
         )
-
-
-def texts_for(task: Task, files: Sequence[str] | None = None) -> dict[str, list[str]]:
-    """Text of every language of a task: its own, without the test sets, and the files'.
-
-    Args:
-        task: gives unlabelled text, and train and dev text of the train language.
-        files: UTF-8, one text a line; ``{language}`` in a name is filled in with each language, a file without it
-            counts for all.
-
-    Raises:
-        DataError: a file is missing or not UTF-8; names file and line.
-    """
-    train_language, *others = task.languages()
-    texts = {language: list(task.unlabelled(language)) for language in (train_language, *others)}
-    texts[train_language] += _train_texts(task, train_language)
-    for pattern in files or ():
-        for language in texts:
-            path = Path(expand(pattern.replace("{language}", language)))
-            # The train language has text of its own, by the recipe; the others may have nothing else.
-            if language != train_language or path.is_file():
-                texts[language] += _read_lines(path)
-    # The two texts of a pair stand apart elsewhere, and a text must not count twice.
-    return {
-        language: list(dict.fromkeys(part for text in mine for part in text.split("\t")))
-        for language, mine in texts.items()
-    }
 
 
 def count_pieces(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
@@ -143,16 +168,18 @@ def choose_pieces(
     min_count: int = 2,
     max_size: int | None = None,
 ) -> list[int]:
-    """The ids to keep, ascending, so that `<mask>` stays the last and `<pad>` stays 1.
+    """Return the ids to keep, ascending, so that XLM-R's `<mask>` stays the last and `<pad>` stays 1.
 
-    Special tokens; single characters of the scripts met, with and without a space before; and pieces counted at least
-    `min_count` times, the most frequent first where `max_size` limits them.
+    They are special tokens; single characters of the scripts met, with and without a marker; pieces met that these
+    cannot spell; and pieces counted at least `min_count` times, the most frequent first where `max_size` limits them.
 
     Raises:
         DataError: `max_size` leaves no room for special tokens and single characters.
-        ModelError: not a Unigram tokenizer.
+        ModelError: a type of tokenizer that cannot be trimmed.
     """
-    kept = {*_special_ids(tokenizer_json), *_single_characters(tokenizer_json, counts, texts_by_language)}
+    pieces = Pieces.read(tokenizer_json)
+    kept = {*pieces.special, *_single_characters(pieces, counts, texts_by_language)}
+    kept |= set(_not_spelled(pieces, counts, kept))
     if max_size is not None and len(kept) > max_size:
         raise DataError(
             f"model.vocabulary.max_size is {max_size}, but the special tokens and the single characters of "
@@ -174,19 +201,15 @@ def trim_tokenizer(tokenizer_json: dict[str, Any], kept: Sequence[int]) -> dict[
     only, it is still the best.
 
     Raises:
-        ModelError: not a Unigram tokenizer.
+        ModelError: a type of tokenizer that cannot be trimmed.
         ValueError: a special token is not among the kept.
     """
-    pieces = _pieces(tokenizer_json)
-    if missing := sorted(set(_special_ids(tokenizer_json)) - set(kept)):
+    special = Pieces.read(tokenizer_json).special
+    if missing := sorted(special - set(kept)):
         raise ValueError(f"special tokens {missing} are not among the kept pieces")
-    new = {old: place for place, old in enumerate(sorted(set(kept)))}
+    new = {old: index for index, old in enumerate(sorted(set(kept)))}
     trimmed = copy.deepcopy({key: part for key, part in tokenizer_json.items() if key != "model"})
-    trimmed["model"] = {
-        **tokenizer_json["model"],
-        "unk_id": new[tokenizer_json["model"]["unk_id"]],
-        "vocab": [pieces[old] for old in new if old < len(pieces)],
-    }
+    trimmed["model"] = _trim_model(tokenizer_json["model"], new)
     for token in trimmed["added_tokens"]:
         token["id"] = new[token["id"]]
     if trimmed.get("padding"):
@@ -195,11 +218,23 @@ def trim_tokenizer(tokenizer_json: dict[str, Any], kept: Sequence[int]) -> dict[
     return trimmed
 
 
+def _trim_model(model: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+    """Return the tokenizer's model with the kept pieces only, under their new ids."""
+    if model["type"] == "Unigram":
+        vocab = model["vocab"]
+        return {
+            **model,
+            "unk_id": new[model["unk_id"]],
+            "vocab": [vocab[old] for old in new if old < len(vocab)],
+        }
+    return {**model, "vocab": {piece: new[old] for piece, old in model["vocab"].items() if old in new}}
+
+
 def trim_embeddings(model: nn.Module, kept: Sequence[int]) -> None:
-    """Keep these rows of the word embeddings, in order; `model.config.vocab_size` follows, `<pad>` stays 1.
+    """Keep these rows of the word embeddings, ascending; `model.config.vocab_size` and the padding row follow.
 
     Raises:
-        ValueError: the model has a language-model head, whose rows are tied to the embeddings.
+        ValueError: the model has a language-model head, whose rows are tied to the embeddings; or the padding row goes.
     """
     import torch
     from torch import nn
@@ -207,9 +242,10 @@ def trim_embeddings(model: nn.Module, kept: Sequence[int]) -> None:
     if model.get_output_embeddings() is not None:  # type: ignore[operator]
         raise ValueError("only models with a task head can be trimmed, not language models")
     old: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator, assignment]
+    padding = None if old.padding_idx is None else list(kept).index(old.padding_idx)
     rows = torch.as_tensor(kept, dtype=torch.int64, device=old.weight.device)
     new = nn.Embedding.from_pretrained(
-        old.weight.detach()[rows].clone(), freeze=not old.weight.requires_grad, padding_idx=old.padding_idx
+        old.weight.detach()[rows].clone(), freeze=not old.weight.requires_grad, padding_idx=padding
     )
     model.set_input_embeddings(new)  # type: ignore[operator]
     model.config.vocab_size = len(kept)  # type: ignore[union-attr]
@@ -272,35 +308,23 @@ def served_scripts(texts_by_language: Mapping[str, Sequence[str]]) -> set[str]:
 
 
 def _single_characters(
-    tokenizer_json: dict[str, Any], counts: np.ndarray, texts_by_language: Mapping[str, Sequence[str]]
+    pieces: Pieces, counts: np.ndarray, texts_by_language: Mapping[str, Sequence[str]]
 ) -> Iterator[int]:
-    """Pieces of one character, with or without a space before: of served scripts, of no script, or met."""
-    pieces = [piece for piece, _ in _pieces(tokenizer_json)]
+    """Yield pieces of one character, with or without a marker: of served scripts, of no script, or met."""
     scripts = served_scripts(texts_by_language) | {NO_SCRIPT}
-    met = {
-        SPACE,
-        *(character for place in np.flatnonzero(counts[: len(pieces)]) for character in pieces[place]),
-    }
-    for place, piece in enumerate(pieces):
-        if (character := _character(piece)) and (character in met or script(character) in scripts):
-            yield place
+    met = set(pieces.marker).union(*(pieces.texts[piece] for piece in np.flatnonzero(counts)))
+    for piece in range(len(pieces.texts)):
+        character = pieces.character(piece)
+        if character and (character in met or script(character) in scripts):
+            yield piece
 
 
-def _character(piece: str) -> str:
-    """The character that a piece of one character stands for, with or without a space before; else nothing."""
-    character = piece.removeprefix(SPACE) or piece
-    return character if len(character) == 1 else ""
-
-
-def _pieces(tokenizer_json: dict[str, Any]) -> list[tuple[str, float]]:
-    model = tokenizer_json["model"]
-    if model.get("type") != "Unigram":
-        raise ModelError(f"the tokenizer is of type {model.get('type')!r}; expected 'Unigram', as XLM-R's")
-    return model["vocab"]
-
-
-def _special_ids(tokenizer_json: dict[str, Any]) -> list[int]:
-    return [tokenizer_json["model"]["unk_id"], *(token["id"] for token in tokenizer_json["added_tokens"])]
+def _not_spelled(pieces: Pieces, counts: np.ndarray, kept: set[int]) -> Iterator[int]:
+    """Yield pieces met in the texts that kept pieces of single characters cannot spell."""
+    characters = {pieces.texts[piece] for piece in kept}
+    for piece in np.flatnonzero(counts).tolist():
+        if not characters.issuperset(pieces.spelling(piece)):
+            yield piece
 
 
 def _renumber(processor: dict[str, Any], new: Mapping[int, int]) -> None:
@@ -330,35 +354,6 @@ def _encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[Encodin
 def _cut(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[str]], float]:
     """The pieces of every text, and the share of all that are `<unk>`."""
     encodings = [encoding for batch in _encode(tokenizer, texts) for encoding in batch]
-    unknown_id = tokenizer.token_to_id("<unk>")
-    unknown = sum(place == unknown_id for encoding in encodings for place in encoding.ids)
+    unknown_id = special_tokens(tokenizer).unknown
+    unknown = sum(id_ == unknown_id for encoding in encodings for id_ in encoding.ids)
     return [encoding.tokens for encoding in encodings], unknown / max(sum(map(len, encodings)), 1)
-
-
-def _train_texts(task: Task, language: str) -> list[str]:
-    """Train and dev texts that are not in the test set as well."""
-    test = set(_texts(task, language, "test"))
-    mine = _texts(task, language, "train")
-    with suppress(DataError):  # not every source has a dev set
-        mine += _texts(task, language, "dev")
-    return [text for text in mine if text not in test]
-
-
-def _texts(task: Task, language: str, split: Any) -> list[str]:
-    examples = task.examples(language, split)
-    first = [text if isinstance(text, str) else " ".join(text) for text in examples.first]
-    return first + (examples.second or [])
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; model.vocabulary.files names it") from error
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            texts.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{number}: not UTF-8 text (byte {error.start} of the line)") from error
-    return [text for text in texts if text]

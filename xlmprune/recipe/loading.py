@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,15 @@ from xlmprune.recipe.yaml_text import MAX_CHARACTERS, MAX_DEPTH, KeyPath, parse_
 
 Positions = dict[KeyPath, str]
 """``mine.yaml, line 3`` of every key."""
+
+
+PATHS = (
+    ("model", "name"),
+    ("model", "vocabulary", "files"),
+    ("task", "path"),
+    ("distillation", "unlabelled"),
+)
+"""Keys that hold paths. In a file they are relative to it; in a shipped recipe and in options, to the working directory."""
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -48,7 +58,7 @@ def read(file: Path) -> tuple[dict[str, Any], Positions]:
     while (base := values.pop("base", None)) is not None:
         position = positions.pop(("base",))
         file = _find_base(base, file, position)
-        if file.resolve() in chain:
+        if file.resolve() in chain or len(chain) > MAX_DEPTH:
             raise RecipeError(f"{position}: base {base!r} leads back to a recipe that is based on it")
         chain.append(file.resolve())
         below, below_positions = _read_one(file)
@@ -67,7 +77,37 @@ def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
         raise RecipeError(f"{file}: cannot be read ({error.strerror})") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{file}: expected keys such as `task:`, found {type(values).__name__}")
+    for path in NAMED:
+        if (section := _holder(values, path)) is not None and isinstance(section[path[-1]], str):
+            section[path[-1]] = {"name": section[path[-1]]}
+    is_shipped = file.resolve() in {known.resolve() for known in shipped().values()}
+    _anchor(values, Path.cwd() if is_shipped else file.absolute().parent)
     return values, {path: f"{file}, line {line}" for path, line in lines.items()}
+
+
+def _holder(values: Any, path: KeyPath) -> Any:
+    """The section that holds the last key of ``path``; None if it does not."""
+    for key in path[:-1]:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) and path[-1] in values else None
+
+
+def _anchor(values: dict[str, Any], folder: Path) -> None:
+    """Make relative paths absolute, so that the resolved recipe means the same from any folder."""
+    for path in PATHS:
+        if (section := _holder(values, path)) is not None:
+            value = section[path[-1]]
+            if isinstance(value, list):
+                section[path[-1]] = [_absolute(entry, folder) for entry in value]
+            # A model may also be one of the hub. `os.path` is false for a name that is too long, where Path raises.
+            elif path != ("model", "name") or (isinstance(value, str) and os.path.isdir(folder / value)):  # noqa: PTH112
+                section[path[-1]] = _absolute(value, folder)
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if not isinstance(value, str) or value in ("", "task", "quickstart") or value.startswith("~"):
+        return value
+    return os.path.normpath(folder / value)
 
 
 def _find_base(base: Any, file: Path, position: str) -> Path:
@@ -77,26 +117,23 @@ def _find_base(base: Any, file: Path, position: str) -> Path:
             f"{position}: base: expected a file or the name of a shipped recipe, found {base!r:.50}"
         )
     beside, known = file.parent / base, shipped()
-    if beside.is_file():
+    if os.path.isfile(beside):  # noqa: PTH113 - false for a name that is too long, where Path raises
         return beside
     if base in known:
         return known[base]
+    advice = nearest(base, list(known))
     raise RecipeError(
-        f"{position}: base: no file {beside}, and no shipped recipe is called {base!r}; {nearest(base, list(known))}"
+        f"{position}: base: no file {beside!s:.300}, and no shipped recipe is called {base!r:.100}; {advice}"
     )
 
 
-def _merge(base: Any, own: Any, path: KeyPath = ()) -> Any:
+def _merge(base: Any, own: Any) -> Any:
     """Put ``own`` over ``base``, key by key. A section with another name keeps nothing of the base's section."""
-    if path in NAMED:
-        base, own = ({"name": part} if isinstance(part, str) else part for part in (base, own))
     if not isinstance(base, dict) or not isinstance(own, dict):
         return own
     if own.get("name") not in (None, base.get("name")):
         return own
-    return base | {
-        key: _merge(base[key], value, (*path, key)) if key in base else value for key, value in own.items()
-    }
+    return base | {key: _merge(base[key], value) if key in base else value for key, value in own.items()}
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[KeyPath, str]:
@@ -113,6 +150,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[Ke
         value, _ = parse_yaml(text, option)
         _section(values, path[:-1], option)[path[-1]] = value
         given[path] = option
+    _anchor(values, Path.cwd())
     return given
 
 

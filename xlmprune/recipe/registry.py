@@ -9,12 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xlmprune.core.errors import RecipeError
-
-if TYPE_CHECKING:
-    from xlmprune.recipe.schema import Recipe
 
 CRITERIA = {
     "magnitude": "xlmprune.pruning.criteria.magnitude:Magnitude",
@@ -62,7 +59,35 @@ TASKS = {
     "ranking": "xlmprune.tasks.ranking:Ranking",
 }
 
-TABLES = {"criterion": CRITERIA, "regularizer": REGULARIZERS, "schedule": SCHEDULES, "task": TASKS}
+FORMS = {
+    "fp32": "xlmprune.export.fp32:Fp32",
+    "fp16": "xlmprune.export.fp16:Fp16",
+    "int8": "xlmprune.export.int8:Int8",
+}
+"""ONNX forms. The first one is what the others are compared with."""
+
+USUAL_FORMS = ("fp32", "int8")
+"""What a recipe exports that does not say."""
+
+FAMILIES = {
+    "xlm-roberta": "xlmprune.models.xlm_roberta:XLM_ROBERTA",
+    "xlm-roberta-xl": "xlmprune.models.xlm_roberta:XLM_ROBERTA_XL",
+    "bert": "xlmprune.models.bert:BERT",
+}
+"""Model families by the `model_type` of their config.json."""
+
+MODELS = {"quickstart": "xlmprune.quickstart.model:ensure_model"}
+"""Models that are made on this machine, by the name a recipe has for them; each is a function that returns a folder."""
+
+TABLES = {
+    "criterion": CRITERIA,
+    "regularizer": REGULARIZERS,
+    "schedule": SCHEDULES,
+    "task": TASKS,
+    "form": FORMS,
+    "family": FAMILIES,
+    "model": MODELS,
+}
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -79,16 +104,6 @@ def load(table: str, name: str) -> Any:
     """
     entries = TABLES[table]
     if name not in entries:
-        raise RecipeError(f"no {table} is called {name!r}; {nearest(name, list(entries))}")
+        raise RecipeError(f"no {table} is called {name!r:.100}; {nearest(name, list(entries))}")
     module, _, attribute = entries[name].partition(":")
     return getattr(import_module(module), attribute)
-
-
-def build(recipe: Recipe, table: str) -> Any:
-    """Build the component of ``table`` that the recipe names, from its parameters."""
-    from pydantic import TypeAdapter
-
-    for name, _, component in recipe.components():
-        if name == table:
-            return TypeAdapter(load(table, component.name)).validate_python(component.parameters)
-    raise KeyError(table)

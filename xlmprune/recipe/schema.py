@@ -6,13 +6,26 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from xlmprune.recipe.registry import FORMS, USUAL_FORMS
 from xlmprune.recipe.yaml_text import dump_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+Effect = Literal["training", "measuring", "export", "running"]
+"""What a key changes; `effects` explains the words. Keys change training unless they, or their section, declare another."""
+
+
+def _changes(effect: Effect) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"effect": effect})
+
+
+RUNNING = Field(json_schema_extra={"effect": "running"})
+MEASURING = Field(json_schema_extra={"effect": "measuring"})
+EXPORT = Field(json_schema_extra={"effect": "export"})
 
 
 class Named(BaseModel):
@@ -37,13 +50,18 @@ class Component(Named):
         return dict(self.model_extra or {})
 
 
+TASK_TEXT = ("task", "task_with_translations")
+"""Names for the task's own unlabelled text."""
+
+
 class VocabularyRecipe(BaseModel):
     """Keep only the rows of the embedding table that the served languages use."""
 
     model_config = STRICT
 
-    keep_languages_of: Literal["task"] | None = None
-    """`task`: count pieces in the task's own text of every language it reports. Test text is never counted."""
+    keep_languages_of: Literal["task", "task_with_translations"] | None = None
+    """`task`: count pieces in the task's own text of every language it reports. Test text is never counted. On the hub,
+    `task_with_translations` includes machine translations of the training set. The report marks both."""
     files: list[str] | None = None
     """Text files to count pieces in, one sentence a line; `{language}` is replaced by every language of the task."""
     min_count: Annotated[int, Field(ge=1)] = 2
@@ -80,30 +98,39 @@ class TaskRecipe(Named):
     """Name of the task; the README lists them."""
     source: Literal["hub", "xglue", "files"] = "hub"
     """Where the data come from: the hub, the official XGLUE folder, or your own files."""
-    path: str | None = None
-    """For `xglue` the official folder; for `files` a pattern with `{language}` and `{split}`. `~` is your home folder."""
+    path: Annotated[str | None, RUNNING] = None
+    """For `xglue` the official folder; for `files` a pattern with `{language}` and `{split}`. It is relative to the recipe's
+    file; `~` is your home folder."""
     train_language: str = "en"
     """The language of the training examples. Its dev set decides everything that is chosen."""
     languages: Literal["all"] | list[str] = "all"
     """The languages to measure, or `all` that have test data. The train language is always measured."""
     max_train_examples: Annotated[int, Field(ge=1)] | None = None
-    """Train on at most this many examples. The report says that the run was scaled down."""
+    """Train on a sample of at most this many examples, every label in its proportion and the same in every run. The report
+    says that the run was scaled down."""
     max_test_examples: Annotated[int, Field(ge=1)] | None = None
-    """Measure on at most this many examples of each language, and of dev. The report says so."""
+    """Measure on a sample of at most this many examples of each language, and of dev. Files that are translations of one
+    another give the same rows. The report says so."""
     labels: list[str] | None = None
     """Label names in the order of the model's outputs. By default those of the task, or of the training file, sorted."""
     columns: dict[str, str | int] | None = None
     """Which column holds which part of an example, by name or by position from 0. Tables have the parts `first`, `second`,
-    `label` and `group`; token files have `words` and `tags`."""
+    `label`, `group` and `language`; token files have `words` and `tags`. Names of nested JSON keys have dots. With
+    `language`, one file may hold several languages."""
     format: Literal["tsv", "csv", "jsonl", "tokens"] | None = None
     """File format. By default it follows from the file's name and the task."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """The character between the columns of a table, such as `;`. By default a tab in TSV files and a comma in CSV files."""
+    quoting: bool | None = None
+    """Whether quotation marks enclose the fields of a table. By default they do in CSV files, and in TSV files only if all
+    fields have them."""
     header: bool | None = None
     """Whether a table or token file begins with a line of column names. By default that line decides, if it is clear."""
     train_split: str = "train"
     """Replaces `{split}` in the path of the training file."""
     dev_split: str = "dev"
     """Replaces `{split}` in the path of the dev file."""
-    test_split: str = "test"
+    test_split: Annotated[str, MEASURING] = "test"
     """Replaces `{split}` in the path of the test files."""
     metric: str | None = None
     """The metric to report first, for tasks that have several."""
@@ -149,15 +176,15 @@ class TrainingRecipe(BaseModel):
 
     model_config = STRICT
 
-    epochs_per_stage: Annotated[float, Field(gt=0)] = 15
+    epochs_per_stage: Annotated[float, Field(gt=0, le=1_000_000)] = 15
     """Passes over the training set in each stage; a fraction is a part of a pass."""
-    dense_epochs: Annotated[float, Field(gt=0)] | None = None
+    dense_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     """Passes in stage 0, before any pruning. By default `epochs_per_stage`."""
     max_updates_per_stage: Annotated[int, Field(ge=1)] | None = None
     """End a stage after this many updates, for a scaled-down run. The report says so."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
     """Examples in an update."""
-    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """Split each batch into this many micro-batches, to save memory; the result is that of the whole batch."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
     """Learning rate at the start of every stage. The default is the paper's, for millions of updates."""
@@ -167,7 +194,7 @@ class TrainingRecipe(BaseModel):
     """`linear`: the learning rate falls to zero within every stage. `constant`: it stays."""
     warmup_updates: Annotated[int, Field(ge=0)] = 0
     """Updates at the start of every stage in which the learning rate rises from zero."""
-    max_length: Annotated[int, Field(ge=8)] = 256
+    max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 256
     """Tokens of an example, special tokens included. Longer examples are cut, and the report counts them."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay on weight matrices; never on biases, LayerNorm and embeddings."""
@@ -181,7 +208,7 @@ class TrainingRecipe(BaseModel):
     """Do not train the embedding table. This saves memory, and languages without training text keep their embeddings."""
     keep: Literal["best", "last"] = "best"
     """At the end of a stage, keep the weights of the epoch with the `best` English dev score, or the `last`."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
+    checkpoint_minutes: Annotated[float, Field(gt=0), RUNNING] = 10
     """Save a long stage this often; every stage is also saved at its end."""
 
 
@@ -222,13 +249,14 @@ class DistillationRecipe(BaseModel):
     confidence: bool = False
     """Weigh teacher against label by the student's own certainty, example by example (PINS); replaces `weight`."""
     unlabelled: str | None = None
-    """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text. The student also
-    learns the teacher's answers on them. Languages without a file are skipped. Texts of the test sets and of English dev are
-    left out, whatever their spaces, case and punctuation."""
+    """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text, or
+    `task_with_translations` to include machine translations of the training set (hub). The student also learns the
+    teacher's answers on them. Languages without a file are skipped. Texts of the test sets and of English dev are left out,
+    whatever their spaces, case and punctuation."""
     languages: Annotated[list[str], Field(min_length=1)] | None = None
     """Languages whose unlabelled text is read; `null` for all that have some. The report marks them as `seen_unlabelled`."""
     max_texts: Annotated[int, Field(ge=1)] | None = None
-    """Read only this many texts of each language, the first ones; `null` for all."""
+    """Read only this many texts of each language, a sample that is the same in every run; `null` for all."""
     unlabelled_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the loss on unlabelled text, which is added to the loss on labelled text."""
     ask_every: Annotated[int, Field(ge=1)] | None = None
@@ -255,7 +283,7 @@ class DistillationRecipe(BaseModel):
     @field_validator("unlabelled")
     @classmethod
     def _per_language(cls, value: str | None) -> str | None:
-        if value is not None and value != "task" and "{language}" not in value:
+        if value is not None and value not in TASK_TEXT and "{language}" not in value:
             raise ValueError(
                 f"{value!r} does not contain {{language}}; expected `task`, or a pattern such as text/{{language}}.txt"
             )
@@ -272,9 +300,9 @@ class DistillationRecipe(BaseModel):
 class EvaluationRecipe(BaseModel):
     """How languages are measured."""
 
-    model_config = STRICT
+    model_config = STRICT | _changes("measuring")
 
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000), RUNNING] = 64
     """Examples in a forward pass; changes speed and memory, not scores."""
     max_stage_examples: Annotated[int, Field(ge=1)] | None = None
     """Test examples of each language in the curve over stages. Dense, pruned and ONNX models are measured on all."""
@@ -285,7 +313,7 @@ class EvaluationRecipe(BaseModel):
 class FloorRecipe(BaseModel):
     """How many points an exported form may lose against the pruned PyTorch model; a form that loses more is not shipped."""
 
-    model_config = STRICT
+    model_config = STRICT | _changes("export")
 
     zero_shot_drop: Annotated[float, Field(ge=0)] | None = None
     """Largest loss of the mean over the zero-shot languages, or of the train language if there are none."""
@@ -293,14 +321,20 @@ class FloorRecipe(BaseModel):
     """Largest loss of any language, the train language included."""
 
 
+if TYPE_CHECKING:
+    FormName = str
+else:
+    FormName = Literal[tuple(FORMS)]
+
+
 class ExportRecipe(BaseModel):
     """Which files the bundle holds."""
 
-    model_config = STRICT
+    model_config = STRICT | _changes("export")
 
     safetensors: Literal["sparse", "dense"] = "sparse"
     """`sparse`: a bitmask and the remaining values of every pruned matrix. `dense`: every value."""
-    onnx: list[Literal["fp32", "int8"]] = ["fp32", "int8"]
+    onnx: list[FormName] = list(USUAL_FORMS)
     """ONNX forms to write. An empty list writes weights only, as the runs of a comparison do."""
     onnx_layout: Literal["packed", "dense"] = "packed"
     """`packed`: a smaller file that rebuilds its matrices when it is opened. `dense`: ordinary matrices."""
@@ -310,8 +344,21 @@ class ExportRecipe(BaseModel):
     """Version of the ONNX operators; lower it for an older runtime."""
     floor: FloorRecipe = FloorRecipe()
     """How many points an exported form may lose."""
+    calibration: str | None = None
+    """Unlabelled text in the served languages to calibrate INT8: files with `{language}` in the name, or `task` for the
+    task's own text. By default the text files that the recipe names for distillation or the vocabulary, else English
+    training text alone."""
     triton: bool = True
     """Write a model repository for NVIDIA Triton."""
+
+    @field_validator("calibration")
+    @classmethod
+    def _per_language(cls, value: str | None) -> str | None:
+        if value is not None and value != "task" and "{language}" not in value:
+            raise ValueError(
+                f"{value!r} does not contain {{language}}; expected `task`, or a pattern such as text/{{language}}.txt"
+            )
+        return value
 
     @field_validator("onnx", mode="before")
     @classmethod
@@ -333,7 +380,7 @@ class Recipe(BaseModel):
     base: Annotated[str | None, Field(exclude=True)] = None
     """Another recipe to start from: a file, relative to this one, or the name of a shipped recipe. Keys given here replace
     the base's keys. A section that has another `name` than in the base replaces the base's whole section."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200), EXPORT]
     """Name of the run, in letters, digits and `_.-`. By default the file's name."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     """Seed of everything random."""

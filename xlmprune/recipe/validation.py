@@ -79,7 +79,7 @@ def _component_faults(recipe: Recipe, where: Where) -> Iterator[str]:
 def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """Keys that are valid alone but not together."""
     training, pruning, distillation = recipe.training, recipe.pruning, recipe.distillation
-    densities = registry.build(recipe, "schedule").densities()
+    densities = build(recipe, "schedule").densities()
     if pruning.pattern != "unstructured":
         keep, of = map(int, pruning.pattern.split(":"))
         if pruning.scope == "global":
@@ -111,3 +111,11 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     languages = recipe.task.languages
     if isinstance(languages, list) and len(set(languages)) != len(languages):
         yield ("task", "languages"), "a language is listed twice"
+
+
+def build(recipe: Recipe, table: str) -> Any:
+    """Build the component of ``table`` that the recipe names, from its parameters."""
+    for name, _, component in recipe.components():
+        if name == table:
+            return TypeAdapter(registry.load(table, component.name)).validate_python(component.parameters)
+    raise KeyError(table)

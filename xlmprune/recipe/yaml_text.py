@@ -17,7 +17,7 @@ from xlmprune.core.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
 
-MAX_CHARACTERS = 1_000_000
+MAX_CHARACTERS = 200_000
 MAX_DEPTH = 20
 MAX_DIGITS = 30
 MAX_INTEGER = 2**63 - 1
@@ -147,8 +147,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    plain = isinstance(plain_value(text), str)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+    # Only double quotes keep a line separator such as U+0085, which is written as an escape.
+    style = '"' if not text.isprintable() else None if isinstance(plain_value(text), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _represent_text)

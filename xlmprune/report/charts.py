@@ -1,4 +1,4 @@
-"""Drawings of the report as SVG text: they take their colours from the page, in light and in dark.
+"""Charts of reports and comparisons as SVG text: they take their colours from the page, in light and in dark.
 
 matplotlib would fix size and colours when the report is written; here a phone gets a drawing of its own and nothing
 but text goes into the page.
@@ -64,65 +64,25 @@ def score_lines(
 def draw_scores(lines: Sequence[Line], width: int, height: int, metric: str) -> str:
     """Scores against the encoder weights that remain, dense at the left.
 
-    Densities stand at equal ratios from each other (each geometric stage is one step wide). Up to 24 languages are
-    named at the right, beyond that only the mean, the train language, the worst, the highest and the lowest; every
-    curve says its name and its ends when pointed at.
+    Up to 24 languages are named at the right, beyond that only the mean, the train language, the worst, the highest
+    and the lowest; every curve says its name and its ends when pointed at.
 
     Args:
         lines: from `score_lines`, at least one.
         metric: what the vertical axis shows, for the caption read aloud by screen readers.
     """
-    left, right, top, bottom = (42, 146, 14, 44) if width > 500 else (30, 124, 14, 44)
-    densities = sorted({density for line in lines for density, _ in line.points}, reverse=True)
-    scores = [score for line in lines for _, score in line.points]
-    ticks = round_ticks(min(scores), max(scores))
-    low, high = min(ticks[0], min(scores)), max(ticks[-1], max(scores))
-
-    def x(density: float) -> float:
-        span = _depth(densities[-1], densities) - _depth(densities[0], densities)
-        share = (_depth(density, densities) - _depth(densities[0], densities)) / span if span else 0.0
-        return left + share * (width - left - right)
-
-    def y(score: float) -> float:
-        return top + (high - score) / (high - low) * (height - top - bottom)
-
+    margins = (42, 146, 14, 44) if width > 500 else (30, 124, 14, 44)
+    axes = Axes.around([point for line in lines for point in line.points], width, height, margins)
     parts = [
         f'<svg class="scores{" many" if len(lines) > FEW else ""}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(metric)} of every language against remaining encoder weights">'
     ]
-    for tick in ticks:
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        )
-        parts.append(
-            f'<text class="tick" x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        )
-    last = -100.0
-    for density in [densities[0], densities[-1], *densities[1:-1]]:
-        place = x(density)
-        crowded = place - last < 44 or width - right - place < 44
-        if density not in (densities[0], densities[-1]) and crowded:
-            continue
-        last = last if density == densities[-1] else place
-        parts.append(
-            f'<text class="tick" x="{place:.1f}" y="{height - bottom + 20}" text-anchor="middle">'
-            f"{100 * density:.3g}%</text>"
-        )
-    parts.append(
-        f'<text class="tick" x="{(left + width - right) / 2}" y="{height - 5}" text-anchor="middle">'
-        "encoder weights that remain</text>"
-    )
+    parts += axes.draw()
     for line in lines:
-        path = " ".join(f"{x(density):.1f},{y(score):.1f}" for density, score in line.points)
-        first, final = line.points[0][1], line.points[-1][1]
-        # The wide, invisible twin is what a pointer can hit.
-        parts.append(
-            f'<g class="curve {line.style}"><title>{escape(line.title)}: {first:.1f} → {final:.1f}</title>'
-            f'<polyline class="reach" points="{path}"/><polyline points="{path}"/>'
-            f'<circle cx="{x(line.points[-1][0]):.1f}" cy="{y(final):.1f}" r="3"/></g>'
-        )
-    parts += _draw_labels(_worth_naming(lines, width), x, y, top, height - bottom)
-    return "".join([*parts, "</svg>"])
+        said = f"{line.title}: {line.points[0][1]:.1f} → {line.points[-1][1]:.1f}"
+        parts.append(_draw_curve(line.points, line.style, said, axes))
+    named = [(line.style, line.title, line.points[-1]) for line in _worth_naming(lines, width)]
+    return "".join([*parts, *_draw_labels(named, axes), "</svg>"])
 
 
 def _worth_naming(lines: Sequence[Line], width: int) -> list[Line]:
@@ -133,37 +93,126 @@ def _worth_naming(lines: Sequence[Line], width: int) -> list[Line]:
     return [*others, *(line for line in lines if line.style != "other")]
 
 
-def _draw_labels(lines: Sequence[Line], x: Any, y: Any, top: float, bottom: float) -> list[str]:
-    """Names at the right ends of curves, moved apart where they would overlap, with a hairline back to their curve."""
-    lines = sorted(lines, key=lambda line: y(line.points[-1][1]))
-    places = spread([y(line.points[-1][1]) for line in lines], LABEL_GAP, top, bottom)
-    parts = []
-    for line, place in zip(lines, places):
-        end_x, end_y = x(line.points[-1][0]), y(line.points[-1][1])
+@dataclass(frozen=True)
+class Axes:
+    """The area of a chart of scores against density, and its two scales.
+
+    Densities stand at equal ratios from each other (each geometric stage is one step wide), unless one is zero.
+    """
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    densities: list[float]
+    """Largest first."""
+    ticks: list[float]
+    low: float
+    high: float
+
+    @classmethod
+    def around(
+        cls,
+        points: Sequence[tuple[float, float]],
+        width: int,
+        height: int,
+        margins: tuple[int, int, int, int],
+    ) -> Axes:
+        """Axes that hold every (density, score); margins are left, right, top and bottom."""
+        scores = [score for _, score in points]
+        ticks = round_ticks(min(scores), max(scores))
+        densities = sorted({density for density, _ in points}, reverse=True)
+        low, high = min(ticks[0], *scores), max(ticks[-1], *scores)
+        return cls(width, height, *margins, densities, ticks, low, high)
+
+    def x(self, density: float) -> float:
+        """Horizontal position of a density, in pixels."""
+        first, last = self._depth(self.densities[0]), self._depth(self.densities[-1])
+        share = (self._depth(density) - first) / (last - first) if last > first else 0.0
+        return self.left + share * (self.width - self.left - self.right)
+
+    def y(self, score: float) -> float:
+        """Vertical position of a score, in pixels."""
+        return self.top + (self.high - score) / (self.high - self.low) * (
+            self.height - self.top - self.bottom
+        )
+
+    def _depth(self, density: float) -> float:
+        return -log(density) if self.densities[-1] > 0 else -density
+
+    def path(self, points: Sequence[tuple[float, float]]) -> str:
+        """The points as SVG writes them."""
+        return " ".join(f"{self.x(density):.1f},{self.y(score):.1f}" for density, score in points)
+
+    def draw(self) -> list[str]:
+        """The grid with its scores, and below it as many densities as have room."""
+        end = self.width - self.right
+        parts = [
+            f'<line class="grid" x1="{self.left}" x2="{end}" y1="{self.y(tick):.1f}" y2="{self.y(tick):.1f}"/>'
+            f'<text class="tick" x="{self.left - 8}" y="{self.y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
+            for tick in self.ticks
+        ]
+        taken: list[float] = []
+        for density in [self.densities[0], self.densities[-1], *self.densities[1:-1]]:
+            position = self.x(density)
+            if all(abs(position - other) >= 44 for other in taken):
+                taken.append(position)
+                parts.append(
+                    f'<text class="tick" x="{position:.1f}" y="{self.height - self.bottom + 20}" text-anchor="middle">'
+                    f"{100 * density:.3g}%</text>"
+                )
         parts.append(
-            f'<g class="label {line.style}"><path d="M{end_x + 4:.1f} {end_y:.1f} L{end_x + 14:.1f} {place:.1f}"/>'
-            f'<text x="{end_x + 18:.1f}" y="{place + 4:.1f}">{escape(line.title)}</text></g>'
+            f'<text class="tick" x="{(self.left + end) / 2}" y="{self.height - 5}" text-anchor="middle">'
+            "encoder weights that remain</text>"
+        )
+        return parts
+
+
+def _draw_curve(
+    points: Sequence[tuple[float, float]], style: str, said: str, axes: Axes, band: str = ""
+) -> str:
+    path, (density, score) = axes.path(points), points[-1]
+    # The wide, invisible twin is what a pointer can hit.
+    return (
+        f'<g class="curve {style}"><title>{escape(said)}</title>{band}<polyline class="reach" points="{path}"/>'
+        f'<polyline points="{path}"/><circle cx="{axes.x(density):.1f}" cy="{axes.y(score):.1f}" r="3"/></g>'
+    )
+
+
+def _draw_labels(named: Sequence[tuple[str, str, tuple[float, float]]], axes: Axes) -> list[str]:
+    """Names at the right ends of curves, moved apart where they would overlap, with a hairline back to their curve.
+
+    Args:
+        named: (style, name, last point) of each curve.
+    """
+    named = sorted(named, key=lambda entry: axes.y(entry[2][1]))
+    heights = space_apart(
+        [axes.y(score) for _, _, (_, score) in named], LABEL_GAP, axes.top, axes.height - axes.bottom
+    )
+    parts = []
+    for (style, name, (density, score)), height in zip(named, heights, strict=True):
+        x, y = axes.x(density), axes.y(score)
+        parts.append(
+            f'<g class="label {style}"><path d="M{x + 4:.1f} {y:.1f} L{axes.width - axes.right + 14} {height:.1f}"/>'
+            f'<text x="{axes.width - axes.right + 18}" y="{height + 4:.1f}">{escape(name)}</text></g>'
         )
     return parts
 
 
-def spread(places: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
-    """Move sorted places apart to at least ``gap``, as little as possible, within [top, bottom] if they fit."""
-    if places and gap * (len(places) - 1) > bottom - top:
-        gap = (bottom - top) / max(1, len(places) - 1)
+def space_apart(heights: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
+    """Move sorted heights apart to at least ``gap``, as little as possible, within [top, bottom] if they fit."""
+    if heights and gap * (len(heights) - 1) > bottom - top:
+        gap = (bottom - top) / max(1, len(heights) - 1)
     moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap if moved else top))
+    for height in heights:
+        moved.append(max(height, moved[-1] + gap if moved else top))
     limit = bottom
     for index in reversed(range(len(moved))):
         moved[index] = min(moved[index], limit)
         limit = moved[index] - gap
     return moved
-
-
-def _depth(density: float, densities: Sequence[float]) -> float:
-    """Horizontal place of a density before scaling: equal ratios equally far, unless a density is zero."""
-    return -log(density) if densities[-1] > 0 else -density
 
 
 def round_ticks(low: float, high: float) -> list[float]:
@@ -188,4 +237,85 @@ def draw_delta(delta: float, low: float, high: float, style: str) -> str:
         'aria-hidden="true">'
         f'<rect x="{start:.1f}" y="3" width="{length:.1f}" height="10" rx="2"/>'
         f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{height}"/></svg>'
+    )
+
+
+# --- several methods: a line and a band for each -------------------------------------------------------------------
+
+LIGHT = ("#2458c6", "#c2352b", "#0a7f72", "#9a6700", "#7c4bc0", "#b0307e", "#4d7c0f", "#0f7ea8")
+DARK = ("#8ab0ff", "#ff8a7d", "#4fd0bf", "#e3b341", "#b694f0", "#f28cc8", "#a3cf62", "#62c7ee")
+"""Colours of the methods in their order; after the last they begin again with a dashed line."""
+
+
+@dataclass(frozen=True)
+class MethodLine:
+    """One curve of `draw_methods`."""
+
+    name: str
+    points: list[tuple[float, float]]
+    """(density, mean over seeds), in the order of the stages."""
+    deviations: list[float] | None
+    """Standard deviation at each point; None with one seed."""
+
+    def edges(self) -> list[tuple[float, float]]:
+        """The band around the line: its upper edge, and back along its lower edge."""
+        if self.deviations is None:
+            return []
+        points = list(zip(self.points, self.deviations, strict=True))
+        above = [(density, mean + sd) for (density, mean), sd in points]
+        return above + [(density, mean - sd) for (density, mean), sd in reversed(points)]
+
+
+def draw_methods(lines: Sequence[MethodLine], title: str) -> str:
+    """Mean scores of methods with a band of one standard deviation to each side, as an SVG that can stand alone as a file.
+
+    Args:
+        lines: at least one.
+        title: for screen readers.
+    """
+    width, height = 1000, max(460, 58 + int(LABEL_GAP * 1.3 * len(lines)))
+    points = [point for line in lines for point in [*line.points, *line.edges()]]
+    axes = Axes.around(points, width, height, (42, 220, 14, 44))
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="bands" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(title)}"><style>{_methods_style()}</style>'
+    ]
+    parts += axes.draw()
+    for number, line in enumerate(lines):
+        band = f'<polygon points="{axes.path(line.edges())}"/>' if line.deviations else ""
+        said = f"{line.name}: {line.points[0][1]:.1f} → {line.points[-1][1]:.1f}"
+        said += f" ± {line.deviations[-1]:.1f}" if line.deviations else " (one seed)"
+        parts.append(_draw_curve(line.points, _method_style(number), said, axes, band))
+    named = [
+        (_method_style(number), _shorten(line.name), line.points[-1]) for number, line in enumerate(lines)
+    ]
+    return "".join([*parts, *_draw_labels(named, axes), "</svg>"])
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 30 else name[:29] + "…"
+
+
+def _method_style(number: int) -> str:
+    return f"c{number % len(LIGHT)}" + (" dashed" if number // len(LIGHT) % 2 else "")
+
+
+def _methods_style() -> str:
+    def colours(of: Sequence[str]) -> str:
+        return "".join(f".bands .c{number}{{--c:{colour}}}" for number, colour in enumerate(of))
+
+    return (
+        ".bands{width:100%;height:auto;--grid:#d8dde4;--ink:#5c6773}"
+        ".bands text{font:12px system-ui,sans-serif;fill:var(--ink)}"
+        ".bands .grid,.bands .label path{stroke:var(--grid);fill:none}"
+        ".bands .curve polyline{fill:none;stroke:var(--c);stroke-width:2.5;stroke-linejoin:round}"
+        ".bands .curve.dashed polyline:not(.reach){stroke-dasharray:7 4}"
+        ".bands .curve .reach{stroke:transparent;stroke-width:12;pointer-events:stroke}"
+        ".bands .curve polygon{fill:var(--c);opacity:.13;stroke:none}"
+        ".bands .curve circle,.bands .label text{fill:var(--c)}"
+        ".bands .curve:hover polyline:not(.reach){stroke-width:4}"
+        + colours(LIGHT)
+        + "@media(prefers-color-scheme:dark){.bands{--grid:#343c47;--ink:#98a4b2}"
+        + colours(DARK)
+        + "}"
     )

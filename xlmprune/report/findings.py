@@ -6,106 +6,28 @@ Everything here reads the plain values of `plain`: a number that is not finite i
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any
 
+from xlmprune.core.files import SAFETENSORS_FILE
+from xlmprune.core.formatting import amount, number, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
+from xlmprune.export.form import all_forms, reference
+from xlmprune.models import architecture
 
 Report = Mapping[str, Any]
 
 SHOWN = 6
 """Names in a sentence; the others are counted."""
 
-FORMS = {"dense": "dense", "pruned": "pruned", "onnx_fp32": "ONNX fp32", "onnx_int8": "ONNX INT8"}
-"""The stages of a model's life that are scored, in their order."""
+MODELS = {"dense": "dense", "pruned": "pruned"}
+"""The PyTorch models that are scored, in their order."""
 
-FILE_FORMS = {"model.onnx": "onnx_fp32", "model.int8.onnx": "onnx_int8", "model.safetensors": "safetensors"}
-"""Which dense file a shipped file stands for."""
-
-ENCODER_MATRIX = re.compile(r"\blayer\.(\d+)\.(.+?)(?:\.weight)?$")
-
-MATRIX_TITLES = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "attention output",
-    "intermediate.dense": "FFN in",
-    "output.dense": "FFN out",
-}
-
-
-DASH = "–"
 
 ZERO_SHOT_MEAN = "Zero-shot mean"
-
-# --- figures ------------------------------------------------------------------------------------------------
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """``0.3138`` as ``31.4%``."""
-    return DASH if share is None else f"{100 * share:.{digits}f}%"
-
-
-def score(value: float | None) -> str:
-    """A metric, already in percent, to one decimal."""
-    return DASH if value is None else f"{value:.1f}"
-
-
-def points(value: float | None) -> str:
-    """A difference of two metrics, with its sign."""
-    if value is None:
-        return DASH
-    text = f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def p_value(value: float | None) -> str:
-    """``0.03``, ``< 0.001``."""
-    if value is None:
-        return DASH
-    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
-
-
-def size(count: float | None) -> str:
-    """Bytes as kB, MB or GB of a thousand each."""
-    if count is None:
-        return DASH
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.{1 if count < 100 * factor else 0}f} {unit}"
-    return f"{count:.0f} B"
-
-
-def amount(count: float | None) -> str:
-    """``278,045,955`` as ``278.0 M``; small numbers with separators."""
-    if count is None:
-        return DASH
-    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
-
-
-def number(value: float | str | None) -> str:
-    """Counts with separators, other numbers in three significant digits."""
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return DASH if value is None else f"{value:,}" if isinstance(value, int) else value
-
-
-def plain(value: Any) -> Any:
-    """Values that JSON and YAML know: numpy's numbers become Python's, tuples lists, NaN and infinity None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
 
 # --- what the report says -----------------------------------------------------------------------------------
 
@@ -118,7 +40,7 @@ class Row:
     name: str
     n: int | None
     scores: dict[str, float | None]
-    """By form, in percent."""
+    """Percent, by what was scored (see `scored`)."""
     delta: float | None
     interval: tuple[float, float] | None
     """95 % of the pruned score."""
@@ -129,15 +51,31 @@ class Row:
     """``train``, ``worst``, ``mean`` or ``other``."""
 
 
-def forms(report: Report) -> dict[str, str]:
-    """The forms that any language was scored in, with their titles; unknown ONNX forms follow the known ones."""
-    found: dict[str, None] = {}
-    for entry in report.get("languages", {}).values():
-        found.update(dict.fromkeys(key for key in entry if key in FORMS or key.startswith("onnx_")))
-    known = [key for key in FORMS if key in found]
-    return {
-        key: FORMS.get(key, key.replace("onnx_", "ONNX ")) for key in [*known, *(set(found) - set(FORMS))]
-    }
+@cache
+def scored() -> dict[str, str]:
+    """Whatever a report has scores of, with its title: the models, then each ONNX form."""
+    return MODELS | {form.key: f"ONNX {form.title}" for form in all_forms().values()}
+
+
+def title_of(key: str) -> str:
+    """The heading over the scores of ``key``; a form of a newer version goes by its name."""
+    return scored().get(key, key.replace("onnx_", "ONNX "))
+
+
+@cache
+def shipped_as() -> dict[str, str]:
+    """File to the key of `dense_bytes` that says how large it would be dense."""
+    return {form.file: form.key for form in all_forms().values()} | {SAFETENSORS_FILE: "safetensors"}
+
+
+def columns(report: Report) -> dict[str, str]:
+    """What any language was scored in, with titles; unknown ONNX forms follow the known ones."""
+    entries = report.get("languages", {}).values()
+    found = dict.fromkeys(
+        key for entry in entries for key in entry if key in MODELS or key.startswith("onnx_")
+    )
+    known = [key for key in scored() if key in found]
+    return {key: title_of(key) for key in dict.fromkeys([*known, *found])}
 
 
 def rows(report: Report) -> list[Row]:
@@ -151,7 +89,7 @@ def rows(report: Report) -> list[Row]:
                 code=code,
                 name=language_name(code),
                 n=entry.get("n"),
-                scores={form: entry.get(form) for form in forms(report)},
+                scores={key: entry.get(key) for key in columns(report)},
                 delta=entry.get("delta"),
                 interval=None if not interval or None in interval else (interval[0], interval[1]),
                 paired=report.get("paired", {}).get(code),
@@ -247,23 +185,23 @@ def describe_unlabelled(report: Report) -> str:
     return f"{said}: {', '.join(groups)}."
 
 
-def _mean(entries: list[Mapping[str, Any]], form: str) -> float | None:
-    values = [entry[form] for entry in entries if entry.get(form) is not None]
+def _mean(entries: list[Mapping[str, Any]], key: str) -> float | None:
+    values = [entry[key] for entry in entries if entry.get(key) is not None]
     return sum(values) / len(values) if values else None
 
 
 def describe_files(report: Report) -> str:
-    """The sizes of the ONNX files against dense fp32; empty without files."""
-    dense = report.get("dense_bytes", {}).get("onnx_fp32")
+    """The sizes of the ONNX files against the dense file of the reference form; empty without files."""
+    dense = report.get("dense_bytes", {}).get(reference().key)
     said = []
     files = report.get("files", {})
-    for name in FILE_FORMS:
-        if name.endswith(".onnx") and name in files:
+    for name in (form.file for form in all_forms().values()):
+        if name in files:
             share = f" ({percent(files[name]['bytes'] / dense)})" if dense else ""
             said.append(f"{name} {size(files[name]['bytes'])}{share}")
     if not said:
         return ""
-    against = f", against {size(dense)} dense in fp32" if dense else ""
+    against = f", against {size(dense)} dense in {reference().title}" if dense else ""
     return f"On disk: {', '.join(said)}{against}."
 
 
@@ -284,7 +222,7 @@ def describe_collapse(report: Report) -> str:
     if not found:
         return ""
     named = [
-        f"{layer['name'].removeprefix('roberta.encoder.')} ({percent(layer['density'], 2)})"
+        f"{architecture.short_name(layer['name'])} ({percent(layer['density'], 2)})"
         for layer in sorted(layers, key=lambda layer: layer["density"])
         if layer["name"] in found
     ]
@@ -313,11 +251,15 @@ def describe_data(report: Report) -> list[str]:
     task = report.get("task", {})
     train = language_name(train_language(report) or "train")
     noted = [f"{train}, training: {note}" for note in task.get("train_notes", [])]
-    return noted + [
-        f"{language_name(code)}, test: {note}"
-        for code, notes in task.get("notes", {}).items()
-        for note in notes
-    ]
+    return (
+        list(report.get("target_text", []))
+        + noted
+        + [
+            f"{language_name(code)}, test: {note}"
+            for code, notes in task.get("notes", {}).items()
+            for note in notes
+        ]
+    )
 
 
 def train_language(report: Report) -> str | None:
@@ -349,7 +291,7 @@ def file_rows(report: Report) -> list[dict[str, Any]]:
     )
     listed = []
     for name, facts in report.get("files", {}).items():
-        before = dense.get(FILE_FORMS.get(name, ""))
+        before = dense.get(shipped_as().get(name, ""))
         listed.append(
             {
                 "name": name,
@@ -379,19 +321,16 @@ def layer_grid(report: Report, fact: str) -> dict[str, Any] | None:
     """
     values: dict[int, dict[str, float]] = {}
     for entry in report.get("layers", []):
-        found = ENCODER_MATRIX.search(entry["name"])
+        found = architecture.find_matrix(entry["name"])
         if found and entry.get(fact) is not None:
-            values.setdefault(int(found[1]), {})[found[2]] = entry[fact]
+            values.setdefault(found.layer, {})[found.title] = entry[fact]
     flat = [value for layer in values.values() for value in layer.values()]
     if not flat or max(flat) - min(flat) < 5e-4:
         return None
-    seen = dict.fromkeys(kind for layer in values.values() for kind in layer)
-    kinds = [kind for kind in MATRIX_TITLES if kind in seen] + [
-        kind for kind in seen if kind not in MATRIX_TITLES
-    ]
+    titles = list(dict.fromkeys(title for layer in values.values() for title in layer))
     return {
-        "columns": [MATRIX_TITLES.get(kind, kind) for kind in kinds],
-        "rows": [(layer, [values[layer].get(kind) for kind in kinds]) for layer in sorted(values)],
+        "columns": titles,
+        "rows": [(layer, [values[layer].get(title) for title in titles]) for layer in sorted(values)],
         "low": min(flat),
         "high": max(flat),
     }

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from xlmprune.core.formatting import plain
 from xlmprune.core.languages import language_name
-from xlmprune.report.findings import Report, plain, train_language
-from xlmprune.report.pages import sections, squeeze, template_environment
+from xlmprune.export.form import Form, all_forms
+from xlmprune.report.findings import Report, train_language
 from xlmprune.report.tables import file_table, language_table
+from xlmprune.report.templating import sections, squeeze, template_environment
 
 PIPELINE_TAGS = {
     "text": "text-classification",
@@ -40,7 +42,7 @@ def render(report: Report) -> str:
     """
     report = plain(report)
     task, model = report.get("task", {}), report.get("model", {})
-    train = train_language(report)
+    train, served = train_language(report), served_form(report)
     base = model.get("name") or report.get("recipe", {}).get("model", {}).get("name")
     names = sections(report) | {
         "metadata": metadata(report),
@@ -53,7 +55,7 @@ def render(report: Report) -> str:
         "pruning": report.get("recipe", {}).get("pruning"),
         "regularizer": report.get("recipe", {}).get("regularizer"),
         "max_length": model.get("max_length"),
-        "served": served_file(report),
+        "served": "" if served is None else served.file,
         "texts": TEXTS.get(task.get("name", ""), ANY_TEXTS),
         "model_licence": model.get("licence") or UNKNOWN,
         "data_licence": task.get("licence") or UNKNOWN,
@@ -62,10 +64,11 @@ def render(report: Report) -> str:
     return squeeze(template_environment(autoescape=False).get_template("model_card.md.j2").render(**names))
 
 
-def served_file(report: Report) -> str:
-    """The ONNX file to begin with: INT8 where it is shipped, for it is the faster one; "" where none is."""
-    files = report.get("files", {"model.onnx": {}})
-    return next((file for file in ("model.int8.onnx", "model.onnx") if file in files), "")
+def served_form(report: Report) -> Form | None:
+    """The form to serve first, of those that ship; None where none does. Any may ship where no files are listed."""
+    forms = sorted(all_forms().values(), key=lambda form: form.serving_rank)
+    files = report.get("files", {forms[-1].file: {}})
+    return next((form for form in forms if form.file in files), None)
 
 
 def metadata(report: Report) -> str:
@@ -75,7 +78,7 @@ def metadata(report: Report) -> str:
     task, model, name = report.get("task", {}), report.get("model", {}), report.get("name", "xlmprune run")
     tag = PIPELINE_TAGS.get(task.get("kind", ""))
     licence = (model.get("licence") or "").lower()
-    scored = "onnx_int8" if served_file(report) == "model.int8.onnx" else "onnx_fp32"
+    served = served_form(report)
     results = [
         EvalResult(
             task_type=tag or "other",
@@ -87,16 +90,16 @@ def metadata(report: Report) -> str:
             metric_value=round(value, 2),
         )
         for code, entry in report.get("languages", {}).items()
-        if (value := entry.get(scored, entry.get("pruned"))) is not None
+        if (value := entry.get(served.key if served else "pruned", entry.get("pruned"))) is not None
     ]
     facts: dict[str, Any] = {
         "language": list(
             dict.fromkeys(code.split("-")[0].split("_")[0] for code in report.get("languages", {}))
         ),
         "license": licence if licence in LICENCE_IDS else "other",
-        "library_name": "onnx" if served_file(report) else "transformers",
+        "library_name": "onnx" if served else "transformers",
         "pipeline_tag": tag,
-        "tags": ["xlm-roberta", "pruned", "cross-lingual"],
+        "tags": [*filter(None, [model.get("type")]), "pruned", "cross-lingual"],
         "base_model": _hub_id(model.get("name")),
     }
     if results:

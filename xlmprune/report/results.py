@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlmprune.bundle.inspect import inspect
 from xlmprune.bundle.manifest import sha256_of
+from xlmprune.core.files import SAFETENSORS_FILE
+from xlmprune.core.machine import environment
 from xlmprune.data.encoding import length_statistics
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
+from xlmprune.export.writing import MeasuredForm, dense_bytes
+from xlmprune.models.loading import count_parameters, parameters_by_part
+from xlmprune.pruning.masks import remaining
+from xlmprune.recipe.schema import TASK_TEXT
+from xlmprune.report import findings
 
 if TYPE_CHECKING:
-    from xlmprune.export.forms import Form
     from xlmprune.recipe import Recipe
     from xlmprune.training.outcome import Datasets, Outcome
 
@@ -30,21 +37,22 @@ def assemble(
     outcome: Outcome,
     data: Datasets,
     pruned: Scores,
-    forms: list[Form],
-    refused: dict[str, str],
+    forms: Sequence[MeasuredForm],
+    refused: Mapping[str, str],
+    speed: Mapping[str, Any],
     folder: Path,
 ) -> dict[str, Any]:
     """Build the report of a run. Every key of it was measured in this run, or is absent.
 
     Args:
         recipe: is part of the report, as a whole.
+        forms: all that were measured, those in ``refused`` too.
+        speed: by file, of the forms that ship.
         folder: the bundle, whose files are counted.
     """
-    from xlmprune.core.device import environment
-
     metric = data.task.metrics[0]
-    shipped = {f"onnx_{form.name}": form for form in forms}
-    languages = _languages(outcome, data, pruned, shipped)
+    measured = {entry.form.key: entry for entry in forms}
+    languages = _languages(outcome, data, pruned, measured)
     facts: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
@@ -61,9 +69,9 @@ def assemble(
         "layers": list(outcome.layers),
         "files": _files(folder),
         "bytes_by_part": _bytes_by_part(folder),
-        "dense_bytes": _dense_bytes(outcome.model, forms),
-        "speed": {form.file: form.speed for form in forms if form.speed and form.name not in refused},
-        "parity": {name: form.agreement.as_dict() for name, form in shipped.items()},
+        "dense_bytes": dense_bytes(outcome, forms),
+        "speed": dict(speed),
+        "parity": {key: entry.agreement.as_dict() for key, entry in measured.items()},
         "paired": {
             language: intervals.paired(outcome.dense[language], score.statistics, metric)
             for language, score in pruned.items()
@@ -72,22 +80,24 @@ def assemble(
             language: length_statistics(test.encoded, test.examples) for language, test in data.tests.items()
         },
     }
-    for form in forms:
-        if form.quantization:
-            facts["quantization"] = form.quantization
+    for entry in forms:
+        if entry.written.choice:
+            facts["quantization"] = entry.written.choice
     if refused:
-        facts["refused"] = refused
+        facts["refused"] = dict(refused)
     if data.unlabelled:
         facts["unlabelled"] = dict(data.unlabelled)
+    if used := target_text(recipe):
+        facts["target_text"] = used
     if outcome.vocabulary is not None:
         facts["vocabulary"] = outcome.vocabulary
     if len(data.task.metrics) > 1:
-        facts["other_metrics"] = _other_metrics(outcome, data, pruned, shipped)
+        facts["other_metrics"] = _other_metrics(outcome, data, pruned, measured)
     return facts
 
 
 def _languages(
-    outcome: Outcome, data: Datasets, pruned: Scores, shipped: Mapping[str, Form]
+    outcome: Outcome, data: Datasets, pruned: Scores, measured: Mapping[str, MeasuredForm]
 ) -> dict[str, dict[str, Any]]:
     metric = data.task.metrics[0]
     rows: dict[str, dict[str, Any]] = {}
@@ -101,8 +111,7 @@ def _languages(
             "delta": score.value - dense,
             "ci95": list(intervals.interval(score.statistics, metric)),
         }
-        for name, form in shipped.items():
-            row[name] = form.scores[language].value
+        row |= {key: entry.scores[language].value for key, entry in measured.items()}
         if data.unlabelled:
             row["seen_unlabelled"] = language in data.unlabelled
         rows[language] = row
@@ -110,7 +119,7 @@ def _languages(
 
 
 def _other_metrics(
-    outcome: Outcome, data: Datasets, pruned: Scores, shipped: Mapping[str, Form]
+    outcome: Outcome, data: Datasets, pruned: Scores, measured: Mapping[str, MeasuredForm]
 ) -> dict[str, dict[str, Any]]:
     """{metric: {language: {dense, pruned, onnx_…}}} of the task's further metrics."""
     names = [metric.name for metric in data.task.metrics[1:]]
@@ -119,7 +128,7 @@ def _other_metrics(
             language: {
                 "dense": outcome.dense_others[language][name],
                 "pruned": score.others[name],
-                **{key: form.scores[language].others[name] for key, form in shipped.items()},
+                **{key: entry.scores[language].others[name] for key, entry in measured.items()},
             }
             for language, score in pruned.items()
         }
@@ -130,9 +139,7 @@ def _other_metrics(
 def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> dict[str, Any]:
     """English, the zero-shot mean, the mean of all, and the language that lost most. The train language is never
     in the zero-shot mean."""
-    columns = [
-        key for key in ("dense", "pruned", "onnx_fp32", "onnx_int8") if key in languages[train_language]
-    ]
+    columns = [key for key in findings.scored() if key in languages[train_language]]
 
     def means(of: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
         return {column: evaluation.mean(row[column] for row in of.values()) for column in columns}
@@ -153,7 +160,7 @@ def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> 
 
 def _travelling(notes: tuple[str, ...], origin: str) -> list[str]:
     """Notes without the path of this machine."""
-    return [note.replace(origin, _place(origin)) if origin else note for note in notes]
+    return [note.replace(origin, _shortened(origin)) if origin else note for note in notes]
 
 
 def _task(data: Datasets) -> dict[str, Any]:
@@ -169,16 +176,13 @@ def _task(data: Datasets) -> dict[str, Any]:
         "labels": list(task.labels),
         "licence": task.licence,
         "train_examples": len(data.train),
-        "train_origin": _place(data.train_origin),
+        "train_origin": _shortened(data.train_origin),
         "train_notes": _travelling(data.train_notes, data.train_origin),
         "notes": notes,
     }
 
 
 def _model(outcome: Outcome, max_length: int) -> dict[str, Any]:
-    from xlmprune.models.loading import count_parameters, parameters_by_part
-    from xlmprune.pruning.masks import remaining
-
     parameters, by_part = count_parameters(outcome.model), parameters_by_part(outcome.model)
     remain, prunable = remaining(outcome.masks.values())
     removed = prunable - remain
@@ -186,6 +190,7 @@ def _model(outcome: Outcome, max_length: int) -> dict[str, Any]:
         "name": outcome.origin["name"],
         "revision": outcome.origin["revision"],
         "licence": outcome.origin["licence"],
+        "type": outcome.model.config.model_type,
         "parameters": parameters,
         "prunable": prunable,
         "remaining": parameters - removed,
@@ -205,28 +210,35 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _dense_bytes(model: Any, forms: list[Form]) -> dict[str, int]:
-    """Bytes of the weights of each form as they would be without masks and packing."""
-    found = {key: value for form in forms for key, value in form.dense_bytes.items()}
-    tensors = model.state_dict().values()
-    return {**found, "safetensors": sum(tensor.numel() * tensor.element_size() for tensor in tensors)}
-
-
 def _bytes_by_part(folder: Path) -> dict[str, int]:
     """Bytes of the shipped weights by part of the model, as `model.safetensors` holds them."""
-    from xlmprune.bundle.inspect import inspect
+    return inspect(folder / SAFETENSORS_FILE)["bytes_by_part"]
 
-    return inspect(folder / "model.safetensors")["bytes_by_part"]
+
+def target_text(recipe: Recipe) -> list[str]:
+    """Say, in sentences, for what the task's own text of zero-shot languages was read, without its labels."""
+    vocabulary = recipe.model.vocabulary
+    asked = {
+        "count the vocabulary": getattr(vocabulary, "keep_languages_of", None),
+        "learn the teacher's answers": recipe.distillation and recipe.distillation.unlabelled,
+        "calibrate quantization": recipe.export.calibration,
+    }
+    return [
+        f"the task's own text of the zero-shot languages was read to {use}, without labels and without test text"
+        + (", with machine translations of the training set" if pattern != "task" else "")
+        for use, pattern in asked.items()
+        if pattern in TASK_TEXT
+    ]
 
 
 def scaled_down(recipe: Recipe) -> list[str]:
     """What was capped, in sentences."""
     capped = []
     if recipe.task.max_train_examples is not None:
-        capped.append(f"at most {recipe.task.max_train_examples} training examples")
+        capped.append(f"a sample of at most {recipe.task.max_train_examples} training examples")
     if recipe.task.max_test_examples is not None:
         capped.append(
-            f"at most {recipe.task.max_test_examples} test examples a language, and as many for dev"
+            f"a sample of at most {recipe.task.max_test_examples} test examples per language, and as many of dev"
         )
     if recipe.training.max_updates_per_stage is not None:
         capped.append(f"at most {recipe.training.max_updates_per_stage} updates a stage")
@@ -247,20 +259,24 @@ def scaled_down(recipe: Recipe) -> list[str]:
 
 
 def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe; absolute paths are cut to their last two parts, for a bundle travels."""
+    """The resolved recipe; absolute paths are shortened, since a bundle is used on other machines."""
     values = recipe.resolved()
-    values["model"]["name"] = _place(values["model"]["name"])
+    values["model"]["name"] = _shortened(values["model"]["name"])
     if values["task"]["path"]:
-        values["task"]["path"] = _place(values["task"]["path"])
+        values["task"]["path"] = _shortened(values["task"]["path"])
     vocabulary = values["model"]["vocabulary"]
     if isinstance(vocabulary, dict) and vocabulary.get("files"):
-        vocabulary["files"] = [_place(file) for file in vocabulary["files"]]
+        vocabulary["files"] = [_shortened(file) for file in vocabulary["files"]]
     distillation = values.get("distillation")
     if isinstance(distillation, dict) and distillation.get("unlabelled"):
-        distillation["unlabelled"] = _place(distillation["unlabelled"])
+        distillation["unlabelled"] = _shortened(distillation["unlabelled"])
     return values
 
 
-def _place(path: str) -> str:
-    """A path as a reader elsewhere may see it."""
-    return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() else path
+def _shortened(path: str) -> str:
+    """Shorten an absolute path: relative to the working directory where it lies below it, else its last two parts."""
+    if not Path(path).is_absolute():
+        return path
+    if Path(path).is_relative_to(Path.cwd()):
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    return "/".join(Path(path).parts[-2:])

@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from xlmprune.core.formatting import DASH, number, p_value, percent, points, score, size
 from xlmprune.core.languages import language_name
+from xlmprune.core.tables import Table, tabulate
+from xlmprune.export.form import reference
 from xlmprune.report.findings import (
-    FORMS,
     Report,
     Row,
+    columns,
     describe_chance,
     file_rows,
-    forms,
     layer_grid,
     mean_rows,
     metric_name,
-    number,
-    p_value,
     part_rows,
-    percent,
-    points,
     rows,
-    score,
-    size,
+    scored,
     speed_rows,
+    title_of,
     train_language,
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells of text under headings; the first ``texts`` columns are words, the others figures."""
-
-    title: str
-    headings: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    texts: int = 1
-    styles: list[str] = field(default_factory=list)
-    """One word for each row, for layouts that can show it: ``train``, ``worst``, ``mean``, ``other``."""
-
-    def marked(self) -> Iterator[tuple[str, list[str]]]:
-        """(style, cells) of every row."""
-        return zip(self.styles or [""] * len(self.rows), self.rows)
 
 
 def language_table(report: Report) -> Table | None:
@@ -54,40 +34,41 @@ def language_table(report: Report) -> Table | None:
         return None
     first = [row for row in listed if row.style == "train"]
     listed = [*first, *mean_rows(report), *(row for row in listed if row.style != "train")]
-    columns: list[tuple[str, Callable[[Row], str]]] = [("language", lambda row: row.name)]
-    columns += [("code", lambda row: row.code)]
-    titles = forms(report)
-    columns += [(titles[form], _score_of(form)) for form in titles if not form.startswith("onnx_")]
-    columns += [("Δ", lambda row: points(row.delta))]
-    columns += [(titles[form], _score_of(form)) for form in titles if form.startswith("onnx_")]
-    if any(row.interval for row in listed):
-        columns += [("95% interval", _interval)]
-    if any(row.paired for row in listed):
-        columns += [
-            ("p", lambda row: p_value(row.paired.get("p_value")) if row.paired else ""),
-            ("gained", lambda row: number(row.paired.get("gained")) if row.paired else ""),
-            ("lost", lambda row: number(row.paired.get("lost")) if row.paired else ""),
-        ]
-    if any(row.seen_unlabelled is not None for row in listed):
-        columns += [
-            ("unlabelled text", lambda row: {True: "yes", False: "no", None: ""}[row.seen_unlabelled])
-        ]
-    columns += [("n", lambda row: "" if row.n is None else number(row.n))]
     note = [f"{metric_name(report)}, percent. Δ: pruned minus dense, in points."]
     if any(row.interval for row in listed):
         note += ["The interval is the pruned score's: over other test sets as large as this one."]
-    return Table(
-        title="Languages",
-        headings=[heading for heading, _ in columns],
-        rows=[[show(row) for _, show in columns] for row in listed],
-        note=" ".join([*note, describe_chance(report)]).strip(),
+    return tabulate(
+        "Languages",
+        _language_columns(report, listed),
+        listed,
+        " ".join([*note, describe_chance(report)]).strip(),
         texts=2,
-        styles=[row.style for row in listed],
+        style=lambda row: row.style,
     )
 
 
-def _score_of(form: str) -> Callable[[Row], str]:
-    return lambda row: score(row.scores.get(form))
+def _language_columns(report: Report, listed: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    titles = columns(report)
+    models = {titles[key]: _score_of(key) for key in titles if not key.startswith("onnx_")}
+    forms = {titles[key]: _score_of(key) for key in titles if key.startswith("onnx_")}
+    shown: dict[str, Callable[[Row], str]] = {"language": lambda row: row.name, "code": lambda row: row.code}
+    shown |= {**models, "Δ": lambda row: points(row.delta), **forms}
+    if any(row.interval for row in listed):
+        shown["95% interval"] = _interval
+    if any(row.paired for row in listed):
+        shown |= {
+            "p": lambda row: p_value(row.paired.get("p_value")) if row.paired else "",
+            "gained": lambda row: number(row.paired.get("gained")) if row.paired else "",
+            "lost": lambda row: number(row.paired.get("lost")) if row.paired else "",
+        }
+    if any(row.seen_unlabelled is not None for row in listed):
+        shown["unlabelled text"] = lambda row: {True: "yes", False: "no", None: ""}[row.seen_unlabelled]
+    shown["n"] = lambda row: "" if row.n is None else number(row.n)
+    return shown
+
+
+def _score_of(key: str) -> Callable[[Row], str]:
+    return lambda row: score(row.scores.get(key))
 
 
 def _interval(row: Row) -> str:
@@ -121,7 +102,7 @@ def file_table(report: Report) -> Table | None:
             "bytes": lambda file: size(file["bytes"]),
             "dense form": lambda file: size(file["dense"]),
             "of dense": lambda file: percent(file["share"]),
-            "SHA-256 begins": lambda file: (file["sha256"] or "–")[:12],
+            "SHA-256 begins": lambda file: (file["sha256"] or DASH)[:12],
         },
         file_rows(report),
     )
@@ -146,18 +127,18 @@ def speed_table(report: Report) -> Table | None:
         "Speed",
         {
             "file": lambda row: row["name"],
-            "batch × tokens": lambda row: f"{row.get('batch', '–')} × {row.get('tokens', '–')}",
+            "batch × tokens": lambda row: f"{row.get('batch', DASH)} × {row.get('tokens', DASH)}",
             "median ms": lambda row: number(row.get("median_ms")),
             "95th percentile ms": lambda row: number(row.get("p95_ms")),
             "texts per second": lambda row: number(row.get("texts_per_second")),
-            "times as fast": lambda row: number(row.get("speedup")),
-            "opens in s": lambda row: number(row.get("load_seconds")),
-            "memory while opening": lambda row: size(row.get("peak_bytes")),
-            "memory once open": lambda row: size(row.get("loaded_bytes")),
+            "speedup": lambda row: number(row.get("speedup")),
+            "load time (s)": lambda row: number(row.get("load_seconds")),
+            "peak memory": lambda row: size(row.get("peak_bytes")),
+            "memory once loaded": lambda row: size(row.get("loaded_bytes")),
         },
         speed_rows(report),
-        "Files took turns, so the ratios hold on a busy machine. Dense kernels do not skip zeros: unstructured pruning "
-        "makes a file smaller, INT8 makes it faster.",
+        "The files were measured in turns, so the speedups hold on a busy machine. Dense kernels do not skip zeros: "
+        "unstructured pruning makes a file smaller, integer arithmetic makes it faster.",
     )
 
 
@@ -166,19 +147,20 @@ def quantization_table(report: Report) -> Table | None:
     facts = report.get("quantization", {})
     if not facts:
         return None
-    rows = [{"name": "fp32", **facts.get("reference", {})}, *facts.get("tried", [])]
+    exact = reference().title
+    entries = [{"name": exact, **facts.get("reference", {})}, *facts.get("tried", [])]
     train = language_name(train_language(report) or "train")
     return _table(
-        "How INT8 was chosen",
+        f"How {facts.get('form', 'the quantized form')} was chosen",
         {
-            "form": lambda row: row["name"] + (", chosen" if row["name"] == facts.get("chosen") else ""),
+            "variant": lambda row: row["name"] + (", chosen" if row["name"] == facts.get("chosen") else ""),
             "weights": lambda row: size(row.get("bytes")),
             f"{train} dev": lambda row: score(row.get("dev")),
-            "unlabelled texts that keep their label": lambda row: percent(row["agreement"] / 100),
+            f"label agreement with {exact}": lambda row: percent(row["agreement"] / 100),
         },
-        rows,
-        "The first form within its margins of fp32 is taken, the smallest first; later ones are not tried. No test text was "
-        "read for it.",
+        entries,
+        f"Label agreement is measured on unlabelled text. The first variant within its margins of {exact} is taken, the "
+        "smallest first; later ones are not tried. No test text was read for this choice.",
     )
 
 
@@ -187,7 +169,7 @@ def parity_table(report: Report) -> Table | None:
     return _table(
         "Agreement with the pruned PyTorch model",
         {
-            "form": lambda row: FORMS.get(row["form"], row["form"]),
+            "form": lambda row: title_of(row["form"]),
             "largest difference of logits": lambda row: number(row.get("max_abs_diff")),
             "relative to their range": lambda row: number(row.get("relative_diff")),
             "same answer": lambda row: percent(row.get("agreement"), 2),
@@ -200,17 +182,19 @@ def parity_table(report: Report) -> Table | None:
 def metric_tables(report: Report) -> Iterator[Table]:
     """One table for each of the task's further metrics."""
     for metric, languages in report.get("other_metrics", {}).items():
-        titles = {key: title for key, title in FORMS.items() if any(key in row for row in languages.values())}
+        titles = {
+            key: title for key, title in scored().items() if any(key in row for row in languages.values())
+        }
         entries = [{"language": language_name(code), **row} for code, row in languages.items()]
-        columns: dict[str, Callable[[Any], str]] = {"language": lambda row: row["language"]}
-        columns |= {title: _entry_of(key) for key, title in titles.items()}
-        made = _table(f"The same languages by {metric}", columns, entries)
+        shown: dict[str, Callable[[Any], str]] = {"language": lambda row: row["language"]}
+        shown |= {title: _entry_of(key) for key, title in titles.items()}
+        made = _table(f"The same languages by {metric}", shown, entries)
         if made is not None:
             yield made
 
 
-def _entry_of(form: str) -> Callable[[Any], str]:
-    return lambda row: score(row.get(form))
+def _entry_of(key: str) -> Callable[[Any], str]:
+    return lambda row: score(row.get(key))
 
 
 def text_table(report: Report) -> Table | None:
@@ -275,13 +259,13 @@ def environment_table(report: Report) -> Table | None:
 
 
 def _table(
-    title: str, columns: dict[str, Callable[[Any], str]], entries: list[Any], note: str = "", texts: int = 1
+    title: str,
+    shown: Mapping[str, Callable[[Any], str]],
+    entries: Sequence[Any],
+    note: str = "",
+    texts: int = 1,
 ) -> Table | None:
-    if not entries:
-        return None
-    return Table(
-        title, list(columns), [[show(entry) for show in columns.values()] for entry in entries], note, texts
-    )
+    return tabulate(title, shown, entries, note, texts) if entries else None
 
 
 def all_tables(report: Report) -> dict[str, Table]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -38,14 +39,23 @@ def difference(recipe: Recipe, text: str, file: Path) -> str | None:
     return first_difference(values, recipe.resolved())
 
 
-def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
-    """Name the first key in which two resolved recipes differ, with both values."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in dict.fromkeys([*wanted, *found]):
-            if said := first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else key):
-                return said
-        return None
-    return None if found == wanted else f"{path} is {json.dumps(found)} there and {json.dumps(wanted)} here"
+def first_difference(found: Any, wanted: Any) -> str | None:
+    """Name the first key in which two resolved recipes differ, with both values, among those that may not change."""
+    keys = (key for key in recipes.differences(found, wanted) if key.effect not in recipes.MAY_CHANGE)
+    return next(map(str, keys), None)
+
+
+def require_same_export(folder: RunFolder, recipe: Recipe) -> None:
+    """Raise RecipeError if the bundle of a finished run was made with other export settings."""
+    found = recipes.load(str(folder.path / "recipe.yaml")).resolved()
+    keys = [key for key in recipes.differences(found, recipe.resolved()) if key.effect == "export"]
+    if keys:
+        options = (f"{'.'.join(map(str, key.path))}={json.dumps(key.now)}" for key in keys)
+        command = " ".join(f"--set {shlex.quote(option)}" for option in options)
+        raise RecipeError(
+            f"{folder.path}: this run is finished, and its bundle has other settings ({', '.join(map(str, keys))}). Make "
+            f"the bundle again with: xlmprune export {folder.path} {command}"
+        )
 
 
 def save(folder: RunFolder, state: TrainState, scores: StageScores) -> None:

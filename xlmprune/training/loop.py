@@ -19,13 +19,21 @@ from torch import Tensor, nn
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
+from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.masks import Weights, apply_masks, density
 from xlmprune.recipe import TrainingRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
-from xlmprune.training.optimizer import clip, freeze_embeddings, learning_rate, updates_in_stage
+from xlmprune.training.optimizer import (
+    clip,
+    freeze_embeddings,
+    learning_rate,
+    mask_gradients,
+    updates_in_stage,
+)
 from xlmprune.training.pruner import Pruner
 from xlmprune.training.state import TrainState
+from xlmprune.training.table import compact_table
 from xlmprune.training.teaching import Teaching
 
 
@@ -88,7 +96,8 @@ class FinePruning:
         self.dev_score, self.teaching, self.start = dev_score, teaching, start
         if settings.freeze_embeddings:
             freeze_embeddings(model)
-        self.state = TrainState(model, method.criterion, teaching)
+        texts = [train, *([] if teaching is None or teaching.unlabelled is None else [teaching.unlabelled])]
+        self.state = TrainState(model, method.criterion, teaching, compact_table(model, texts))
         self.gradients = Gradients(model, train, settings, seed, teaching)
         self.pruner = Pruner(self.state, method, self.gradients, seed)
 
@@ -140,6 +149,7 @@ class FinePruning:
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(derive_seed(self.seed, "dropout", at.stage, at.update))
+        state.train_rows()
         self.model.train()
         loss, penalty, norm = self._backward(rate, total)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -156,22 +166,24 @@ class FinePruning:
     def _backward(self, rate: float, total: int) -> tuple[float, float, float]:
         """Leave the gradients of an update; return loss, penalty and the gradient's norm."""
         state, criterion = self.state, self.method.criterion
-        hidden = criterion.keeps_pruned_values and self.pruner.may_return(total)
+        may_return = self.pruner.may_return(total)
+        hidden = may_return and criterion.keeps_pruned_values
+        masks = None if state.at.stage == 0 or may_return else state.masks
         criterion.before_forward(state.weights, state.masks)
         with self.pruner.masked(total) if hidden else nullcontext():
             loss = self.gradients.add(state.at.position, taught=state.at.stage > 0)
-        if not self.pruner.may_return(total):
-            self._mask_gradients()  # before clipping, so that pruned weights do not count in the norm
         # Hidden weights are scored by a gradient that does not move them. Otherwise the criterion sees the clipped
         # gradient, as published, unless the regularizer's would be in it.
-        apart = self.reference() is not None and not self.method.observe_regularizer
-        if hidden or apart:
+        early = hidden or (self.reference() is not None and not self.method.observe_regularizer)
+        if early:
+            mask_gradients(state.weights, masks)
             criterion.observe(state.weights, state.masks, rate)
-        if hidden:
-            self._mask_gradients()
         penalty = self._add_penalty()
-        norm = clip(self.model, self.settings.gradient_clip)
-        if not (hidden or apart) and math.isfinite(norm):
+        # Masked before the norm is taken, so that pruned weights do not count in it.
+        norms = mask_gradients(state.weights, state.masks if hidden else masks)
+        late = type(criterion).observe is not Criterion.observe and not early
+        norm = clip(self.model, self.settings.gradient_clip, norms, None if late else state.optimizer)
+        if late and math.isfinite(norm):
             criterion.observe(state.weights, state.masks, rate)
         return loss, penalty, norm
 
@@ -182,18 +194,13 @@ class FinePruning:
         masks = self.state.masks if self.state.at.stage > 0 else None
         return float(self.method.regularizer.add_gradient(self.state.weights, reference, masks))
 
-    def _mask_gradients(self) -> None:
-        if self.state.at.stage > 0:
-            for name, weight in self.state.weights.items():
-                if weight.grad is not None:
-                    weight.grad.mul_(self.state.masks[name])
-
     def _measure(self, total: int) -> None:
         """Score dev where the teacher or the choice of the best weights needs it; let both take these weights."""
         best, teacher = self._may_be_best(total), self._may_teach()
         if self.dev_score is None or not (best or teacher):
             return
         state = self.state
+        state.all_rows()
         with self.pruner.masked(total), self.method.criterion.measured(state.weights, state.masks):
             dev = self.dev_score()
             if teacher and self.teaching is not None:
@@ -217,6 +224,7 @@ class FinePruning:
     def _end_stage(self, started: float) -> StageEnd:
         state, at = self.state, self.state.at
         state.return_to_best()
+        state.all_rows()
         self.method.criterion.end_stage(state.weights, state.masks)
         apply_masks(state.weights, state.masks)
         if at.stage == 0 and self.method.regularizer.reference == "finetuned":

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from torch import nn, optim
+from collections.abc import Mapping
 
-from xlmprune.models.loading import part_of, prunable
+import torch
+from torch import Tensor, nn, optim
+
+from xlmprune.models import architecture
+from xlmprune.pruning.masks import Masks, Weights
 from xlmprune.recipe import TrainingRecipe
 
 
 def new_optimizer(model: nn.Module, settings: TrainingRecipe) -> optim.AdamW:
     """Return AdamW over the trainable parameters; only encoder and head matrices decay."""
-    decayed = set(prunable(model))
+    decayed = architecture.of(model).decayed(model)
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrix_of_head = part_of(name) == "head" and parameter.ndim == 2
-            groups[name in decayed or matrix_of_head].append(parameter)
+            groups[name in decayed].append(parameter)
     return optim.AdamW(
         [
             {"params": groups[True], "weight_decay": settings.weight_decay},
@@ -30,9 +33,7 @@ def new_optimizer(model: nn.Module, settings: TrainingRecipe) -> optim.AdamW:
 
 def freeze_embeddings(model: nn.Module) -> None:
     """Take the embeddings out of training."""
-    for name, parameter in model.named_parameters():
-        if part_of(name) == "embeddings":
-            parameter.requires_grad_(False)
+    architecture.of(model).embeddings(model).requires_grad_(False)
 
 
 def updates_in_stage(settings: TrainingRecipe, batches_per_epoch: int, stage: int) -> int:
@@ -66,7 +67,47 @@ def learning_rate(settings: TrainingRecipe, stage: int, update: int, total: int)
     return peak * (total - update) / max(1, total - warm_up)
 
 
-def clip(model: nn.Module, limit: float | None) -> float:
-    """Scale all gradients down to a norm of ``limit``; return the norm before."""
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    return float(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
+@torch.no_grad()
+def mask_gradients(weights: Weights, masks: Masks | None) -> dict[str, Tensor]:
+    """Set the gradients of pruned weights to zero, and return the norm of each matrix's gradient."""
+    norms = {}
+    for name, weight in weights.items():
+        if weight.grad is not None:
+            if masks is not None:
+                weight.grad.mul_(masks[name].view(torch.uint8))  # twice as fast on a CPU as with booleans
+            norms[name] = torch.linalg.vector_norm(weight.grad)
+    return norms
+
+
+@torch.no_grad()
+def clip(
+    model: nn.Module,
+    limit: float | None,
+    known: Mapping[str, Tensor] | None = None,
+    optimizer: optim.Optimizer | None = None,
+) -> float:
+    """Scale all gradients down to a norm of ``limit``; return the norm before.
+
+    Args:
+        known: norms of gradients that were measured already, by parameter name.
+        optimizer: scales the gradients itself, while it reads them for its step; with None they are scaled now.
+    """
+    known = {} if known is None else known
+    found = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    norms = [known[name] if name in known else _norm(parameter) for name, parameter in found.items()]
+    norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+    if optimizer is not None:
+        optimizer.grad_scale = None if factor == 1 else norms[0].new_tensor(1 / factor)  # type: ignore[attr-defined]
+    elif factor < 1:
+        for parameter in found.values():
+            parameter.grad.mul_(factor)  # type: ignore[union-attr]
+    return norm
+
+
+def _norm(parameter: Tensor) -> Tensor:
+    """Return the gradient's norm; that of a large table does not depend on how many of its rows have no gradient."""
+    gradient = parameter.grad
+    assert gradient is not None
+    wide = torch.float64 if gradient.ndim == 2 and gradient.device.type == "cpu" else None
+    return torch.linalg.vector_norm(gradient, dtype=wide).to(gradient.dtype)

@@ -132,7 +132,9 @@ def join_encoded(parts: Sequence[Encoded]) -> Encoded:
     """Join several unlabelled sets."""
     words = [array for part in parts for array in part.words or []]
     ids = [array for part in parts for array in part.input_ids]
-    return Encoded(ids, None, words or None, np.concatenate([part.truncated for part in parts]))
+    return Encoded(
+        ids, None, words or None, np.concatenate([part.truncated for part in parts]), special=parts[0].special
+    )
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

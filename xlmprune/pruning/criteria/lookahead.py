@@ -7,27 +7,27 @@ and key meet in a product.
 
 from __future__ import annotations
 
-import re
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from xlmprune.models import architecture
+from xlmprune.models.architecture import TITLES, MatrixName, Role
 from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Scores, Weights
 from xlmprune.recipe.component import STRICT
 
-ROLES = {
-    "attention.self.query": "q",
-    "attention.self.key": "k",
-    "attention.self.value": "v",
-    "attention.output.dense": "o",
-    "intermediate.dense": "fc1",
-    "output.dense": "fc2",
-}
+Block = dict[Role, Tensor]
+"""Weights of one layer by role, [out, in]."""
 
-Factors = dict[str, tuple[Tensor | None, Tensor | None]]
+READERS: tuple[Role, ...] = ("query", "key", "value")
+"""What reads the residual stream at the beginning of a layer."""
+
+Factor = dict[Role, Tensor]
+
+Factors = dict[Role, tuple[Tensor | None, Tensor | None]]
 """Role to (norm of what feeds each input [in], norm of what reads each output [out]); None counts as 1."""
 
 
@@ -49,8 +49,8 @@ def lookahead(weight: Tensor, before: Tensor | None, after: Tensor | None) -> Te
     return score
 
 
-def block_factors(layer: Weights) -> Factors:
-    """Neighbours within one Transformer block, whose weights are given by role (q, k, v, o, fc1, fc2).
+def block_factors(layer: Block) -> Factors:
+    """Neighbours within one Transformer block, whose weights are given by role.
 
     The value and output matrices form a chain per channel of a head, as do the two of the feed-forward part
     (its GELU taken as ReLU is in the source). Removing q_ij changes ``Wq^T Wk`` by exactly ``|q_ij| *
@@ -59,12 +59,12 @@ def block_factors(layer: Weights) -> Factors:
     rows = {role: torch.linalg.vector_norm(weight, dim=1) for role, weight in layer.items()}
     columns = {role: torch.linalg.vector_norm(weight, dim=0) for role, weight in layer.items()}
     return {
-        "q": (None, rows["k"]),
-        "k": (None, rows["q"]),
-        "v": (None, columns["o"]),
-        "o": (rows["v"], None),
-        "fc1": (None, columns["fc2"]),
-        "fc2": (rows["fc1"], None),
+        "query": (None, rows["key"]),
+        "key": (None, rows["query"]),
+        "value": (None, columns["attention_output"]),
+        "attention_output": (rows["value"], None),
+        "ffn_in": (None, columns["ffn_out"]),
+        "ffn_out": (rows["ffn_in"], None),
     }
 
 
@@ -79,7 +79,7 @@ def through_residual(gain: Tensor, *norms: Tensor) -> Tensor:
 
 
 def residual_factors(
-    layers: list[Weights], gains: list[tuple[Tensor, Tensor]], first_gain: Tensor
+    layers: list[Block], gains: list[tuple[Tensor, Tensor]], first_gain: Tensor
 ) -> list[Factors]:
     """`block_factors`, with the ends of each block joined to what the residual stream brings and takes.
 
@@ -100,59 +100,60 @@ def residual_factors(
         factors = block_factors(layer)
         after_attention, after_block = gains[i]
         below = (
-            through_residual(gains[i - 1][1], rows(layers[i - 1]["fc2"]))
+            through_residual(gains[i - 1][1], rows(layers[i - 1]["ffn_out"]))
             if i
             else through_residual(first_gain)
         )
-        for role in ("q", "k", "v"):
-            factors[role] = (below, factors[role][1])
-        factors["o"] = (factors["o"][0], through_residual(after_attention, columns(layer["fc1"])))
-        factors["fc1"] = (through_residual(after_attention, rows(layer["o"])), factors["fc1"][1])
-        above = [columns(layers[i + 1][role]) for role in ("q", "k", "v")] if i + 1 < len(layers) else []
-        factors["fc2"] = (factors["fc2"][0], through_residual(after_block, *above))
+        written = rows(layer["attention_output"])
+        above = [columns(layers[i + 1][role]) for role in READERS] if i + 1 < len(layers) else []
+        before: Factor = dict.fromkeys(READERS, below)
+        before |= {"ffn_in": through_residual(after_attention, written)}
+        after: Factor = {
+            "attention_output": through_residual(after_attention, columns(layer["ffn_in"])),
+            "ffn_out": through_residual(after_block, *above),
+        }
+        factors = {role: (before.get(role, b), after.get(role, a)) for role, (b, a) in factors.items()}
         found.append(factors)
     return found
 
 
-def by_block(weights: Weights) -> tuple[list[Weights], dict[tuple[int, str], str]]:
-    """Weights of each encoder block by role, and the parameter name of each (block, role).
+def by_layer(weights: Weights) -> tuple[list[Block], dict[str, MatrixName]]:
+    """Return the weights of each encoder layer by role, and each parameter name taken apart.
 
     Raises:
-        ValueError: a weight that is none of the six matrices of a block, or a block without one of them.
+        ValueError: a weight that is no encoder matrix of a known family, or a layer without one of its matrices.
     """
-    blocks: dict[int, Weights] = {}
-    names: dict[tuple[int, str], str] = {}
+    layers: dict[int, Block] = {}
+    names: dict[str, MatrixName] = {}
     for name, weight in weights.items():
-        match = re.fullmatch(r"(?:.*\.)?layer\.(\d+)\.(.+)\.weight", name)
-        role = ROLES.get(match[2]) if match else None
-        if match is None or role is None:
-            raise ValueError(
-                f"lookahead knows the neighbours of XLM-R's encoder matrices only, not of {name}"
-            )
-        blocks.setdefault(int(match[1]), {})[role] = weight
-        names[int(match[1]), role] = name
-    for number, block in blocks.items():
-        if len(block) != len(ROLES):
-            raise ValueError(f"block {number} has only {sorted(block)} of {sorted(ROLES.values())}")
-    return [blocks[number] for number in sorted(blocks)], names
+        found = architecture.find_matrix(name)
+        if found is None:
+            raise ValueError(f"lookahead knows the neighbours of encoder matrices only, not of {name}")
+        names[name] = found
+        parts = {role: weight[rows.of(len(weight))] for role, rows in found.roles.items()}
+        layers.setdefault(found.layer, {}).update(parts)
+    for number, layer in layers.items():
+        if missing := [role for role in TITLES if role not in layer]:
+            raise ValueError(f"layer {number} has no {', '.join(missing)}")
+    return [layers[number] for number in sorted(layers)], names
 
 
-def layer_norm_gains(model: nn.Module, blocks: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Gains of the two LayerNorms of every block, and of the embeddings'."""
-    gains = {
-        name.removesuffix(".weight"): parameter.detach()
-        for name, parameter in model.named_parameters()
-        if name.endswith("LayerNorm.weight")
-    }
+def layer_norm_gains(model: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Return the gains of the two LayerNorms of every layer, and of the one before the first layer.
 
-    def ending(suffix: str) -> Tensor:
-        return next(gain for name, gain in gains.items() if name.endswith(suffix))
-
-    per_block = [
-        (ending(f"layer.{i}.attention.output.LayerNorm"), ending(f"layer.{i}.output.LayerNorm"))
-        for i in range(blocks)
-    ]
-    return per_block, ending("embeddings.LayerNorm")
+    Raises:
+        ValueError: a family whose LayerNorms stand before the matrices, so that nothing scales the residual stream.
+    """
+    family = architecture.of(model)
+    first: Any = family.input_norm(model)
+    if family.norm_first or first is None:
+        raise ValueError(
+            f"lookahead with residual neighbours needs LayerNorms behind the matrices; {family.model_type} has them "
+            "before. Use neighbours: block"
+        )
+    layers = family.layers(model)
+    gains = [(layer.attention_norm.weight.detach(), layer.ffn_norm.weight.detach()) for layer in layers]
+    return gains, first.weight.detach()
 
 
 @dataclass(config=STRICT)
@@ -164,7 +165,7 @@ class Lookahead(Criterion):
 
     def scores(self, context: PruningContext) -> Scores:
         """Norms are those of the weights that remain."""
-        layers, names = by_block(context.weights)
+        layers, names = by_layer(context.weights)
         if self.neighbours == "block":
             factors = [block_factors(layer) for layer in layers]
         else:
@@ -172,10 +173,14 @@ class Lookahead(Criterion):
                 raise ValueError(
                     "lookahead with residual neighbours needs the model, for its LayerNorm gains"
                 )
-            factors = residual_factors(layers, *layer_norm_gains(context.model, len(layers)))
-        scores = {
-            names[number, role]: lookahead(layer[role], *factors[i][role])
-            for i, (number, layer) in enumerate(zip(sorted({n for n, _ in names}), layers))
-            for role in ROLES.values()
+            factors = residual_factors(layers, *layer_norm_gains(context.model))
+        index = {number: i for i, number in enumerate(sorted({found.layer for found in names.values()}))}
+        return {
+            name: torch.cat(
+                [
+                    lookahead(layers[index[found.layer]][role], *factors[index[found.layer]][role])
+                    for role in found.roles
+                ]
+            )
+            for name, found in names.items()
         }
-        return {name: scores[name] for name in context.weights}

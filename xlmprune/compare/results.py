@@ -1,24 +1,26 @@
-"""What the cells found, as the keys of comparison.json. Reading, averaging and testing; `pages` makes pages of it."""
+"""Read what the cells found, average it over seeds and test methods against each other: the keys of comparison.json."""
 
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import json
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlmprune.compare.dense import dense_key
 from xlmprune.compare.plan import Cell, Plan
-from xlmprune.compare.significance import ROUNDS, holm, randomization_test
 from xlmprune.compare.work import Outcome
 from xlmprune.core.errors import DataError
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
+from xlmprune.evaluation.significance import ROUNDS, holm, randomization_test
 from xlmprune.tasks.metrics import METRICS
+from xlmprune.training.dense import dense_key
 
 SCHEMA_VERSION = 1
 
@@ -29,6 +31,9 @@ DENSE = "No pruning"
 
 Spread = dict[str, Any]
 """``mean``, ``sd`` (of a sample; None for one), ``n`` and ``values`` by seed."""
+
+Comparison = Mapping[str, Any]
+"""The content of comparison.json."""
 
 
 def assemble(plan: Plan, outcomes: Mapping[str, Outcome], out: Path, tests: bool = True) -> dict[str, Any]:
@@ -64,46 +69,56 @@ def assemble(plan: Plan, outcomes: Mapping[str, Outcome], out: Path, tests: bool
     }
 
 
-def exit_code(facts: Mapping[str, Any]) -> int:
-    """What the command ends with: 1 if any cell met a fault of ours, else 2, else 3, else 0."""
-    codes = {cell["exit_code"] for cell in facts["cells"]}
+def exit_code(comparison: Comparison) -> int:
+    """What the command ends with: 1 if any cell met an internal error, else 2, else 3, else 0."""
+    codes = {cell["exit_code"] for cell in comparison["cells"]}
     return next((code for code in (1, 2, 3) if code in codes), 0)
 
 
 def _cell(cell: Cell, outcome: Outcome | None, out: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "name": cell.name,
         "method": cell.method,
         "task": cell.task,
         "seed": cell.seed,
-        "status": outcome.status if outcome else "pending",
+        "status": "pending",
         "exit_code": outcome.exit_code if outcome else 0,
         "message": outcome.message if outcome else "",
         "dense_key": dense_key(cell.recipe),
         "recipe_sha256": cell.recipe.sha256(),
     }
-    if facts["status"] != "done":
-        return facts
-    report = json.loads((out / cell.name / "bundle" / "report.json").read_text(encoding="utf-8"))
-    summary, train = report["summary"], report["summary"]["train_language"]
-    return facts | {
+    if outcome is None:
+        return entry
+    file = out / cell.name / "bundle" / "report.json"
+    if (
+        outcome.failed or not file.is_file()
+    ):  # a form that does not reproduce PyTorch fails its check without a bundle
+        return entry | {"status": "failed"}
+    return entry | {"status": "done", **_measured(json.loads(file.read_text(encoding="utf-8")))}
+
+
+def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table needs of a report."""
+    summary, stages = report["summary"], report["stages"]
+    train, density = summary["train_language"], report["model"]["encoder_density"]
+    return {
         "train_language": train,
         "metric": report["languages"][train]["metric"],
-        "encoder_density": report["model"]["encoder_density"],
-        "seconds": sum(stage["seconds"] for stage in report["stages"]),
+        "encoder_density": density,
+        "seconds": sum(stage["seconds"] for stage in stages),
         "scaled_down": report["scaled_down"],
-        "dev": {"pruned": report["stages"][-1]["dev"], "dense": report["stages"][0]["dev"]},
+        "dev": {"pruned": stages[-1]["dev"], "dense": stages[0]["dev"]},
         "pruned": {measure: summary[measure].get("pruned") for measure in MEASURES},
         "dense": {measure: summary[measure].get("dense") for measure in MEASURES},
         "languages": {
-            language: {form: row[form] for form in ("dense", "pruned")}
+            language: {state: row[state] for state in ("dense", "pruned")}
             for language, row in report["languages"].items()
         },
-        "collapsed": len(collapsed(report["layers"], report["model"]["encoder_density"])),
+        "collapsed": len(collapsed(report["layers"], density)),
         "unlabelled": [code for code, row in report["languages"].items() if row.get("seen_unlabelled")],
         "curve": [
             {key: stage.get(key) for key in ("stage", "encoder_density", "zero_shot_mean")}
-            for stage in report["stages"]
+            for stage in stages
         ],
     }
 
@@ -126,7 +141,7 @@ def _method_rows(plan: Plan, cells: Sequence[dict[str, Any]]) -> Iterator[dict[s
 
 
 def _dense_rows(plan: Plan, cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The models before pruning: of each seed the one that most methods began from."""
+    """The models before pruning: for each seed the one that most methods began from."""
     for task in plan.tasks:
         column = [cell for cell in cells if cell["task"] == task]
         chosen = []
@@ -137,50 +152,42 @@ def _dense_rows(plan: Plan, cells: Sequence[dict[str, Any]]) -> Iterator[dict[st
 
 
 def _common_dense(column: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Of each seed the dense stage that most methods began from."""
+    """For each seed the dense stage that most methods began from."""
     keys: dict[int, list[str]] = {}
     for cell in column:
         keys.setdefault(cell["seed"], []).append(cell["dense_key"])
     return {seed: max(found, key=found.count) for seed, found in keys.items()}
 
 
-def _with_own_dense(column: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Methods that began from another one with some seed."""
-    common = _common_dense(column)
-    return list(dict.fromkeys(cell["method"] for cell in column if cell["dense_key"] != common[cell["seed"]]))
-
-
-def _row(cells: Sequence[dict[str, Any]], form: str) -> dict[str, Any]:
+def _row(cells: Sequence[dict[str, Any]], state: str) -> dict[str, Any]:
     done = [cell for cell in cells if cell["status"] == "done"]
     failed = sum(cell["status"] == "failed" for cell in cells)
     row: dict[str, Any] = {"done": len(done), "failed": failed}
     if not done:
         return row
+
+    def over_seeds(*keys: Any) -> Spread | None:
+        values: dict[int, Any] = {c["seed"]: functools.reduce(operator.getitem, keys, c) for c in done}
+        return spread(values)
+
     first = done[0]
     row |= {
         "metric": first["metric"],
         "train_language": first["train_language"],
-        "encoder_density": first["encoder_density"] if form == "pruned" else 1.0,
+        "encoder_density": first["encoder_density"] if state == "pruned" else 1.0,
+        "dev": over_seeds("dev", state),
+        **{measure: over_seeds(state, measure) for measure in MEASURES},
+        "languages": {code: over_seeds("languages", code, state) for code in first["languages"]},
     }
-    row["dev"] = spread({cell["seed"]: cell["dev"][form] for cell in done})
-    for measure in MEASURES:
-        row[measure] = spread({cell["seed"]: cell[form][measure] for cell in done})
-    row["languages"] = {
-        language: spread({cell["seed"]: cell["languages"][language][form] for cell in done})
-        for language in first["languages"]
-    }
-    if form == "pruned":
-        losses = {cell["seed"]: _loss(cell) for cell in done}
-        row["loss"] = spread(losses)
+    if state == "pruned":
+        row["loss"] = spread({cell["seed"]: _loss(cell) for cell in done})
         row["curve"] = [
             {
                 "stage": stage["stage"],
                 "encoder_density": stage["encoder_density"],
-                "zero_shot_mean": spread(
-                    {cell["seed"]: cell["curve"][place]["zero_shot_mean"] for cell in done}
-                ),
+                "zero_shot_mean": over_seeds("curve", index, "zero_shot_mean"),
             }
-            for place, stage in enumerate(first["curve"])
+            for index, stage in enumerate(first["curve"])
         ]
     return row
 
@@ -236,34 +243,40 @@ def _averages(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 def _notes(plan: Plan, cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for task in plan.tasks:
         column = [cell for cell in cells if cell["task"] == task]
-        if _texts(cells, task):
-            readers = dict.fromkeys(cell["method"] for cell in column if cell.get("unlabelled"))
-            yield (
-                f"On {task} these also read unlabelled text of languages they are measured in, so they are not zero-shot in "
-                f"the strict sense: {', '.join(readers)}."
-            )
-        if apart := _with_own_dense(column):
-            yield (
-                f"On {task} these trained a dense stage of their own, since what is varied already acts there: "
-                f"{', '.join(apart)}."
-            )
-        densities: dict[float, dict[str, None]] = {}
-        for cell in column:
-            if cell["status"] == "done":
-                densities.setdefault(round(cell["encoder_density"], 3), {})[cell["method"]] = None
-        if len(densities) > 1:
-            listed = "; ".join(f"{100 * density:.1f}%: {', '.join(of)}" for density, of in densities.items())
-            yield f"On {task} the final densities differ, so scores compare budgets as well as methods. {listed}."
-        empty = {cell["method"]: cell["collapsed"] for cell in column if cell.get("collapsed")}
-        if empty:
-            listed = ", ".join(f"{method} ({count})" for method, count in empty.items())
-            yield (
-                f"On {task} a ranking over all matrices at once left some with less than {COLLAPSE:.0%} of their weights "
-                f"(layer collapse; how many in brackets): {listed}."
-            )
-        metrics = {cell["metric"] for cell in column if cell["status"] == "done"}
-        if len(metrics) > 1:
-            yield f"On {task} the methods were scored by different metrics: {', '.join(sorted(metrics))}."
+        yield from (f"On {task} {note}" for note in _column_notes(column))
+
+
+def _column_notes(column: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Sentences on the cells of one task, without their beginning."""
+    if readers := _methods(cell for cell in column if cell.get("unlabelled")):
+        yield (
+            "these methods also read unlabelled text of languages they are measured in, so they are not zero-shot in the "
+            f"strict sense: {readers}."
+        )
+    common = _common_dense(column)
+    if apart := _methods(cell for cell in column if cell["dense_key"] != common[cell["seed"]]):
+        yield f"these methods trained their own dense stage, because what is varied already acts there: {apart}."
+    done = [cell for cell in column if cell["status"] == "done"]
+    densities = dict.fromkeys(round(cell["encoder_density"], 3) for cell in done)
+    if len(densities) > 1:
+        listed = "; ".join(
+            f"{density:.1%}: {_methods(cell for cell in done if round(cell['encoder_density'], 3) == density)}"
+            for density in densities
+        )
+        yield f"the final densities differ, so scores compare budgets as well as methods. {listed}."
+    if empty := {cell["method"]: cell["collapsed"] for cell in done if cell["collapsed"]}:
+        listed = ", ".join(f"{method} ({count})" for method, count in empty.items())
+        yield (
+            f"a ranking over all matrices at once left some with less than {COLLAPSE:.0%} of their weights (layer "
+            f"collapse; number of matrices in brackets): {listed}."
+        )
+    metrics = {cell["metric"] for cell in done}
+    if len(metrics) > 1:
+        yield f"the methods were scored by different metrics: {', '.join(sorted(metrics))}."
+
+
+def _methods(cells: Iterable[Mapping[str, Any]]) -> str:
+    return ", ".join(dict.fromkeys(cell["method"] for cell in cells))
 
 
 # --- one method against another --------------------------------------------------------------------------------------
@@ -276,19 +289,18 @@ def _tests(
     found, untested = [], []
     for task in plan.tasks:
         runs: dict[str, dict[int, score_file.ExampleScores]] = {}
-        train = ""
-        for cell in cells:
-            if cell["task"] == task and cell["status"] == "done":
-                train = cell["train_language"]
-                try:
-                    kept = score_file.read(out / cell["name"] / score_file.NAME)
-                except DataError as error:
-                    untested.append(f"Not tested: {error}.")
-                    continue
-                runs.setdefault(cell["method"], {})[cell["seed"]] = kept
+        done = [cell for cell in cells if cell["task"] == task and cell["status"] == "done"]
+        for cell in done:
+            try:
+                kept = score_file.read(out / cell["name"] / score_file.NAME)
+            except DataError as error:
+                untested.append(f"Not tested: {error}.")
+                continue
+            runs.setdefault(cell["method"], {})[cell["seed"]] = kept
         for a, b in _pairs(plan, list(runs)):
             try:
-                found.append({"task": task, "first": a, "second": b, **_test(runs[a], runs[b], train)})
+                result = _test(runs[a], runs[b], done[0]["train_language"])
+                found.append({"task": task, "first": a, "second": b, **result})
             except ValueError as error:
                 untested.append(f"Not tested: {a} and {b} on {task}; {error}.")
     corrected = holm([entry["p_value"] for entry in found])
@@ -337,6 +349,3 @@ def _test(
         "p_value": test.p_value,
         "rounds": ROUNDS,
     }
-
-
-__all__ = ["DENSE", "MEASURES", "Spread", "assemble", "exit_code", "spread"]

@@ -1,0 +1,145 @@
+"""`xlmprune init`: what it finds in data files, and that the recipe it writes is valid and says what was found."""
+
+import gzip
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from xlmprune import recipe as recipes
+from xlmprune.cli import app
+from xlmprune.core.errors import DataError, RecipeError
+from xlmprune.recipe import registry
+from xlmprune.tasks import first_recipe
+
+TEXTS = "".join(f"a text about thing {i}\t{('good', 'bad', 'no')[i % 3]}\n" for i in range(30))
+PAIRS = "".join(f"premise {i}\thypothesis {i}\t{('yes', 'no')[i % 2]}\n" for i in range(30))
+SENTENCES = "".join("Ann\tB-PER\nsaw\tO\nBob\tB-PER\n\n" for _ in range(10))
+JSON = "".join(json.dumps({"text": f"text {i}", "label": ("a", "b")[i % 2]}) + "\n" for i in range(20))
+
+
+def write(folder, text, *names):
+    for name in names:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".gz"):
+            file.write_bytes(gzip.compress(text.encode()))
+        else:
+            file.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "kind", "pattern", "splits"),
+    [
+        (
+            TEXTS,
+            ["en.train.tsv", "en.dev.tsv", "en.test.tsv", "no.test.tsv"],
+            "classification",
+            "{language}.{split}.tsv",
+            {},
+        ),
+        (
+            TEXTS,
+            ["train/en.tsv", "test/en.tsv", "test/de.tsv"],
+            "classification",
+            "{split}/{language}.tsv",
+            {},
+        ),
+        (
+            TEXTS,
+            ["en/train.tsv.gz", "en/validation.tsv.gz", "en/test.tsv", "zh/test.tsv.gz"],
+            "classification",
+            "{language}/{split}.tsv",
+            {"dev": "validation"},
+        ),
+        (
+            PAIRS,
+            ["x-en_train.tsv", "x-en_test.tsv", "x-sw_test.tsv"],
+            "pair_classification",
+            "x-{language}_{split}.tsv",
+            {},
+        ),
+        (SENTENCES, ["en.train", "en.test", "fr.test"], "tagging", "{language}.{split}", {}),
+        (
+            JSON,
+            ["train-en.jsonl", "test-en.jsonl", "test-th.jsonl"],
+            "classification",
+            "{split}-{language}.jsonl",
+            {},
+        ),
+    ],
+)
+def test_files_are_understood(tmp_path, text, names, kind, pattern, splits):
+    write(tmp_path / "data", text, *names)
+    (tmp_path / "data" / "README.md").write_text("train en test")
+    found = first_recipe.init(str(tmp_path / "data"), tmp_path / "recipe.yaml")
+    assert (found.kind, found.layout.splits) == (kind, splits)
+    assert found.layout.pattern == (tmp_path / "data" / pattern).as_posix()
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8").count(f'path: "data/{pattern}"') == 1
+    recipe = recipes.load(str(tmp_path / "recipe.yaml"))
+    task = registry.load("task", recipe.task.name)(recipe.task)
+    assert task.labels == found.labels
+    assert task.languages() == tuple(recipe.task.languages) == found.languages
+    assert len(task.examples("en", "train")) == found.counts["train"]
+    assert recipe.training.keep == ("best" if found.counts["dev"] else "last")
+    densities = recipes.build(recipe, "schedule").densities()
+    assert densities[-1] == pytest.approx(0.31, abs=2e-3)
+
+
+def test_arguments_decide(tmp_path, monkeypatch):
+    write(
+        tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv", "no.test.tsv", "de.train.tsv"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "init",
+        "data/{language}.{split}.tsv",
+        "--train-language",
+        "de",
+        "--languages",
+        "de, no",
+        "--out",
+        "r.yaml",
+    ]
+    result = CliRunner().invoke(app, [*command, "--model", "quickstart", "--density", "0.5", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["languages"] == ["de", "no"]
+    recipe = recipes.load("r.yaml")
+    assert (recipe.model.name, recipe.task.train_language) == ("quickstart", "de")
+    assert recipes.build(recipe, "schedule").densities()[-1] == pytest.approx(0.5, abs=2e-3)
+
+
+def test_it_asks_on_a_terminal(tmp_path, monkeypatch):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("xlmprune.cli._is_terminal", lambda: True)
+    result = CliRunner().invoke(app, ["init"], input="data\n\n\nquickstart\n0.4\n")
+    assert result.exit_code == 0, result.output
+    assert recipes.load("recipe.yaml").model.name == "quickstart"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give a folder of data files"),
+        (["nowhere"], "nowhere: no such folder"),
+        (["empty"], "no training and test files found"),
+        (["data", "--density", "3"], "expected a number between 0 and 1"),
+        (["data", "--task", "clasification"], "did you mean 'classification'"),
+        (["data", "--task", "ranking"], "no kind of task can read these files"),
+        (["data", "--languages", "de,xx"], "no test set for language 'xx'"),
+        (["data", "--out", "there.yaml"], "exists already"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence(tmp_path, monkeypatch, arguments, said):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "there.yaml").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", *arguments])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert (tmp_path / "there.yaml").read_text() == "mine"
+    assert not (tmp_path / "recipe.yaml").exists()
+    with pytest.raises((DataError, RecipeError)):
+        first_recipe.init("nowhere", tmp_path / "there.yaml")

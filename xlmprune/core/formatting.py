@@ -1,0 +1,77 @@
+"""Numbers as people read them: percentages, points, sizes, counts. A value that is missing shows as a dash."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DASH = "–"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Write ``0.3138`` as ``31.4%``."""
+    return DASH if share is None else f"{100 * share:.{digits}f}%"
+
+
+def score(value: float | None) -> str:
+    """Write a metric, which is in percent already, to one decimal."""
+    return DASH if value is None else f"{value:.1f}"
+
+
+def points(value: float | None) -> str:
+    """Write a difference of two metrics with its sign."""
+    if value is None:
+        return DASH
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """Write a p-value: ``0.03``, ``< 0.001``."""
+    if value is None:
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def size(count: float | None) -> str:
+    """Write bytes as kB, MB or GB of a thousand each."""
+    if count is None:
+        return DASH
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.{1 if count < 100 * factor else 0}f} {unit}"
+    return f"{count:.0f} B"
+
+
+def amount(count: float | None) -> str:
+    """Write ``278,045,955`` as ``278.0 M``; smaller numbers with separators."""
+    if count is None:
+        return DASH
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def number(value: float | str | None) -> str:
+    """Write counts with separators, and other numbers in three significant digits."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return DASH if value is None else f"{value:,}" if isinstance(value, int) else value
+
+
+def decimals(value: float | None, digits: int = 2) -> str:
+    """Write a number with a fixed count of decimals."""
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def plain(value: Any) -> Any:
+    """Convert to values that JSON and YAML know: numpy's numbers become Python's, tuples lists, NaN and infinity None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,129 @@
+"""What this machine has: processor, memory, installed packages. Every command that names hardware asks here.
+
+Importing this module is quick; PyTorch is imported only where a fact needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlmprune._version import __version__
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "safetensors", "numpy")
+"""Packages whose versions a report names."""
+
+INSTRUCTIONS = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+"""Processor features that decide how fast integer and half-precision products are."""
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def platform_name() -> str:
+    """Return system and architecture, such as ``Linux x86_64``."""
+    return f"{platform.system()} {platform.machine()}"
+
+
+def processors() -> int:
+    """Return the number of processors this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Return the processor's model name."""
+    return _processor_line("model name") or platform.processor() or platform.machine()
+
+
+def instructions() -> list[str]:
+    """Return those of `INSTRUCTIONS` that the processor has; Linux only."""
+    flags = set((_processor_line("flags") or _processor_line("Features")).split())
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def memory_bytes() -> int | None:
+    """Return the physical memory, or the container's limit where that is lower."""
+    try:
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return min(physical, int(limit)) if limit.isdigit() else physical
+
+
+def process_memory() -> tuple[int | None, int | None]:
+    """Return (bytes of this process in memory now, its peak so far); None where the system does not tell.
+
+    Not `getrusage` on Linux: there a process begins with the peak of the one that started it.
+    """
+    status = _fields(_read("/proc/self/status"))
+    if status:
+        now, peak = (1024 * int(status[key].split()[0]) for key in ("VmRSS", "VmHWM"))
+        return now, peak
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None, None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak, peak
+
+
+def describe() -> dict[str, Any]:
+    """Return ``processor``, ``processors`` and ``instructions`` of this machine."""
+    return {
+        "processor": processor_name(),
+        "processors": processors(),
+        "instructions": instructions(),
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return versions and hardware of this run, for the report; no host name and no path."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "xlmprune": __version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in PACKAGES},
+        "platform": platform_name(),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        facts["device_name"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def _processor_line(key: str) -> str:
+    return _fields(_read("/proc/cpuinfo")).get(key, "")
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Read lines ``key: value``; the first of several equal keys counts."""
+    pairs = [line.split(":", 1) for line in text.splitlines() if ":" in line]
+    return {key.strip(): value.strip() for key, value in reversed(pairs)}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

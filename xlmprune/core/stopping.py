@@ -1,0 +1,59 @@
+"""Stop when a signal asks for it: Ctrl-C, `docker stop` (SIGTERM), a lost terminal (SIGHUP), Slurm's notice (SIGUSR1).
+
+A signal that was ignored when the process started stays ignored: a run under `nohup` continues without its terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
+"""Windows has the first two."""
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[..., Any]) -> Iterator[None]:
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def interruptible() -> contextlib.AbstractContextManager[None]:
+    """Let every signal raise KeyboardInterrupt at once, where nothing has to be saved first."""
+    return _handling(signal.default_int_handler)
+
+
+class StopRequest:
+    """Turns a signal into a request to stop after the next update, with a checkpoint.
+
+    A second signal stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._signals = _handling(self._ask)
+
+    def __enter__(self) -> StopRequest:
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._signals.__exit__(None, None, None)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -1,0 +1,132 @@
+"""Which way to quantize a run's model: calibrated on unlabelled text, chosen on it and on English dev.
+
+Test text is never read here. A candidate is good enough where it costs English dev next to nothing and gives nearly all
+unlabelled texts the label that the fp32 form gives them, on the mean over languages; the first one that does is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from xlmprune.core.errors import DataError
+from xlmprune.core.files import temporary_folder
+from xlmprune.data.encoding import Encoded, encode, pad
+from xlmprune.data.unlabelled import unlabelled_examples
+from xlmprune.evaluation import scores as evaluation
+from xlmprune.evaluation.agreement import Agreement
+from xlmprune.export import quantization
+from xlmprune.export.form import Material
+from xlmprune.export.graph import save_onnx
+from xlmprune.export.runtime import forward_of, open_session
+from xlmprune.tasks.metrics import Logits
+
+CALIBRATION_TEXTS = 12
+"""Of each language, to see which channels of the matrices' inputs lie far outside."""
+
+AGREEMENT_TEXTS = 36
+"""Of each language, other ones, to see how many keep their label."""
+
+DEV_EXAMPLES = 300
+
+DEV_MARGIN = 0.5
+DEV_EXAMPLES_LOST = 1.5
+AGREEMENT_MARGIN = 5.0
+"""Points that a form may be behind fp32: its score on English dev (or what one example counts for, where there are few),
+and the share of unlabelled texts whose label stays, which are often close calls."""
+
+
+def quantized(graph: onnx.ModelProto, material: Material) -> quantization.Choice:
+    """Quantize the graph to INT8 in the way that measurement chooses."""
+    texts = unlabelled_texts(material)
+    calibration = quantization.calibrate(
+        graph, [_feed(part.rows(CALIBRATION_TEXTS)) for part in texts], folder=material.folder
+    )
+    asked = _questions(material, texts)
+    exact = asked.answers(graph)
+    return quantization.choose(
+        graph,
+        lambda form: asked.figures(exact, asked.answers(form)),
+        quantization.candidates_for(calibration, material.embeddings),
+        reference=asked.figures(exact, exact),
+        margins=asked.margins(),
+    )
+
+
+def unlabelled_texts(material: Material) -> list[Encoded]:
+    """Read a few texts of every language that has unlabelled ones, and of the train language's training set."""
+    data, count = material.data, CALIBRATION_TEXTS + AGREEMENT_TEXTS
+    parts = [data.train.rows(count)]
+    if material.source.pattern is None:
+        return parts
+    try:
+        found = unlabelled_examples(
+            data.task,
+            material.source.pattern,
+            {language: test.examples for language, test in data.tests.items()},
+            None if data.dev is None else data.dev.examples,
+            material.source.languages,
+            count,
+        )
+    except DataError:  # no language has any: English alone must do, and the report's scores say how it did
+        return parts
+    return [*parts, *(encode(material.tokenizer, part, data.max_length) for part in found.values())]
+
+
+def _feed(texts: Encoded) -> dict[str, np.ndarray]:
+    batch = pad(texts, range(len(texts)))
+    return {key: batch[key] for key in ("input_ids", "attention_mask")}
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """Texts on which forms are compared: English dev first, where there is one, then each language's unlabelled ones."""
+
+    task: Any
+    dev: evaluation.TestSet | None
+    texts: Sequence[Encoded]
+    batch_size: int
+    folder: Path
+    """Where temporary files go."""
+
+    def answers(self, proto: onnx.ModelProto) -> list[Logits]:
+        """A graph's logits on all of them."""
+        sets = [*([self.dev.encoded] if self.dev else []), *self.texts]
+        with temporary_folder(self.folder) as folder:
+            save_onnx(proto, folder / "candidate.onnx")
+            forward = forward_of(open_session(folder / "candidate.onnx"))
+            return [evaluation.collect(forward, part, self.batch_size) for part in sets]
+
+    def figures(self, exact: Sequence[Logits], found: Sequence[Logits]) -> dict[str, float]:
+        """Percent: the score on dev, and the mean over languages of the labels that stayed."""
+        facts: dict[str, float] = {}
+        if self.dev is not None:
+            score = evaluation.score(found[0], self.dev.examples, self.task.metrics, self.task.labels)
+            facts["dev"] = score.value
+        shares = []
+        for before, after in list(zip(exact, found, strict=True))[1 if self.dev else 0 :]:
+            agreement = Agreement()
+            agreement.add(before, after)
+            shares.append(100 * agreement.agreement)
+        facts["agreement"] = float(np.mean(shares))
+        return facts
+
+    def margins(self) -> dict[str, float]:
+        """Points that each figure may fall."""
+        if self.dev is None:
+            return {"agreement": AGREEMENT_MARGIN}
+        one = 100 * DEV_EXAMPLES_LOST / max(1, len(self.dev.examples))
+        return {"dev": max(DEV_MARGIN, one), "agreement": AGREEMENT_MARGIN}
+
+
+def _questions(material: Material, texts: Sequence[Encoded]) -> _Questions:
+    data = material.data
+    dev = None if data.dev is None else data.dev.sample(DEV_EXAMPLES)
+    rest = [part.rows(AGREEMENT_TEXTS, CALIBRATION_TEXTS) for part in texts]
+    held_out = [part for part in rest if len(part)] or list(texts)
+    return _Questions(data.task, dev, held_out, material.batch_size, material.folder)

@@ -1,0 +1,315 @@
+"""`xlmprune init`: look at a user's files and write a commented recipe that validates.
+
+What is found by looking (the pattern of the file names, the kind of task, labels, lengths) is written into the recipe as
+a comment, so that a wrong guess is seen and corrected before anything is trained.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlmprune import recipe as recipes
+from xlmprune.core.errors import DataError, RecipeError
+from xlmprune.core.files import explain_disk, write_atomically
+from xlmprune.core.languages import language_name
+from xlmprune.data.readers.files import fill
+from xlmprune.data.readers.lines import expand
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import TaskRecipe
+from xlmprune.recipe.yaml_text import plain_value
+
+if TYPE_CHECKING:
+    from xlmprune.data.examples import Examples
+    from xlmprune.tasks import Task
+
+KINDS = ("pair_classification", "classification", "ranking", "tagging")
+SPLITS = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".ndjson", ".txt", ".conll", ".conllu", ".iob", ".iob2")
+WORD = re.compile(r"[A-Za-z]+")
+CODE = re.compile(r"(?<![A-Za-z])[a-z]{2,3}(?:[-_](?:[A-Z]{2}|[A-Z][a-z]{3}))?(?![A-Za-z])")
+MOST_FILES = 100_000
+
+UPDATES_PER_STAGE = 500
+"""Updates after which a stage of a small data set is long enough to recover what pruning took."""
+CHARACTERS_PER_TOKEN = 2.5
+"""Of XLM-R's tokenizer; fewer than in most languages, so that lengths are estimated on the safe side."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the names of data files are built."""
+
+    pattern: str
+    """A path with `{language}` and `{split}`."""
+    splits: dict[str, str]
+    """The word that stands for each split."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in the files."""
+
+    kind: str
+    layout: Layout
+    train_language: str
+    languages: tuple[str, ...]
+    """Languages with a test file, the train language first."""
+    labels: tuple[str, ...]
+    counts: dict[str, int]
+    """Examples of train, dev, and the test sets together."""
+    longest: int
+    """Tokens of the longest of 99% of the training examples, estimated from characters."""
+
+
+def survey(
+    path: str, kind: str | None = None, train_language: str = "en", languages: Sequence[str] = ()
+) -> Survey:
+    """Look at data files.
+
+    Args:
+        path: a folder, or a pattern with `{language}` and `{split}`.
+        kind: one of `KINDS`; by default the first that can read the files.
+        languages: measure only these; by default all that have a test file.
+
+    Raises:
+        DataError: no files, or files that no kind of task can read; says what was tried.
+    """
+    layout = Layout(path, {}) if "{" in path else find_layout(Path(path))
+    values: dict[str, Any] = {"source": "files", "path": layout.pattern, "train_language": train_language}
+    values |= {f"{split}_split": word for split, word in layout.splits.items()}
+    if languages:
+        values["languages"] = list(languages)
+    recipe = TaskRecipe(name="classification", **values)
+    kind, task = _first_that_reads(recipe, [kind] if kind else _likely_kinds(layout, train_language))
+    train = task.examples(train_language, "train")
+    tests = [task.examples(language, "test") for language in task.languages()]
+    dev = _dev(task, train_language)
+    counts = {"train": len(train), "dev": 0 if dev is None else len(dev), "test": sum(map(len, tests))}
+    return Survey(kind, layout, train_language, task.languages(), task.labels, counts, _longest(train))
+
+
+# --- file names ------------------------------------------------------------------------------------------------------
+
+
+def find_layout(folder: Path) -> Layout:
+    """Find the pattern that most data files in a folder follow.
+
+    Raises:
+        DataError: no file has the name of a language and of a split in its path.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder; give a folder, or a pattern such as data/{{language}}.{{split}}.tsv"
+        )
+    found: dict[str, Counter[str]] = {}
+    for file in _data_files(folder):
+        for pattern, word in _patterns(file.relative_to(folder).as_posix()):
+            found.setdefault(pattern, Counter())[word] += 1
+    complete = {
+        pattern: words
+        for pattern, words in found.items()
+        if _split_of("train", words) and _split_of("test", words)
+    }
+    if not complete:
+        raise DataError(
+            f"{folder}: no training and test files found whose names hold a language and a split, such as en.train.tsv and "
+            "de.test.tsv; rename the files, or give a pattern such as 'data/{language}/{split}.tsv'"
+        )
+    best = max(complete, key=lambda pattern: complete[pattern].total())
+    words = {split: _split_of(split, complete[best]) for split in SPLITS}
+    return Layout(
+        (folder / best).as_posix(), {split: word for split, word in words.items() if word and word != split}
+    )
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    count = 0
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            count += 1
+            if count > MOST_FILES:
+                raise DataError(
+                    f"{folder}: holds more than {MOST_FILES:,} files; give the folder of the data alone"
+                )
+            plain = name.removesuffix(".gz")
+            if Path(plain).suffix.lower() in SUFFIXES or WORD.fullmatch(Path(plain).suffix[1:]):
+                yield Path(parent) / plain
+
+
+def _patterns(path: str) -> Iterator[tuple[str, str]]:
+    """Every way to see one word of a path as a language and another as a split, with the split's word."""
+    known = {word for spellings in SPLITS.values() for word in spellings}
+    splits = [word for word in WORD.finditer(path) if word[0].lower() in known]
+    languages = [word for word in CODE.finditer(path) if language_name(word[0]) != word[0]]
+    for split, language in itertools.product(splits, languages):
+        if split.start() != language.start():
+            filled = sorted([(language.span(), "{language}"), (split.span(), "{split}")])
+            (start, end), first = filled[0]
+            (later, last), second = filled[1]
+            yield path[:start] + first + path[end:later] + second + path[last:], split[0]
+
+
+def _split_of(split: str, words: Counter[str]) -> str | None:
+    """The word that stands for a split among those found."""
+    return next((word for word in words if word.lower() in SPLITS[split]), None)
+
+
+# --- what the files hold ---------------------------------------------------------------------------------------------
+
+
+def _likely_kinds(layout: Layout, language: str) -> Sequence[str]:
+    """The kinds to try. Only a token file has an empty line after every sentence; a table may look like one otherwise."""
+    name = fill(expand(layout.pattern), language, layout.splits.get("train", "train"))
+    file = next((Path(path) for path in (name, f"{name}.gz") if Path(path).is_file()), None)
+    if file is None or file.name.removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
+        return KINDS
+    with (gzip.open if file.suffix == ".gz" else open)(
+        file, "rt", encoding="utf-8", errors="replace"
+    ) as opened:
+        head = [line.strip() for line in itertools.islice(opened, 300)]
+    sentences = [bool(line) for line in head[:-1]]
+    return ("tagging",) if not all(sentences) and sentences.count(False) > 1 else KINDS[:-1]
+
+
+def _first_that_reads(recipe: TaskRecipe, kinds: Sequence[str]) -> tuple[str, Task]:
+    refused = []
+    for kind in kinds:
+        task = registry.load("task", kind)(recipe.model_copy(update={"name": kind}))
+        try:
+            labels, languages = task.labels, task.languages()
+            for language in languages:
+                task.examples(language, "test")
+        except DataError as error:
+            refused.append(f"{kind}: {str(error).splitlines()[0]}")
+            continue
+        if len(labels) > 1:
+            return kind, task
+    raise DataError("\n".join([f"{recipe.path}: no kind of task can read these files", *refused]))
+
+
+def _dev(task: Task, train_language: str) -> Examples | None:
+    try:
+        return task.examples(train_language, "dev")
+    except DataError:
+        return None
+
+
+def _longest(examples: Examples) -> int:
+    sizes = sorted(map(len, _texts(examples)))
+    return math.ceil(sizes[int(0.99 * (len(sizes) - 1))] / CHARACTERS_PER_TOKEN) if sizes else 0
+
+
+def _texts(examples: Examples) -> Iterator[str]:
+    for row, first in enumerate(examples.first):
+        text = first if isinstance(first, str) else " ".join(first)
+        yield text if examples.second is None else f"{text} {examples.second[row]}"
+
+
+# --- the recipe ------------------------------------------------------------------------------------------------------
+
+
+def init(
+    path: str,
+    out: Path,
+    kind: str | None = None,
+    train_language: str = "en",
+    languages: Sequence[str] = (),
+    model: str = "FacebookAI/xlm-roberta-base",
+    density: float = 0.31,
+) -> Survey:
+    """Look at data files and write a recipe for them to ``out``; see `survey` and `recipe_text` for the arguments.
+
+    Raises:
+        DataError: the files cannot be read.
+        RecipeError: ``out`` exists, or an argument is not possible.
+    """
+    if out.exists():
+        raise RecipeError(f"{out}: exists already; choose another file with --out")
+    if not 0 < density < 1:
+        raise RecipeError(f"--density {density}: expected a number between 0 and 1, such as 0.31")
+    if kind is not None and kind not in KINDS:
+        raise RecipeError(f"--task {kind}: {registry.nearest(kind, KINDS)}")
+    found = survey(path, kind, train_language, languages)
+    pattern = os.path.relpath(expand(found.layout.pattern), out.absolute().parent)
+    text = recipe_text(found, pattern.replace(os.sep, "/"), model, density)
+    values, _ = recipes.parse_yaml(text, str(out))
+    recipes.validate({"name": "mine", **values}, str(out))
+    with explain_disk(out.absolute().parent):
+        write_atomically(out, text)
+    return found
+
+
+def recipe_text(found: Survey, pattern: str, model: str, density: float, stages: int = 6) -> str:
+    """Write a commented recipe.
+
+    Args:
+        pattern: of the data files, relative to the recipe.
+        model: where to start; `quickstart` needs no hub and trains on a CPU.
+        density: share of the encoder's weights that remains at the end.
+        stages: pruning stages.
+    """
+    small = model == "quickstart"
+    updates = -(-found.counts["train"] // 32)
+    epochs = min(10.0, max(1.0, UPDATES_PER_STAGE / updates))
+    length = next(size for size in (32, 64, 128, 256, math.inf) if size >= min(found.longest, 256))
+    others = [language for language in found.languages if language != found.train_language]
+    splits = [f"  {split}_split: {_scalar(word)}" for split, word in found.layout.splits.items()]
+    shown = ", ".join(found.labels[:8]) + (", …" if len(found.labels) > 8 else "")
+    keep = "best" if found.counts["dev"] else "last"
+    lines = [
+        f"# Task {found.kind}: trained in {language_name(found.train_language)}, measured in {len(others)} more "
+        f"language{'s'[: len(others) != 1]}.",
+        "#",
+        "# Written by `xlmprune init`. Check it, then print the plan and start:",
+        "#   xlmprune compress THIS_FILE --dry-run",
+        "#   xlmprune compress THIS_FILE",
+        "#",
+        f"# Found: {found.counts['train']:,} training examples, {found.counts['dev']:,} dev, {found.counts['test']:,} test.",
+        f"# Labels ({len(found.labels)}): {shown}",
+        "model:",
+        f"  name: {_scalar(model)}",
+        "  # Trim the vocabulary to your languages for a much smaller file. It needs plain text, one sentence a line:",
+        "  # vocabulary: {files: [\"text/{language}.txt\"], max_size: 60000}",
+        "task:",
+        f"  name: {found.kind}",
+        "  source: files",
+        "  # Relative to this file.",
+        f"  path: {_scalar(pattern)}",
+        *splits,
+        f"  train_language: {_scalar(found.train_language)}",
+        f"  languages: [{', '.join(map(_scalar, found.languages))}]",
+        "training:",
+        f"  # A batch has 32 examples, so this is about {round(epochs * updates):,} updates in each of {stages + 1} stages.",
+        f"  epochs_per_stage: {epochs:.3g}",
+        "  # Small data needs a higher learning rate than the paper's 5e-6, which is for millions of updates.",
+        f"  learning_rate: {'1.0e-4' if small else '2.0e-5'}",
+        f"  # 99% of the training examples have at most about {found.longest} tokens.",
+        f"  max_length: {length}",
+        *([] if found.counts["dev"] else ["  # There is no dev file to choose the best epoch on."]),
+        f"  keep: {keep}",
+        "pruning:",
+        f"  # {density:.0%} of the encoder's weights remain after {stages} stages. Fewer: a smaller file, lower scores.",
+        f"  schedule: {{name: geometric, step_fraction: {1 - density ** (1 / stages):.4g}, stages: {stages}}}",
+        "# Keeps pruned weights close to the pretrained ones, so that the other languages lose less.",
+        "regularizer: {name: cosine, strength: 100.0}",
+        "export:",
+        "  onnx: [fp32, int8]",
+        "  # Do not ship a form that loses more points than this against the unquantized model:",
+        "  # floor: {zero_shot_drop: 1.0, worst_language_drop: 5.0}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _scalar(text: str) -> str:
+    """Write a text as YAML, with quotes where it needs them."""
+    return text if re.fullmatch(r"[A-Za-z][\w./-]*", text) and plain_value(text) == text else json.dumps(text)
