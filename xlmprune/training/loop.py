@@ -166,25 +166,24 @@ class FinePruning:
     def _backward(self, rate: float, total: int) -> tuple[float, float, float]:
         """Leave the gradients of an update; return loss, penalty and the gradient's norm."""
         state, criterion = self.state, self.method.criterion
-        returning = self.pruner.may_return(total)
-        hidden = criterion.keeps_pruned_values and returning
-        masks = state.masks if state.at.stage > 0 else None
+        may_return = self.pruner.may_return(total)
+        hidden = may_return and criterion.keeps_pruned_values
+        masks = None if state.at.stage == 0 or may_return else state.masks
         criterion.before_forward(state.weights, state.masks)
         with self.pruner.masked(total) if hidden else nullcontext():
             loss = self.gradients.add(state.at.position, taught=state.at.stage > 0)
         # Hidden weights are scored by a gradient that does not move them. Otherwise the criterion sees the clipped
         # gradient, as published, unless the regularizer's would be in it.
-        apart = self.reference() is not None and not self.method.observe_regularizer
-        if apart and not returning:
+        early = hidden or (self.reference() is not None and not self.method.observe_regularizer)
+        if early:
             mask_gradients(state.weights, masks)
-        if hidden or apart:
             criterion.observe(state.weights, state.masks, rate)
         penalty = self._add_penalty()
         # Masked before the norm is taken, so that pruned weights do not count in it.
-        norms = mask_gradients(state.weights, masks if hidden or not returning else None)
-        watched = not (hidden or apart) and type(criterion).observe is not Criterion.observe
-        norm = clip(self.model, self.settings.gradient_clip, norms, None if watched else state.optimizer)
-        if watched and math.isfinite(norm):
+        norms = mask_gradients(state.weights, state.masks if hidden else masks)
+        late = type(criterion).observe is not Criterion.observe and not early
+        norm = clip(self.model, self.settings.gradient_clip, norms, None if late else state.optimizer)
+        if late and math.isfinite(norm):
             criterion.observe(state.weights, state.masks, rate)
         return loss, penalty, norm
 

@@ -72,6 +72,14 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     }
 
 
+def _stage_plan(
+    settings: TrainingRecipe, batches_per_epoch: int, stage: int, density: float
+) -> dict[str, Any]:
+    updates = updates_in_stage(settings, batches_per_epoch, stage)
+    rates = (learning_rate(settings, stage, update, updates) for update in range(updates))
+    return {"stage": stage, "encoder_density": density, "updates": updates, "peak_learning_rate": max(rates)}
+
+
 def too_little_learning(recipe: Recipe, updates: int) -> list[str]:
     """Warn if stage 0 has too few updates for its learning rate; an empty list if it has enough."""
     training = recipe.training
@@ -84,14 +92,6 @@ def too_little_learning(recipe: Recipe, updates: int) -> list[str]:
         f"stage 0 has {updates:,} updates with a learning rate of {rate:g}. That is too little to learn a task. Raise "
         f"training.{key} (5e-5 to 2e-4 suits small data) or the number of epochs"
     ]
-
-
-def _stage_plan(
-    settings: TrainingRecipe, batches_per_epoch: int, stage: int, density: float
-) -> dict[str, Any]:
-    updates = updates_in_stage(settings, batches_per_epoch, stage)
-    rates = (learning_rate(settings, stage, update, updates) for update in range(updates))
-    return {"stage": stage, "encoder_density": density, "updates": updates, "peak_learning_rate": max(rates)}
 
 
 def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
