@@ -477,7 +477,7 @@ PUBLISHED = {
     "restarted": {
         "criterion": {"name": "pins", "window": 4},
         "regrow": True,
-        "schedule": {**CONTINUOUS, "restart": True},
+        "schedule": {**CONTINUOUS, "every": 2, "restart": True},
     },
 }
 

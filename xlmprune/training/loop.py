@@ -181,7 +181,9 @@ class FinePruning:
         penalty = self._add_penalty()
         # Masked before the norm is taken, so that pruned weights do not count in it.
         norms = mask_gradients(state.weights, state.masks if hidden else masks)
-        late = type(criterion).observe is not Criterion.observe and not early
+        # Stage 0 is the same bit for bit with every criterion that does not act on it, so that runs can share it.
+        watching = state.at.stage > 0 or criterion.acts_on_dense
+        late = type(criterion).observe is not Criterion.observe and watching and not early
         norm = clip(self.model, self.settings.gradient_clip, norms, None if late else state.optimizer)
         if late and math.isfinite(norm):
             criterion.observe(state.weights, state.masks, rate)
