@@ -94,7 +94,7 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             )
     if training.gradient_accumulation > training.batch_size:
         yield ("training", "gradient_accumulation"), "more micro-batches than examples in a batch"
-    criterion, continuous = registry.build(recipe, "criterion"), pruning.schedule.name == "continuous"
+    criterion, continuous = build(recipe, "criterion"), pruning.schedule.name == "continuous"
     if pruning.regrow and not continuous:
         yield ("pruning", "regrow"), "pruned weights can return only with the schedule continuous"
     if pruning.regrow and not criterion.scores_pruned:
