@@ -312,13 +312,13 @@ def test_predict_reads_lines_and_json(finished, tmp_path):
 def test_a_finished_run_is_left_alone(finished):
     run, _ = finished
     before = {
-        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "lock"
     }
     result = CliRunner().invoke(app, ["compress", str(run / "recipe.yaml"), "--out", str(run)])
     assert result.exit_code == 0
     assert "finished" in result.stderr
     assert before == {
-        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "lock"
     }
 
 

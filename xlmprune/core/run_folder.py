@@ -63,7 +63,8 @@ class RunFolder:
             self.own.mkdir(exist_ok=True)
             self._lock = FolderLock(self.own / "lock", path)
             try:
-                write_atomically(self.own / MARKER, json.dumps({"made_by": f"xlmprune {__version__}"}))
+                if not is_run(path):
+                    write_atomically(self.own / MARKER, json.dumps({"made_by": f"xlmprune {__version__}"}))
                 self._delete_leftovers()
                 if fresh:
                     self._clear()
@@ -225,8 +226,9 @@ class RunFolder:
         with explain_disk(self.path):
             partial.mkdir()
             write(partial)
-            # A copy of another run's start brings that run's list of hashes, which is written anew.
-            files = sorted(f for f in partial.rglob("*") if f.is_file() and f.name != checkpoints.FILES)
+            # A start that was copied from another run brings that run's list with it.
+            (partial / checkpoints.FILES).unlink(missing_ok=True)
+            files = sorted(file for file in partial.rglob("*") if file.is_file())
             hashes = {file.relative_to(partial).as_posix(): sha256_of(file) for file in files}
             if expected is not None and hashes != expected:
                 raise ModelError(
