@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from xlmprune.cli import app
+from xlmprune.report import findings, results
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,12 +49,21 @@ def compress(workplace, monkeypatch, name, *options, **training):
 
 
 def test_a_model_that_learned_nothing_is_a_warning_before_anything_else(workplace, monkeypatch):
-    result, _ = compress(workplace, monkeypatch, "nothing", learning_rate=1e-9)
+    result, bundle = compress(workplace, monkeypatch, "nothing", learning_rate=1e-9)
     told = result.stderr
     assert "warning: the model has not learned the task" in told
     assert "English dev" in told
     assert "guessing 25.0" in told
     assert told.index("warning:") < told.index("stage 1/3")
+    assert result.stdout.startswith("Warning: the model has not learned the task")
+    report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+    assert len(report["warnings"]) == 1
+    for row in report["languages"].values():
+        assert (row["majority"], row["chance"]) == (25, 25)
+    for name in ("report.md", "report.html"):
+        text = (bundle / name).read_text(encoding="utf-8")
+        assert 0 < text.index("has not learned the task") < text.index("of the encoder's weights")
+        assert "Baseline, the higher score" in text
 
 
 def test_a_model_that_learned_is_not_warned_about_and_the_end_says_what_to_type(workplace, monkeypatch):
@@ -69,6 +79,34 @@ def test_a_model_that_learned_is_not_warned_about_and_the_end_says_what_to_type(
     assert again.exit_code == 0
     assert again.stderr == ""
     assert "English" in again.stdout
+
+
+def report_of_languages(**deltas: float) -> dict:
+    languages = {
+        code: {"n": 100, "metric": "accuracy", "dense": 50.0, "pruned": 50.0 + delta, "delta": delta}
+        for code, delta in deltas.items()
+    }
+    return {"languages": languages, "summary": results.summary(languages, "en")}
+
+
+def test_no_language_lost_is_said_so_and_none_is_marked_as_the_worst():
+    said = findings.describe_scores(report_of_languages(en=1.0, ru=5.0, de=-0.01))
+    assert "No zero-shot language lost accuracy." in said
+    assert "worst" not in said
+    assert {row.style for row in findings.rows(report_of_languages(en=1.0, ru=5.0))} == {"train", "other"}
+    said = findings.describe_scores(report_of_languages(en=1.0, ru=5.0, de=-2.0))
+    assert "The worst language, German: 50.0 → 48.0 (−2.0 points)." in said
+    assert "No zero-shot" not in said
+    assert "No zero-shot" not in findings.describe_scores(report_of_languages(en=1.0))
+
+
+def test_curves_over_fewer_examples_than_the_table_say_so():
+    report = report_of_languages(en=0.0, de=0.0)
+    assert findings.describe_curve(report) == ""
+    report["recipe"] = {"evaluation": {"max_stage_examples": 42}}
+    assert "first 42 test examples" in findings.describe_curve(report)
+    report["recipe"]["evaluation"]["max_stage_examples"] = 100
+    assert findings.describe_curve(report) == ""
 
 
 def test_verbose_names_every_language_of_a_stage_and_excludes_quiet(workplace, monkeypatch):

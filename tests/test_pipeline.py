@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 import xlmprune
 from xlmprune.cli import app
+from xlmprune.core.device import computes_bf16_quickly
 from xlmprune.core.errors import BundleError
 from xlmprune.models.loading import prunable, save_tokenizer
 
@@ -372,7 +374,7 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
     monkeypatch.setattr(fine_pruning.FinePruning, "_update", interrupted)
     first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert first.exit_code == 130
-    assert "same command goes on" in first.stderr
+    assert "run the same command again to resume" in first.stderr
     second = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert second.exit_code == 0, second.output
     assert "resuming at stage 1, update 5" in second.stderr
@@ -382,8 +384,9 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
     assert report_of(tmp_path / "run")["languages"] == report_of(tmp_path / "whole")["languages"]
 
 
-def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path, monkeypatch):
-    recipe = write_recipe(workplace, name="stopped")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_asked_to_stop_it_saves_first_and_resumes_from_there(workplace, tmp_path, monkeypatch, number):
+    recipe = write_recipe(workplace, name="stopped", export={"onnx": []})
     from xlmprune.training import loop as fine_pruning
 
     original, calls = fine_pruning.FinePruning._update, []
@@ -391,7 +394,7 @@ def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path
     def ask(self, total):
         calls.append(1)
         if len(calls) == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(self, total)
 
     monkeypatch.setattr(fine_pruning.FinePruning, "_update", ask)
@@ -402,36 +405,113 @@ def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path
     assert "resuming at stage 0, update 10" in second.stderr
 
 
-def test_a_checkpoint_with_parts_missing_is_a_sentence(workplace, tmp_path, monkeypatch):
-    """Also one of a version that did not list its files."""
+@pytest.fixture(scope="module")
+def interrupted_once(workplace, tmp_path_factory):
+    """(recipe, run folder) of a run that stopped in stage 1."""
     recipe = write_recipe(workplace, name="parts", export={"onnx": []})
+    from xlmprune.training import loop as fine_pruning
 
-    def stop(*_):
-        raise KeyboardInterrupt
+    original, calls = fine_pruning.FinePruning._update, []
 
-    monkeypatch.setattr("xlmprune.pipeline.Training.finish", stop)
-    arguments = ["compress", str(recipe), "--out", str(tmp_path / "run")]
-    assert CliRunner().invoke(app, arguments).exit_code == 130
-    (saved,) = (tmp_path / "run" / "checkpoint").glob("saved-*")
-    listed = json.loads((saved / "state.json").read_text())
-    unlisted = {key: value for key, value in listed.items() if key != "files"}
-    for state in (listed, unlisted):
-        (saved / "state.json").write_text(json.dumps(state))
-        for name in ("masks", "model", "dense"):
-            file = saved / f"{name}.safetensors"
-            content = file.read_bytes()
-            file.unlink()
-            result = CliRunner().invoke(app, arguments)
-            assert result.exit_code == 2, result.output
-            assert f"{name}.safetensors missing" in result.stderr or state is unlisted
-            assert "the checkpoint is damaged" in result.stderr
-            assert "--fresh" in result.stderr
-            file.write_bytes(content)
-    trimming = tmp_path / "run" / "checkpoint" / "start" / "vocabulary.json"
-    trimming.write_text("")
-    assert "the checkpoint is damaged" in CliRunner().invoke(app, arguments).stderr
-    trimming.write_text("null")
-    assert CliRunner().invoke(app, arguments).exit_code == 130
+    def ask(self, total):
+        calls.append(1)
+        if len(calls) == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, total)
+
+    out = tmp_path_factory.mktemp("interrupted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_pruning.FinePruning, "_update", ask)
+        assert CliRunner().invoke(app, ["compress", str(recipe), "--out", str(out)]).exit_code == 130
+    return str(recipe), out
+
+
+@pytest.fixture
+def interrupted(interrupted_once, tmp_path):
+    """The command that resumes a copy of that run, and the copy."""
+    recipe, out = interrupted_once
+    shutil.copytree(out, tmp_path / "run")
+    return ["compress", recipe, "--out", str(tmp_path / "run")], tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(interrupted_once, tmp_path_factory):
+    recipe, _ = interrupted_once
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert CliRunner().invoke(app, ["compress", recipe, "--out", str(out)]).exit_code == 0
+    return report_of(out)
+
+
+def events_of(run):
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "file", ["newest/model.safetensors", "newest/dense.safetensors", "start/model.safetensors"]
+)
+def test_a_damaged_file_is_said_and_changes_no_result(interrupted, uninterrupted, file):
+    command, run = interrupted
+    newest = max((run / "checkpoint").glob("saved-*")).name
+    flipped = run / "checkpoint" / file.replace("newest", newest)
+    content = bytearray(flipped.read_bytes())
+    content[-5] ^= 1
+    flipped.write_bytes(content)
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "is damaged" in result.stderr
+    assert [event["what"] for event in events_of(run) if event["event"] == "damaged"] == [
+        "start" if file.startswith("start") else newest
+    ]
+    assert report_of(run)["languages"] == uninterrupted["languages"]
+    assert report_of(run)["layers"] == uninterrupted["layers"]
+
+
+def test_every_start_is_recorded_and_a_change_must_be_allowed(interrupted, uninterrupted, monkeypatch):
+    command, run = interrupted
+    before = contents(run)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert re.search(r"conditions changed.*threads 1 -> 3.*OMP_NUM_THREADS.*--allow-change", refused.stderr)
+    after = contents(run)
+    assert {path: after.get(path) for path in before} == before, "nothing was written"
+    allowed = CliRunner().invoke(app, [*command, "--allow-change"])
+    assert allowed.exit_code == 0, allowed.output
+    assert "results may differ: threads 1 -> 3" in allowed.stderr
+    start, resume = (e for e in events_of(run) if e["event"] in ("start", "resume"))
+    assert start["conditions"]["threads"] == 1
+    assert start["conditions"]["precision"] in ("fp32", "bf16")
+    assert start["conditions"].keys() >= {
+        "device",
+        "device_name",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "numpy",
+    }
+    assert resume["conditions"] == {**start["conditions"], "threads": 3}
+    assert resume["changed"] == {"threads": [1, 3]}
+    report = report_of(run)
+    assert report["changed_conditions"] == [
+        {"stage": resume["stage"], "update": resume["update"], "changed": {"threads": [1, 3]}}
+    ]
+    for name in ("report.md", "report.html"):
+        assert "under other conditions (threads 1" in (run / "bundle" / name).read_text()
+    assert "changed_conditions" not in uninterrupted
+
+
+def contents(run):
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_precision_on_resume(interrupted, monkeypatch):
+    """`auto` may mean another precision on another machine; so may another device."""
+    command, _ = interrupted
+    quick = computes_bf16_quickly(torch.device("cpu"))
+    monkeypatch.setattr("xlmprune.core.device.computes_bf16_quickly", lambda _: not quick)
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert re.search('precision "(fp32|bf16)" -> "(fp32|bf16)"', refused.stderr)
 
 
 def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ class Bundle:
     @property
     def served(self) -> str:
         """The form to serve by default: the fastest one that the bundle has."""
-        return "int8" if "int8" in self.forms else next(iter(self.forms), "")
+        return min(self.forms, key=lambda name: form_named(name).serving_rank, default="")
 
     def session(self, form: str = "") -> onnxruntime.InferenceSession:
         """The session of one form, opened once. Raises BundleError where the file is not this bundle's model."""

@@ -11,7 +11,6 @@ import numpy as np
 
 from xlmprune.data.examples import Examples
 from xlmprune.evaluation.intervals import interval
-from xlmprune.evaluation.scores import Score
 from xlmprune.tasks.metrics import Accuracy, Logits, Metric, TokenAccuracy
 
 GUESSES = 10
@@ -48,10 +47,14 @@ def baselines(examples: Examples, metric: Metric, labels: tuple[str, ...]) -> Ba
     return Baselines(majority, _chance(examples, metric, labels), labels[most])
 
 
-def learned_nothing(score: Score, metric: Metric, baseline: Baselines) -> bool:
-    """Whether a score is not clearly above its baselines: the lower end of its 95 % interval does not reach them."""
-    low, _ = interval(score.statistics, metric)
-    return (score.value if low is None else low) <= baseline.best
+def learned_nothing(statistics: np.ndarray, metric: Metric, baseline: Baselines) -> bool:
+    """Return whether a score is not clearly above its baselines: the lower end of its 95 % interval is not.
+
+    Args:
+        statistics: [examples, k], what the metric sums up.
+    """
+    low, _ = interval(statistics, metric)
+    return (float(metric.value(statistics.sum(axis=0))) if low is None else low) <= baseline.best
 
 
 def describe(score: float, baseline: Baselines, where: str) -> str:

@@ -298,8 +298,7 @@ def _from_hub(recipe: ModelRecipe, fetch: Callable[[], Any]) -> Any:
         raise MachineError(
             f"{recipe.name} could not be loaded from the Hugging Face hub: {first}\n"
             "If this machine is offline, give a local folder as model.name (one that holds config.json, "
-            "model.safetensors and tokenizer.json), or use model.name: quickstart, which needs no hub "
-            "(pip install 'xlmprune[quickstart]')"
+            "model.safetensors and tokenizer.json), or use model.name: quickstart, which needs no hub"
         ) from error
 
 

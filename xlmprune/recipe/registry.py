@@ -40,6 +40,7 @@ SCHEDULES = {
     "geometric": "xlmprune.pruning.schedules:Geometric",
     "linear": "xlmprune.pruning.schedules:Linear",
     "cubic": "xlmprune.pruning.schedules:Cubic",
+    "continuous": "xlmprune.pruning.schedules:Continuous",
 }
 
 TASKS = {

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from xlmprune.bundle.inspect import inspect
 from xlmprune.bundle.manifest import sha256_of
 from xlmprune.core.files import SAFETENSORS_FILE
+from xlmprune.core.languages import language_name
 from xlmprune.core.machine import environment
 from xlmprune.data.encoding import length_statistics
-from xlmprune.evaluation import intervals
+from xlmprune.evaluation import baselines, intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
 from xlmprune.export.writing import MeasuredForm, dense_bytes
@@ -63,6 +64,7 @@ def assemble(
         "scaled_down": scaled_down(recipe),
         "task": _task(data),
         "model": _model(outcome, data.max_length),
+        "warnings": warnings(outcome, data),
         "languages": languages,
         "summary": summary(languages, data.train_language),
         "stages": list(outcome.stages),
@@ -85,6 +87,8 @@ def assemble(
             facts["quantization"] = entry.written.choice
     if refused:
         facts["refused"] = dict(refused)
+    if outcome.changes:
+        facts["changed_conditions"] = list(outcome.changes)
     if data.unlabelled:
         facts["unlabelled"] = dict(data.unlabelled)
     if used := target_text(recipe):
@@ -112,10 +116,23 @@ def _languages(
             "ci95": list(intervals.interval(score.statistics, metric)),
         }
         row |= {key: entry.scores[language].value for key, entry in measured.items()}
+        if found := baselines.baselines(data.tests[language].examples, metric, data.task.labels):
+            row |= {"majority": found.majority, "chance": found.chance}
         if data.unlabelled:
             row["seen_unlabelled"] = language in data.unlabelled
         rows[language] = row
     return rows
+
+
+def warnings(outcome: Outcome, data: Datasets) -> list[str]:
+    """Say what makes the report's figures meaningless: a dense model that is not above its baselines."""
+    task, language = data.task, data.train_language
+    found = baselines.baselines(data.tests[language].examples, task.metrics[0], task.labels)
+    dense = outcome.dense[language]
+    if found is None or not baselines.learned_nothing(dense, task.metrics[0], found):
+        return []
+    value = float(task.metrics[0].value(dense.sum(axis=0)))
+    return [baselines.describe(value, found, f"{language_name(language)} test") + "."]
 
 
 def _other_metrics(
@@ -139,7 +156,7 @@ def _other_metrics(
 def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> dict[str, Any]:
     """English, the zero-shot mean, the mean of all, and the language that lost most. The train language is never
     in the zero-shot mean."""
-    columns = [key for key in findings.scored() if key in languages[train_language]]
+    columns = [key for key in (*findings.scored(), *findings.BASELINES) if key in languages[train_language]]
 
     def means(of: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
         return {column: evaluation.mean(row[column] for row in of.values()) for column in columns}

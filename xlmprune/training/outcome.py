@@ -56,3 +56,5 @@ class Outcome:
     """Statistics of the dense model by language, [examples, k]."""
     dense_others: Mapping[str, Mapping[str, float]]
     """The task's further metrics of the dense model, by language and metric."""
+    changes: Sequence[Mapping[str, Any]] = ()
+    """Conditions that changed when the run resumed, each with its stage and update."""

@@ -13,10 +13,10 @@ from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
-from xlmprune.recipe import Recipe, VocabularyRecipe, registry
+from xlmprune.recipe import Recipe, TrainingRecipe, VocabularyRecipe, registry
 from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.method import build_method
-from xlmprune.training.optimizer import updates_in_stage
+from xlmprune.training.optimizer import learning_rate, updates_in_stage
 
 ACTIVATION_COPIES = 18
 """Tensors of [batch, tokens, hidden] that one encoder layer keeps for its backward pass, measured on XLM-R base."""
@@ -47,8 +47,8 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
     stages: list[dict[str, Any]] = [
-        {"stage": k, "encoder_density": density, "updates": updates_in_stage(recipe.training, batches, k)}
-        for k, density in enumerate(method.densities)
+        _stage_plan(recipe.training, batches, stage, density)
+        for stage, density in enumerate(method.densities)
     ]
     return {
         "name": recipe.name,
@@ -86,6 +86,14 @@ def too_little_learning(recipe: Recipe, updates: int) -> list[str]:
     ]
 
 
+def _stage_plan(
+    settings: TrainingRecipe, batches_per_epoch: int, stage: int, density: float
+) -> dict[str, Any]:
+    updates = updates_in_stage(settings, batches_per_epoch, stage)
+    rates = (learning_rate(settings, stage, update, updates) for update in range(updates))
+    return {"stage": stage, "encoder_density": density, "updates": updates, "peak_learning_rate": max(rates)}
+
+
 def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
     """Estimate the bytes that training holds at its peak, from counts, before any vocabulary trimming."""
     parameters = count_parameters(model)
@@ -117,6 +125,7 @@ def render(plan: dict[str, Any]) -> Any:
         "stage": lambda stage: number(stage["stage"]),
         "encoder density": lambda stage: percent(stage["encoder_density"], 2),
         "updates": lambda stage: number(stage["updates"]),
+        "peak learning rate": lambda stage: f"{stage['peak_learning_rate']:g}",
     }
     title = f"{plan['name']}: {plan['regularizer']} on {plan['model']}"
     table = rich_table(tabulate(title, columns, plan["stages"]))

@@ -34,7 +34,7 @@ WATCHING = ("before_forward", "observe")
 
 HOOKS = ("scores", *WATCHING, "measured", "end_stage", "compensate", "state", "load_state")
 
-FACTS = ("default_scope", "acts_on_dense")
+FACTS = ("default_scope", "acts_on_dense", "scores_pruned", "keeps_pruned_values", "least_of_matrix")
 
 
 @dataclass
@@ -44,7 +44,7 @@ class PruningContext:
     weights: Weights
     """Effective weights, zero where pruned; detached."""
     masks: Masks
-    """What remains before this stage."""
+    """What may remain: what remained so far, or every weight where pruned ones may return."""
     reference: Weights
     """Pretrained weights."""
     stage: int
@@ -52,7 +52,9 @@ class PruningContext:
     seed: int
     """Differs from stage to stage; the same when a run is repeated or resumed."""
     density: float
-    """Density that this stage will leave."""
+    """Density that this pruning will leave."""
+    final_density: float
+    """Density at the end of the schedule."""
     model: nn.Module | None
     """The network itself, for what lies outside the prunable weights, such as LayerNorm gains."""
     gradients: Callable[[int], Iterator[Weights]]
@@ -69,6 +71,15 @@ class Criterion:
     acts_on_dense: ClassVar[bool] = False
     """Whether the criterion changes weights or collects state in stage 0, while nothing is pruned. Such a criterion needs a
     dense stage of its own. A subclass with a hook that is called in stage 0 must declare it."""
+
+    scores_pruned: ClassVar[bool] = False
+    """Whether scores of pruned weights mean something, so that they may return (`pruning.regrow`)."""
+
+    keeps_pruned_values: ClassVar[bool] = False
+    """Whether a pruned weight that may return keeps its value, hidden from the forward pass; otherwise it starts at zero."""
+
+    least_of_matrix: ClassVar[float] = 0.0
+    """Share of each matrix that a ranking over all matrices leaves at least."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

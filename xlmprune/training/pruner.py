@@ -1,0 +1,110 @@
+"""When masks change: before a stage, or every few updates within a continuous one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from xlmprune.core.device import derive_seed
+from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.masks import apply_masks, full_masks
+from xlmprune.training.gradients import Gradients
+from xlmprune.training.method import Method
+from xlmprune.training.state import TrainState
+
+
+class Pruner:
+    """Chooses masks and keeps the weights under them.
+
+    Args:
+        state: masks and weights change in it.
+        method: criterion, schedule and selection.
+        gradients: for criteria that need data when they score.
+        seed: the run's.
+    """
+
+    def __init__(self, state: TrainState, method: Method, gradients: Gradients, seed: int) -> None:
+        self.state, self.method, self.gradients, self.seed = state, method, gradients, seed
+
+    def before_stage(self) -> None:
+        """Choose the masks of a stage, unless they change within it."""
+        if self.state.at.stage > 0 and self.method.continuous is None:
+            self._prune(self.method.densities[self.state.at.stage], final=True)
+
+    def after_update(self, total: int) -> None:
+        """Prune within a continuous stage where its schedule says so.
+
+        Args:
+            total: updates in this stage.
+        """
+        at, continuous = self.state.at, self.method.continuous
+        if continuous is None or at.stage == 0:
+            return  # masks are fixed, and gradients and moments of pruned weights are zero
+        if continuous.is_due(at.update, total, self.gradients.batches_per_epoch):
+            density = continuous.density(at.update, total)
+            self._prune(self.method.selection.density(density), final=self.is_final(total))
+        elif not self.may_return(total):
+            # A weight that was pruned within the stage has moments in the optimizer.
+            apply_masks(self.state.weights, self.state.masks)
+
+    def is_final(self, total: int) -> bool:
+        """Return whether the masks will not change in this stage any more."""
+        continuous = self.method.continuous
+        return continuous is None or self.state.at.stage == 0 or self.state.at.update >= continuous.end(total)
+
+    def may_return(self, total: int) -> bool:
+        """Return whether pruned weights are trained now and may come back."""
+        return self.method.regrow and not self.is_final(total)
+
+    def density(self, total: int) -> float:
+        """Return the density that the schedule asks for now."""
+        at, continuous = self.state.at, self.method.continuous
+        if continuous is None or at.stage == 0:
+            return self.method.densities[at.stage]
+        last = continuous.last_due(at.update, total, self.gradients.batches_per_epoch)
+        return self.method.selection.density(continuous.density(last, total))
+
+    @contextmanager
+    def masked(self, total: int) -> Iterator[None]:
+        """Set pruned weights to zero inside the ``with``, where they have values of their own."""
+        if not self.may_return(total):
+            yield
+            return
+        before: dict[str, Tensor] = {n: w.detach().clone() for n, w in self.state.weights.items()}
+        apply_masks(self.state.weights, self.state.masks)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in self.state.weights.items():
+                    weight.copy_(before[name])
+
+    def _prune(self, density: float, final: bool) -> None:
+        """Choose the next masks.
+
+        Args:
+            final: whether pruned weights lose their values, though the criterion keeps them while they may return.
+        """
+        state, stage, update = self.state, self.state.at.stage, self.state.at.update
+        # Within a stage, each pruning draws for itself.
+        moment = (stage, update) if self.method.continuous is not None else (stage,)
+        before = state.masks
+        context = PruningContext(
+            weights={name: weight.detach() for name, weight in state.weights.items()},
+            masks=full_masks(state.weights) if self.method.regrow else before,
+            reference=state.pretrained,
+            stage=stage,
+            seed=derive_seed(self.seed, "prune", *moment),
+            density=density,
+            final_density=self.method.densities[-1],
+            model=state.model,
+            gradients=lambda batches: self.gradients.of_cross_entropy(batches, *moment),
+        )
+        state.masks = self.method.selection.masks(self.method.criterion, context)
+        removed = {name: before[name] & ~mask for name, mask in state.masks.items()}
+        self.method.criterion.compensate(context.weights, removed)
+        if final or not (self.method.regrow and self.method.criterion.keeps_pruned_values):
+            apply_masks(state.weights, state.masks)
