@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,8 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
     """The task a bundle was measured on, as its report says, with ``overrides`` such as ``task.path=…``."""
     file = path / "report.json"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))["recipe"]
+        report = json.loads(file.read_text(encoding="utf-8"))
+        values = _own_recipe(path, report.get("recipe_sha256")) or report["recipe"]
     except (OSError, ValueError, KeyError) as error:
         raise BundleError(
             f"{file}: cannot be read ({error}); it says what task the bundle was measured on"
@@ -70,6 +72,16 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
             raise RecipeError(f"--set {override}: unknown key {key!r} here; {registry.nearest(key, known)}")
     given = recipe.apply_overrides(values, overrides)
     return recipe.validate_task(values["task"], str(file), given)
+
+
+def _own_recipe(bundle: Path, sha256: str | None) -> dict[str, Any] | None:
+    """The recipe beside a bundle that still lies in its run folder: unlike the report's, it has whole paths."""
+    file = bundle.absolute().parent / "recipe.yaml"
+    if file.is_file():
+        with contextlib.suppress(RecipeError):
+            found = recipe.load(str(file))
+            return found.resolved() if found.sha256() == sha256 else None
+    return None
 
 
 def evaluate_bundle(

@@ -287,6 +287,8 @@ def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
     distillation = values.get("distillation")
     if isinstance(distillation, dict) and distillation.get("unlabelled"):
         distillation["unlabelled"] = _shortened(distillation["unlabelled"])
+    if values["export"]["calibration"]:
+        values["export"]["calibration"] = _shortened(values["export"]["calibration"])
     return values
 
 
