@@ -16,6 +16,7 @@ from xlmprune.data.encoding import length_statistics
 from xlmprune.evaluation import baselines, intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
+from xlmprune.export.form import form_named
 from xlmprune.export.writing import MeasuredForm, dense_bytes
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
@@ -238,7 +239,9 @@ def target_text(recipe: Recipe) -> list[str]:
     asked = {
         "count the vocabulary": getattr(vocabulary, "keep_languages_of", None),
         "learn the teacher's answers": recipe.distillation and recipe.distillation.unlabelled,
-        "calibrate quantization": recipe.export.calibration,
+        "calibrate quantization": recipe.export.calibration
+        if any(form_named(name).calibrated for name in recipe.export.onnx)
+        else None,
     }
     return [
         f"the task's own text of the zero-shot languages was read to {use}, without labels and without test text"
