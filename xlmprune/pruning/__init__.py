@@ -1,0 +1,1 @@
+"""What is removed and how the rest makes up for it: structures, and least-squares reconstruction."""
