@@ -101,7 +101,7 @@ def input_moments(model: nn.Module, weights: Iterable[str], batches: Iterable[Ba
 def _watching(modules: Mapping[str, nn.Module], observe: Any) -> Iterator[None]:
     """Call ``observe(name, input)`` whenever one of the modules is called."""
     hooks = [
-        module.register_forward_pre_hook(lambda _, given, name=name: observe(name, given[0].detach()))
+        module.register_forward_pre_hook(lambda _, given, name=name: observe(name, given[0]))
         for name, module in modules.items()
     ]
     try:
@@ -231,7 +231,7 @@ def descend(
     """Lower ``|(W - weight) X|^2`` by conjugate gradients over the remaining weights, all rows at once.
 
     Every step takes one product [out, in] x [in, in] and never raises the error. As many steps as a row has remaining
-    weights give the least squares solution in exact arithmetic; the ridge keeps the number that is needed in practice at about ten.
+    weights give the least squares solution in exact arithmetic; the ridge keeps the number needed in practice near ten.
 
     Args:
         weight: [out, in], before pruning: what is to be imitated.

@@ -1,6 +1,6 @@
 """Remove whole heads, FFN neurons and layers, so that the same dense kernels of any runtime do less work.
 
-Importance of heads and neurons is measured by gates on what enters the two output projections of a layer (`gate_importance`), by
+Importance of heads and neurons is measured by gates on what enters a layer's two output projections (`gate_importance`), by
 weights, or pooled from any score of single weights. `choose` says what remains, `slice_model` makes the matrices really
 smaller, and `Layout` is what config.json must hold so that the smaller model can be loaded (`resize`).
 
