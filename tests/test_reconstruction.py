@@ -13,6 +13,7 @@ from xlmprune.criteria.sparsegpt import scores as sparsegpt_scores
 from xlmprune.criteria.sparsegpt import sparsegpt
 from xlmprune.criteria.wanda import scores as wanda_scores
 from xlmprune.criteria.wanda import wanda
+from xlmprune.data import Encoded
 from xlmprune.errors import DataError, ModelError
 from xlmprune.mask import follows, select
 from xlmprune.model import prunable
@@ -27,6 +28,7 @@ from xlmprune.pruning.reconstruction import (
     refit,
     solve_rows,
     sweep,
+    text_batches,
 )
 from xlmprune.pruning.structures import LayerCut, choose, magnitude_importance, slice_model, spaced_layers
 
@@ -49,6 +51,37 @@ def problem(rows=6, inputs=20, tokens=60, density=0.4, seed=0, dtype=torch.float
 def error(found, weight, matrix):
     change = (found - weight).double()
     return float((change @ matrix * change).sum())
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def encoded(counts):
+    ids = [np.full(2 + i % 5, 7 + i, dtype=np.int64) for i in range(counts)]
+    return Encoded(ids, None, None, np.zeros(counts, dtype=bool))
+
+
+@given(st.lists(st.integers(0, 9), max_size=4), st.integers(1, 30), st.integers(1, 8))
+def test_texts_are_drawn_evenly_over_languages(counts, texts, batch_size):
+    parts = {f"l{i}": encoded(count) for i, count in enumerate(counts)}
+    drawn = text_batches(parts, texts, batch_size)
+    rows = [mask.sum().item() for batch in drawn for mask in batch["attention_mask"]]
+    assert len(rows) == min(texts, sum(counts))
+    assert rows == sorted(rows)
+    assert all(len(batch["input_ids"]) <= batch_size for batch in drawn)
+
+
+def test_a_language_short_of_text_is_made_up_for():
+    parts = {"sw": encoded(2), "de": encoded(50), "th": encoded(50)}
+    for language, part in parts.items():
+        for row in part.input_ids:
+            row[0] = {"sw": 1000, "de": 2000, "th": 3000}[language]
+    ids = torch.cat([batch["input_ids"][:, 0] for batch in text_batches(parts, 20)])
+    assert [(ids == first).sum().item() for first in (1000, 2000, 3000)] == [2, 9, 9]
+    again = torch.cat([batch["input_ids"][:, 0] for batch in text_batches(parts, 20)])
+    assert torch.equal(ids, again)
+    with pytest.raises(ValueError, match="at least 1"):
+        text_batches(parts, 0)
 
 
 # --- second moments ---------------------------------------------------------------------------------------------------

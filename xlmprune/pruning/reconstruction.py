@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xlmprune.data import Encoded, pad
 from xlmprune.errors import DataError, ModelError
 from xlmprune.mask import Masks, Weights
 from xlmprune.pruning.roles import Layer, enter, layers_of
@@ -35,6 +37,44 @@ Method = Literal["conjugate", "sweep", "exact"]
 
 BLOCK = 128
 """Columns whose errors are gathered before the columns behind them are updated by one matrix product."""
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def text_batches(
+    parts: Mapping[str, Encoded], texts: int, batch_size: int = 64, seed: int = 0, device: str = "cpu"
+) -> list[dict[str, Tensor]]:
+    """Draw texts evenly over languages and pad them in batches of like length.
+
+    A language with too little text gives all it has, and the others make up for it.
+
+    Args:
+        parts: language to its encoded text; labels are not read.
+        texts: how many in all; all there are, if fewer.
+        batch_size: texts a batch.
+        seed: of the draw; the same texts come whenever it is the same.
+        device: where the tensors are put.
+
+    Returns:
+        `input_ids` and `attention_mask` of every batch, shortest texts first.
+
+    Raises:
+        ValueError: ``texts`` is below 1.
+    """
+    if texts < 1:
+        raise ValueError(f"{texts} texts asked for; expected at least 1")
+    random = np.random.default_rng(seed)
+    orders = {language: list(random.permutation(len(part))) for language, part in parts.items()}
+    ids: list[np.ndarray] = []
+    while len(ids) < texts and any(orders.values()):
+        for language, rows in orders.items():
+            if rows and len(ids) < texts:
+                ids.append(parts[language].input_ids[rows.pop(0)])
+    drawn = Encoded(sorted(ids, key=len), None, None, np.zeros(len(ids), dtype=bool))
+    starts = range(0, len(drawn), batch_size)
+    padded = [pad(drawn, range(start, min(start + batch_size, len(drawn)))) for start in starts]
+    return [{key: torch.from_numpy(array).to(device) for key, array in batch.items()} for batch in padded]
 
 
 # --- second moments ---------------------------------------------------------------------------------------------------
