@@ -1,9 +1,10 @@
 """Refit weights by least squares on unlabelled text, so that what remains makes up for what was removed.
 
 One idea in two forms. After unstructured pruning, the weights that remain in each row are adjusted so that the matrix still
-maps its own inputs to nearly the same outputs (`refit`): the update of the optimal brain surgeon. After structured pruning,
-the output projections of every layer are solved anew, layer by layer, so that the smaller network follows the hidden states
-of the larger one (`reconstruct`). Both read second moments of activations, which are streamed over batches of text.
+maps its own inputs to nearly the same outputs (`refit`): least squares given the mask, which the updates of the optimal
+brain surgeon, one weight after the other, only approach. After structured pruning, the output projections of every layer are
+solved anew, layer by layer, so that the smaller network follows the hidden states of the larger one (`reconstruct`). Both
+read second moments of activations, which are streamed over batches of text.
 
 Choose it wherever there is unlabelled text of the languages to serve: it costs seconds and reads no labels. With English
 text alone it preserves English alone.
@@ -199,9 +200,10 @@ def damped(moment: Tensor, ridge: float) -> Tensor:
     """
     if not ridge > 0:
         raise ValueError(f"ridge {ridge} is not above 0; a moment of few texts cannot be inverted without it")
-    wide = moment.double()
+    wide = moment.to(torch.float64, copy=True)
     size = float(wide.diagonal().mean())
-    return wide + torch.eye(len(wide), dtype=wide.dtype, device=wide.device) * (ridge * size or ridge)
+    wide.diagonal().add_(ridge * size or ridge)
+    return wide
 
 
 def inverse_factor(matrix: Tensor) -> Tensor:
@@ -236,7 +238,8 @@ def sweep(weight: Tensor, mask: Tensor, factor: Tensor, block: int = BLOCK) -> T
     """Remove what ``mask`` removes, column by column from the left, each time adjusting the columns to its right.
 
     Rows are independent. Within a row this is the optimal brain surgeon applied to one weight after the other, columns that
-    were passed being held fixed: nearly the least squares solution, at the price of a matrix product.
+    were passed being held fixed. At 31 % of real weights it leaves 1.7 to 3.2 times the error of least squares, where
+    `descend` is within 4 % of it for as much time.
 
     Args:
         weight: [out, in], before pruning.
@@ -271,7 +274,8 @@ def descend(
     """Lower ``|(W - weight) X|^2`` by conjugate gradients over the remaining weights, all rows at once.
 
     Every step takes one product [out, in] x [in, in] and never raises the error. As many steps as a row has remaining
-    weights give the least squares solution in exact arithmetic; the ridge keeps the number needed in practice near ten.
+    weights give the least squares solution in exact arithmetic. At 31 % of real weights and a ridge of 0.01, ten steps end
+    within 4 % of the least error, twenty within 0.2 %; starting from a `sweep` does not help.
 
     Args:
         weight: [out, in], before pruning: what is to be imitated.
@@ -350,8 +354,8 @@ def refit(
         masks: what remains; one for each of ``weights``.
         moments: of the inputs; one for each of ``weights``.
         ridge: relative to the mean square of an input.
-        method: `conjugate`, gradients from the masked weights: within 1 % of the least error in ten steps, and a third
-            below that of `sweep`, which never goes back to a column it has passed. `exact` solves row by row.
+        method: `conjugate` descends from the masked weights. `sweep` is SparseGPT's, for comparison. `exact` solves row by
+            row, for small matrices.
         steps: of conjugate gradients.
 
     Raises:
