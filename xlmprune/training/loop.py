@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
 from xlmprune.pruning.criteria import Criterion, PruningContext
-from xlmprune.pruning.masks import Weights, apply_masks, density
+from xlmprune.pruning.masks import Masks, Weights, apply_masks, density
+from xlmprune.pruning.reconstruction import Batch, Moments, input_moments, refit
 from xlmprune.recipe import TrainingRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
@@ -76,6 +78,7 @@ class FinePruning:
         seed: the run's.
         dev_score: measures the model's score on dev, percent; None where there is no dev set.
         teaching: adds what a teacher knows to the loss; None for cross-entropy alone.
+        moment_text: batches on the model's device to measure activations on, where the method reads second moments.
     """
 
     def __init__(
@@ -87,7 +90,9 @@ class FinePruning:
         seed: int,
         dev_score: Callable[[], float] | None = None,
         teaching: Teaching | None = None,
+        moment_text: Sequence[Batch] = (),
     ) -> None:
+        self.moment_text = moment_text
         self.model, self.method, self.settings, self.seed = model, method, settings, seed
         self.dev_score, self.teaching = dev_score, teaching
         if settings.freeze_embeddings:
@@ -141,12 +146,29 @@ class FinePruning:
             density=self.method.densities[stage],
             model=self.model,
             gradients=lambda batches: self.gradients.of_cross_entropy(batches, stage),
+            moments=cache(self._measure_moments),
         )
         state.masks = self.method.selection.masks(criterion, context)
-        criterion.compensate(
-            context.weights, {name: context.masks[name] & ~mask for name, mask in state.masks.items()}
-        )
+        self._make_up(context, {name: context.masks[name] & ~mask for name, mask in state.masks.items()})
         apply_masks(state.weights, state.masks)
+
+    def _make_up(self, context: PruningContext, removed: Masks) -> None:
+        """Adjust the remaining weights for those removed: by the criterion's own means, or by least squares."""
+        criterion, settings = self.method.criterion, self.method.reconstruct
+        if settings is None:
+            criterion.compensate(context.weights, removed)
+            return
+        before = {name: weight.clone() for name, weight in context.weights.items()}
+        # A criterion may hold what it needs for this until it is called.
+        criterion.compensate(context.weights, removed)
+        for name, weight in context.weights.items():
+            weight.copy_(before[name])
+        refit(context.weights, self.state.masks, context.moments(), settings.ridge)
+
+    def _measure_moments(self) -> Moments:
+        self.state.all_rows()
+        self.model.eval()
+        return input_moments(self.model, self.state.weights, self.moment_text)
 
     def _update(self, total: int) -> Step:
         state, at, criterion = self.state, self.state.at, self.method.criterion

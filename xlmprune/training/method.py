@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.regularizers import Regularizer
 from xlmprune.pruning.selection import Selection
-from xlmprune.recipe import Component, PruningRecipe, registry
+from xlmprune.recipe import Component, PruningRecipe, ReconstructRecipe, registry
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,16 @@ class Method:
     selection: Selection
     densities: tuple[float, ...]
     """Density of each stage; stage 0 is dense."""
+    reconstruct: ReconstructRecipe | None = None
+    """How remaining weights are refitted; None where they are not."""
+
+    @property
+    def moment_uses(self) -> tuple[str, ...]:
+        """What reads second moments of activations, by the recipe's keys; empty where nothing does."""
+        if len(self.densities) == 1:
+            return ()
+        criterion = ("pruning.criterion",) if self.criterion.needs_moments else ()
+        return (*criterion, *(("pruning.reconstruct",) if self.reconstruct is not None else ()))
 
 
 def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
@@ -30,7 +40,7 @@ def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
     selection = Selection(pruning.scope or criterion.default_scope, pruning.pattern)
     falling = _build("schedule", pruning.schedule).densities()
     densities = (1.0, *(selection.density(wanted) for wanted in falling))
-    return Method(criterion, _build("regularizer", regularizer), selection, densities)
+    return Method(criterion, _build("regularizer", regularizer), selection, densities, pruning.reconstruct)
 
 
 def _build(table: str, component: Component) -> Any:
