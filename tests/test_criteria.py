@@ -51,6 +51,7 @@ from xlmprune.pruning.criteria.random import Random
 from xlmprune.pruning.criteria.smoothing import Smoothed, confidence
 from xlmprune.pruning.criteria.ties import break_ties
 from xlmprune.pruning.masks import apply_masks, density, follows, full_masks, keep_top, select
+from xlmprune.pruning.reconstruction import input_moments
 from xlmprune.recipe.registry import CRITERIA
 from xlmprune.recipe.registry import load as load_component
 
@@ -69,6 +70,7 @@ def context(weights, masks=None, gradients=(), **given_):
         weights=weights,
         masks=full_masks(weights) if masks is None else masks,
         gradients=lambda batches: iter(list(gradients)[:batches]),
+        moments=dict,
         **{**settings, **given_},
     )
 
@@ -719,6 +721,12 @@ class Run:
             yield {name: weight.grad for name, weight in self.weights.items()}
         self.model.zero_grad()
 
+    def moments(self):
+        self.model.eval()
+        tokens = torch.randint(3, 30, (4, 7), generator=torch.Generator().manual_seed(5))
+        batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        return input_moments(self.model, self.weights, [batch])
+
     def prune(self, share, stage=1, scope=None, pattern="unstructured"):
         moment = PruningContext(
             weights={name: weight.detach() for name, weight in self.weights.items()},
@@ -730,6 +738,7 @@ class Run:
             final_density=0.3,
             model=self.model,
             gradients=self.gradients,
+            moments=self.moments,
         )
         scores = self.criterion.scores(moment)
         scope = scope or self.criterion.default_scope

@@ -13,10 +13,11 @@ from transformers import (
 )
 
 from xlmprune import recipe as recipes
-from xlmprune.core.errors import TrainingError
+from xlmprune.core.errors import ModelError, TrainingError
 from xlmprune.data.encoding import IGNORE, Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
+from xlmprune.pruning.reconstruction import input_moments, text_batches
 from xlmprune.pruning.regularizers.cosine import alignment
 from xlmprune.recipe import DistillationRecipe
 from xlmprune.recipe.registry import CRITERIA
@@ -82,7 +83,8 @@ def make_recipe(**sections):
 
 def make_pruner(recipe, model, train, dev=None, teaching=None):
     method = build_method(recipe.pruning, recipe.regularizer)
-    return FinePruning(model, train, method, recipe.training, recipe.seed, dev, teaching)
+    text = text_batches({"en": train}, 20, batch_size=8) if method.moment_uses else ()
+    return FinePruning(model, train, method, recipe.training, recipe.seed, dev, teaching, text)
 
 
 def restore(pruner, tensors, progress):
@@ -145,8 +147,10 @@ def test_training_learns_the_task():
             "pruning": {"criterion": {"name": "magnitude"}, "scope": "global"},
             "training": {"weight_decay": 0.01},
         },
+        {"pruning": {"reconstruct": {"texts": 20}, "pattern": "2:4"}},
+        {"pruning": {"reconstruct": {}, "criterion": "obert", "scope": "global"}},
     ],
-    ids=["cosine", "frobenius to finetuned", "global with decay"],
+    ids=["cosine", "frobenius to finetuned", "global with decay", "2:4 refitted", "global refitted"],
 )
 def test_a_run_taken_up_again_is_the_same_run(sections, stop_after):
     recipe = make_recipe(**sections)
@@ -171,7 +175,21 @@ def test_a_run_taken_up_again_is_the_same_run(sections, stop_after):
 
 @pytest.mark.parametrize("stop_after", [8, 14])
 @pytest.mark.parametrize(
-    "name", ["random", "gradient", "lookahead", "lamp", "eq6", "l0", "movement", "platon", "pins", "obert"]
+    "name",
+    [
+        "random",
+        "gradient",
+        "lookahead",
+        "lamp",
+        "eq6",
+        "l0",
+        "movement",
+        "platon",
+        "pins",
+        "obert",
+        "wanda",
+        "sparsegpt",
+    ],
 )
 def test_every_criterion_resumes_exactly(name, stop_after):
     fewer = {"batches": 8} if name == "obert" else {}
@@ -235,6 +253,53 @@ def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_
     drive(second)
     for name, parameter in unbroken.model.named_parameters():
         assert torch.equal(parameter, dict(second.model.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        {"criterion": "magnitude"},
+        {"criterion": "pins", "scope": "global"},
+        {"criterion": "wanda", "pattern": "2:4"},
+        {"criterion": {"name": "obert", "batches": 3}},
+    ],
+    ids=["magnitude", "pins, global", "wanda, 2:4", "obert"],
+)
+def test_the_refit_keeps_the_masks_and_brings_outputs_nearer_to_those_before(pruning):
+    """Outputs of every matrix on its own inputs, measured before the stage; masks are those without the refit."""
+
+    def pruned(**more):
+        recipe = make_recipe(
+            pruning={**pruning, **more, "schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1}},
+            training={"learning_rate": 1e-2},
+        )
+        pruner = make_pruner(recipe, tiny_classifier(initializer_range=0.3), examples())
+        drive(pruner, stop_after=7)  # six updates, and the end of stage 0
+        before = {name: weight.detach().clone() for name, weight in pruner.state.weights.items()}
+        text = text_batches({"en": examples()}, 20, batch_size=8)
+        moments = input_moments(pruner.model.eval(), before, text)
+        pruner._prune()
+        lost = 0.0
+        for name, weight in pruner.state.weights.items():
+            change = (weight.detach() - before[name]).double()
+            lost += float((change @ moments[name].double() * change).sum())
+            assert not weight[~pruner.state.masks[name]].any()
+        return pruner.state.masks, lost
+
+    masks, lost = pruned()
+    kept, less = pruned(reconstruct={"ridge": 1e-3})
+    assert all(torch.equal(mask, kept[name]) for name, mask in masks.items())
+    assert less < 0.8 * lost
+
+
+def test_activations_that_are_not_numbers_stop_with_advice():
+    recipe = make_recipe(pruning={"reconstruct": {}})
+    pruner = make_pruner(recipe, tiny_classifier(), examples())
+    drive(pruner, stop_after=7)
+    with torch.no_grad():
+        next(iter(pruner.state.weights.values()))[0, 0] = torch.nan
+    with pytest.raises(ModelError, match=r"activations on unlabelled text are not finite.*learning_rate"):
+        pruner._prune()
 
 
 def test_the_teacher_is_the_dense_model_and_stays_it():

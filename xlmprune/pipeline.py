@@ -43,10 +43,11 @@ from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import pages as report
 from xlmprune.report import results
 from xlmprune.tasks.metrics import Logits
-from xlmprune.training import checkpoint, conditions, dense
+from xlmprune.training import checkpoint, conditions, dense, moments
 from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts
 from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
+from xlmprune.training.moments import choose_moment_text
 from xlmprune.training.outcome import Datasets, Outcome
 from xlmprune.training.stages import StageScores
 from xlmprune.training.teaching import Teaching
@@ -200,11 +201,16 @@ class Training:
         texts = read_texts(task, recipe.task, recipe.training.keep, distillation)
         for warning in texts.warnings:
             reporter.say(f"warning: {warning}")
+        method = build_method(recipe.pruning, recipe.regularizer)
+        measured_on = choose_moment_text(recipe, texts, method)
         self.pretrained, self.vocabulary = _start(recipe, task, folder, reporter)
         model, tokenizer = self.pretrained.model, self.pretrained.tokenizer
         length, batch_size = recipe.training.max_length, recipe.evaluation.batch_size
         check_length(recipe.model.name, model.config, length)
         self.data = encode_texts(texts, tokenizer, recipe.task.train_language, length)
+        if measured_on is not None:
+            marks = {**self.data.fingerprints, **measured_on.fingerprints(self.data.fingerprints)}
+            self.data = replace(self.data, moments=measured_on.record(), fingerprints=marks)
         model.to(device)
         self.forward = forward_of(model, device)
         teaching = None
@@ -217,7 +223,6 @@ class Training:
             logits = evaluation.collect(self.forward, self.data.dev.encoded, batch_size)
             return evaluation.score(logits, self.data.dev.examples, task.metrics, task.labels).value
 
-        method = build_method(recipe.pruning, recipe.regularizer)
         self.last = len(method.densities) - 1
         self.pruner = FinePruning(
             model,
@@ -228,11 +233,13 @@ class Training:
             None if self.data.dev is None else dev_score,
             teaching,
             start=lambda: read_start(folder.start, task.kind).model.state_dict(),
+            moment_text=() if measured_on is None else measured_on.batches(tokenizer, length, str(device)),
         )
         self.scores = StageScores(self.data, recipe.evaluation, reporter.track)
         self.conditions = conditions.conditions(device, recipe.training.precision)
         self.changes: list[dict[str, Any]] = []
         self._restore(recipe.sha256(), allow_change)
+        self._tell_moments()
 
     def run(self, until: int | None = None) -> None:
         """Drive the loop to its end, or to the end of stage ``until``.
@@ -331,6 +338,16 @@ class Training:
         if baseline is not None and baselines.learned_nothing(score.statistics, task.metrics[0], baseline):
             where = f"{language_name(self.data.train_language)} {'test' if self.data.dev is None else 'dev'}"
             self.reporter.warn(baselines.describe(score.value, baseline, where))
+
+    def _tell_moments(self) -> None:
+        """Say on which text activations are measured, and log it once."""
+        record = self.data.moments
+        if record is None:
+            return
+        for sentence in moments.describe(record):
+            self.reporter.say(sentence)
+        if not any(event["event"] == "moments" for event in self.folder.events.read()):
+            self.folder.events.write("moments", **record)
 
     def _save(self) -> None:
         checkpoint.save(self.folder, self.pruner.state, self.scores, self.conditions, self.changes)

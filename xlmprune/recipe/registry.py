@@ -25,6 +25,8 @@ CRITERIA = {
     "platon": "xlmprune.pruning.criteria.platon:Platon",
     "pins": "xlmprune.pruning.criteria.pins:Pins",
     "obert": "xlmprune.pruning.criteria.obert:Obert",
+    "wanda": "xlmprune.pruning.criteria.wanda:Wanda",
+    "sparsegpt": "xlmprune.pruning.criteria.sparsegpt:SparseGpt",
 }
 
 REGULARIZERS = {

@@ -214,6 +214,17 @@ class TrainingRecipe(BaseModel):
     """Save a long stage this often; every stage is also saved at its end."""
 
 
+class ReconstructRecipe(BaseModel):
+    """Refit the remaining weights by least squares on unlabelled text, so that the layers' outputs change least."""
+
+    model_config = STRICT
+
+    texts: Annotated[int, Field(ge=1)] = 3000
+    """Texts to measure activations on, in all, drawn evenly over the languages."""
+    ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """How much weights are held to what they were, relative to the mean square of an input; more for few texts."""
+
+
 class PruningRecipe(BaseModel):
     """Which weights are pruned, and when."""
 
@@ -231,6 +242,10 @@ class PruningRecipe(BaseModel):
     """Let pruned weights return until the final phase of the schedule `continuous` (PINS, PLATON, movement)."""
     observe_regularizer: bool = False
     """Let criteria that watch gradients see the regularizer's too; otherwise those of the task and the teacher alone."""
+    reconstruct: ReconstructRecipe | None = None
+    """Refit the remaining weights whenever weights are removed, on the text of `distillation.unlabelled`, else on the
+    vocabulary's files with `{language}` in the name, else on English training text alone, which preserves English alone. It
+    replaces the compensation of `obert`; `null` refits nothing."""
 
 
 class DistillationRecipe(BaseModel):

@@ -97,6 +97,11 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     criterion, continuous = build(recipe, "criterion"), pruning.schedule.name == "continuous"
     if pruning.regrow and not continuous:
         yield ("pruning", "regrow"), "pruned weights can return only with the schedule continuous"
+    if pruning.regrow and pruning.reconstruct is not None:
+        yield (
+            ("pruning", "reconstruct"),
+            "weights that are refitted for a mask cannot also return; set pruning.regrow: false or leave reconstruct out",
+        )
     if pruning.regrow and not criterion.scores_pruned:
         yield (
             ("pruning", "regrow"),

@@ -22,6 +22,7 @@ from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
 from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import findings
+from xlmprune.training import moments
 
 if TYPE_CHECKING:
     from xlmprune.recipe import Recipe
@@ -92,8 +93,11 @@ def assemble(
         facts["changed_conditions"] = list(outcome.changes)
     if data.unlabelled:
         facts["unlabelled"] = dict(data.unlabelled)
-    if used := target_text(recipe):
+    used = [*target_text(recipe), *([] if data.moments is None else moments.describe(data.moments))]
+    if used:
         facts["target_text"] = used
+    if data.moments is not None:
+        facts["moments"] = dict(data.moments)
     if outcome.vocabulary is not None:
         facts["vocabulary"] = outcome.vocabulary
     if len(data.task.metrics) > 1:

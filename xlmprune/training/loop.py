@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.masks import Weights, apply_masks, density
+from xlmprune.pruning.reconstruction import Batch
 from xlmprune.recipe import TrainingRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
@@ -79,6 +80,7 @@ class FinePruning:
         dev_score: measures the model's score on dev, percent; None where there is no dev set.
         teaching: adds what a teacher knows to the loss; None for cross-entropy alone.
         start: returns the pretrained parameters, for a schedule that begins anew from them.
+        moment_text: batches on the model's device to measure activations on, where the method reads second moments.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class FinePruning:
         dev_score: Callable[[], float] | None = None,
         teaching: Teaching | None = None,
         start: Callable[[], Mapping[str, Tensor]] | None = None,
+        moment_text: Sequence[Batch] = (),
     ) -> None:
         self.model, self.method, self.settings, self.seed = model, method, settings, seed
         self.dev_score, self.teaching, self.start = dev_score, teaching, start
@@ -99,7 +102,7 @@ class FinePruning:
         texts = [train, *([] if teaching is None or teaching.unlabelled is None else [teaching.unlabelled])]
         self.state = TrainState(model, method.criterion, teaching, compact_table(model, texts))
         self.gradients = Gradients(model, train, settings, seed, teaching)
-        self.pruner = Pruner(self.state, method, self.gradients, seed)
+        self.pruner = Pruner(self.state, method, self.gradients, seed, moment_text)
 
     def run(self) -> Iterator[Step | StageEnd]:
         """Yield every update and every stage's end, from where the state stands to the last stage.

@@ -11,7 +11,7 @@ from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.regularizers import Regularizer
 from xlmprune.pruning.schedules import Continuous
 from xlmprune.pruning.selection import Selection
-from xlmprune.recipe import Component, PruningRecipe, registry
+from xlmprune.recipe import Component, PruningRecipe, ReconstructRecipe, registry
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,16 @@ class Method:
     """Whether pruned weights may return until the final phase of a continuous stage."""
     observe_regularizer: bool
     """Whether the criterion sees the regularizer's gradient too."""
+    reconstruct: ReconstructRecipe | None
+    """How remaining weights are refitted; None where they are not."""
+
+    @property
+    def moment_uses(self) -> tuple[str, ...]:
+        """What reads second moments of activations, by the recipe's keys; empty where nothing does."""
+        if len(self.densities) == 1:
+            return ()
+        criterion = ("pruning.criterion",) if self.criterion.needs_moments else ()
+        return (*criterion, *(("pruning.reconstruct",) if self.reconstruct is not None else ()))
 
 
 def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
@@ -44,6 +54,7 @@ def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
         continuous=schedule if isinstance(schedule, Continuous) else None,
         regrow=pruning.regrow,
         observe_regularizer=pruning.observe_regularizer,
+        reconstruct=pruning.reconstruct,
     )
 
 

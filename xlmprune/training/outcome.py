@@ -33,6 +33,8 @@ class Datasets:
     """Number of texts of each language that the student learns the teacher's answers on."""
     fingerprints: Mapping[str, str]
     """Of train, dev, unlabelled text and every test set, so that a run never continues with other data."""
+    moments: Mapping[str, Any] | None = None
+    """The text on which activations were measured, as report.json has it; None where they were not."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from xlmprune.models.loading import count_parameters, head_class, load_config, p
 from xlmprune.recipe import Recipe, TrainingRecipe, VocabularyRecipe, registry
 from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.method import build_method
+from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
 
 ACTIVATION_COPIES = 18
@@ -46,6 +47,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         model = head_class(config, task.kind)(config)
     batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
+    measured_on = choose_moment_text(recipe, texts, method)
     stages: list[dict[str, Any]] = [
         _stage_plan(recipe.training, batches, stage, density)
         for stage, density in enumerate(method.densities)
@@ -62,6 +64,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "labels": list(task.labels),
         "warnings": [*texts.train.notes, *texts.warnings, *too_little_learning(recipe, stages[0]["updates"])],
         "unlabelled": {language: len(part) for language, part in texts.unlabelled.items()},
+        **({} if measured_on is None else {"moments": measured_on.record()}),
         "stages": stages,
         "updates": sum(stage["updates"] for stage in stages),
         "criterion": recipe.pruning.criterion.name,
@@ -137,6 +140,7 @@ def render(plan: dict[str, Any]) -> Any:
         f"{len(others)} zero-shot languages: {', '.join(others)}",
         *(Text(f"warning: {warning}", style="yellow") for warning in plan["warnings"]),
         *([_texts_line(plan["unlabelled"])] if plan["unlabelled"] else []),
+        *(describe(plan["moments"]) if "moments" in plan else []),
         f"{plan['parameters']:,} parameters, {plan['prunable']:,} of them prunable "
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",

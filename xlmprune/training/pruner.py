@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from xlmprune.core.device import derive_seed
 from xlmprune.pruning.criteria import PruningContext
-from xlmprune.pruning.masks import apply_masks, full_masks
+from xlmprune.pruning.masks import Masks, apply_masks, full_masks
+from xlmprune.pruning.reconstruction import Batch, Moments, input_moments, refit
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
 from xlmprune.training.state import TrainState
@@ -24,10 +26,19 @@ class Pruner:
         method: criterion, schedule and selection.
         gradients: for criteria that need data when they score.
         seed: the run's.
+        moment_text: batches on the model's device to measure activations on, where the method reads second moments.
     """
 
-    def __init__(self, state: TrainState, method: Method, gradients: Gradients, seed: int) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        method: Method,
+        gradients: Gradients,
+        seed: int,
+        moment_text: Sequence[Batch] = (),
+    ) -> None:
         self.state, self.method, self.gradients, self.seed = state, method, gradients, seed
+        self.moment_text = moment_text
 
     def before_stage(self) -> None:
         """Choose the masks of a stage, unless they change within it."""
@@ -102,9 +113,27 @@ class Pruner:
             final_density=self.method.densities[-1],
             model=state.model,
             gradients=lambda batches: self.gradients.of_cross_entropy(batches, *moment),
+            moments=cache(self._measure_moments),
         )
         state.masks = self.method.selection.masks(self.method.criterion, context)
-        removed = {name: before[name] & ~mask for name, mask in state.masks.items()}
-        self.method.criterion.compensate(context.weights, removed)
+        self._make_up(context, {name: before[name] & ~mask for name, mask in state.masks.items()})
         if final or not (self.method.regrow and self.method.criterion.keeps_pruned_values):
             apply_masks(state.weights, state.masks)
+
+    def _make_up(self, context: PruningContext, removed: Masks) -> None:
+        """Adjust the remaining weights for those removed: by the criterion's own means, or by least squares."""
+        criterion, settings = self.method.criterion, self.method.reconstruct
+        if settings is None:
+            criterion.compensate(context.weights, removed)
+            return
+        before = {name: weight.clone() for name, weight in context.weights.items()}
+        # A criterion may hold what it needs for this until it is called.
+        criterion.compensate(context.weights, removed)
+        for name, weight in context.weights.items():
+            weight.copy_(before[name])
+        refit(context.weights, self.state.masks, context.moments(), settings.ridge)
+
+    def _measure_moments(self) -> Moments:
+        self.state.all_rows()
+        self.state.model.eval()
+        return input_moments(self.state.model, self.state.weights, self.moment_text)

@@ -28,13 +28,21 @@ from torch import Tensor, nn
 
 from xlmprune.pruning.hooks import refuse_unknown_hooks
 from xlmprune.pruning.masks import Masks, Scope, Scores, Weights
+from xlmprune.pruning.reconstruction import Moments
 
 WATCHING = ("before_forward", "observe")
 """Hooks that are called in stage 0 too."""
 
 HOOKS = ("scores", *WATCHING, "measured", "end_stage", "compensate", "state", "load_state")
 
-FACTS = ("default_scope", "acts_on_dense", "scores_pruned", "keeps_pruned_values", "least_of_matrix")
+FACTS = (
+    "default_scope",
+    "acts_on_dense",
+    "scores_pruned",
+    "keeps_pruned_values",
+    "least_of_matrix",
+    "needs_moments",
+)
 
 
 @dataclass
@@ -60,6 +68,9 @@ class PruningContext:
     gradients: Callable[[int], Iterator[Weights]]
     """``gradients(T)`` yields T dictionaries of cross-entropy gradients of the effective weights, dropout off, on batches of
     training data. Each may be overwritten by the next."""
+    moments: Callable[[], Moments]
+    """Gives the second moments of the inputs of every weight on unlabelled text, measured once a stage. There are some only
+    for criteria with `needs_moments`."""
 
 
 class Criterion:
@@ -87,6 +98,9 @@ class Criterion:
         watches = [name for name in WATCHING if name in vars(cls)]
         if watches and "acts_on_dense" not in vars(cls):
             raise TypeError(f"{cls.__name__} has the hook {watches[0]} and must declare acts_on_dense")
+
+    needs_moments: ClassVar[bool] = False
+    """Whether `scores` asks for `PruningContext.moments`, so that unlabelled text is read for it."""
 
     @property
     def default_scope(self) -> Scope:
