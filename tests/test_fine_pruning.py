@@ -84,7 +84,7 @@ def make_recipe(**sections):
 def make_pruner(recipe, model, train, dev=None, teaching=None):
     method = build_method(recipe.pruning, recipe.regularizer)
     text = text_batches({"en": train}, 20, batch_size=8) if method.moment_uses else ()
-    return FinePruning(model, train, method, recipe.training, recipe.seed, dev, teaching, text)
+    return FinePruning(model, train, method, recipe.training, recipe.seed, dev, teaching, moment_text=text)
 
 
 def restore(pruner, tensors, progress):
@@ -278,7 +278,7 @@ def test_the_refit_keeps_the_masks_and_brings_outputs_nearer_to_those_before(pru
         before = {name: weight.detach().clone() for name, weight in pruner.state.weights.items()}
         text = text_batches({"en": examples()}, 20, batch_size=8)
         moments = input_moments(pruner.model.eval(), before, text)
-        pruner._prune()
+        pruner.pruner.before_stage()
         lost = 0.0
         for name, weight in pruner.state.weights.items():
             change = (weight.detach() - before[name]).double()
@@ -299,7 +299,7 @@ def test_activations_that_are_not_numbers_stop_with_advice():
     with torch.no_grad():
         next(iter(pruner.state.weights.values()))[0, 0] = torch.nan
     with pytest.raises(ModelError, match=r"activations on unlabelled text are not finite.*learning_rate"):
-        pruner._prune()
+        pruner.pruner.before_stage()
 
 
 def test_the_teacher_is_the_dense_model_and_stays_it():

@@ -10,7 +10,7 @@ from tiny import SENTENCES
 from typer.testing import CliRunner
 
 from xlmprune.cli import app
-from xlmprune.training.loop import FinePruning
+from xlmprune.training.pruner import Pruner
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +67,18 @@ def test_a_refitted_run_exports_reports_and_resumes_with_the_same_bits(workplace
     verified = CliRunner().invoke(app, ["verify", str(run / "bundle")])
     assert verified.exit_code == 0, verified.output
 
-    pruned, calls = FinePruning._prune, []
+    pruned, calls = Pruner._prune, []
 
-    def interrupted(self):
+    def interrupted(self, density, final):
         calls.append(self.state.at.stage)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        pruned(self)
+        pruned(self, density, final)
 
     again = tmp_path / "again" / "run"
     again.parent.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(FinePruning, "_prune", interrupted)
+        patch.setattr(Pruner, "_prune", interrupted)
         assert compress(workplace, again, **sections).exit_code != 0
     assert calls == [1, 2]
     assert compress(workplace, again, **sections).exit_code == 0
