@@ -715,7 +715,7 @@ def test_executors_by_name(monkeypatch):
 
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MachineError, match=r"xlmprune\[ray\]"):
+    with pytest.raises(MachineError, match=r"ray>=2.50"):
         ray_executor.RayExecutor()
 
 

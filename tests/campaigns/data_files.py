@@ -522,7 +522,9 @@ def main() -> None:
     counts, failures = run(options.count, options.seed, options.seconds)
     for failure in failures[:20]:
         print(failure, file=sys.stderr)
-    tally = {"campaign": "data_files", "seed": options.seed, **counts, "failed": len(failures)}
+    wrong = {"wrong": len(failures)} if failures else {}
+    held = counts["tried"] - len(failures)
+    tally = {"campaign": "data_files", "seed": options.seed, **counts, "held": held, "failed": wrong}
     print(json.dumps(tally))
     sys.exit(bool(failures))
 

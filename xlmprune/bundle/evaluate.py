@@ -17,7 +17,7 @@ from xlmprune.core.formatting import DASH, decimals, number
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.recipe import Recipe, TaskRecipe, registry
 from xlmprune.tasks.metrics import Logits
 
 __all__ = ["evaluate", "evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
@@ -78,8 +78,9 @@ def _own_recipe(bundle: Path, sha256: str | None) -> dict[str, Any] | None:
     """The recipe beside a bundle that still lies in its run folder: unlike the report's, it has whole paths."""
     file = bundle.absolute().parent / "recipe.yaml"
     if file.is_file():
-        with contextlib.suppress(RecipeError):
-            found = recipe.load(str(file))
+        # Not `recipe.load`, which imports the components and PyTorch with them.
+        with contextlib.suppress(RecipeError, ValueError):
+            found = Recipe.model_validate(recipe.read(file)[0])
             return found.resolved() if found.sha256() == sha256 else None
     return None
 
