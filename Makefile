@@ -3,8 +3,10 @@
 #   PYTHON=python3.12         the interpreter for the environment
 #   TORCH_INDEX=<index url>   a further package index for torch; empty: none
 #   JOBS=1                    number of test processes
+#   CAMPAIGN_SECONDS=600      after this time a campaign starts no further case
 
 PYTHON ?= python3
+CAMPAIGN_SECONDS ?= 600
 # The torch of PyPI needs 2.7 GB of CUDA libraries. A machine without an NVIDIA driver cannot use them, so torch then comes from
 # PyTorch's index of CPU builds. If that index cannot be reached, pip warns and takes the build of PyPI.
 DRIVER := $(shell command -v nvidia-smi || ls /proc/driver/nvidia/version 2>/dev/null)
@@ -17,11 +19,12 @@ INSTALLED := .venv/installed
 INSTALLED_TEST := .venv/installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint docs constraints clean
+.PHONY: help quickstart test campaigns lint docs constraints clean
 
 help:
 	@echo "make quickstart   prune a real multilingual model in minutes and report on every language"
 	@echo "make test         run the linter, the type checker and the tests"
+	@echo "make campaigns    kill runs, damage checkpoints and fill disks at random, and count what held"
 	@echo "make lint         run the linter and the type checker"
 	@echo "make docs         renew the generated tables and help pages in the documentation"
 	@echo "make constraints  write the versions in .venv to constraints.txt"
@@ -32,6 +35,10 @@ quickstart: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+campaigns: $(INSTALLED_TEST)
+	failed=0; for file in tests/campaigns/*.py; do \
+		$(BIN)/python $$file --seconds $(CAMPAIGN_SECONDS) || failed=1; done; exit $$failed
 
 lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .

@@ -144,3 +144,25 @@ def test_what_does_not_alter_training_may_change_on_resume(finished, tmp_path):
         code: row["pruned"] for code, row in whole["languages"].items()
     }
     assert [row["loss"] for row in ours["stages"]] == [row["loss"] for row in whole["stages"]]
+
+
+def test_a_bundle_in_its_run_folder_is_evaluated_without_naming_the_data(finished, tmp_path):
+    """The report has no path of this machine; the run folder's recipe has."""
+    recipe, _ = finished
+    options = [
+        "--set",
+        "export.onnx=fp32",
+        "--set",
+        "export.triton=false",
+        "--set",
+        "pruning.schedule.stages=1",
+    ]
+    run = xlmprune("compress", recipe, "--out", tmp_path / "run", *options)
+    assert run.exit_code == 0, run.output
+    found = xlmprune("evaluate", tmp_path / "run" / "bundle", "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["languages"].keys() == report_of(tmp_path / "run")["languages"].keys()
+    (tmp_path / "run" / "bundle").rename(tmp_path / "alone")
+    moved = xlmprune("evaluate", tmp_path / "alone")
+    assert moved.exit_code == 2
+    assert "--set task.path" in moved.stderr

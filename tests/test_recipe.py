@@ -437,7 +437,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path, monkeypatch):
     (tmp_path / "mine" / "below.yaml").write_text(
         "task: {name: xnli, source: files, path: 'data/{language}.{split}.tsv'}\n"
         "model: {name: ../models/small, vocabulary: {files: ['../{language}.txt', /abs.txt]}}\n"
-        "distillation: {unlabelled: '~/{language}.txt'}\n"
+        "distillation: {unlabelled: '~/{language}.txt'}\nexport: {calibration: 'text/{language}.txt'}\n"
     )
     monkeypatch.chdir(tmp_path)
     recipe = recipes.load(write(tmp_path, "base: mine/below.yaml"))
@@ -445,6 +445,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path, monkeypatch):
     assert recipe.model.name == str(tmp_path / "models/small")
     assert recipe.model.vocabulary.files == [str(tmp_path / "{language}.txt"), "/abs.txt"]
     assert recipe.distillation.unlabelled == "~/{language}.txt"
+    assert recipe.export.calibration == str(tmp_path / "mine/text/{language}.txt")
     given = recipes.load("mine.yaml", ["task.path=here/{language}.tsv", "model.name=models/small"])
     assert given.task.path == str(tmp_path / "here/{language}.tsv")
     assert given.model.name == str(tmp_path / "models/small")

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from campaigns import data_files as campaign
 
 from xlmprune.core.errors import DataError
 from xlmprune.recipe import TaskRecipe, registry
@@ -284,3 +285,20 @@ def test_hostile_json_is_a_sentence(tmp_path, content):
 
 def test_a_file_may_be_gzipped_whatever_its_name(tmp_path):
     assert read(tmp_path, gzip.compress(b"a\tx\nb\ty\n"))[1] == ["x", "y"]
+
+
+def test_random_files_are_read_exactly_or_refused_where_they_are_wrong():
+    """A slice of `tests/campaigns/data_files.py`."""
+    counts, failures = campaign.run(count=300, seed=1_000_000)
+    assert failures == []
+    assert min(counts["read"], counts["refused"]) > 50
+
+
+def test_the_campaign_notices_what_is_read_wrongly(tmp_path):
+    read = next(case for case in map(campaign.make, range(100)) if not case.refused)
+    assert campaign.check(read, tmp_path) == ""
+    read.labels = read.labels[:-1]
+    assert campaign.check(read, tmp_path).startswith("labels differ")
+    faulty = next(case for case in map(campaign.make, range(100)) if case.refused)
+    faulty.refused = ("another sentence",)
+    assert "the refusal lacks" in campaign.check(faulty, tmp_path)

@@ -1,5 +1,6 @@
 """Text of the languages that are only measured: read when the recipe asks for it, marked, and never test text."""
 
+import gzip
 from types import SimpleNamespace
 
 import pytest
@@ -136,6 +137,8 @@ def test_the_vocabulary_counts_task_text_of_other_languages_only_where_asked(tmp
         "en": ["en own", "en train text", "en dev text"],
         "de": ["Neuer Satz", "frei", "und neu"],
     }
+    file.write_bytes(gzip.compress(file.read_bytes()))
+    assert vocabulary_texts(Task(), files, None)["de"] == ["Neuer Satz", "frei", "und neu"]
     assert vocabulary_texts(Task())["de"] == ["de own"]
     assert vocabulary_texts(Task(), None, "task_with_translations")["de"] == ["de own translated"]
     assert vocabulary_texts(Task(), files)["de"] == ["de own", "Neuer Satz", "frei", "und neu"]

@@ -19,7 +19,8 @@ from xlmprune.core.errors import MachineError, RecipeError, ShortfallError
 from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
-from xlmprune.core.run_folder import RunFolder, StopRequest, damaged_checkpoint
+from xlmprune.core.run_folder import RunFolder, start_damage
+from xlmprune.core.stopping import StopRequest, interruptible
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
@@ -42,10 +43,11 @@ from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import pages as report
 from xlmprune.report import results
 from xlmprune.tasks.metrics import Logits
-from xlmprune.training import checkpoint, dense
+from xlmprune.training import checkpoint, conditions, dense, moments
 from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts
 from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
+from xlmprune.training.moments import choose_moment_text
 from xlmprune.training.outcome import Datasets, Outcome
 from xlmprune.training.stages import StageScores
 from xlmprune.training.teaching import Teaching
@@ -99,6 +101,7 @@ def run(
     reporter: Reporter | None = None,
     start_from: Path | None = None,
     again: bool = False,
+    allow_change: bool = False,
 ) -> dict[str, Any]:
     """Fine-prune on the train language, measure every language, export, report.
 
@@ -109,13 +112,14 @@ def run(
         start_from: folder of a finished run with `pruning.schedule.stages: 0` and the same stage 0, which is not trained
             again.
         again: export a finished run again, with other settings; training is never resumed.
+        allow_change: resume although the device, precision, threads or library versions changed.
 
     Returns:
         The report, as in `bundle/report.json`.
     """
     reporter = reporter or Reporter()
     where = resolve_device(device)
-    with checkpoint.open_run(out, recipe, fresh) as folder:
+    with interruptible(), checkpoint.open_run(out, recipe, fresh) as folder:
         finished = folder.finished()
         if finished is not None and not again:
             checkpoint.require_same_export(folder, recipe)
@@ -124,7 +128,7 @@ def run(
         if start_from is not None and not dense.start_from(start_from, recipe, folder):
             reporter.say(f"{out} holds this run already; it resumes, and --start-from is not read")
         try:
-            training = Training(recipe, folder, where, reporter)
+            training = Training(recipe, folder, where, reporter, allow_change)
             if again:
                 training.require_end()
             else:
@@ -179,9 +183,17 @@ class Training:
         folder: where checkpoints are; training stands where the newest one left it.
         device: where to train.
         reporter: says what happens.
+        allow_change: resume although conditions changed that alter results.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        device: torch.device,
+        reporter: Reporter,
+        allow_change: bool = False,
+    ) -> None:
         self.settings, self.folder, self.reporter = recipe.training, folder, reporter
         distillation = recipe.distillation
         task = registry.load("task", recipe.task.name)(recipe.task)
@@ -189,11 +201,16 @@ class Training:
         texts = read_texts(task, recipe.task, recipe.training.keep, distillation)
         for warning in texts.warnings:
             reporter.say(f"warning: {warning}")
+        method = build_method(recipe.pruning, recipe.regularizer)
+        measured_on = choose_moment_text(recipe, texts, method)
         self.pretrained, self.vocabulary = _start(recipe, task, folder, reporter)
         model, tokenizer = self.pretrained.model, self.pretrained.tokenizer
         length, batch_size = recipe.training.max_length, recipe.evaluation.batch_size
         check_length(recipe.model.name, model.config, length)
         self.data = encode_texts(texts, tokenizer, recipe.task.train_language, length)
+        if measured_on is not None:
+            marks = {**self.data.fingerprints, **measured_on.fingerprints(self.data.fingerprints)}
+            self.data = replace(self.data, moments=measured_on.record(), fingerprints=marks)
         model.to(device)
         self.forward = forward_of(model, device)
         teaching = None
@@ -206,7 +223,6 @@ class Training:
             logits = evaluation.collect(self.forward, self.data.dev.encoded, batch_size)
             return evaluation.score(logits, self.data.dev.examples, task.metrics, task.labels).value
 
-        method = build_method(recipe.pruning, recipe.regularizer)
         self.last = len(method.densities) - 1
         self.pruner = FinePruning(
             model,
@@ -216,9 +232,14 @@ class Training:
             recipe.seed,
             None if self.data.dev is None else dev_score,
             teaching,
+            start=lambda: read_start(folder.start, task.kind).model.state_dict(),
+            moment_text=() if measured_on is None else measured_on.batches(tokenizer, length, str(device)),
         )
         self.scores = StageScores(self.data, recipe.evaluation, reporter.track)
-        self._restore(recipe.sha256(), device)
+        self.conditions = conditions.conditions(device, recipe.training.precision)
+        self.changes: list[dict[str, Any]] = []
+        self._restore(recipe.sha256(), allow_change)
+        self._tell_moments()
 
     def run(self, until: int | None = None) -> None:
         """Drive the loop to its end, or to the end of stage ``until``.
@@ -278,11 +299,12 @@ class Training:
             origin=self.pretrained.origin,
             vocabulary=self.vocabulary,
             device=state.device,
-            masks=state.masks,
+            masks=state.nonzero_masks(),
             layers=state.layers(),
             stages=tuple(self.scores.rows),
             dense=self.scores.dense,
             dense_others=self.scores.dense_others,
+            changes=tuple(self.changes),
         )
 
     def _log(self, step: Step) -> None:
@@ -317,35 +339,65 @@ class Training:
             where = f"{language_name(self.data.train_language)} {'test' if self.data.dev is None else 'dev'}"
             self.reporter.warn(baselines.describe(score.value, baseline, where))
 
-    def _save(self) -> None:
-        checkpoint.save(self.folder, self.pruner.state, self.scores)
+    def _tell_moments(self) -> None:
+        """Say on which text activations are measured, and log it once."""
+        record = self.data.moments
+        if record is None:
+            return
+        for sentence in moments.describe(record):
+            self.reporter.say(sentence)
+        if not any(event["event"] == "moments" for event in self.folder.events.read()):
+            self.folder.events.write("moments", **record)
 
-    def _restore(self, recipe_sha256: str, device: torch.device) -> None:
-        events = self.folder.events
-        numbers = checkpoint.restore(self.folder, self.pruner.state, self.scores, self.settings)
+    def _save(self) -> None:
+        checkpoint.save(self.folder, self.pruner.state, self.scores, self.conditions, self.changes)
+
+    def _restore(self, recipe_sha256: str, allow_change: bool) -> None:
+        events, warn = self.folder.events, self.reporter.warn
+        numbers = checkpoint.restore(self.folder, self.pruner.state, self.scores, self.settings, warn)
         if numbers is None:
             events.cut(0)
-            events.write("start", recipe_sha256=recipe_sha256, device=device.type)
+            events.write("start", recipe_sha256=recipe_sha256, conditions=self.conditions)
+            self._write_repairs()
             return
-        if numbers["device"] != device.type:
-            before = numbers["device"]
-            self.reporter.say(f"started on {before}, resumed on {device.type}; results may differ slightly")
-            events.write("device", before=before, now=device.type)
-        at = self.pruner.state.at
+        at, changed = self.pruner.state.at, conditions.changes(numbers["conditions"], self.conditions)
+        self.changes = numbers["changes"]
+        if changed and at.stage <= self.last:  # with all stages trained, only measuring and export are left
+            conditions.require_allowed(changed, allow_change, self.folder.path)
+            self.changes.append({"stage": at.stage, "update": at.update, "changed": changed})
+            self.reporter.warn(
+                f"resuming under other conditions, so results may differ: {conditions.describe(changed)}"
+            )
+        events.write("resume", stage=at.stage, update=at.update, conditions=self.conditions, changed=changed)
+        self._write_repairs()
         self.reporter.say(f"resuming at stage {at.stage}, update {at.update}")
+
+    def _write_repairs(self) -> None:
+        for repair in self.folder.repairs:
+            self.folder.events.write("damaged", **repair)
+
+
+VOCABULARY_FILE = "vocabulary.json"
 
 
 def _start(
     recipe: Recipe, task: Any, folder: RunFolder, reporter: Reporter
 ) -> tuple[Pretrained, dict[str, Any] | None]:
-    """Return the model as the run began, and facts about its trimmed vocabulary; load and keep it the first time."""
-    facts_file = "vocabulary.json"
+    """Return the model as the run began, and facts about its trimmed vocabulary; load and keep it the first time.
+
+    A damaged one is loaded again from where it came.
+
+    Raises:
+        ModelError: it is damaged, and loading it again gives another model.
+    """
+    expected = folder.expected_start()
     if folder.start.is_dir():
-        try:
-            facts = json.loads((folder.start / facts_file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise damaged_checkpoint(folder.start, str(error)) from error
-        return read_start(folder.start, task.kind), facts
+        damage = start_damage(folder.path, expected)
+        if damage is None:
+            facts = json.loads((folder.start / VOCABULARY_FILE).read_text(encoding="utf-8"))
+            return read_start(folder.start, task.kind), facts
+        reporter.warn(f"{folder.start} is damaged ({damage}); it is made again")
+        folder.repairs.append({"what": folder.start.name, "cause": damage})
     reporter.say(f"loading {recipe.model.name}")
     pretrained, facts = _load_model(recipe, task)
     for note in pretrained.notes:
@@ -353,9 +405,9 @@ def _start(
 
     def write(target: Path) -> None:
         save_start(pretrained, target, recipe.training.max_length)
-        write_atomically(target / facts_file, json.dumps(facts, ensure_ascii=False))
+        write_atomically(target / VOCABULARY_FILE, json.dumps(facts, ensure_ascii=False))
 
-    folder.save_start(write)
+    folder.save_start(write, expected)
     return pretrained, facts
 
 

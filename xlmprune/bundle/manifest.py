@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import BundleError
-from xlmprune.core.files import replacing
+from xlmprune.core.files import replacing, sha256_of
 
 FILE = "manifest.json"
 SCHEMA_VERSION = 1
@@ -97,12 +96,6 @@ def _check_file(name: str, path: Path | None, entry: Mapping[str, Any]) -> FileC
     if found != entry["sha256"]:
         return FileCheck(name, False, "has another SHA-256 than when it was made; copy the bundle again")
     return FileCheck(name, True, f"{size:,} bytes, SHA-256 {entry['sha256'][:12]}…")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(bundle: Path) -> Iterator[tuple[str, Path]]:

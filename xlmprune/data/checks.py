@@ -42,7 +42,9 @@ def _in_both(own: list[str], other: set[str], name: str, where: str) -> str:
     if not count:
         return ""
     what = "all" if count == len(own) else f"{count:,} of {len(own):,}"
-    return f"the {name} and {where} have texts in common ({what} of the {name}), so scores on it are too high"
+    return (
+        f"the {name} and {where} have texts in common ({what} of the {name}), so scores on it may be too high"
+    )
 
 
 def _contradictions(train: Examples, keys: list[str]) -> str:

@@ -20,6 +20,7 @@ def unlabelled_examples(
     dev: Examples | None = None,
     languages: Sequence[str] | None = None,
     max_texts: int | None = None,
+    key: str = "distillation.unlabelled",
 ) -> dict[str, Examples]:
     """Unlabelled text of every language of the task that has some, each text once.
 
@@ -32,6 +33,7 @@ def unlabelled_examples(
         dev: its texts are left out likewise, since something is chosen on them.
         languages: read only these; None for every language of ``tests``.
         max_texts: at most so many of a language, a sample that is the same at every call.
+        key: of the recipe, which gave the pattern; errors name it.
 
     Returns:
         language to examples without labels; languages without text are absent.
@@ -58,7 +60,7 @@ def unlabelled_examples(
         if len(part):
             found[language] = part if max_texts is None else part.sample(max_texts)
     if not found:
-        raise DataError(f"distillation.unlabelled: no text found for {', '.join(tests)} at {pattern!r}")
+        raise DataError(f"{key}: no text found for {', '.join(tests)} at {pattern!r}")
     return found
 
 

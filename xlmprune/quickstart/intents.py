@@ -283,7 +283,7 @@ def _usual_first(items: list[Any], source: random.Random) -> Any:
 
 @lru_cache
 def _harmonic_numbers(count: int) -> tuple[float, ...]:
-    return tuple(accumulate(1 / place for place in range(1, count + 1)))
+    return tuple(accumulate(1 / rank for rank in range(1, count + 1)))
 
 
 def _form(wording: str) -> str:

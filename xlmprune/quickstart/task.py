@@ -147,9 +147,9 @@ def _testable() -> list[str]:
 def _take_turns(by_label: Sequence[tuple[str, ...]]) -> tuple[list[str], list[int]]:
     """One sentence of every label, then a second of each, and so on."""
     texts, labels = [], []
-    for place in range(max(map(len, by_label))):
+    for turn in range(max(map(len, by_label))):
         for label, sentences in enumerate(by_label):
-            if place < len(sentences):
-                texts.append(sentences[place])
+            if turn < len(sentences):
+                texts.append(sentences[turn])
                 labels.append(label)
     return texts, labels

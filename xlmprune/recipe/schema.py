@@ -155,6 +155,8 @@ class TaskRecipe(Named):
             return None
         if any(name != name.strip() or not name for name in labels):
             raise ValueError("a label is empty or has spaces around it; files are read without such spaces")
+        if any("\n" in name or "\r" in name for name in labels):
+            raise ValueError("a label has a line break; write it in one line")
         if twice := [name for name, count in Counter(labels).items() if count > 1]:
             raise ValueError(f"label {twice[0]!r} is listed twice")
         if len(labels) < 2:
@@ -212,6 +214,17 @@ class TrainingRecipe(BaseModel):
     """Save a long stage this often; every stage is also saved at its end."""
 
 
+class ReconstructRecipe(BaseModel):
+    """Refit the remaining weights by least squares on unlabelled text, so that the layers' outputs change least."""
+
+    model_config = STRICT
+
+    texts: Annotated[int, Field(ge=1)] = 3000
+    """Texts to measure activations on, in all, drawn evenly over the languages."""
+    ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """How much weights are held to what they were, relative to the mean square of an input; more for few texts."""
+
+
 class PruningRecipe(BaseModel):
     """Which weights are pruned, and when."""
 
@@ -225,6 +238,14 @@ class PruningRecipe(BaseModel):
     """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row."""
     schedule: Component = Component(name="geometric")
     """How the density falls from stage to stage; the README lists schedules and their parameters."""
+    regrow: bool = False
+    """Let pruned weights return until the final phase of the schedule `continuous` (PINS, PLATON, movement)."""
+    observe_regularizer: bool = False
+    """Let criteria that watch gradients see the regularizer's too; otherwise those of the task and the teacher alone."""
+    reconstruct: ReconstructRecipe | None = None
+    """Refit the remaining weights whenever weights are removed, on the text of `distillation.unlabelled`, else on the
+    vocabulary's files with `{language}` in the name, else on English training text alone, which preserves English alone. It
+    replaces the compensation of `obert`; `null` refits nothing."""
 
 
 class DistillationRecipe(BaseModel):
@@ -255,6 +276,12 @@ class DistillationRecipe(BaseModel):
     """Read only this many texts of each language, a sample that is the same in every run; `null` for all."""
     unlabelled_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the loss on unlabelled text, which is added to the loss on labelled text."""
+    ask_every: Annotated[int, Field(ge=1)] | None = None
+    """Measure English dev every so many updates, and let a student that scores best so far become the teacher at once (PINS:
+    50); `null` for the end of each stage."""
+    dense_defends: bool = True
+    """The student must beat the dense network's own dev score to become the teacher. `false` as in the released code of
+    PINS: the first student that is measured does."""
     density_step: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """For `best_at_current_sparsity`: how far the density must fall before the search begins anew."""
 

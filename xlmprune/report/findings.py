@@ -285,18 +285,24 @@ def describe_chance(report: Report) -> str:
 
 
 def describe_data(report: Report) -> list[str]:
-    """Repairs and warnings about the data, each with its language."""
+    """Repairs and warnings about the data, each with its language, and conditions that changed during the run."""
     task = report.get("task", {})
     train = language_name(train_language(report) or "train")
     noted = [f"{train}, training: {note}" for note in task.get("train_notes", [])]
+    noted += [
+        f"{language_name(code)}, test: {note}"
+        for code, notes in task.get("notes", {}).items()
+        for note in notes
+    ]
+    changed = [_describe_change(change) for change in report.get("changed_conditions", [])]
+    return [*report.get("target_text", []), *noted, *changed]
+
+
+def _describe_change(change: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in change["changed"].items())
     return (
-        list(report.get("target_text", []))
-        + noted
-        + [
-            f"{language_name(code)}, test: {note}"
-            for code, notes in task.get("notes", {}).items()
-            for note in notes
-        ]
+        f"The run resumed at stage {change['stage']}, update {change['update']} under other conditions ({listed}), so its "
+        "result may differ from that of an uninterrupted run"
     )
 
 

@@ -16,11 +16,13 @@ from xlmprune.data.encoding import length_statistics
 from xlmprune.evaluation import baselines, intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
+from xlmprune.export.form import form_named
 from xlmprune.export.writing import MeasuredForm, dense_bytes
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
 from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import findings
+from xlmprune.training import moments
 
 if TYPE_CHECKING:
     from xlmprune.recipe import Recipe
@@ -87,10 +89,15 @@ def assemble(
             facts["quantization"] = entry.written.choice
     if refused:
         facts["refused"] = dict(refused)
+    if outcome.changes:
+        facts["changed_conditions"] = list(outcome.changes)
     if data.unlabelled:
         facts["unlabelled"] = dict(data.unlabelled)
-    if used := target_text(recipe):
+    used = [*target_text(recipe), *([] if data.moments is None else moments.describe(data.moments))]
+    if used:
         facts["target_text"] = used
+    if data.moments is not None:
+        facts["moments"] = dict(data.moments)
     if outcome.vocabulary is not None:
         facts["vocabulary"] = outcome.vocabulary
     if len(data.task.metrics) > 1:
@@ -236,7 +243,9 @@ def target_text(recipe: Recipe) -> list[str]:
     asked = {
         "count the vocabulary": getattr(vocabulary, "keep_languages_of", None),
         "learn the teacher's answers": recipe.distillation and recipe.distillation.unlabelled,
-        "calibrate quantization": recipe.export.calibration,
+        "calibrate quantization": recipe.export.calibration
+        if any(form_named(name).calibrated for name in recipe.export.onnx)
+        else None,
     }
     return [
         f"the task's own text of the zero-shot languages was read to {use}, without labels and without test text"
@@ -285,6 +294,8 @@ def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
     distillation = values.get("distillation")
     if isinstance(distillation, dict) and distillation.get("unlabelled"):
         distillation["unlabelled"] = _shortened(distillation["unlabelled"])
+    if values["export"]["calibration"]:
+        values["export"]["calibration"] = _shortened(values["export"]["calibration"])
     return values
 
 

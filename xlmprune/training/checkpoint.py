@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,14 @@ import numpy as np
 import torch
 
 from xlmprune import recipe as recipes
+from xlmprune.core.checkpoints import DamagedError, Numbers
 from xlmprune.core.errors import DataError, RecipeError
-from xlmprune.core.run_folder import RunFolder, damaged_checkpoint
+from xlmprune.core.run_folder import RunFolder
 from xlmprune.recipe import Recipe, TrainingRecipe
+from xlmprune.training.conditions import Conditions
 from xlmprune.training.datasets import UNLABELLED
 from xlmprune.training.stages import StageScores
-from xlmprune.training.state import Tensors, TrainState
-
-Numbers = dict[str, Any]
-"""`state.json`: ``progress``, ``stages``, ``dense_others``, ``data``, ``device``."""
+from xlmprune.training.state import TrainState
 
 
 def open_run(path: Path, recipe: Recipe, fresh: bool = False) -> RunFolder:
@@ -58,8 +58,19 @@ def require_same_export(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def save(folder: RunFolder, state: TrainState, scores: StageScores) -> None:
-    """Write a checkpoint."""
+def save(
+    folder: RunFolder,
+    state: TrainState,
+    scores: StageScores,
+    conditions: Conditions,
+    changes: list[dict[str, Any]],
+) -> None:
+    """Write a checkpoint.
+
+    Args:
+        conditions: of this start.
+        changes: those of earlier starts that were allowed to change.
+    """
     tensors = state.tensors()
     dense = {
         language: torch.from_numpy(np.ascontiguousarray(part)) for language, part in scores.dense.items()
@@ -69,21 +80,29 @@ def save(folder: RunFolder, state: TrainState, scores: StageScores) -> None:
         "stages": scores.rows,
         "dense_others": scores.dense_others,
         "data": dict(scores.data.fingerprints),
-        "device": state.device.type,
+        "conditions": conditions,
+        "changes": changes,
     }
     folder.save({**tensors, **({"dense": dense} if dense else {})}, numbers)
 
 
 def restore(
-    folder: RunFolder, state: TrainState, scores: StageScores, settings: TrainingRecipe
+    folder: RunFolder,
+    state: TrainState,
+    scores: StageScores,
+    settings: TrainingRecipe,
+    say: Callable[[str], None],
 ) -> Numbers | None:
-    """Stand where the newest checkpoint left the run; return its numbers, or None where there is no checkpoint.
+    """Stand where the newest intact checkpoint left the run; return its numbers, or None where there is no checkpoint.
+
+    Args:
+        say: told about a damaged checkpoint.
 
     Raises:
         DataError: the data changed since the run started.
         ModelError: the checkpoint is damaged.
     """
-    found = folder.latest()
+    found = folder.latest(say)
     if found is None:
         return None
     tensors, numbers = found
@@ -95,7 +114,7 @@ def restore(
         measured = scores.data.tests if scores.rows and "languages" in scores.rows[0] else dense
         scores.dense = {language: dense[language].numpy() for language in measured}
     except KeyError as error:
-        raise damaged_checkpoint(folder.checkpoints, f"{error} missing") from error
+        raise DamagedError(f"{folder.checkpoints}: {error} is missing; use --fresh to start over") from error
     return numbers
 
 
@@ -119,8 +138,6 @@ def after_stage_0(numbers: Numbers) -> bool:
 
 
 __all__ = [
-    "Numbers",
-    "Tensors",
     "after_stage_0",
     "difference",
     "first_difference",

@@ -45,8 +45,12 @@ def updates_in_stage(settings: TrainingRecipe, batches_per_epoch: int, stage: in
     return min(updates, settings.max_updates_per_stage or updates)
 
 
+LONGEST_WARM_UP = 0.1
+"""Share of a stage that the learning rate's warm-up takes at most, so that a short stage reaches the learning rate."""
+
+
 def learning_rate(settings: TrainingRecipe, stage: int, update: int, total: int) -> float:
-    """Return the learning rate of an update.
+    """Return the learning rate of an update: it rises during warm-up, then falls to zero or stays, in every stage.
 
     Args:
         update: from 0, within the stage.
@@ -55,7 +59,7 @@ def learning_rate(settings: TrainingRecipe, stage: int, update: int, total: int)
     peak = settings.learning_rate
     if stage == 0 and settings.dense_learning_rate is not None:
         peak = settings.dense_learning_rate
-    warm_up = settings.warmup_updates
+    warm_up = min(settings.warmup_updates, int(LONGEST_WARM_UP * total))
     if update < warm_up:
         return peak * (update + 1) / warm_up
     if settings.lr_schedule == "constant":

@@ -13,10 +13,11 @@ from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
-from xlmprune.recipe import Recipe, VocabularyRecipe, registry
+from xlmprune.recipe import Recipe, TrainingRecipe, VocabularyRecipe, registry
 from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.method import build_method
-from xlmprune.training.optimizer import updates_in_stage
+from xlmprune.training.moments import choose_moment_text, describe
+from xlmprune.training.optimizer import learning_rate, updates_in_stage
 
 ACTIVATION_COPIES = 18
 """Tensors of [batch, tokens, hidden] that one encoder layer keeps for its backward pass, measured on XLM-R base."""
@@ -46,9 +47,10 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         model = head_class(config, task.kind)(config)
     batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
+    measured_on = choose_moment_text(recipe, texts, method)
     stages: list[dict[str, Any]] = [
-        {"stage": k, "encoder_density": density, "updates": updates_in_stage(recipe.training, batches, k)}
-        for k, density in enumerate(method.densities)
+        _stage_plan(recipe.training, batches, stage, density)
+        for stage, density in enumerate(method.densities)
     ]
     return {
         "name": recipe.name,
@@ -62,6 +64,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "labels": list(task.labels),
         "warnings": [*texts.train.notes, *texts.warnings, *too_little_learning(recipe, stages[0]["updates"])],
         "unlabelled": {language: len(part) for language, part in texts.unlabelled.items()},
+        **({} if measured_on is None else {"moments": measured_on.record()}),
         "stages": stages,
         "updates": sum(stage["updates"] for stage in stages),
         "criterion": recipe.pruning.criterion.name,
@@ -70,6 +73,14 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "precision": str(resolve_precision(recipe.training.precision, where)).removeprefix("torch."),
         "memory": estimate_memory(recipe, model),
     }
+
+
+def _stage_plan(
+    settings: TrainingRecipe, batches_per_epoch: int, stage: int, density: float
+) -> dict[str, Any]:
+    updates = updates_in_stage(settings, batches_per_epoch, stage)
+    rates = (learning_rate(settings, stage, update, updates) for update in range(updates))
+    return {"stage": stage, "encoder_density": density, "updates": updates, "peak_learning_rate": max(rates)}
 
 
 def too_little_learning(recipe: Recipe, updates: int) -> list[str]:
@@ -117,6 +128,7 @@ def render(plan: dict[str, Any]) -> Any:
         "stage": lambda stage: number(stage["stage"]),
         "encoder density": lambda stage: percent(stage["encoder_density"], 2),
         "updates": lambda stage: number(stage["updates"]),
+        "peak learning rate": lambda stage: f"{stage['peak_learning_rate']:g}",
     }
     title = f"{plan['name']}: {plan['regularizer']} on {plan['model']}"
     table = rich_table(tabulate(title, columns, plan["stages"]))
@@ -128,6 +140,7 @@ def render(plan: dict[str, Any]) -> Any:
         f"{len(others)} zero-shot languages: {', '.join(others)}",
         *(Text(f"warning: {warning}", style="yellow") for warning in plan["warnings"]),
         *([_texts_line(plan["unlabelled"])] if plan["unlabelled"] else []),
+        *(describe(plan["moments"]) if "moments" in plan else []),
         f"{plan['parameters']:,} parameters, {plan['prunable']:,} of them prunable "
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",

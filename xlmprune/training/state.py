@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn, optim
 
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.criteria import Criterion
-from xlmprune.pruning.masks import Masks, Weights, full_masks, pack_bits, unpack_bits
+from xlmprune.pruning.masks import Masks, Weights, full_masks, nonzero, pack_bits, remaining, unpack_bits
 from xlmprune.pruning.regularizers.cosine import alignment
 from xlmprune.recipe import TrainingRecipe
 from xlmprune.training.optimizer import new_optimizer
@@ -70,6 +71,7 @@ class TrainState:
         self.best: dict[str, Tensor] | None = None
         """Parameters of the best epoch of this stage."""
         self.best_criterion: dict[str, Tensor] = {}
+        self._fresh_criterion = {key: tensor.clone() for key, tensor in criterion.state().items()}
         self.at = Position()
 
     def begin_stage(self, settings: TrainingRecipe) -> None:
@@ -103,8 +105,7 @@ class TrainState:
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
-        if type(self.criterion).measured is not Criterion.measured:
-            self.best_criterion = {key: t.detach().clone() for key, t in self.criterion.state().items()}
+        self.best_criterion = {key: t.detach().clone() for key, t in self.criterion.state().items()}
 
     def return_to_best(self) -> None:
         """Put the best parameters of this stage back, if any were kept."""
@@ -114,13 +115,35 @@ class TrainState:
             if self.best_criterion:
                 self.criterion.load_state(self.best_criterion)
 
+    def restart(self, parameters: Mapping[str, Tensor]) -> None:
+        """Put the model back to its pretrained ``parameters``, and the criterion to its start."""
+        self.all_rows()
+        self.model.load_state_dict(parameters)
+        if self._fresh_criterion:
+            self.criterion.load_state({key: t.to(self.device) for key, t in self._fresh_criterion.items()})
+
+    def nonzero_masks(self) -> Masks:
+        """Return which weights are not zero, which is what is exported.
+
+        Raises:
+            RuntimeError: a pruned weight is not zero, or more than one in a thousand kept weights is.
+        """
+        found = nonzero(self.weights)
+        alive = sum(int((found[name] & ~mask).sum()) for name, mask in self.masks.items())
+        (real, _), (kept, _) = remaining(found.values()), remaining(self.masks.values())
+        if alive or kept - real > kept // 1000:
+            raise RuntimeError(
+                f"the masks keep {kept} weights; {real} weights are not zero, {alive} of them pruned ones"
+            )
+        return found
+
     @torch.no_grad()
     def layers(self) -> list[dict[str, Any]]:
         """Return density, norm and alignment to the pretrained weights of every prunable matrix."""
         return [
             {
                 "name": name.removesuffix(".weight"),
-                "density": float(self.masks[name].float().mean()),
+                "density": float((weight != 0).float().mean()),
                 "weight_norm": float(weight.norm()),
                 "alignment": float(alignment(weight, self.pretrained[name])),
             }

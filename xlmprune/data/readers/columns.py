@@ -213,12 +213,11 @@ def _refuse_mixed_languages(
 
 def _refuse_swallowed_rows(table: Table, label: int, labels: Collection[str]) -> None:
     """Refuse a field over several lines of which one is itself a row with a known label."""
-    known = {name.strip() for name in labels}
     for row, start in zip(table.cells, table.lines, strict=True):
         for cell in row:
             for offset, line in enumerate(cell.split("\n") if "\n" in cell else ()):
                 parts = line.strip("\r").split(table.delimiter)
-                if len(parts) == len(row) and parts[label].strip().strip('"') in known:
+                if len(parts) == len(row) and parts[label].strip('"') in labels:
                     raise DataError(
                         f"{table.path}:{start}: a quotation mark opens a field that holds whole rows, as line "
                         f"{start + offset} ({line[:40]!r}). Close it or double it; if marks do not enclose fields, set "

@@ -14,7 +14,7 @@ from xlmprune.core.errors import DataError
 from xlmprune.data.examples import Examples
 from xlmprune.data.readers.lines import count_of
 from xlmprune.data.readers.rows import Rows, Split
-from xlmprune.data.readers.tags import is_bio, respell
+from xlmprune.data.readers.tags import is_bio, respell, style_of
 
 MANY = 20
 """With fewer rows, most may well have a label of their own."""
@@ -57,7 +57,7 @@ def to_examples(
         else [number(tag, row, word) for word, tag in enumerate(entry)]
         for row, entry in enumerate(rows.labels or [])
     ]
-    notes = _twins(rows.origin, labels) if split == "train" else ()
+    notes = (*_twins(rows.origin, labels), *_numbers(rows, labels)) if split == "train" else ()
     return Examples(
         language,
         split,
@@ -126,6 +126,13 @@ def _respelled(rows: Rows, ids: Mapping[str, int]) -> Rows:
     tag, name = next(iter(written.items()))
     note = f"{rows.origin}: {count_of(count, 'tag')} rewritten to BIO, such as {tag} to {name}"
     return replace(rows, labels=labels, notes=(*rows.notes, note))
+
+
+def _numbers(rows: Rows, labels: Sequence[str]) -> tuple[str, ...]:
+    """Say that tags are numbers, which as such cannot mark entities."""
+    if rows.labels and not isinstance(rows.labels[0], str) and all(label.isdecimal() for label in labels):
+        return (f"{rows.origin}: tags are numbers; if they mean positions, list their names in task.labels",)
+    return ()
 
 
 def _twins(origin: str, labels: Sequence[str]) -> tuple[str, ...]:
@@ -219,8 +226,9 @@ def check_classes(rows: Rows) -> None:
     counts = Counter(name for entry in names for name in entry)
     _check_kind(rows, counts)
     first = Counter(text for text in rows.first if isinstance(text, str))
-    swapped = len(counts) == len(names) >= 4 and 2 * len(first) <= len(names)
-    if swapped or (counts.total() > MANY and 2 * len(counts) > counts.total()):
+    swapped = len(counts) == len(names) >= 4 and 0 < 2 * len(first) <= len(names)
+    many = counts.total() > MANY and 2 * len(counts) > counts.total()
+    if swapped or (many and not style_of(counts)):
         examples = ", ".join(repr(short(name)) for name in list(counts)[:3])
         words = rows.word_lines is not None
         roles = (

@@ -105,7 +105,7 @@ def read_table(
         if len(row) != len(cells[0]):
             raise DataError(
                 f"{path}:{line}: {count_columns(len(row))} found, {len(cells[0])} expected as in line {lines[0]}. "
-                f"Columns are separated by {what}; is there one inside a text, or a line broken in two?{hint}"
+                f"Columns are separated by {what}; one may be inside a text, or a line is broken in two{hint}"
             )
     if hint and quoted and len(lines) > 1 and _alike([row[0] for row in cells]):
         raise DataError(f"{path}:{lines[0]}: no comma found{hint}")
