@@ -97,11 +97,17 @@ def test_a_structure_that_does_not_fit_is_refused(run, tmp_path):
             "schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1},
         },
         {"pattern": "2:4", "criterion": "l0", "structure": {"layers": [1], "importance": "taylor"}},
+        {
+            "criterion": "wanda",
+            "structure": {**STRUCTURE, "importance": "criterion"},
+            "schedule": {"name": "linear", "stages": 1, "final_density": 0.5},
+        },
     ],
 )
 def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, monkeypatch, pruning):  # noqa: F811
     given = sections(workplace, **pruning)
-    if pruning["pattern"] == "2:4":
+    given["pruning"]["pattern"] = pruning.get("pattern", "unstructured")
+    if pruning.get("pattern") == "2:4":
         given["pruning"]["schedule"] = {"name": "linear", "stages": 1, "final_density": 0.5}
     given["regularizer"] = {"name": "cosine", "reference": "finetuned"}
     given["export"] = {"onnx": ["fp32"] if "scope" in pruning["structure"] else []}

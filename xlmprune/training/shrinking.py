@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,12 @@ from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import RecipeError
 from xlmprune.models import architecture
 from xlmprune.models.loading import prunable
-from xlmprune.pruning.importance import (
-    Importance,
-    gate_importance,
-    magnitude_importance,
-    obs_importance,
-)
-from xlmprune.pruning.reconstruction import Batch, Fit, input_moments, reconstruct
+from xlmprune.pruning.importance import Importance
+from xlmprune.pruning.masks import Scores
+from xlmprune.pruning.measures import Evidence, Measure
+from xlmprune.pruning.reconstruction import Batch, Fit, reconstruct
 from xlmprune.pruning.structures import Cut, choose, layout_of, slice_model, spaced_layers
+from xlmprune.recipe import registry
 from xlmprune.recipe.schema import ReconstructRecipe, StructureRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.state import TrainState
@@ -35,6 +33,7 @@ class Shrinker:
         refit: how what remains is refitted; None where it is not.
         gradients: labelled text, for importance that reads labels.
         seed: the run's.
+        scores: gives the criterion's scores of single weights.
         text: unlabelled text on the model's device.
         temperature: of the answers that Fisher importance draws; the teacher's, where there is one.
 
@@ -49,10 +48,11 @@ class Shrinker:
         refit: ReconstructRecipe | None,
         gradients: Gradients,
         seed: int,
+        scores: Callable[[], Scores],
         text: Sequence[Batch] = (),
         temperature: float = 1.0,
     ) -> None:
-        self.state, self.settings, self.refit = state, settings, refit
+        self.state, self.settings, self.refit, self.scores = state, settings, refit, scores
         self.gradients, self.seed, self.text, self.temperature = gradients, seed, text, temperature
         require_possible(state.model, settings, refit is not None)
 
@@ -72,17 +72,20 @@ class Shrinker:
         )
 
     def _importance(self, stage: int) -> Importance:
-        model, kind = self.state.model, self.settings.importance
-        if kind == "magnitude":
-            return magnitude_importance(model)
-        if kind == "obs":
-            moments = input_moments(model, self.state.weights, self.text)
-            return obs_importance(model, moments, (self.refit or ReconstructRecipe()).ridge)
-        seed = derive_seed(self.seed, "importance", stage)
-        if kind == "fisher":
-            return gate_importance(model, self.text, kind, self.temperature, seed)
-        count = (self.refit or ReconstructRecipe()).texts // self.gradients.batch_size
-        return gate_importance(model, self.gradients.labelled(max(1, count), stage), kind)
+        settings = self.refit or ReconstructRecipe()
+        batches = max(1, settings.texts // self.gradients.batch_size)
+        evidence = Evidence(
+            self.state.model,
+            self.state.weights,
+            self.text,
+            lambda: self.gradients.labelled(batches, stage),
+            self.scores,
+            self.temperature,
+            settings.ridge,
+            derive_seed(self.seed, "importance", stage),
+        )
+        measure: Measure = registry.load("importance", self.settings.importance)()
+        return measure.importance(evidence)
 
 
 def round_cut(model: nn.Module, settings: StructureRecipe, importance: Importance, stage: int) -> Cut:
