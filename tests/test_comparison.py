@@ -27,7 +27,6 @@ from test_report import HOSTILE, Page
 from typer.testing import CliRunner
 
 from xlmprune import pipeline
-from xlmprune import recipe as recipes
 from xlmprune.cli import app
 from xlmprune.compare import local, pages, plan, results, running, work
 from xlmprune.compare import ray as ray_executor
@@ -35,6 +34,8 @@ from xlmprune.core import own_process
 from xlmprune.core.errors import DataError, MachineError, RecipeError
 from xlmprune.core.progress import Reporter
 from xlmprune.evaluation import score_file
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.validation import build_component
 from xlmprune.training.dense import dense_key
 
 
@@ -75,7 +76,7 @@ def comparison_file(folder, name="mine.yaml", **values):
 
 
 def load(base, *overrides):
-    return recipes.load(str(base), list(overrides))
+    return load_recipe(str(base), list(overrides))
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ def test_shipped_comparisons_are_valid_and_say_how_to_run(name):
     assert any(f"xlmprune compare {name}" in line for line in text.splitlines() if line.startswith("#"))
     assert len(made.cells) > 1
     assert plan.read(f"recipes/comparisons/{name}.yaml") == made
-    densities = {recipes.build(cell.recipe, "schedule").densities()[-1] for cell in made.cells}
+    densities = {build_component(cell.recipe, "schedule").densities()[-1] for cell in made.cells}
     assert len({round(density, 2) for density in densities}) == 1, "one final density"
     assert not [note for note in made.notes if "Budgets differ" in note]
 
@@ -265,9 +266,9 @@ def test_every_method_of_table_1_on_xnli_has_a_recipe_of_its_own():
     }  # fmt: skip
     assert set(made.methods) == set(recipes_of)
     for cell in made.cells:
-        own = recipes.load(f"xnli_{recipes_of[cell.method]}")
+        own = load_recipe(f"xnli_{recipes_of[cell.method]}")
         assert cell.recipe.pruning == own.pruning
-        assert recipes.build(cell.recipe, "regularizer") == recipes.build(own, "regularizer")
+        assert build_component(cell.recipe, "regularizer") == build_component(own, "regularizer")
         shared = cell.recipe.training.model_copy(update={"regularize_dense": True})
         assert shared == own.training
 

@@ -575,7 +575,7 @@ def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
     from xlmprune.evaluation.scores import Score
     from xlmprune.export import writing
     from xlmprune.export.form import Written, form_named
-    from xlmprune.recipe import FloorRecipe
+    from xlmprune.recipe.schema import FloorRecipe
 
     def scores(drop):
         return {code: Score(90.0 - drop * points, {}, np.ones((1, 2))) for code, points in lost.items()}

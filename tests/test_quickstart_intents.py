@@ -24,7 +24,8 @@ from xlmprune.models import vocabulary
 from xlmprune.quickstart import intents
 from xlmprune.quickstart import task as quickstart
 from xlmprune.quickstart.task import Quickstart
-from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import TaskRecipe
 
 
 def content(*templates: str, intent: str = "HassMediaNext", **more: dict) -> dict:

@@ -33,6 +33,12 @@ class Reporter:
         self._clock = _Clock()
         self._last_line = 0.0
 
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def say(self, text: str) -> None:
         """Print one line that stays on the screen."""
         if self.level != "quiet":

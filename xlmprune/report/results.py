@@ -25,7 +25,7 @@ from xlmprune.report import findings
 from xlmprune.training import moments
 
 if TYPE_CHECKING:
-    from xlmprune.recipe import Recipe
+    from xlmprune.recipe.schema import Recipe
     from xlmprune.training.outcome import Datasets, Outcome
 
 SCHEMA_VERSION = 1

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.regularizers import Regularizer
 from xlmprune.pruning.schedules import Continuous
 from xlmprune.pruning.selection import Selection
-from xlmprune.recipe import Component, PruningRecipe, ReconstructRecipe, registry
+from xlmprune.recipe.schema import Component, PruningRecipe, ReconstructRecipe
+from xlmprune.recipe.validation import instantiate
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,12 @@ class Method:
 
 def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
     """Build the components that the sections name."""
-    criterion: Criterion = _build("criterion", pruning.criterion)
+    criterion: Criterion = instantiate("criterion", pruning.criterion)
     selection = Selection(pruning.scope or criterion.default_scope, pruning.pattern)
-    schedule = _build("schedule", pruning.schedule)
+    schedule = instantiate("schedule", pruning.schedule)
     return Method(
         criterion=criterion,
-        regularizer=_build("regularizer", regularizer),
+        regularizer=instantiate("regularizer", regularizer),
         selection=selection,
         densities=(1.0, *(selection.density(wanted) for wanted in schedule.densities())),
         continuous=schedule if isinstance(schedule, Continuous) else None,
@@ -56,7 +54,3 @@ def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
         observe_regularizer=pruning.observe_regularizer,
         reconstruct=pruning.reconstruct,
     )
-
-
-def _build(table: str, component: Component) -> Any:
-    return TypeAdapter(registry.load(table, component.name)).validate_python(component.parameters)
