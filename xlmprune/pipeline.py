@@ -19,8 +19,7 @@ from xlmprune.export.triton import write_triton
 from xlmprune.export.writing import MeasuredForm
 from xlmprune.recipe.loading import load_recipe, recipe_of
 from xlmprune.recipe.schema import Recipe
-from xlmprune.report import pages as report
-from xlmprune.report import results
+from xlmprune.report import pages, results
 from xlmprune.training import checkpoint, dense
 from xlmprune.training.outcome import Datasets, Outcome
 from xlmprune.training.run import Training
@@ -146,21 +145,21 @@ def publish(
             first = unfinished / shipped[0].file
             write_triton(unfinished / "triton", recipe.name, first, data.task.labels, data.task.kind)
         speed = bench.time_files([unfinished / form.file for form in shipped], reporter.say)
-        facts = results.assemble(recipe, outcome, data, pruned, forms, refused, speed, unfinished)
-        report.write(facts, unfinished)
-        manifest.write(unfinished, facts["environment"], recipe.sha256())
+        report = results.assemble(recipe, outcome, data, pruned, forms, refused, speed, unfinished)
+        pages.write(report, unfinished)
+        manifest.write(unfinished, report["environment"], recipe.sha256())
         folder.renew_recipe()
         folder.ship()
-    folder.events.write("done", summary=facts["summary"], refused=refused)
-    return require_all_forms(facts)
+    folder.events.write("done", summary=report["summary"], refused=refused)
+    return require_all_forms(report)
 
 
-def require_all_forms(facts: dict[str, Any]) -> dict[str, Any]:
+def require_all_forms(report: dict[str, Any]) -> dict[str, Any]:
     """Return the report, if every form asked for is shipped.
 
     Raises:
         ShortfallError: the floor refused one.
     """
-    if facts.get("refused"):
-        raise ShortfallError("\n".join(facts["refused"].values()))
-    return facts
+    if report.get("refused"):
+        raise ShortfallError("\n".join(report["refused"].values()))
+    return report
