@@ -9,7 +9,7 @@ from typing import Any
 from xlmprune.bundle import bench, golden, manifest
 from xlmprune.core.device import explain_full_gpu, resolve_device
 from xlmprune.core.errors import ShortfallError
-from xlmprune.core.files import explain_disk
+from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder
 from xlmprune.core.stopping import interruptible
@@ -17,6 +17,7 @@ from xlmprune.evaluation.scores import Scores
 from xlmprune.export import writing
 from xlmprune.export.triton import write_triton
 from xlmprune.export.writing import MeasuredForm
+from xlmprune.pruning.structures import is_cut
 from xlmprune.recipe.loading import load_recipe, recipe_of
 from xlmprune.recipe.schema import Recipe
 from xlmprune.report import pages, results
@@ -144,7 +145,7 @@ def publish(
         if recipe.export.triton and shipped:
             first = unfinished / shipped[0].file
             write_triton(unfinished / "triton", recipe.name, first, data.task.labels, data.task.kind)
-        speed = bench.time_files([unfinished / form.file for form in shipped], reporter.say)
+        speed = time_forms(outcome, {form.file: unfinished / form.file for form in shipped}, recipe, reporter)
         report = results.assemble(recipe, outcome, data, pruned, forms, refused, speed, unfinished)
         pages.write(report, unfinished)
         manifest.write(unfinished, report["environment"], recipe.sha256())
@@ -152,6 +153,21 @@ def publish(
         folder.ship()
     folder.events.write("done", summary=report["summary"], refused=refused)
     return require_all_forms(report)
+
+
+DENSE_MODEL = "dense fp32"
+"""What the report calls the model before structures were removed, among the files that were timed."""
+
+
+def time_forms(
+    outcome: Outcome, files: Mapping[str, Path], recipe: Recipe, reporter: Reporter
+) -> dict[str, dict[str, Any]]:
+    """Time the shipped files, beside the dense model where structures were removed."""
+    if not files or not is_cut(outcome.model):
+        return bench.time_files(files, reporter.say)
+    with temporary_folder() as folder:
+        dense_file = writing.write_whole(outcome, recipe.export.opset, folder)
+        return bench.time_files({DENSE_MODEL: dense_file, **files}, reporter.say)
 
 
 def require_all_forms(report: dict[str, Any]) -> dict[str, Any]:

@@ -378,7 +378,7 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
 
 # --- what a reader must know -----------------------------------------------------------------------------------------
 
-BUDGET = ("epochs_per_stage", "dense_epochs", "max_updates_per_stage", "batch_size")
+BUDGET = ("epochs_per_stage", "dense_epochs", "last_epochs", "max_updates_per_stage", "batch_size")
 
 
 def _uneven_budgets(cells: Sequence[Cell]) -> Iterator[str]:

@@ -76,6 +76,7 @@ def sections(report: Report) -> dict[str, Any]:
     recipe = report.get("recipe")
     said = (
         findings.describe_density(report),
+        findings.describe_structure(report),
         findings.describe_vocabulary(report),
         findings.describe_scores(report),
         findings.describe_unlabelled(report),

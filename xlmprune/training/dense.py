@@ -56,6 +56,7 @@ def _reduced(recipe: Recipe) -> Recipe:
             # Whether a dev set is required depends on this being above 1; stage 0 reads nothing else of it.
             "epochs_per_stage": 1.0 if training.epochs_per_stage <= 1 else 2.0,
             "learning_rate": training.dense_learning_rate or training.learning_rate,
+            "last_epochs": None,
             "dense_learning_rate": None,
             "regularize_dense": True,
         }

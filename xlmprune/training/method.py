@@ -8,7 +8,7 @@ from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.regularizers import Regularizer
 from xlmprune.pruning.schedules import Continuous
 from xlmprune.pruning.selection import Selection
-from xlmprune.recipe.schema import Component, PruningRecipe, ReconstructRecipe
+from xlmprune.recipe.schema import Component, PruningRecipe, ReconstructRecipe, StructureRecipe
 from xlmprune.recipe.validation import instantiate
 
 
@@ -20,7 +20,7 @@ class Method:
     regularizer: Regularizer
     selection: Selection
     densities: tuple[float, ...]
-    """Density of each stage; stage 0 is dense."""
+    """Density of each stage among the weights of what structure leaves; stage 0 is dense."""
     continuous: Continuous | None
     """The schedule within stage 1, where masks change every few updates."""
     regrow: bool
@@ -29,28 +29,46 @@ class Method:
     """Whether the criterion sees the regularizer's gradient too."""
     reconstruct: ReconstructRecipe | None
     """How remaining weights are refitted; None where they are not."""
+    structure: StructureRecipe | None = None
+    """Which layers, heads and neurons the stages from 1 to its `rounds` remove."""
+
+    @property
+    def rounds(self) -> int:
+        """Stages, after the dense one, that remove structures."""
+        return 0 if self.structure is None else self.structure.rounds
 
     @property
     def moment_uses(self) -> tuple[str, ...]:
         """What reads second moments of activations, by the recipe's keys; empty where nothing does."""
         if len(self.densities) == 1:
             return ()
-        criterion = ("pruning.criterion",) if self.criterion.needs_moments else ()
-        return (*criterion, *(("pruning.reconstruct",) if self.reconstruct is not None else ()))
+        uses = {
+            "pruning.criterion": self.criterion.needs_moments and len(self.densities) > 1 + self.rounds,
+            "pruning.structure": self.structure is not None
+            and self.structure.importance in ("fisher", "obs"),
+            "pruning.reconstruct": self.reconstruct is not None,
+        }
+        return tuple(key for key, used in uses.items() if used)
 
 
 def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
     """Build the components that the sections name."""
     criterion: Criterion = instantiate("criterion", pruning.criterion)
-    selection = Selection(pruning.scope or criterion.default_scope, pruning.pattern)
+    structured = pruning.pattern == "structured"
+    selection = Selection(
+        pruning.scope or criterion.default_scope, "unstructured" if structured else pruning.pattern
+    )
     schedule = instantiate("schedule", pruning.schedule)
+    rounds = pruning.structure.rounds if pruning.structure else 0
+    wanted = [1.0] * rounds + ([] if structured else list(schedule.densities()))
     return Method(
         criterion=criterion,
         regularizer=instantiate("regularizer", regularizer),
         selection=selection,
-        densities=(1.0, *(selection.density(wanted) for wanted in schedule.densities())),
-        continuous=schedule if isinstance(schedule, Continuous) else None,
+        densities=(1.0, *(selection.density(density) for density in wanted)),
+        continuous=schedule if isinstance(schedule, Continuous) and not structured else None,
         regrow=pruning.regrow,
         observe_regularizer=pruning.observe_regularizer,
         reconstruct=pruning.reconstruct,
+        structure=pruning.structure,
     )

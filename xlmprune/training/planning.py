@@ -50,7 +50,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     method = build_method(recipe.pruning, recipe.regularizer)
     measured_on = choose_moment_text(recipe, texts, method)
     stages: list[dict[str, Any]] = [
-        _stage_plan(recipe.training, batches, stage, density)
+        _stage_plan(recipe.training, batches, stage, len(method.densities) - 1, density)
         for stage, density in enumerate(method.densities)
     ]
     return {
@@ -77,9 +77,9 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
 
 
 def _stage_plan(
-    settings: TrainingRecipe, batches_per_epoch: int, stage: int, density: float
+    settings: TrainingRecipe, batches_per_epoch: int, stage: int, last: int, density: float
 ) -> dict[str, Any]:
-    updates = updates_in_stage(settings, batches_per_epoch, stage)
+    updates = updates_in_stage(settings, batches_per_epoch, stage, last)
     rates = (learning_rate(settings, stage, update, updates) for update in range(updates))
     return {"stage": stage, "encoder_density": density, "updates": updates, "peak_learning_rate": max(rates)}
 

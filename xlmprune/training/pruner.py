@@ -15,6 +15,7 @@ from xlmprune.pruning.masks import Masks, apply_masks, full_masks
 from xlmprune.pruning.reconstruction import Batch, Moments, input_moments, refit
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
+from xlmprune.training.shrinking import Shrinker
 from xlmprune.training.state import TrainState
 
 
@@ -27,6 +28,7 @@ class Pruner:
         gradients: for criteria that need data when they score.
         seed: the run's.
         moment_text: batches on the model's device to measure activations on, where the method reads second moments.
+        temperature: the teacher's.
     """
 
     def __init__(
@@ -36,14 +38,23 @@ class Pruner:
         gradients: Gradients,
         seed: int,
         moment_text: Sequence[Batch] = (),
+        temperature: float = 1.0,
     ) -> None:
         self.state, self.method, self.gradients, self.seed = state, method, gradients, seed
         self.moment_text = moment_text
+        self.shrinker: Shrinker | None = None
+        if method.structure is not None:
+            self.shrinker = Shrinker(
+                state, method.structure, method.reconstruct, gradients, seed, moment_text, temperature
+            )
 
     def before_stage(self) -> None:
-        """Choose the masks of a stage, unless they change within it."""
-        if self.state.at.stage > 0 and self.method.continuous is None:
-            self._prune(self.method.densities[self.state.at.stage], final=True)
+        """Remove the structures of a stage, or choose its masks, unless they change within it."""
+        stage = self.state.at.stage
+        if self.shrinker is not None and 0 < stage <= self.method.rounds:
+            self.shrinker.shrink(stage)
+        elif stage > 0 and self.method.continuous is None:
+            self._prune(self.method.densities[stage], final=True)
 
     def after_update(self, total: int) -> None:
         """Prune within a continuous stage where its schedule says so.

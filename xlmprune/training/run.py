@@ -151,6 +151,7 @@ class Training:
             vocabulary=self.vocabulary,
             device=state.device,
             masks=state.nonzero_masks(),
+            whole=state.whole,
             layers=state.layers(),
             stages=tuple(self.scores.rows),
             dense=self.scores.dense,
