@@ -41,3 +41,21 @@ def traced_anew():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", traced.EXPORT)
         yield
+
+
+LONGEST_FIRST = (
+    "test_pipeline",
+    "test_comparison",
+    "test_families",
+    "test_shrinking",
+    "test_architecture_doc",
+    "test_exporters_onnx",
+    "test_criteria",
+    "test_forms",
+)
+"""Files that a worker of `pytest -n` starts with, so that none of them is the last one that the others wait for."""
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))

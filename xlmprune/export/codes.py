@@ -67,13 +67,6 @@ def decode(code: dict[str, Any], data: np.ndarray, entries: int) -> np.ndarray:
     )
 
 
-def entropy_bits(density: float) -> float:
-    """H(p): bits an entry that a mask of this density takes at least, if it has no structure."""
-    if density in (0.0, 1.0):
-        return 0.0
-    return -density * math.log2(density) - (1 - density) * math.log2(1 - density)
-
-
 # --- bitmask ---------------------------------------------------------------------------------------------------------
 
 

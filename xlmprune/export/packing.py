@@ -351,18 +351,6 @@ def is_packed(proto: onnx.ModelProto) -> bool:
     return bool(packed_names(proto))
 
 
-def packed_bytes(proto: onnx.ModelProto) -> dict[str, int]:
-    """Bytes that each packed matrix takes in the file: its mask or gaps and its values, without what matrices share."""
-    sizes = dict.fromkeys(packed_names(proto), 0)
-    for tensor in proto.graph.initializer:
-        if (
-            tensor.name.startswith(PREFIX)
-            and (name := tensor.name[len(PREFIX) :].rpartition("/")[0]) in sizes
-        ):
-            sizes[name] += len(tensor.raw_data)
-    return sizes
-
-
 def unpack(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The dense graph: every packed matrix an ordinary initializer again, bit for bit. Needs NumPy only.
 
