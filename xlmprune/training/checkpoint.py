@@ -160,13 +160,3 @@ def _require_same_data(path: Path, numbers: Numbers, now: dict[str, str]) -> Non
 def after_stage_0(numbers: Numbers) -> bool:
     """Return whether a checkpoint was made right after stage 0."""
     return (numbers["progress"]["stage"], numbers["progress"]["update"]) == (1, 0)
-
-
-__all__ = [
-    "after_stage_0",
-    "difference",
-    "first_difference",
-    "open_run",
-    "restore",
-    "save",
-]

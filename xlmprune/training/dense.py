@@ -173,6 +173,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-__all__ = ["dense_key", "dense_recipe", "start_from"]
