@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from test_moments import compress, report_of, workplace  # noqa: F401 - a fixture
+from test_pipeline import write_recipe
 from tiny import tiny_model
 from typer.testing import CliRunner
 
@@ -96,14 +97,20 @@ def test_a_structure_that_does_not_fit_is_refused(run, tmp_path):
             "schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1},
         },
         {"pattern": "2:4", "criterion": "l0", "structure": {"layers": [1], "importance": "taylor"}},
+        {
+            "criterion": "wanda",
+            "structure": {**STRUCTURE, "importance": "criterion"},
+            "schedule": {"name": "linear", "stages": 1, "final_density": 0.5},
+        },
     ],
 )
 def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, monkeypatch, pruning):  # noqa: F811
     given = sections(workplace, **pruning)
-    if pruning["pattern"] == "2:4":
+    given["pruning"]["pattern"] = pruning.get("pattern", "unstructured")
+    if pruning.get("pattern") == "2:4":
         given["pruning"]["schedule"] = {"name": "linear", "stages": 1, "final_density": 0.5}
     given["regularizer"] = {"name": "cosine", "reference": "finetuned"}
-    given["export"] = {"onnx": ["fp32"]}
+    given["export"] = {"onnx": ["fp32"] if "scope" in pruning["structure"] else []}
     run = tmp_path / "whole" / "run"
     run.parent.mkdir()
     result = compress(workplace, run, **given)
@@ -178,3 +185,14 @@ def test_bad_structures_get_a_sentence(workplace, tmp_path, pruning, said):  # n
     result = compress(workplace, tmp_path / "run", **given)
     assert result.exit_code == 2
     assert said in " ".join(result.output.split())
+
+
+def test_a_dry_run_says_what_remains(workplace, tmp_path):  # noqa: F811
+    given = sections(workplace, pattern="unstructured")
+    given["pruning"]["schedule"] = {"name": "geometric", "step_fraction": 0.5, "stages": 1}
+    recipe = write_recipe(tmp_path, model={"name": str(workplace / "model")}, **given)
+    task = f"task.path={workplace / 'data' / '{language}.{split}.tsv'}"
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--dry-run", "--json", "--set", task])
+    assert result.exit_code == 0, result.output
+    densities = [stage["encoder_density"] for stage in json.loads(result.stdout)["stages"]]
+    assert densities == [1.0, 0.25, 0.125]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from xlmprune.recipe.registry import FORMS, USUAL_FORMS
+from xlmprune.recipe.registry import FORMS, IMPORTANCES, USUAL_FORMS
 from xlmprune.recipe.yaml_text import dump_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -229,6 +229,13 @@ class ReconstructRecipe(BaseModel):
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
+if TYPE_CHECKING:
+    FormName = str
+    ImportanceName = str
+else:
+    FormName = Literal[tuple(FORMS)]
+    ImportanceName = Literal[tuple(IMPORTANCES)]
+
 
 class StructureRecipe(BaseModel):
     """Remove whole layers, attention heads and FFN neurons, so that the model is faster in every runtime."""
@@ -243,10 +250,11 @@ class StructureRecipe(BaseModel):
     """Share of the FFN neurons to keep in the layers that remain."""
     multiple: Annotated[int, Field(ge=1)] = 32
     """A layer keeps neurons in multiples of this: kernels are slow at odd widths."""
-    importance: Literal["fisher", "gradient", "taylor", "magnitude", "obs"] = "fisher"
+    importance: ImportanceName = "fisher"
     """How heads and neurons are ranked. `fisher`: squared gradients of gates on unlabelled text, without labels. `gradient`
     and `taylor`: gradients of gates on English training text with its labels. `magnitude`: the weights alone. `obs`: what
-    least squares on unlabelled text cannot make up for."""
+    least squares on unlabelled text cannot make up for. `criterion`: the scores of `pruning.criterion`, summed over the
+    weights that a head or neuron owns."""
     scope: Literal["layer", "global"] = "layer"
     """`layer` keeps the same share of every layer. `global` ranks all layers together, so that widths differ."""
     rounds: Annotated[int, Field(ge=1, le=100)] = 1
@@ -404,12 +412,6 @@ class FloorRecipe(BaseModel):
     """Largest loss of the mean over the zero-shot languages, or of the train language if there are none."""
     worst_language_drop: Annotated[float, Field(ge=0)] | None = None
     """Largest loss of any language, the train language included."""
-
-
-if TYPE_CHECKING:
-    FormName = str
-else:
-    FormName = Literal[tuple(FORMS)]
 
 
 class ExportRecipe(BaseModel):

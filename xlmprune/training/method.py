@@ -42,10 +42,11 @@ class Method:
         """What reads second moments of activations, by the recipe's keys; empty where nothing does."""
         if len(self.densities) == 1:
             return ()
+        measure = None if self.structure is None else self.structure.importance
+        scored = measure == "criterion" or len(self.densities) > 1 + self.rounds
         uses = {
-            "pruning.criterion": self.criterion.needs_moments and len(self.densities) > 1 + self.rounds,
-            "pruning.structure": self.structure is not None
-            and self.structure.importance in ("fisher", "obs"),
+            "pruning.criterion": self.criterion.needs_moments and scored,
+            "pruning.structure": measure is not None and registry.load("importance", measure).reads_text,
             "pruning.reconstruct": self.reconstruct is not None,
         }
         return tuple(key for key, used in uses.items() if used)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xlmprune.core.device import derive_seed
 from xlmprune.pruning.criteria import PruningContext
-from xlmprune.pruning.masks import Masks, apply_masks, full_masks
+from xlmprune.pruning.masks import Masks, Scores, apply_masks, full_masks
 from xlmprune.pruning.reconstruction import Batch, Moments, input_moments, refit
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
@@ -45,7 +45,14 @@ class Pruner:
         self.shrinker: Shrinker | None = None
         if method.structure is not None:
             self.shrinker = Shrinker(
-                state, method.structure, method.reconstruct, gradients, seed, moment_text, temperature
+                state,
+                method.structure,
+                method.reconstruct,
+                gradients,
+                seed,
+                self._scores,
+                moment_text,
+                temperature,
             )
 
     def before_stage(self) -> None:
@@ -110,13 +117,19 @@ class Pruner:
         Args:
             final: whether pruned weights lose their values, though the criterion keeps them while they may return.
         """
+        state, before, context = self.state, self.state.masks, self._context(density)
+        state.masks = self.method.selection.masks(self.method.criterion, context)
+        self._make_up(context, {name: before[name] & ~mask for name, mask in state.masks.items()})
+        if final or not (self.method.regrow and self.method.criterion.keeps_pruned_values):
+            apply_masks(state.weights, state.masks)
+
+    def _context(self, density: float) -> PruningContext:
         state, stage, update = self.state, self.state.at.stage, self.state.at.update
         # Within a stage, each pruning draws for itself.
         moment = (stage, update) if self.method.continuous is not None else (stage,)
-        before = state.masks
-        context = PruningContext(
+        return PruningContext(
             weights={name: weight.detach() for name, weight in state.weights.items()},
-            masks=full_masks(state.weights) if self.method.regrow else before,
+            masks=full_masks(state.weights) if self.method.regrow else state.masks,
             reference=state.pretrained,
             stage=stage,
             seed=derive_seed(self.seed, "prune", *moment),
@@ -126,10 +139,12 @@ class Pruner:
             gradients=lambda batches: self.gradients.of_cross_entropy(batches, *moment),
             moments=cache(self._measure_moments),
         )
-        state.masks = self.method.selection.masks(self.method.criterion, context)
-        self._make_up(context, {name: before[name] & ~mask for name, mask in state.masks.items()})
-        if final or not (self.method.regrow and self.method.criterion.keeps_pruned_values):
-            apply_masks(state.weights, state.masks)
+
+    def _scores(self) -> Scores:
+        """Score single weights, for structures that own them."""
+        context = self._context(self.method.densities[-1])
+        scores = self.method.criterion.scores(context)
+        return {name: scores[name].where(mask, 0.0) for name, mask in context.masks.items()}
 
     def _make_up(self, context: PruningContext, removed: Masks) -> None:
         """Adjust the remaining weights for those removed: by the criterion's own means, or by least squares."""

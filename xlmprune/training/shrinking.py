@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import RecipeError
 from xlmprune.models import architecture
-from xlmprune.pruning.importance import (
-    Importance,
-    gate_importance,
-    magnitude_importance,
-    obs_importance,
-)
-from xlmprune.pruning.reconstruction import Batch, Fit, input_moments, reconstruct
-from xlmprune.pruning.structures import LayerCut, choose, layout_of, spaced_layers
+from xlmprune.models.loading import prunable
+from xlmprune.pruning.importance import Importance
+from xlmprune.pruning.masks import Scores
+from xlmprune.pruning.measures import Evidence, Measure
+from xlmprune.pruning.reconstruction import Batch, Fit, reconstruct
+from xlmprune.pruning.structures import Cut, choose, layout_of, slice_model, spaced_layers
+from xlmprune.recipe import registry
 from xlmprune.recipe.schema import ReconstructRecipe, StructureRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.state import TrainState
@@ -33,6 +33,7 @@ class Shrinker:
         refit: how what remains is refitted; None where it is not.
         gradients: labelled text, for importance that reads labels.
         seed: the run's.
+        scores: gives the criterion's scores of single weights.
         text: unlabelled text on the model's device.
         temperature: of the answers that Fisher importance draws; the teacher's, where there is one.
 
@@ -47,27 +48,20 @@ class Shrinker:
         refit: ReconstructRecipe | None,
         gradients: Gradients,
         seed: int,
+        scores: Callable[[], Scores],
         text: Sequence[Batch] = (),
         temperature: float = 1.0,
     ) -> None:
-        self.state, self.settings, self.refit = state, settings, refit
+        self.state, self.settings, self.refit, self.scores = state, settings, refit, scores
         self.gradients, self.seed, self.text, self.temperature = gradients, seed, text, temperature
         require_possible(state.model, settings, refit is not None)
 
     def shrink(self, stage: int) -> list[Fit]:
         """Remove the part of a stage, from 1; return how well output projections were refitted."""
-        state, settings = self.state, self.settings
+        state = self.state
         state.all_rows()
         state.model.eval()
-        share = 1 / settings.rounds
-        cut = choose(
-            self._importance(stage),
-            round_layers(settings, [layer.source for layer in layout_of(state.model).layers], stage),
-            settings.heads**share,
-            settings.neurons**share,
-            settings.multiple,
-            settings.scope,
-        )
+        cut = round_cut(state.model, self.settings, self._importance(stage), stage)
         before = None if self.refit is None else copy_of_layers(state.model)
         state.shrink(cut)
         if before is None or self.refit is None:
@@ -78,17 +72,53 @@ class Shrinker:
         )
 
     def _importance(self, stage: int) -> Importance:
-        model, kind = self.state.model, self.settings.importance
-        if kind == "magnitude":
-            return magnitude_importance(model)
-        if kind == "obs":
-            moments = input_moments(model, self.state.weights, self.text)
-            return obs_importance(model, moments, (self.refit or ReconstructRecipe()).ridge)
-        seed = derive_seed(self.seed, "importance", stage)
-        if kind == "fisher":
-            return gate_importance(model, self.text, kind, self.temperature, seed)
-        count = (self.refit or ReconstructRecipe()).texts // self.gradients.batch_size
-        return gate_importance(model, self.gradients.labelled(max(1, count), stage), kind)
+        settings = self.refit or ReconstructRecipe()
+        batches = max(1, settings.texts // self.gradients.batch_size)
+        evidence = Evidence(
+            self.state.model,
+            self.state.weights,
+            self.text,
+            lambda: self.gradients.labelled(batches, stage),
+            self.scores,
+            self.temperature,
+            settings.ridge,
+            derive_seed(self.seed, "importance", stage),
+        )
+        measure: Measure = registry.load("importance", self.settings.importance)()
+        return measure.importance(evidence)
+
+
+def round_cut(model: nn.Module, settings: StructureRecipe, importance: Importance, stage: int) -> Cut:
+    """Choose what a stage leaves of the model as it is now."""
+    share = 1 / settings.rounds
+    return choose(
+        importance,
+        round_layers(settings, [layer.source for layer in layout_of(model).layers], stage),
+        settings.heads**share,
+        settings.neurons**share,
+        settings.multiple,
+        settings.scope,
+    )
+
+
+def planned_densities(model: nn.Module, settings: StructureRecipe) -> list[float]:
+    """Return the density after each round, of a model that is made smaller on the way; any device will do, `meta` too.
+
+    Raises:
+        RecipeError: the model does not have what the recipe asks for.
+    """
+    require_possible(model, settings, refitted=False)
+    whole = sum(weight.numel() for weight in prunable(model).values())
+    densities = []
+    for stage in range(1, settings.rounds + 1):
+        layers = architecture.of(model).layers(model)
+        worth = Importance(
+            [torch.arange(float(layer.heads)) for layer in layers],
+            [torch.arange(float(layer.neurons)) for layer in layers],
+        )
+        slice_model(model, round_cut(model, settings, worth, stage))
+        densities.append(sum(weight.numel() for weight in prunable(model).values()) / whole)
+    return densities
 
 
 def round_layers(settings: StructureRecipe, sources: Sequence[int], stage: int) -> list[int]:
@@ -141,6 +171,3 @@ def copy_of_layers(model: nn.Module) -> Any:
     """Copy a model for reading; embeddings, the largest part, are shared."""
     shared = architecture.of(model).embeddings(model)
     return copy.deepcopy(model, {id(shared): shared}).eval()
-
-
-__all__ = ["LayerCut", "Shrinker", "require_possible", "round_layers"]
