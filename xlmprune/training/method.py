@@ -8,6 +8,7 @@ from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.regularizers import Regularizer
 from xlmprune.pruning.schedules import Continuous
 from xlmprune.pruning.selection import Selection
+from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Component, PruningRecipe, ReconstructRecipe, StructureRecipe
 from xlmprune.recipe.validation import instantiate
 
