@@ -100,19 +100,17 @@ def test_the_tests_of_its_kind_pick_up_a_new_component(extended):
     assert "test_every_task_has_its_line_and_a_docstring PASSED" in told
 
 
-def test_the_gradient_of_the_regularizer_is_that_of_autograd(extended):
-    code = """
-    import additions, torch
-    from xlmprune.recipe import registry
-    term = registry.load("regularizer", "pseudo_huber")(strength=0.5)
-    weights = {"a": torch.randn(4, 3, dtype=torch.float64, requires_grad=True)}
-    reference = {"a": torch.randn(4, 3, dtype=torch.float64)}
-    term(weights, reference).backward()
-    expected, weights["a"].grad = weights["a"].grad, None
-    term.add_gradient(weights, reference, None)
-    assert torch.allclose(weights["a"].grad, expected), (weights["a"].grad, expected)
-    """
-    execute(extended, "-c", textwrap.dedent(code))
+GRADIENT = """
+import additions, torch
+from xlmprune.recipe import registry
+term = registry.load("regularizer", "pseudo_huber")(strength=0.5)
+weights = {"a": torch.randn(4, 3, dtype=torch.float64, requires_grad=True)}
+reference = {"a": torch.randn(4, 3, dtype=torch.float64)}
+term(weights, reference).backward()
+expected, weights["a"].grad = weights["a"].grad, None
+term.add_gradient(weights, reference, None)
+assert torch.allclose(weights["a"].grad, expected), (weights["a"].grad, expected)
+"""
 
 
 def write_model(folder: Path) -> None:
@@ -133,7 +131,7 @@ def write_model(folder: Path) -> None:
     save_tokenizer(tiny_tokenizer(), folder, 40)
 
 
-def test_a_recipe_uses_all_of_them(extended, tmp_path):
+def test_a_recipe_uses_all_of_them_and_the_gradient_is_that_of_autograd(extended, tmp_path):
     golden.write_inputs(tmp_path)
     steps = dict(re.findall(r"^3\. Use it in a recipe: `(\w+): (.*)`\.$", PAGE, re.M))
     values = {key: yaml.safe_load(value) for key, value in steps.items()}
@@ -152,7 +150,7 @@ def test_a_recipe_uses_all_of_them(extended, tmp_path):
     }
     recipe["pruning"] |= {"schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 1}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    code = "import additions; from xlmprune.cli import main; main()"
+    code = GRADIENT + "from xlmprune.cli import main; main()"
     report = json.loads(execute(extended, "-c", code, "compress", "mine.yaml", "--json", cwd=tmp_path))
     assert report["recipe"]["pruning"]["criterion"]["name"] == "steady"
     assert report["recipe"]["regularizer"]["name"] == "pseudo_huber"

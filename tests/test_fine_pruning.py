@@ -12,15 +12,14 @@ from transformers import (
     XLMRobertaForTokenClassification,
 )
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import ModelError, TrainingError
 from xlmprune.data.encoding import IGNORE, Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
 from xlmprune.pruning.reconstruction import input_moments, text_batches
 from xlmprune.pruning.regularizers.cosine import alignment
-from xlmprune.recipe import DistillationRecipe
 from xlmprune.recipe.registry import CRITERIA
+from xlmprune.recipe.schema import DistillationRecipe, PruningRecipe, Recipe
 from xlmprune.training.gradients import cross_entropy
 from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
@@ -78,7 +77,7 @@ def make_recipe(**sections):
     }
     for section, entries in sections.items():
         values[section] = {**values.get(section, {}), **entries} if isinstance(entries, dict) else entries
-    return recipes.Recipe.model_validate(values)
+    return Recipe.model_validate(values)
 
 
 def make_pruner(recipe, model, train, dev=None, teaching=None):
@@ -552,7 +551,7 @@ def continuous_pruner(method, epochs=10, dev=None, teaching=None, **sections):
         training={"epochs_per_stage": epochs, "dense_epochs": 1, "warmup_updates": 3, "weight_decay": 0.01},
         **sections,
     )
-    pruning = recipes.PruningRecipe.model_validate({"schedule": CONTINUOUS, **PUBLISHED[method]})
+    pruning = PruningRecipe.model_validate({"schedule": CONTINUOUS, **PUBLISHED[method]})
     model = tiny_classifier()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     built = build_method(pruning, recipe.regularizer)

@@ -17,7 +17,7 @@ from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.models import architecture
-from xlmprune.recipe import DistillationRecipe, TaskRecipe
+from xlmprune.recipe.schema import DistillationRecipe, TaskRecipe
 from xlmprune.training.outcome import Datasets
 from xlmprune.training.teaching import join_encoded
 

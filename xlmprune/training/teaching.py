@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xlmprune.core.device import derive_seed
 from xlmprune.data.encoding import Encoded, pad, training_order
 from xlmprune.pruning.structures import layout_of
-from xlmprune.recipe import DistillationRecipe
+from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.training.distillation import WHOLE, Share, TeacherChoice, labelled_loss, unlabelled_loss
 
 
