@@ -129,7 +129,7 @@ def test_story_of_a_run():
 def test_training_learns_the_task():
     model = tiny_classifier(initializer_range=0.3)
     recipe = make_recipe(
-        training={"epochs_per_stage": 50, "learning_rate": 2e-2},
+        training={"epochs_per_stage": 50, "learning_rate": 2e-2, "regularize_dense": True},
         pruning={"schedule": {"name": "geometric", "stages": 1}},
     )
     ends = [event for event in drive(make_pruner(recipe, model, examples())) if isinstance(event, StageEnd)]
@@ -447,6 +447,34 @@ def test_strong_alignment_holds_the_weights_to_the_pretrained_ones():
             ]
         )
     assert found["cosine"] > found["none"] + 0.01
+
+
+def test_decoupled_l2_is_adamws_decay_of_the_prunable_matrices_from_the_first_pruning_on():
+    found, rate, strength = {}, 0.01, 3.0
+    for name, regularizer in (
+        ("none", "none"),
+        ("l2", {"name": "l2", "strength": strength, "decoupled": True}),
+    ):
+        recipe = make_recipe(
+            regularizer=regularizer,
+            training={"max_updates_per_stage": 1, "learning_rate": rate, "keep": "last"},
+            pruning={"schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 1}},
+        )
+        pruner = make_pruner(recipe, tiny_classifier(), examples())
+        states = []
+        for event in pruner.run():
+            if isinstance(event, StageEnd):
+                states.append({n: p.detach().clone() for n, p in pruner.model.named_parameters()})
+        found[name] = (states, pruner.state)
+    (plain, state), (decayed, _) = found["none"], found["l2"]
+    for name, before in plain[0].items():
+        assert torch.equal(decayed[0][name], before), "stage 0 is not regularized by default"
+        if name in state.weights:
+            expected = plain[1][name] - rate * strength * before * state.masks[name]
+            assert torch.allclose(decayed[1][name], expected, atol=1e-6)
+            assert not torch.equal(decayed[1][name], plain[1][name])
+        else:
+            assert torch.equal(decayed[1][name], plain[1][name])
 
 
 def test_learning_rate_decays_to_zero_and_restarts_each_stage():

@@ -27,10 +27,12 @@ class Regularizer:
     """Weight of the term in the loss; 0 turns the regularizer off."""
     reference: Reference
     """What the weights are compared with."""
+    decay: float = 0.0
+    """AdamW's decay of the prunable matrices while the regularizer acts, beside `training.weight_decay`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        refuse_unknown_hooks(cls, ("add_gradient",), ())
+        refuse_unknown_hooks(cls, ("add_gradient",), ("decay",))
         declared = vars(cls).get("__annotations__", {})
         if missing := [name for name in ("strength", "reference") if name not in declared]:
             raise TypeError(f"{cls.__name__} must declare {' and '.join(missing)}")
