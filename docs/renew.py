@@ -20,6 +20,7 @@ from xlmprune import recipe as recipes
 from xlmprune.export.form import all_forms
 from xlmprune.recipe import registry
 from xlmprune.recipe.fields import describe_type, sections
+from xlmprune.recipe.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 FILES = ("README.md", "docs/commands.md", "docs/methods.md", "docs/recipe.md")
@@ -49,6 +50,9 @@ def make(name: str) -> str:
     if name == "family":
         rows = [[f"`{key}`", describe_family(key)] for key in registry.FAMILIES]
         return _table(["model type", "models"], rows)
+    if name == "methods":
+        rows = [[f"`{key}`", preset.text] for key, preset in METHODS.items()]
+        return _table(["method", "what it is, and what differs from the paper"], rows)
     if name == "form":
         rows = [[f"`{key}`", describe(name, key), f"`{form.file}`"] for key, form in all_forms().items()]
         return _table(["form", "what it is", "file"], rows)
@@ -154,7 +158,7 @@ def _section(path: str, model: type[BaseModel]) -> str:
     rows = []
     for key, field in model.model_fields.items():
         within = (*(path.split(".") if path else ()), key)
-        changes = "" if sections(field.annotation) or key == "base" else recipes.effect_of(within)
+        changes = "" if sections(field.annotation) or key in ("base", "method") else recipes.effect_of(within)
         meaning = " ".join((field.description or "").split())
         rows.append([f"`{key}`", describe_type(field.annotation), _default(field), changes, meaning])
     title = f"`{path}`" if path else "The recipe"

@@ -339,6 +339,15 @@ class FloorRecipe(BaseModel):
     """Largest loss of the mean over the zero-shot languages, or of the train language if there are none."""
     worst_language_drop: Annotated[float, Field(ge=0)] | None = None
     """Largest loss of any language, the train language included."""
+    on: Literal["test", "dev", "unlabelled"] = "test"
+    """What a loss is measured on. `test`: scores on the test sets, so the files that ship were chosen on test scores. `dev`:
+    the score on dev of the train language alone. `unlabelled`: the percent of texts whose label changes, in every language
+    with text for `calibration`, else for the teacher or the vocabulary; no test text is read. The report says which."""
+
+    @property
+    def limits(self) -> bool:
+        """Whether anything is limited."""
+        return self.zero_shot_drop is not None or self.worst_language_drop is not None
 
 
 if TYPE_CHECKING:

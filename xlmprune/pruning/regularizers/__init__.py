@@ -27,8 +27,6 @@ class Regularizer:
     """Weight of the term in the loss; 0 turns the regularizer off."""
     reference: Reference
     """What the weights are compared with."""
-    decay: float = 0.0
-    """AdamW's decay of the prunable matrices while the regularizer acts, beside `training.weight_decay`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -36,6 +34,11 @@ class Regularizer:
         declared = vars(cls).get("__annotations__", {})
         if missing := [name for name in ("strength", "reference") if name not in declared]:
             raise TypeError(f"{cls.__name__} must declare {' and '.join(missing)}")
+
+    @property
+    def decay(self) -> float:
+        """AdamW's decay of the prunable matrices while the regularizer acts, beside `training.weight_decay`."""
+        return 0.0
 
     def __call__(self, weights: Weights, reference: Weights, masks: Masks | None = None) -> Tensor:
         """Return the term to add to the loss, its sign and strength included: a scalar, differentiable in ``weights``."""
