@@ -14,6 +14,7 @@ from xlmprune.data.encoding import Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.criteria.sparsegpt import sparsegpt, sparsegpt_scores
 from xlmprune.pruning.criteria.wanda import wanda
+from xlmprune.pruning.importance import magnitude_importance
 from xlmprune.pruning.masks import follows, select
 from xlmprune.pruning.reconstruction import (
     Normal,
@@ -28,7 +29,7 @@ from xlmprune.pruning.reconstruction import (
     sweep,
     text_batches,
 )
-from xlmprune.pruning.structures import LayerCut, choose, magnitude_importance, slice_model, spaced_layers
+from xlmprune.pruning.structures import LayerCut, choose, slice_model, spaced_layers
 
 
 def batches(kind="text", size=5):

@@ -16,7 +16,7 @@ from xlmprune import recipe as recipes
 from xlmprune.bundle import bench, golden, manifest
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import MachineError, RecipeError, ShortfallError
-from xlmprune.core.files import explain_disk, write_atomically
+from xlmprune.core.files import explain_disk, temporary_folder, write_atomically
 from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder, start_damage
@@ -38,6 +38,7 @@ from xlmprune.models.loading import (
     read_start,
     save_start,
 )
+from xlmprune.pruning.structures import is_cut
 from xlmprune.recipe import Recipe, VocabularyRecipe, registry
 from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import pages as report
@@ -300,6 +301,7 @@ class Training:
             vocabulary=self.vocabulary,
             device=state.device,
             masks=state.nonzero_masks(),
+            whole=state.whole,
             layers=state.layers(),
             stages=tuple(self.scores.rows),
             dense=self.scores.dense,
@@ -497,7 +499,7 @@ def publish(
         if recipe.export.triton and shipped:
             first = unfinished / shipped[0].file
             write_triton(unfinished / "triton", recipe.name, first, data.task.labels, data.task.kind)
-        speed = bench.time_files([unfinished / form.file for form in shipped], reporter.say)
+        speed = time_forms(outcome, {form.file: unfinished / form.file for form in shipped}, recipe, reporter)
         facts = results.assemble(recipe, outcome, data, pruned, forms, refused, speed, unfinished)
         report.write(facts, unfinished)
         manifest.write(unfinished, facts["environment"], recipe.sha256())
@@ -505,6 +507,21 @@ def publish(
         folder.ship()
     folder.events.write("done", summary=facts["summary"], refused=refused)
     return require_all_forms(facts)
+
+
+DENSE_MODEL = "dense fp32"
+"""What the report calls the model before structures were removed, among the files that were timed."""
+
+
+def time_forms(
+    outcome: Outcome, files: Mapping[str, Path], recipe: Recipe, reporter: Reporter
+) -> dict[str, dict[str, Any]]:
+    """Time the shipped files, beside the dense model where structures were removed."""
+    if not files or not is_cut(outcome.model):
+        return bench.time_files(files, reporter.say)
+    with temporary_folder() as folder:
+        dense_file = writing.write_whole(outcome, recipe.export.opset, folder)
+        return bench.time_files({DENSE_MODEL: dense_file, **files}, reporter.say)
 
 
 def require_all_forms(facts: dict[str, Any]) -> dict[str, Any]:

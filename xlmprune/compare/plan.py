@@ -32,6 +32,7 @@ from pydantic import BaseModel, Field, ValidationError
 from xlmprune import recipe as recipes
 from xlmprune.core.errors import RecipeError
 from xlmprune.recipe import STRICT, Recipe, registry
+from xlmprune.training.method import build_method
 
 Overrides = dict[str, Any]
 """Dotted key of a recipe to its value."""
@@ -419,14 +420,16 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
 
 def _budget(recipe: Recipe) -> str:
     """What the weights that ship have been trained for, all stages together."""
-    training, schedule = recipe.training, recipes.build(recipe, "schedule")
-    stages, cap = len(schedule.densities()), training.max_updates_per_stage
-    dense = (training.dense_epochs or training.epochs_per_stage, cap)
-    if getattr(schedule, "restart", False):  # what stage 0 learned is not in them
-        dense = (0, 0)
-    epochs = dense[0] + stages * training.epochs_per_stage
-    updates = None if cap is None else (dense[1] or 0) + stages * cap
-    return json.dumps([round(epochs, 6), updates, training.batch_size, recipe.task.max_train_examples])
+    training, method = recipe.training, build_method(recipe.pruning, recipe.regularizer)
+    every = training.epochs_per_stage
+    stages = [training.dense_epochs or every, *[every] * (len(method.densities) - 1)]
+    if len(stages) > 1:
+        stages[-1] = training.last_epochs or every
+    if method.continuous is not None and method.continuous.restart:
+        del stages[0]  # what it learned is not in the weights
+    cap = training.max_updates_per_stage
+    updates = None if cap is None else cap * len(stages)
+    return json.dumps([round(sum(stages), 6), updates, training.batch_size, recipe.task.max_train_examples])
 
 
 def settings(recipe: Recipe) -> dict[str, str]:

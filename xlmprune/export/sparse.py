@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xlmprune.core.errors import BundleError
+from xlmprune.core.errors import BundleError, ModelError
 from xlmprune.core.files import SAFETENSORS_FILE, replacing
 from xlmprune.export import codes
 from xlmprune.models import architecture
@@ -260,6 +260,8 @@ def load(bundle: str | Path) -> nn.Module:
     import transformers
     from transformers.initialization import no_init_weights
 
+    from xlmprune.pruning.structures import layout_in, resize
+
     folder = Path(bundle)
     config = read_config(folder)
     wanted = (config.get("architectures") or [None])[0]
@@ -269,10 +271,16 @@ def load(bundle: str | Path) -> nn.Module:
             f"{folder / 'config.json'}: architecture {wanted!r} found; expected one of {', '.join(sorted(known))}"
         )
     path = folder / SAFETENSORS_FILE
+    try:
+        layout = layout_in(config)
+    except (ModelError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder}: {error}") from error
     tensors = read_sparse(path)
     with no_init_weights():
         head = getattr(transformers, wanted)
         model = head(head.config_class(**config))
+        if layout is not None:
+            resize(model, layout)
     _check_keys(path, tensors, model.state_dict())
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval()

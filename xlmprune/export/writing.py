@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
+from transformers.initialization import no_init_weights
 
 from xlmprune._version import __version__
 from xlmprune.core.errors import ShortfallError
@@ -23,6 +25,7 @@ from xlmprune.export.graph import export_onnx, files_of
 from xlmprune.export.runtime import INPUTS, forward_of
 from xlmprune.models import loading
 from xlmprune.pruning.masks import density
+from xlmprune.pruning.structures import whole_config
 from xlmprune.tasks.metrics import Logits
 
 if TYPE_CHECKING:
@@ -168,9 +171,30 @@ def _check_parity(measured: MeasuredForm) -> None:
 def dense_bytes(outcome: Outcome, forms: Sequence[MeasuredForm]) -> dict[str, int]:
     """Count the bytes of the weights of each form as they would be without masks and packing, by report key."""
     tensors = list(outcome.model.state_dict().values())
-    found = {reference().key: entry.written.reference_bytes for entry in forms}
-    found |= {entry.form.key: entry.written.dense_bytes for entry in forms}
-    return found | {"safetensors": sum(tensor.numel() * tensor.element_size() for tensor in tensors)}
+    removed = outcome.whole.parameters - loading.count_parameters(
+        outcome.model
+    )  # with heads, neurons and layers
+
+    def of(form: Form, held: int) -> int:
+        return held + form.bytes_of(removed, matrix=True)
+
+    found = {reference().key: of(reference(), entry.written.reference_bytes) for entry in forms}
+    found |= {entry.form.key: of(entry.form, entry.written.dense_bytes) for entry in forms}
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return found | {"safetensors": stored + 4 * removed}
+
+
+def write_whole(outcome: Outcome, opset: int, folder: Path) -> Path:
+    """Write the fp32 graph of the model as it was before structures were removed, with weights of no meaning, to time it."""
+    config = whole_config(outcome.model, outcome.whole.layout)
+    with no_init_weights():
+        model = type(outcome.model)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.02)
+    path = folder / "dense.onnx"
+    export_onnx(model, path, opset=opset)
+    return path
 
 
 def drops_of(entry: MeasuredForm, pruned: Scores) -> Drops:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from xlmprune.recipe.registry import FORMS, USUAL_FORMS
+from xlmprune.recipe.registry import FORMS, IMPORTANCES, USUAL_FORMS
 from xlmprune.recipe.yaml_text import dump_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -182,6 +182,8 @@ class TrainingRecipe(BaseModel):
     """Passes over the training set in each stage; a fraction is a part of a pass."""
     dense_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     """Passes in stage 0, before any pruning. By default `epochs_per_stage`."""
+    last_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """Passes in the last pruning stage, whose weights are exported. By default `epochs_per_stage`."""
     max_updates_per_stage: Annotated[int, Field(ge=1)] | None = None
     """End a stage after this many updates, for a scaled-down run. The report says so."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
@@ -228,6 +230,61 @@ class ReconstructRecipe(BaseModel):
     """How much weights are held to what they were, relative to the mean square of an input; more for few texts."""
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
+if TYPE_CHECKING:
+    FormName = str
+    ImportanceName = str
+else:
+    FormName = Literal[tuple(FORMS)]
+    ImportanceName = Literal[tuple(IMPORTANCES)]
+
+
+class StructureRecipe(BaseModel):
+    """Remove whole layers, attention heads and FFN neurons, so that the model is faster in every runtime."""
+
+    model_config = STRICT
+
+    layers: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)] | None = None
+    """Layers to keep: how many, evenly spaced from the first, or a list of them, from 0. By default all."""
+    heads: Share = 1.0
+    """Share of the attention heads to keep in the layers that remain; at least one of a layer stays."""
+    neurons: Share = 1.0
+    """Share of the FFN neurons to keep in the layers that remain."""
+    multiple: Annotated[int, Field(ge=1)] = 32
+    """A layer keeps neurons in multiples of this: kernels are slow at odd widths."""
+    importance: ImportanceName = "fisher"
+    """How heads and neurons are ranked. `fisher`: squared gradients of gates on unlabelled text, without labels. `gradient`
+    and `taylor`: gradients of gates on English training text with its labels. `magnitude`: the weights alone. `obs`: what
+    least squares on unlabelled text cannot make up for. `criterion`: the scores of `pruning.criterion`, summed over the
+    weights that a head or neuron owns."""
+    scope: Literal["layer", "global"] = "layer"
+    """`layer` keeps the same share of every layer. `global` ranks all layers together, so that widths differ."""
+    rounds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Pruning stages that remove a part each and train in between."""
+    languages: Annotated[list[str], Field(min_length=1)] | None = None
+    """Languages whose unlabelled text decides, here and in `reconstruct`; `null` for all that have some. One language makes
+    a model for that language."""
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return split_at_commas(value)
+
+    @field_validator("layers")
+    @classmethod
+    def _rising(cls, value: Any) -> Any:
+        if isinstance(value, list) and (min(value) < 0 or value != sorted(set(value))):
+            raise ValueError(f"layers {value}: expected rising numbers from 0, each once")
+        return value
+
+    @model_validator(mode="after")
+    def _removes_something(self) -> StructureRecipe:
+        if self.layers is None and self.heads == self.neurons == 1:
+            raise ValueError("nothing is removed; give `layers`, `heads` or `neurons`")
+        return self
+
+
 class PruningRecipe(BaseModel):
     """Which weights are pruned, and when."""
 
@@ -237,8 +294,12 @@ class PruningRecipe(BaseModel):
     """How the importance of weights is scored; the README lists criteria and their parameters."""
     scope: Literal["layer", "global"] | None = None
     """Rank weights within each matrix (`layer`) or over all of them (`global`). By default the criterion's own choice."""
-    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
-    """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row."""
+    pattern: Literal["unstructured", "2:4", "4:8", "structured"] = "unstructured"
+    """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row. `structured`: what `structure`
+    removes and no single weights; `schedule` is not read."""
+    structure: StructureRecipe | None = None
+    """Remove layers, heads and neurons in the first pruning stages. Give `pattern` or `schedule` too, and single weights of
+    what remains are pruned in the stages that follow."""
     schedule: Component = Component(name="geometric")
     """How the density falls from stage to stage; the README lists schedules and their parameters."""
     regrow: bool = False
@@ -249,6 +310,21 @@ class PruningRecipe(BaseModel):
     """Refit the remaining weights whenever weights are removed, on the text of `distillation.unlabelled`, else on the
     vocabulary's files with `{language}` in the name, else on English training text alone, which preserves English alone. It
     replaces the compensation of `obert`; `null` refits nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _structures_alone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("structure") and not {"schedule", "pattern"} & set(values):
+            return {**values, "pattern": "structured"}
+        return values
+
+    @model_validator(mode="after")
+    def _needs_structure(self) -> PruningRecipe:
+        if self.pattern == "structured" and self.structure is None:
+            raise ValueError(
+                "pattern structured needs `structure`, such as structure: {layers: 6, heads: 0.5}"
+            )
+        return self
 
 
 class DistillationRecipe(BaseModel):
@@ -348,12 +424,6 @@ class FloorRecipe(BaseModel):
     def limits(self) -> bool:
         """Whether anything is limited."""
         return self.zero_shot_drop is not None or self.worst_language_drop is not None
-
-
-if TYPE_CHECKING:
-    FormName = str
-else:
-    FormName = Literal[tuple(FORMS)]
 
 
 class ExportRecipe(BaseModel):

@@ -80,7 +80,7 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """Keys that are valid alone but not together."""
     training, pruning, distillation = recipe.training, recipe.pruning, recipe.distillation
     densities = build(recipe, "schedule").densities()
-    if pruning.pattern != "unstructured":
+    if ":" in pruning.pattern:
         keep, of = map(int, pruning.pattern.split(":"))
         if pruning.scope == "global":
             yield (
@@ -107,6 +107,16 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             ("pruning", "regrow"),
             f"the criterion {pruning.criterion.name} does not score pruned weights; those that do are pins, platon and "
             "movement",
+        )
+    if pruning.structure is not None and pruning.pattern != "structured" and continuous:
+        yield (
+            ("pruning", "schedule"),
+            "the schedule continuous prunes within one stage, and structure takes stages of its own; use another one",
+        )
+    if pruning.structure is not None and distillation is not None and distillation.teacher != "finetuned":
+        yield (
+            ("distillation", "teacher"),
+            f"{distillation.teacher} replaces the teacher by the student, which structure makes smaller; use finetuned",
         )
     if distillation is not None and distillation.teacher != "finetuned" and training.keep == "last":
         yield (

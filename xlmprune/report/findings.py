@@ -171,6 +171,30 @@ def describe_density(report: Report) -> str:
     return said
 
 
+def describe_structure(report: Report) -> str:
+    """What is left of layers, heads and neurons, and who can load it; empty where only single weights were pruned."""
+    found = report.get("model", {}).get("structure")
+    if not found:
+        return ""
+    layers, whole = found["layers"], found["whole"]
+    heads, neurons = ([layer[key] for layer in layers] for key in ("heads", "neurons"))
+    said = (
+        f"{len(layers)} of {whole['layers']} layers remain, with {_spread(heads)} of {whole['heads']} attention heads and "
+        f"{_spread(neurons)} of {number(whole['neurons'])} FFN neurons each: {amount(found['parameters'])} parameters."
+    )
+    if found["stock"]:
+        return f"{said} Stock transformers loads the unpacked model."
+    return (
+        f"{said} The configuration of stock transformers cannot say these sizes: load the model with "
+        "xlmprune.load, or serve the ONNX file."
+    )
+
+
+def _spread(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return number(low) if low == high else f"{number(low)} to {number(high)}"
+
+
 def describe_vocabulary(report: Report) -> str:
     """What trimming the vocabulary took away; empty where it was kept."""
     facts = report.get("vocabulary") or {}

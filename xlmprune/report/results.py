@@ -20,6 +20,7 @@ from xlmprune.export.form import form_named
 from xlmprune.export.writing import MeasuredForm, dense_bytes, drops_of
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
+from xlmprune.pruning.structures import is_cut, layout_of
 from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import findings
 from xlmprune.training import moments
@@ -210,19 +211,36 @@ def _task(data: Datasets) -> dict[str, Any]:
 def _model(outcome: Outcome, max_length: int) -> dict[str, Any]:
     parameters, by_part = count_parameters(outcome.model), parameters_by_part(outcome.model)
     remain, prunable = remaining(outcome.masks.values())
-    removed = prunable - remain
+    left, whole = parameters - (prunable - remain), outcome.whole
     return {
         "name": outcome.origin["name"],
         "revision": outcome.origin["revision"],
         "licence": outcome.origin["licence"],
         "type": outcome.model.config.model_type,
-        "parameters": parameters,
-        "prunable": prunable,
-        "remaining": parameters - removed,
-        "encoder_density": remain / prunable,
-        "model_density": (parameters - removed) / parameters,
+        "parameters": whole.parameters,
+        "prunable": whole.prunable,
+        "remaining": left,
+        "encoder_density": remain / whole.prunable,
+        "model_density": left / whole.parameters,
         "parameters_by_part": by_part,
         "max_length": max_length,
+        **({"structure": _structure(outcome)} if is_cut(outcome.model) else {}),
+    }
+
+
+def _structure(outcome: Outcome) -> dict[str, Any]:
+    """Return the sizes that the layers have, and those that they had."""
+    layout, model = layout_of(outcome.model), outcome.model
+    whole = outcome.whole.layout
+    return {
+        **layout.record(),
+        "parameters": count_parameters(model),
+        "stock": layout.is_stock(model.config),
+        "whole": {
+            "layers": len(whole.layers),
+            "heads": whole.layers[0].heads,
+            "neurons": whole.layers[0].neurons,
+        },
     }
 
 

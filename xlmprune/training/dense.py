@@ -56,6 +56,7 @@ def _reduced(recipe: Recipe) -> Recipe:
             "dense_epochs": training.dense_epochs or training.epochs_per_stage,
             "epochs_per_stage": 1.0,  # not read, since `dense_epochs` is given
             "learning_rate": training.dense_learning_rate or training.learning_rate,
+            "last_epochs": None,
             "dense_learning_rate": None,
             "warmup_updates": warmup_updates(training, stage=0),
             "dense_warmup_updates": None,

@@ -20,7 +20,7 @@ from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
 from xlmprune.pruning.criteria import Criterion
-from xlmprune.pruning.masks import Weights, apply_masks, density
+from xlmprune.pruning.masks import Weights, apply_masks
 from xlmprune.pruning.reconstruction import Batch
 from xlmprune.recipe import TrainingRecipe
 from xlmprune.training.gradients import Gradients
@@ -102,7 +102,8 @@ class FinePruning:
         texts = [train, *([] if teaching is None or teaching.unlabelled is None else [teaching.unlabelled])]
         self.state = TrainState(model, method.criterion, teaching, compact_table(model, texts))
         self.gradients = Gradients(model, train, settings, seed, teaching)
-        self.pruner = Pruner(self.state, method, self.gradients, seed, moment_text)
+        temperature = 1.0 if teaching is None else teaching.settings.temperature
+        self.pruner = Pruner(self.state, method, self.gradients, seed, moment_text, temperature)
 
     def run(self) -> Iterator[Step | StageEnd]:
         """Yield every update and every stage's end, from where the state stands to the last stage.
@@ -125,7 +126,8 @@ class FinePruning:
 
     def updates_in_stage(self, stage: int) -> int:
         """Return the number of updates in a stage."""
-        return updates_in_stage(self.settings, self.gradients.batches_per_epoch, stage)
+        last = len(self.method.densities) - 1
+        return updates_in_stage(self.settings, self.gradients.batches_per_epoch, stage, last)
 
     def reference(self) -> Weights | None:
         """Return what the regularizer compares with now; None while there is nothing, or it is off."""
@@ -246,8 +248,9 @@ class FinePruning:
                 self.teaching.consider(self.model, dev, self.method.densities[at.stage])
         last = at.losses[-max(1, len(at.losses) // 10) :]
         loss, seconds = sum(last) / max(1, len(last)), time.perf_counter() - started
+        stage = at.stage
         state.end_stage()
-        return StageEnd(at.stage, density(state.nonzero_masks()), loss, seconds, dev)
+        return StageEnd(stage, state.density(), loss, seconds, dev)
 
 
 def _diverged(loss: float, norm: float, stage: int, update: int, rate: float) -> TrainingError:
