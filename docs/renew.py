@@ -16,11 +16,15 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from xlmprune import recipe as recipes
 from xlmprune.export.form import all_forms
 from xlmprune.recipe import registry
+from xlmprune.recipe.catalog import shipped_recipes
+from xlmprune.recipe.effects import effect_of
 from xlmprune.recipe.fields import describe_type, sections
+from xlmprune.recipe.loading import load_recipe
 from xlmprune.recipe.methods import METHODS
+from xlmprune.recipe.schema import Component, Recipe
+from xlmprune.recipe.validation import build_component
 
 ROOT = Path(__file__).parent.parent
 FILES = ("README.md", "docs/commands.md", "docs/methods.md", "docs/recipe.md")
@@ -41,7 +45,7 @@ def make(name: str) -> str:
         return "\n\n".join(f"## {command}\n\n{make(f'help {command}')}" for command in command_names())
     if kind == "recipes":
         headings = ["recipe", "task and source", "model", "criterion and regularizer", "encoder weights left"]
-        return _table(headings, [describe_recipe(key) for key in recipes.shipped()])
+        return _table(headings, [describe_recipe(key) for key in shipped_recipes()])
     if name == "recipe keys":
         return recipe_reference()
     if name == "tasks":
@@ -124,9 +128,9 @@ def command_help(arguments: list[str]) -> str:
 
 def describe_recipe(name: str) -> list[str]:
     """A line of the table of shipped recipes."""
-    recipe = recipes.load(name)
-    densities = recipes.build(recipe, "schedule").densities()
-    strength = getattr(recipes.build(recipe, "regularizer"), "strength", None)
+    recipe = load_recipe(name)
+    densities = build_component(recipe, "schedule").densities()
+    strength = getattr(build_component(recipe, "regularizer"), "strength", None)
     source = "" if recipe.task.name == "quickstart" else f", {recipe.task.source}"
     model = recipe.model.name.rpartition("/")[2]
     if recipe.model.vocabulary != "keep":
@@ -143,14 +147,14 @@ def describe_recipe(name: str) -> list[str]:
 
 def recipe_reference() -> str:
     """Every key of a recipe: type, default, and the sentence under its field in the code."""
-    return "\n\n".join(_section(path, model) for path, model in _sections(recipes.Recipe, ""))
+    return "\n\n".join(_section(path, model) for path, model in _sections(Recipe, ""))
 
 
 def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
     yield path, model
     for key, field in model.model_fields.items():
         for inner in sections(field.annotation):
-            if inner is not recipes.Component:
+            if inner is not Component:
                 yield from _sections(inner, f"{path}.{key}".lstrip("."))
 
 
@@ -158,7 +162,7 @@ def _section(path: str, model: type[BaseModel]) -> str:
     rows = []
     for key, field in model.model_fields.items():
         within = (*(path.split(".") if path else ()), key)
-        changes = "" if sections(field.annotation) or key in ("base", "method") else recipes.effect_of(within)
+        changes = "" if sections(field.annotation) or key in ("base", "method") else effect_of(within)
         meaning = " ".join((field.description or "").split())
         rows.append([f"`{key}`", describe_type(field.annotation), _default(field), changes, meaning])
     title = f"`{path}`" if path else "The recipe"
@@ -170,7 +174,7 @@ def _default(field: FieldInfo) -> str:
     value = field.default
     if field.is_required():
         return "required"
-    if isinstance(value, recipes.Component):
+    if isinstance(value, Component):
         return f"`{value.name}`"
     if isinstance(value, BaseModel):
         return ""

@@ -12,16 +12,16 @@ from transformers import (
     XLMRobertaForTokenClassification,
 )
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import ModelError, TrainingError
 from xlmprune.data.encoding import IGNORE, Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
 from xlmprune.pruning.reconstruction import input_moments, text_batches
 from xlmprune.pruning.regularizers.cosine import alignment
-from xlmprune.recipe import DistillationRecipe
 from xlmprune.recipe.registry import CRITERIA
 from xlmprune.recipe.registry import load as load_component
+from xlmprune.recipe.schema import DistillationRecipe, PruningRecipe, Recipe
+from xlmprune.recipe.validation import build_component
 from xlmprune.training.gradients import cross_entropy
 from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
@@ -79,7 +79,7 @@ def make_recipe(**sections):
     }
     for section, entries in sections.items():
         values[section] = {**values.get(section, {}), **entries} if isinstance(entries, dict) else entries
-    return recipes.Recipe.model_validate(values)
+    return Recipe.model_validate(values)
 
 
 def make_pruner(recipe, model, train, dev=None, teaching=None):
@@ -544,7 +544,7 @@ def test_the_reported_density_is_the_share_of_weights_that_are_not_zero(name, sc
     )  # fmt: skip
     pruner = make_pruner(recipe, tiny_classifier(num_hidden_layers=1), examples())
     sizes = [weight.numel() for weight in pruner.state.weights.values()]
-    wanted = [1.0, *recipes.build(recipe, "schedule").densities()]
+    wanted = [1.0, *build_component(recipe, "schedule").densities()]
     ends = [event for event in drive(pruner) if isinstance(event, StageEnd)]
     for end in ends:
         share = wanted[end.stage] if pattern == "unstructured" else (1.0 if end.stage == 0 else 0.5)
@@ -594,7 +594,7 @@ def continuous_pruner(method, epochs=10, dev=None, teaching=None, **sections):
         training={"epochs_per_stage": epochs, "dense_epochs": 1, "warmup_updates": 3, "weight_decay": 0.01},
         **sections,
     )
-    pruning = recipes.PruningRecipe.model_validate({"schedule": CONTINUOUS, **PUBLISHED[method]})
+    pruning = PruningRecipe.model_validate({"schedule": CONTINUOUS, **PUBLISHED[method]})
     model = tiny_classifier()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     built = build_method(pruning, recipe.regularizer)

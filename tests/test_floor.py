@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from tiny import MAX_LENGTH, SENTENCES, tiny_tokenizer
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import DataError, RecipeError
 from xlmprune.data.encoding import encode
 from xlmprune.data.examples import Examples
@@ -16,7 +15,8 @@ from xlmprune.evaluation.scores import Score, TestSet
 from xlmprune.export import writing
 from xlmprune.export.floor import Yardstick
 from xlmprune.export.form import TextSource, Written, form_named
-from xlmprune.recipe import FloorRecipe
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.schema import FloorRecipe
 from xlmprune.report import findings
 from xlmprune.tasks.metrics import Accuracy
 
@@ -133,7 +133,7 @@ def test_the_report_says_whether_the_dense_stage_was_regularized(dense):
 )
 def test_floors_that_cannot_be_are_refused_before_training(options, said):
     with pytest.raises(RecipeError, match=said):
-        recipes.load("xnli_cosine", options)
-    recipes.load(
+        load_recipe("xnli_cosine", options)
+    load_recipe(
         "xnli_cosine", ["export.floor={on: unlabelled, zero_shot_drop: 1}", "export.calibration=task"]
     )

@@ -31,7 +31,7 @@ from xlmprune.pruning.reconstruction import inverse_factor, sweep
 from xlmprune.pruning.regularizers.cosine import Cosine
 from xlmprune.pruning.regularizers.frobenius import Frobenius
 from xlmprune.pruning.schedules import Cubic
-from xlmprune.recipe import DistillationRecipe
+from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.tasks.metrics import Accuracy, TagRuns, ndcg
 from xlmprune.training.distillation import labelled_loss
 

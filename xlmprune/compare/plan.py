@@ -29,9 +29,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import RecipeError
-from xlmprune.recipe import STRICT, Recipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.catalog import find_recipe, shipped_recipes
+from xlmprune.recipe.loading import apply_overrides, read_recipe
+from xlmprune.recipe.schema import STRICT, Recipe
+from xlmprune.recipe.validation import build_component, validate_recipe
+from xlmprune.recipe.yaml_text import parse_yaml
 from xlmprune.training.method import build_method
 
 Overrides = dict[str, Any]
@@ -142,7 +146,7 @@ def read(
 
 def shipped() -> dict[str, Path]:
     """Name and file of every comparison that comes with the package."""
-    folders = {file.parent / "comparisons" for file in recipes.shipped().values()}
+    folders = {file.parent / "comparisons" for file in shipped_recipes().values()}
     return {file.stem: file for folder in sorted(folders) for file in sorted(folder.glob("*.yaml"))}
 
 
@@ -155,11 +159,11 @@ def _find(name: str) -> Path:
     ):
         return known[file.stem]
     try:
-        return recipes.find(name)
+        return find_recipe(name)
     except RecipeError:
         if file.is_dir():
             raise
-        nearest = registry.nearest(file.stem, [*recipes.shipped(), *known])
+        nearest = registry.nearest(file.stem, [*shipped_recipes(), *known])
         raise RecipeError(
             f"no recipe or comparison at {name}, and no shipped one has this name; {nearest}"
         ) from None
@@ -167,7 +171,7 @@ def _find(name: str) -> Path:
 
 def _parse(file: Path) -> tuple[dict[str, Any], dict[Any, int]]:
     try:
-        values, lines = recipes.parse_yaml(file.read_text(encoding="utf-8-sig"), str(file))
+        values, lines = parse_yaml(file.read_text(encoding="utf-8-sig"), str(file))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{file}: not UTF-8 text (byte {error.start})") from None
     if not isinstance(values, dict):
@@ -311,7 +315,7 @@ def _parse_vary(text: str) -> tuple[str, list[Any]]:
     key, equals, listed = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--vary {text}: expected key=value1,value2, such as seed=1,2,3")
-    values, _ = recipes.parse_yaml(f"[{listed}]", f"--vary {text}")
+    values, _ = parse_yaml(f"[{listed}]", f"--vary {text}")
     return key.strip(), values
 
 
@@ -354,15 +358,15 @@ def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequen
     if base is None:
         raise RecipeError(f"{file}: `recipe` is missing: the recipe that every cell begins with")
     origin = file.parent / base
-    origin = origin if origin.is_file() and origin != file else recipes.find(base)
-    values, lines = copy.deepcopy(recipes.read(origin))
+    origin = origin if origin.is_file() and origin != file else find_recipe(base)
+    values, lines = copy.deepcopy(read_recipe(origin))
     values["name"] = "cell"
     sources: dict[Any, str] = {}
     for part in [*parts, *choices.row, *choices.seed]:
         for key, value in sorted(part.overrides.items(), key=lambda entry: entry[0] != "method"):
             sources |= dict.fromkeys(_put(values, key, value, part.source), part.source)
-    sources |= recipes.apply_overrides(values, options)
-    recipe = recipes.validate(values, str(origin), lines, sources)
+    sources |= apply_overrides(values, options)
+    recipe = validate_recipe(values, str(origin), lines, sources)
     method = ", ".join(choice.label for choice in choices.row) or given.name
     task = ", ".join(choice.label for choice in choices.column) or recipe.task.name
     return Cell("", method, task, recipe.seed, recipe)
@@ -371,7 +375,7 @@ def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequen
 def _put(values: dict[str, Any], key: str, value: Any, source: str) -> Iterable[Any]:
     """Set a dotted key; returns the path that was set."""
     try:
-        return recipes.apply_overrides(values, [f"{key}={json.dumps(value, allow_nan=False)}"])
+        return apply_overrides(values, [f"{key}={json.dumps(value, allow_nan=False)}"])
     except RecipeError as error:
         raise RecipeError(f"{source}: {str(error).removeprefix('--set ')}") from None
     except (TypeError, ValueError):
@@ -439,7 +443,7 @@ def settings(recipe: Recipe) -> dict[str, str]:
         table: " ".join([component.name, *(f"{k}={_plain(v)}" for k, v in component.parameters.items())])
         for table, _, component in recipe.components()
     }
-    scope = pruning.scope or recipes.build(recipe, "criterion").default_scope
+    scope = pruning.scope or build_component(recipe, "criterion").default_scope
     teacher = "" if distillation is None else distillation.teacher
     if distillation is not None and distillation.unlabelled is not None:
         teacher += " on text"
@@ -477,7 +481,7 @@ def _extra_passes(cells: Sequence[Cell]) -> Iterator[str]:
     found: dict[str, dict[str, None]] = {}
     for cell in cells:
         settings = cell.recipe.distillation
-        criterion = recipes.build(cell.recipe, "criterion")
+        criterion = build_component(cell.recipe, "criterion")
         extra = []
         if settings is not None:
             extra.append("a teacher's answers on every batch")

@@ -22,7 +22,7 @@ from xlmprune.tasks.metrics import Logits
 
 if TYPE_CHECKING:
     from xlmprune.export.form import Material
-    from xlmprune.recipe import FloorRecipe
+    from xlmprune.recipe.schema import FloorRecipe
 
 TEXTS = 200
 """Unlabelled texts of each language."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +13,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from xlmprune.core.errors import RecipeError
-from xlmprune.recipe.catalog import find, shipped
+from xlmprune.recipe.catalog import find_recipe, shipped_recipes
 from xlmprune.recipe.fields import sections
 from xlmprune.recipe.methods import values_of
 from xlmprune.recipe.registry import nearest
 from xlmprune.recipe.schema import TASK_TEXT, Component, Named, Recipe, TrainingRecipe
-from xlmprune.recipe.validation import validate
+from xlmprune.recipe.validation import validate_recipe
 from xlmprune.recipe.yaml_text import MAX_CHARACTERS, MAX_DEPTH, KeyPath, parse_yaml
 
 Positions = dict[KeyPath, str]
@@ -34,7 +35,7 @@ PATHS = (
 """Keys that hold paths. In a file they are relative to it; in a shipped recipe and in options, to the working directory."""
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
     Args:
@@ -44,12 +45,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: lists every fault, one a line, each with its position, what was found and what is allowed.
     """
-    file = find(name)
-    values, positions = read(file)
+    file = find_recipe(name)
+    values, positions = read_recipe(file)
     given = apply_overrides(values, overrides)
     if ("method",) in given and ("name",) not in given:
         values["name"] = f"{values['name']}.{_last_method(overrides)}"
-    return validate(values, str(file), positions, given)
+    return validate_recipe(values, str(file), positions, given)
 
 
 def _last_method(overrides: Sequence[str]) -> str:
@@ -59,7 +60,36 @@ def _last_method(overrides: Sequence[str]) -> str:
     return str(last)
 
 
-def read(file: Path) -> tuple[dict[str, Any], Positions]:
+def recipe_of(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a file, of a shipped recipe's name, or of its keys as a mapping.
+
+    Args:
+        overrides: values of keys; a nested mapping changes only the keys that it has.
+
+    Raises:
+        RecipeError: lists every fault, one a line.
+    """
+    options = [f"{key}={json.dumps(value)}" for key, value in _flat(overrides)]
+    if not isinstance(source, Mapping):
+        return load_recipe(str(source), options)
+    own = json.loads(json.dumps(dict(source)))
+    values: dict[str, Any] = {}
+    if (method := own.pop("method", None)) is not None:
+        _apply_method(values, method, "recipe: method")
+    values = {"name": "recipe", **_merge(values, own)}
+    return validate_recipe(values, "recipe", None, apply_overrides(values, options))
+
+
+def _flat(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield ``("training.seed", 1)`` for ``{"training": {"seed": 1}}``; a mapping with a name is one value."""
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and "name" not in value:
+            yield from ((f"{key}.{inner}", entry) for inner, entry in _flat(value))
+        else:
+            yield key, value
+
+
+def read_recipe(file: Path) -> tuple[dict[str, Any], Positions]:
     """Read the values of a recipe, those of its base included, and the position of every key.
 
     Raises:
@@ -127,7 +157,7 @@ def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
     for path in NAMED:
         if (section := _holder(values, path)) is not None and isinstance(section[path[-1]], str):
             section[path[-1]] = {"name": section[path[-1]]}
-    is_shipped = file.resolve() in {known.resolve() for known in shipped().values()}
+    is_shipped = file.resolve() in {known.resolve() for known in shipped_recipes().values()}
     _anchor(values, Path.cwd() if is_shipped else file.absolute().parent)
     return values, {path: f"{file}, line {line}" for path, line in lines.items()}
 
@@ -163,7 +193,7 @@ def _find_base(base: Any, file: Path, position: str) -> Path:
         raise RecipeError(
             f"{position}: base: expected a file or the name of a shipped recipe, found {base!r:.50}"
         )
-    beside, known = file.parent / base, shipped()
+    beside, known = file.parent / base, shipped_recipes()
     if os.path.isfile(beside):  # noqa: PTH113 - false for a name that is too long, where Path raises
         return beside
     if base in known:

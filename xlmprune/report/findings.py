@@ -197,12 +197,12 @@ def _spread(counts: list[int]) -> str:
 
 def describe_vocabulary(report: Report) -> str:
     """What trimming the vocabulary took away; empty where it was kept."""
-    facts = report.get("vocabulary") or {}
-    if not facts.get("pieces"):
+    trim = report.get("vocabulary") or {}
+    if not trim.get("pieces"):
         return ""
     return (
-        f"Before training the vocabulary was trimmed to the languages served, from {number(facts.get('pieces_before'))}"
-        f" pieces to {number(facts['pieces'])}; that removed {amount(facts.get('parameters_removed'))} parameters, which"
+        f"Before training the vocabulary was trimmed to the languages served, from {number(trim.get('pieces_before'))}"
+        f" pieces to {number(trim['pieces'])}; that removed {amount(trim.get('parameters_removed'))} parameters, which"
         " the figures above no longer count."
     )
 
@@ -300,10 +300,10 @@ def describe_regularizer(report: Report) -> str:
 def speed_rows(report: Report) -> list[dict[str, Any]]:
     """Every file timed, with the width of its bar: its median latency as a share of the slowest."""
     speed = report.get("speed", {})
-    slowest = max((facts.get("median_ms") or 0 for facts in speed.values()), default=0) or 1
+    slowest = max((entry.get("median_ms") or 0 for entry in speed.values()), default=0) or 1
     return [
-        {"name": name, **facts, "width": (facts.get("median_ms") or 0) / slowest}
-        for name, facts in speed.items()
+        {"name": name, **entry, "width": (entry.get("median_ms") or 0) / slowest}
+        for name, entry in speed.items()
     ]
 
 
@@ -386,19 +386,19 @@ def file_rows(report: Report) -> list[dict[str, Any]]:
     """Files from the largest to the smallest, with the size of their dense counterpart where it is known."""
     dense = report.get("dense_bytes", {})
     largest = max(
-        [facts["bytes"] for facts in report.get("files", {}).values()] + list(dense.values()), default=1
+        [entry["bytes"] for entry in report.get("files", {}).values()] + list(dense.values()), default=1
     )
     listed = []
-    for name, facts in report.get("files", {}).items():
+    for name, entry in report.get("files", {}).items():
         before = dense.get(shipped_as().get(name, ""))
         listed.append(
             {
                 "name": name,
-                "bytes": facts["bytes"],
-                "sha256": facts.get("sha256"),
+                "bytes": entry["bytes"],
+                "sha256": entry.get("sha256"),
                 "dense": before,
-                "share": facts["bytes"] / before if before else None,
-                "width": facts["bytes"] / (largest or 1),
+                "share": entry["bytes"] / before if before else None,
+                "width": entry["bytes"] / (largest or 1),
                 "dense_width": before / (largest or 1) if before else None,
             }
         )

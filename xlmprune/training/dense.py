@@ -14,11 +14,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from xlmprune import recipe as recipes
 from xlmprune.core.checkpoints import Numbers, Tensors, read_newest, saved_in
 from xlmprune.core.errors import ModelError, RecipeError
 from xlmprune.core.run_folder import RunFolder, start_damage
-from xlmprune.recipe import Component, DistillationRecipe, ExportRecipe, PruningRecipe, Recipe
+from xlmprune.recipe.schema import Component, DistillationRecipe, ExportRecipe, PruningRecipe, Recipe
+from xlmprune.recipe.validation import validate_recipe
+from xlmprune.recipe.yaml_text import parse_yaml
 from xlmprune.training.checkpoint import after_stage_0, first_difference
 from xlmprune.training.distillation import TeacherChoice
 from xlmprune.training.method import Method, build_method
@@ -128,8 +129,8 @@ def _require_same_stage_0(dense: Path, recipe: Recipe) -> None:
     file = dense / "recipe.yaml"
     if not file.is_file():
         raise ModelError(f"{dense}: is no run folder; it has no recipe.yaml")
-    values, _ = recipes.parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    found = recipes.validate(values, str(file))
+    values, _ = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    found = validate_recipe(values, str(file))
     if dense_key(found) != dense_key(recipe):
         said = first_difference(_reduced(found).resolved(), _reduced(recipe).resolved())
         raise RecipeError(f"{dense}: its stage 0 is not that of this recipe ({said})")
@@ -174,6 +175,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-__all__ = ["dense_key", "dense_recipe", "start_from"]

@@ -22,7 +22,7 @@ from xlmprune.data.encoding import Encoded
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.masks import Weights, apply_masks
 from xlmprune.pruning.reconstruction import Batch
-from xlmprune.recipe import TrainingRecipe
+from xlmprune.recipe.schema import TrainingRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
 from xlmprune.training.optimizer import (

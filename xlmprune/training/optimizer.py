@@ -9,7 +9,7 @@ from torch import Tensor, nn, optim
 
 from xlmprune.models import architecture, loading
 from xlmprune.pruning.masks import Masks, Weights
-from xlmprune.recipe import TrainingRecipe
+from xlmprune.recipe.schema import TrainingRecipe
 
 
 def new_optimizer(model: nn.Module, settings: TrainingRecipe) -> optim.AdamW:
