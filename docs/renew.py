@@ -51,6 +51,9 @@ def make(name: str) -> str:
     if name == "tasks":
         rows = [[f"`{key}`", describe("task", key)] for key in registry.TABLES["task"]]
         return _table(["task", "what is asked, and how it is scored"], rows)
+    if name == "importance":
+        rows = [[f"`{key}`", describe("importance", key)] for key in registry.IMPORTANCES]
+        return _table(["importance", "how heads and neurons are ranked"], rows)
     if name == "family":
         rows = [[f"`{key}`", describe_family(key)] for key in registry.FAMILIES]
         return _table(["model type", "models"], rows)
@@ -129,7 +132,6 @@ def command_help(arguments: list[str]) -> str:
 def describe_recipe(name: str) -> list[str]:
     """A line of the table of shipped recipes."""
     recipe = load_recipe(name)
-    densities = build_component(recipe, "schedule").densities()
     strength = getattr(build_component(recipe, "regularizer"), "strength", None)
     source = "" if recipe.task.name == "quickstart" else f", {recipe.task.source}"
     model = recipe.model.name.rpartition("/")[2]
@@ -141,8 +143,18 @@ def describe_recipe(name: str) -> list[str]:
         model,
         f"{recipe.pruning.criterion.name}, {recipe.regularizer.name}"
         + (f" {strength:g}" if strength else ""),
-        f"{100 * densities[-1]:.3g}% in {len(densities)} stages",
+        _left(recipe),
     ]
+
+
+def _left(recipe: Recipe) -> str:
+    """Say what remains: of weights, or of layers, heads and neurons."""
+    structure = recipe.pruning.structure
+    if recipe.pruning.pattern == "structured" and structure is not None:
+        asked = {"layers": structure.layers, "heads": structure.heads, "neurons": structure.neurons}
+        return ", ".join(f"{key} {value}" for key, value in asked.items() if value not in (None, 1))
+    densities = build_component(recipe, "schedule").densities()
+    return f"{100 * densities[-1]:.3g}% in {len(densities)} stage{'s' if len(densities) > 1 else ''}"
 
 
 def recipe_reference() -> str:

@@ -444,7 +444,7 @@ def settings(recipe: Recipe) -> dict[str, str]:
         for table, _, component in recipe.components()
     }
     scope = pruning.scope or build_component(recipe, "criterion").default_scope
-    teacher = "" if distillation is None else distillation.teacher
+    teacher: str = "" if distillation is None else distillation.teacher
     if distillation is not None and distillation.unlabelled is not None:
         teacher += " on text"
     return {
