@@ -82,7 +82,7 @@ def execute(folder: Path, *arguments: str, cwd: Path = ROOT) -> str:
 
 
 def test_every_kind_of_component_has_its_steps():
-    assert set(lines_of_the_page()) == {"CRITERIA", "REGULARIZERS", "TASKS", "FAMILIES", "FORMS"}
+    assert set(lines_of_the_page()) == {"CRITERIA", "REGULARIZERS", "TASKS", "FAMILIES", "FORMS", "IMPORTANCES"}
     assert len(files_of_the_page()) >= len(lines_of_the_page())
 
 
@@ -133,8 +133,10 @@ def write_model(folder: Path) -> None:
 
 def test_a_recipe_uses_all_of_them_and_the_gradient_is_that_of_autograd(extended, tmp_path):
     golden.write_inputs(tmp_path)
-    steps = dict(re.findall(r"^3\. Use it in a recipe: `(\w+): (.*)`\.$", PAGE, re.M))
-    values = {key: yaml.safe_load(value) for key, value in steps.items()}
+    values: dict = {}
+    for key, text in re.findall(r"^3\. Use it in a recipe: `(\w+): (.*)`\.$", PAGE, re.M):
+        value = yaml.safe_load(text)
+        values[key] = {**values.get(key, {}), **value} if key == "pruning" else value
     assert {"pruning", "regularizer", "task", "model", "export"} <= set(values)
     write_model(tmp_path / values["model"]["name"])
     for language, sentences in golden.SENTENCES.items():
@@ -158,7 +160,8 @@ def test_a_recipe_uses_all_of_them_and_the_gradient_is_that_of_autograd(extended
     assert (tmp_path / "runs" / "extended" / "bundle" / "model.rounded.onnx").is_file()
     assert Path(report["model"]["name"]) == Path(values["model"]["name"])
     assert report["task"]["labels"] == ["negative", "positive"]
-    assert report["stages"][-1]["encoder_density"] == pytest.approx(0.7, abs=0.01)
+    assert [layer["heads"] for layer in report["model"]["structure"]["layers"]] == [1, 1]
+    assert report["stages"][-1]["encoder_density"] == pytest.approx(0.7 * 0.75, abs=0.01)
 
 
 def test_the_table_of_rooms_is_the_floor_plan_that_imports_obey():
