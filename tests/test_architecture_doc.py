@@ -82,7 +82,14 @@ def execute(folder: Path, *arguments: str, cwd: Path = ROOT) -> str:
 
 
 def test_every_kind_of_component_has_its_steps():
-    assert set(lines_of_the_page()) == {"CRITERIA", "REGULARIZERS", "TASKS", "FAMILIES", "FORMS", "IMPORTANCES"}
+    assert set(lines_of_the_page()) == {
+        "CRITERIA",
+        "REGULARIZERS",
+        "TASKS",
+        "FAMILIES",
+        "FORMS",
+        "IMPORTANCES",
+    }
     assert len(files_of_the_page()) >= len(lines_of_the_page())
 
 

@@ -189,7 +189,9 @@ def _measure(
     agreement = Agreement()
     forward = forward_of(form.open(folder / form.file))
     data = material.data
-    for language, score, found in evaluation.evaluate(forward, data.tests, data.task, material.batch_size):
+    for language, score, found in evaluation.evaluate(
+        forward, data.tests, data.task, material.batch_size, apart=form.parity is None
+    ):
         scores[language] = score
         agreement.add(logits[language], found)
     return MeasuredForm(form, written, scores, agreement)

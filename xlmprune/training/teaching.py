@@ -131,15 +131,6 @@ class Teaching:
         self.choice.restore(progress)
 
 
-def join_encoded(parts: Sequence[Encoded]) -> Encoded:
-    """Join several unlabelled sets."""
-    words = [array for part in parts for array in part.words or []]
-    ids = [array for part in parts for array in part.input_ids]
-    return Encoded(
-        ids, None, words or None, np.concatenate([part.truncated for part in parts]), special=parts[0].special
-    )
-
-
 def followed(student: nn.Module, states: Sequence[Tensor]) -> list[Tensor]:
     """Return the teacher's hidden states that the student's layers stand for: each the last of the layers it replaces."""
     if not states:
