@@ -50,6 +50,9 @@ def make(name: str) -> str:
     if name == "tasks":
         rows = [[f"`{key}`", describe("task", key)] for key in registry.TABLES["task"]]
         return _table(["task", "what is asked, and how it is scored"], rows)
+    if name == "importance":
+        rows = [[f"`{key}`", describe(name, key)] for key in registry.IMPORTANCES]
+        return _table(["importance", "what it measures"], rows)
     if name == "family":
         rows = [[f"`{key}`", describe_family(key)] for key in registry.FAMILIES]
         return _table(["model type", "models"], rows)
