@@ -22,6 +22,7 @@ from xlmprune.recipe.catalog import shipped_recipes
 from xlmprune.recipe.effects import effect_of
 from xlmprune.recipe.fields import describe_type, sections
 from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.methods import METHODS
 from xlmprune.recipe.schema import Component, Recipe
 from xlmprune.recipe.validation import build_component
 
@@ -56,6 +57,9 @@ def make(name: str) -> str:
     if name == "family":
         rows = [[f"`{key}`", describe_family(key)] for key in registry.FAMILIES]
         return _table(["model type", "models"], rows)
+    if name == "methods":
+        rows = [[f"`{key}`", preset.text] for key, preset in METHODS.items()]
+        return _table(["method", "what it is, and what differs from the paper"], rows)
     if name == "form":
         rows = [[f"`{key}`", describe(name, key), f"`{form.file}`"] for key, form in all_forms().items()]
         return _table(["form", "what it is", "file"], rows)
@@ -161,7 +165,7 @@ def _section(path: str, model: type[BaseModel]) -> str:
     rows = []
     for key, field in model.model_fields.items():
         within = (*(path.split(".") if path else ()), key)
-        changes = "" if sections(field.annotation) or key == "base" else effect_of(within)
+        changes = "" if sections(field.annotation) or key in ("base", "method") else effect_of(within)
         meaning = " ".join((field.description or "").split())
         rows.append([f"`{key}`", describe_type(field.annotation), _default(field), changes, meaning])
     title = f"`{path}`" if path else "The recipe"

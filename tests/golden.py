@@ -33,6 +33,7 @@ BASE: dict[str, Any] = {
         "epochs_per_stage": 1,
         "batch_size": 8,
         "learning_rate": 5e-3,
+        "regularize_dense": True,
         "max_length": 32,
         "precision": "fp32",
     },

@@ -61,7 +61,6 @@ def load(base, *overrides):
         "training.freeze_embeddings=true",
         "training.keep=last",
         "training.precision=fp32",
-        "training.epochs_per_stage=0.5",
         "evaluation.batch_size=3",
         "evaluation.max_stage_examples=3",
         "regularizer.strength=3",
@@ -72,7 +71,8 @@ def load(base, *overrides):
     ],
 )
 def test_what_the_dense_stage_reads(base, override):
-    assert dense.dense_key(load(base)) != dense.dense_key(load(base, override))
+    regularized = "training.regularize_dense=true"
+    assert dense.dense_key(load(base, regularized)) != dense.dense_key(load(base, regularized, override))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,12 @@ def test_what_the_dense_stage_reads(base, override):
         ["pruning.schedule.stages=5"],
         ["training.dense_learning_rate=1e-2", "training.learning_rate=1e-3"],
         ["training.epochs_per_stage=7"],
+        ["training.epochs_per_stage=0.5"],
         ["distillation={teacher: finetuned}"],
+        ["regularizer=none"],
+        ["regularizer={name: l2, decoupled: true, strength: 0.01}"],
+        ["pruning.criterion=pins", "pruning.schedule={name: continuous, restart: true}"],
+        ["training.warmup_updates=3", "training.dense_warmup_updates=0"],
         ["export.triton=false"],
     ],
     ids=lambda overrides: overrides[0],
@@ -141,6 +146,8 @@ def trained():
         ["regularizer=cosine", "pruning.scope=global"],
         ["pruning.criterion=l0", "evaluation.max_stage_examples=3"],
         ["pruning.criterion=pins"],
+        ["method=pins", "pruning.schedule.every=1", "distillation.ask_every=2"],
+        ["method=l2"],
         ["distillation={teacher: best_so_far, unlabelled: TEXT}"],
         ["distillation={teacher: finetuned}", "regularizer={name: frobenius, reference: finetuned}"],
     ],

@@ -11,15 +11,16 @@ from xlmprune.core.errors import RecipeError
 from xlmprune.recipe.catalog import shipped_recipes
 from xlmprune.recipe.editors import json_schema
 from xlmprune.recipe.effects import differences, effect_of
-from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.loading import load_recipe, recipe_of
+from xlmprune.recipe.methods import METHODS
 from xlmprune.recipe.validation import build_component
 from xlmprune.recipe.yaml_text import parse_yaml
 
 MINIMAL = "task: {name: xnli}\n"
 
 
-def write(tmp_path, text):
-    file = tmp_path / "mine.yaml"
+def write(tmp_path, text, name="mine.yaml"):
+    file = tmp_path / name
     file.write_text(text, encoding="utf-8")
     return str(file)
 
@@ -358,6 +359,76 @@ def test_a_bare_name_is_enough_and_a_list_may_be_text(tmp_path):
     assert (recipe.task.name, recipe.model.name, recipe.model.revision) == ("quickstart", "quickstart", "x")
     assert recipe.task.languages == ["en", "de"]
     assert recipe.export.onnx == ["int8"]
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+PAPERS_TASKS = ("xnli", "nc", "ner", "pawsx", "pos", "qam", "qadsm", "wpr")
+
+
+@pytest.mark.parametrize("task", PAPERS_TASKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_task_has_every_method_by_one_key(task, method):
+    base, recipe = load_recipe(f"{task}_cosine"), load_recipe(f"{task}_cosine", [f"method={method}"])
+    wanted = METHODS[method].values
+    assert recipe.name == f"{task}_cosine.{method}"
+    assert recipe.pruning.criterion.name == wanted["pruning"]["criterion"]["name"]
+    assert recipe.pruning.scope == wanted["pruning"]["scope"]
+    assert recipe.regularizer.model_dump() == wanted["regularizer"]
+    assert (recipe.task, recipe.model, recipe.export) == (base.task, base.model, base.export)
+    dense = recipe.training.dense_learning_rate or recipe.training.learning_rate
+    assert dense == base.training.learning_rate
+    assert (recipe.training.dense_epochs or recipe.training.epochs_per_stage) == 15
+    assert "method" not in recipe.resolved()
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("xnli_")])
+def test_a_shipped_recipe_of_a_method_is_the_method(name):
+    text = shipped_recipes()[name].read_text(encoding="utf-8")
+    method = name.removeprefix("xnli_")
+    if method not in METHODS:
+        assert "method:" not in text
+        return
+    chosen = load_recipe("xnli_cosine", [f"method={method}", f"name={name}"])
+    assert load_recipe(name) == chosen
+
+
+def test_keys_beside_a_method_win_wherever_they_stand(tmp_path):
+    text = "pruning: {scope: layer, criterion: {window: 3}}\nmethod: pins\ntraining: {learning_rate: 1.0}\n"
+    recipe = load_recipe(write(tmp_path, "base: xnli_cosine\n" + text))
+    assert recipe.pruning.scope == "layer"
+    assert recipe.pruning.criterion.parameters == {"beta1": 0.85, "beta2": 0.99, "window": 3}
+    assert (recipe.training.learning_rate, recipe.training.dense_learning_rate) == (1.0, 5e-6)
+    for options in (["pruning.scope=layer", "method=pins"], ["method=pins", "pruning.scope=layer"]):
+        assert load_recipe("xnli_cosine", options).pruning.scope == "layer"
+    below = write(tmp_path, "base: xnli_pins\nmethod: l2\n", "below.yaml")
+    assert load_recipe(below).pruning.criterion.name == "magnitude"
+    assert load_recipe(below, ["method=lamp"]).pruning.criterion.name == "lamp"
+    assert load_recipe(below, ["method=lamp", "name=mine"]).name == "mine"
+
+
+def test_a_mapping_may_name_a_method_too():
+    recipe = recipe_of({"method": "lamp", "task": {"name": "xnli"}, "pruning": {"scope": "layer"}}, {})
+    assert (recipe.pruning.criterion.name, recipe.pruning.scope, recipe.regularizer.name) == (
+        "lamp",
+        "layer",
+        "none",
+    )
+    assert recipe_of("xnli_cosine", {"method": "l2"}).name == "xnli_cosine.l2"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("\nmethod: pinz", [], r"mine.yaml, line 2: method: no method is called 'pinz'; did you mean 'pins'"),
+        ("\nmethod: [l2]", [], r"line 2: method: no method is called"),
+        ("", ["method=lampp"], r"--set method=lampp: no method is called 'lampp'; did you mean 'lamp'"),
+        ("", ["method={name: l2}"], r"--set method=.*no method is called"),
+    ],
+)
+def test_methods_that_do_not_exist(tmp_path, text, options, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(write(tmp_path, MINIMAL.rstrip("\n") + text), options)
 
 
 # --- base -------------------------------------------------------------------------------------------------------------

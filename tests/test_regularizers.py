@@ -356,6 +356,16 @@ def test_l2_by_hand():
     assert torch.allclose(leaf["w"].grad, torch.tensor([[0.6, 0.0, -0.8]]))
 
 
+def test_decoupled_l2_leaves_loss_and_gradient_alone():
+    leaf = {"w": torch.tensor([[3.0, 0.0, -4.0]], requires_grad=True)}
+    (leaf["w"] * 2).sum().backward()
+    decay = L2(strength=0.01, decoupled=True)
+    assert decay.decay == 0.01
+    assert L2(strength=0.01).decay == 0
+    assert float(decay.add_gradient(leaf, leaf, None)) == float(decay(leaf, leaf)) == 0
+    assert leaf["w"].grad.tolist() == [[2, 2, 2]]
+
+
 def test_both_is_the_sum():
     dense, reference, masks = drifted()
     both = in_closed_form(Both(strength=2.0, cosine=3.0, frobenius=0.2), dense, reference, masks)[1]

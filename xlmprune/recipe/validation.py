@@ -123,9 +123,23 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             ("distillation", "teacher"),
             f"{distillation.teacher} needs dev scores, and training.keep: last reads no dev examples",
         )
+    floor = recipe.export.floor
+    if floor.limits and floor.on == "dev" and training.keep == "last":
+        yield ("export", "floor"), "on: dev needs dev examples, and training.keep: last reads none"
+    if floor.limits and floor.on == "unlabelled" and not _has_unlabelled_text(recipe):
+        yield (
+            ("export", "floor"),
+            "on: unlabelled needs unlabelled text; give export.calibration: task, or files with {language} in the name",
+        )
     languages = recipe.task.languages
     if isinstance(languages, list) and len(set(languages)) != len(languages):
         yield ("task", "languages"), "a language is listed twice"
+
+
+def _has_unlabelled_text(recipe: Recipe) -> bool:
+    files = recipe.model.vocabulary != "keep" and recipe.model.vocabulary.files
+    taught = recipe.distillation is not None and recipe.distillation.unlabelled
+    return bool(recipe.export.calibration or taught or files)
 
 
 def build_component(recipe: Recipe, table: str) -> Any:

@@ -15,6 +15,7 @@ from xlmprune.core.files import SAFETENSORS_FILE
 from xlmprune.core.formatting import amount, number, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
+from xlmprune.export.floor import DECIDED_ON
 from xlmprune.export.form import all_forms, reference
 from xlmprune.models import architecture
 
@@ -265,6 +266,35 @@ def describe_files(report: Report) -> str:
         return ""
     against = f", against {size(dense)} dense in {reference().title}" if dense else ""
     return f"On disk: {', '.join(said)}{against}."
+
+
+def describe_floor(report: Report) -> str:
+    """Say what `export.floor` was decided on; empty without a floor."""
+    floor = report.get("floor")
+    if not floor:
+        return ""
+    limits = {"zero_shot_drop": "of the zero-shot mean", "worst_language_drop": "in any language"}
+    allowed = [
+        f"{floor[key]:g} points {words}" for key, words in limits.items() if floor.get(key) is not None
+    ]
+    said = (
+        f"A form may lose {' and '.join(allowed)} against the pruned model, decided {DECIDED_ON[floor['on']]}"
+    )
+    return said + (", which the report shows." if floor["on"] == "test" else "; no test score decided.")
+
+
+def describe_regularizer(report: Report) -> str:
+    """Say which regularizer acted, and whether in stage 0; empty without one."""
+    recipe = report.get("recipe") or {}
+    regularizer = recipe.get("regularizer") or {}
+    if regularizer.get("name", "none") == "none" or "regularize_dense" not in recipe.get("training", {}):
+        return ""
+    dense = recipe["training"]["regularize_dense"]
+    return f"The regularizer {regularizer['name']} acts " + (
+        "in every stage, the dense one included."
+        if dense
+        else "from the first pruning on, not in the dense stage."
+    )
 
 
 def speed_rows(report: Report) -> list[dict[str, Any]]:

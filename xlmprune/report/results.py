@@ -17,7 +17,7 @@ from xlmprune.evaluation import baselines, intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
 from xlmprune.export.form import form_named
-from xlmprune.export.writing import MeasuredForm, dense_bytes
+from xlmprune.export.writing import MeasuredForm, dense_bytes, drops_of
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
 from xlmprune.pruning.structures import is_cut, layout_of
@@ -90,6 +90,9 @@ def assemble(
             report["quantization"] = entry.written.choice
     if refused:
         report["refused"] = dict(refused)
+    if forms and recipe.export.floor.limits:
+        lost = {entry.form.key: dict(drops_of(entry, pruned)) for entry in forms}
+        report["floor"] = {**recipe.export.floor.model_dump(), "lost": lost}
     if outcome.changes:
         report["changed_conditions"] = list(outcome.changes)
     if data.unlabelled:

@@ -23,6 +23,7 @@ from xlmprune.recipe.yaml_text import parse_yaml
 from xlmprune.training.checkpoint import after_stage_0, first_difference
 from xlmprune.training.distillation import TeacherChoice
 from xlmprune.training.method import Method, build_method
+from xlmprune.training.optimizer import warmup_updates
 
 
 def dense_recipe(recipe: Recipe) -> Recipe:
@@ -50,21 +51,22 @@ def _reduced(recipe: Recipe) -> Recipe:
     """
     training = recipe.training
     method = build_method(recipe.pruning, recipe.regularizer)
+    regularized = training.regularize_dense and _regularizes_dense(method)
     settings = training.model_copy(
         update={
             "dense_epochs": training.dense_epochs or training.epochs_per_stage,
-            # Whether a dev set is required depends on this being above 1; stage 0 reads nothing else of it.
-            "epochs_per_stage": 1.0 if training.epochs_per_stage <= 1 else 2.0,
+            "epochs_per_stage": 1.0,  # not read, since `dense_epochs` is given
             "learning_rate": training.dense_learning_rate or training.learning_rate,
             "last_epochs": None,
             "dense_learning_rate": None,
-            "regularize_dense": True,
+            "warmup_updates": warmup_updates(training, stage=0),
+            "dense_warmup_updates": None,
+            "regularize_dense": regularized,
         }
     )
     pruning, given = PruningRecipe(), recipe.pruning
-    if method.criterion.acts_on_dense:
+    if method.acts_on_dense:
         pruning = PruningRecipe(criterion=given.criterion, observe_regularizer=given.observe_regularizer)
-    regularized = training.regularize_dense and _regularizes_dense(method)
     return recipe.model_copy(
         update={
             "name": "dense",
@@ -139,7 +141,7 @@ def _own_tensors(method: Method, distillation: DistillationRecipe | None, dense:
     own: Tensors = {name: dense[name] for name in ("model", "masks", "dense")}
     if method.regularizer.reference == "finetuned":
         own["finetuned"] = {name: dense["model"][name] for name in dense["masks"]}
-    if method.criterion.acts_on_dense:
+    if method.acts_on_dense:
         own["criterion"] = dense["criterion"]
     elif state := method.criterion.state():
         own["criterion"] = state

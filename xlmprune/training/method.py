@@ -39,6 +39,12 @@ class Method:
         return 0 if self.structure is None else self.structure.rounds
 
     @property
+    def acts_on_dense(self) -> bool:
+        """Whether anything that the criterion sees in stage 0 matters later."""
+        restarts = self.continuous is not None and self.continuous.restart
+        return self.criterion.acts_on_dense and not restarts
+
+    @property
     def moment_uses(self) -> tuple[str, ...]:
         """What reads second moments of activations, by the recipe's keys; empty where nothing does."""
         if len(self.densities) == 1:
