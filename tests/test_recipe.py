@@ -555,7 +555,7 @@ def test_every_key_says_what_it_changes():
     assert found["export"] == {"name"} | {
         key for keys in found.values() for key in keys if key.startswith("export.")
     }
-    assert {"seed", "pruning.criterion.name", "distillation.weight", "regularizer.strength"} <= found[
+    assert {"seed", "pruning.criterion.name", "distillation.weight", "pruning.schedule.stages"} <= found[
         "training"
     ]
 
