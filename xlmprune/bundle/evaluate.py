@@ -17,25 +17,29 @@ from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.readers.lines import count_of
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
+from xlmprune.export import manifest
 from xlmprune.recipe import TaskRecipe, registry
 from xlmprune.tasks.metrics import Logits
 
 __all__ = ["evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
 
 
-def open_bundle(path: Path, form: str = "", threads: int = 0) -> Bundle:
+REPORT = "report.json"
+
+
+def open_bundle(path: Path, form: str = "", threads: int = 0, verify: bool = True) -> Bundle:
     """The bundle at ``path``, checked to hold ``form``."""
-    bundle = Bundle(path, threads=threads)
+    bundle = Bundle(path, threads, verify)
     bundle.named(form)
     return bundle
 
 
 def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
     """The task a bundle was measured on, as its report says, with ``overrides`` such as ``task.path=…``."""
-    file = path / "report.json"
+    file = path / REPORT
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError) as error:
+        values = manifest.read_json(file)["recipe"]
+    except (FileNotFoundError, BundleError, KeyError) as error:
         raise BundleError(
             f"{file}: cannot be read ({error}); it says what task the bundle was measured on"
         ) from None
@@ -57,6 +61,7 @@ def evaluate_bundle(
     batch_size: int = 64,
     threads: int = 0,
     predictions: Path | None = None,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Score one form of a bundle on every language.
 
@@ -64,7 +69,9 @@ def evaluate_bundle(
         ``form``, ``metric``, ``languages`` {code: {n, score, ci95, others…}}, ``zero_shot_mean``, ``all_mean``,
         ``max_test_examples`` (the cap a language, None for all).
     """
-    bundle = open_bundle(path, form, threads)
+    bundle = open_bundle(path, form, threads, verify)
+    if verify:
+        manifest.require(path, REPORT)
     form = bundle.named(form)
     settings = task_of(path, overrides)
     if languages:

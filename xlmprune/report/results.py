@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune.bundle.inspect import inspect
-from xlmprune.bundle.manifest import sha256_of
 from xlmprune.core.files import SAFETENSORS_FILE
 from xlmprune.core.machine import environment
 from xlmprune.data.encoding import length_statistics
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
+from xlmprune.export.manifest import sha256_of
 from xlmprune.export.writing import MeasuredForm, dense_bytes
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
