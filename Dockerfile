@@ -13,8 +13,10 @@ ENV LANG=C.UTF-8 \
 WORKDIR /app
 
 # The large layer comes first: it changes only when the constraints change.
+# Without a GPU: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 COPY constraints.txt ./
-RUN pip install -c constraints.txt torch
+RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url $TORCH_INDEX} torch
 
 COPY pyproject.toml README.md LICENSE ./
 COPY recipes recipes
@@ -26,7 +28,8 @@ ARG UID=1000
 RUN useradd --uid "$UID" --non-unique --no-log-init --create-home xlmprune \
     && mkdir -p /cache runs \
     && chown xlmprune: /cache runs
-USER xlmprune
+# Kubernetes checks `runAsNonRoot` against a number, not a name.
+USER $UID
 
 # Models, data and the converted quickstart model are kept in this volume.
 ENV HF_HOME=/cache/huggingface \

@@ -1,23 +1,30 @@
 # `make quickstart` and `make test` need python3 (3.11 or newer, with venv) and make. Everything else is installed into .venv.
 #
 #   PYTHON=python3.12         the interpreter for the environment
-#   TORCH_INDEX=<index url>   the package index for torch, for example PyTorch's index of CPU builds
+#   TORCH_INDEX=<index url>   a further package index for torch; empty: none
 #   JOBS=1                    number of test processes
+#   CAMPAIGN_SECONDS=600      after this time a campaign starts no further case
 
 PYTHON ?= python3
-TORCH_INDEX ?=
+CAMPAIGN_SECONDS ?= 600
+# The torch of PyPI needs 2.7 GB of CUDA libraries. A machine without an NVIDIA driver cannot use them, so torch then comes from
+# PyTorch's index of CPU builds. If that index cannot be reached, pip warns and takes the build of PyPI.
+DRIVER := $(shell command -v nvidia-smi || ls /proc/driver/nvidia/version 2>/dev/null)
+TORCH_INDEX ?= $(if $(DRIVER),,https://download.pytorch.org/whl/cpu)
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 2 ] && n=2; echo $$n)
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip
 INSTALLED := .venv/installed
+INSTALLED_TEST := .venv/installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint docs constraints clean
+.PHONY: help quickstart test campaigns lint docs constraints clean
 
 help:
 	@echo "make quickstart   prune a real multilingual model in minutes and report on every language"
 	@echo "make test         run the linter, the type checker and the tests"
+	@echo "make campaigns    kill runs, damage checkpoints and fill disks at random, and count what held"
 	@echo "make lint         run the linter and the type checker"
 	@echo "make docs         renew the generated tables and help pages in the documentation"
 	@echo "make constraints  write the versions in .venv to constraints.txt"
@@ -29,7 +36,11 @@ quickstart: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-lint: $(INSTALLED)
+campaigns: $(INSTALLED_TEST)
+	failed=0; for file in tests/campaigns/*.py; do \
+		$(BIN)/python $$file --seconds $(CAMPAIGN_SECONDS) || failed=1; done; exit $$failed
+
+lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy xlmprune
@@ -38,7 +49,11 @@ lint: $(INSTALLED)
 # The stamp file is newer than its sources, so nothing is installed twice.
 $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) install -c constraints.txt setuptools
-	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(PIP) install -c constraints.txt -e '.[quickstart]'
+	touch $@
+
+$(INSTALLED_TEST): $(INSTALLED)
 	$(PIP) install -c constraints.txt -e '.[quickstart,test]'
 	touch $@
 
@@ -51,7 +66,7 @@ $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 docs: $(INSTALLED)
 	$(BIN)/python docs/renew.py
 
-constraints: $(INSTALLED)
+constraints: $(INSTALLED_TEST)
 	{ sed -n '/^#/p' constraints.txt; \
 	  $(PIP) freeze --all --exclude-editable | grep -v -i -E '^(pip|xlmprune|triton|nvidia-[a-z0-9-]*|cuda-[a-z0-9-]*)(==| @)' \
 	  | sed -E 's/^(torch==[^+]*)\+.*/\1/'; } > constraints.new

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ def make(name: str) -> str:
     if name == "tasks":
         rows = [[f"`{key}`", describe("task", key)] for key in registry.TABLES["task"]]
         return _table(["task", "what is asked, and how it is scored"], rows)
+    if name == "family":
+        rows = [[f"`{key}`", describe_family(key)] for key in registry.FAMILIES]
+        return _table(["model type", "models"], rows)
     if name == "form":
         rows = [[f"`{key}`", describe(name, key), f"`{form.file}`"] for key, form in all_forms().items()]
         return _table(["form", "what it is", "file"], rows)
@@ -71,6 +75,12 @@ def describe(table: str, name: str) -> str:
     source = component if shared else inspect.getmodule(component)
     paragraph = (inspect.getdoc(source) or "").partition("\n\n")[0]
     return " ".join(paragraph.split())
+
+
+def describe_family(name: str) -> str:
+    """Return the first line of a family's module."""
+    module = import_module(registry.FAMILIES[name].partition(":")[0])
+    return (inspect.getdoc(module) or "").partition("\n")[0]
 
 
 def parameters(table: str, name: str) -> Iterator[str]:

@@ -13,8 +13,12 @@ from pathlib import Path
 
 import golden
 import pytest
+import transformers
 import yaml
 from test_rooms import FLOORS
+from tiny import tiny_tokenizer
+
+from xlmprune.models.loading import save_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -77,7 +81,7 @@ def execute(folder: Path, *arguments: str, cwd: Path = ROOT) -> str:
 
 
 def test_every_kind_of_component_has_its_steps():
-    assert set(lines_of_the_page()) == {"CRITERIA", "REGULARIZERS", "TASKS"}
+    assert set(lines_of_the_page()) == {"CRITERIA", "REGULARIZERS", "TASKS", "FAMILIES"}
     assert len(files_of_the_page()) >= len(lines_of_the_page())
 
 
@@ -110,11 +114,30 @@ def test_the_gradient_of_the_regularizer_is_that_of_autograd(extended):
     execute(extended, "-c", textwrap.dedent(code))
 
 
+def write_model(folder: Path) -> None:
+    """Write a small random RoBERTa with the tokenizer of the other tests."""
+    config = transformers.RobertaConfig(
+        vocab_size=tiny_tokenizer().get_vocab_size(),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=66,
+        type_vocab_size=1,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    transformers.RobertaModel(config).save_pretrained(folder)
+    save_tokenizer(tiny_tokenizer(), folder, 40)
+
+
 def test_a_recipe_uses_all_of_them(extended, tmp_path):
     golden.write_inputs(tmp_path)
     steps = dict(re.findall(r"^3\. Use it in a recipe: `(\w+): (.*)`\.$", PAGE, re.M))
     values = {key: yaml.safe_load(value) for key, value in steps.items()}
-    assert {"pruning", "regularizer", "task"} <= set(values)
+    assert {"pruning", "regularizer", "task", "model"} <= set(values)
+    write_model(tmp_path / values["model"]["name"])
     for language, sentences in golden.SENTENCES.items():
         rows = [f"{text}\t{('negative', 'positive')[n % 2]}\n" for n, text in enumerate(sentences)]
         for split in ("train", "dev", "test") if language == "en" else ("test",):
@@ -124,7 +147,6 @@ def test_a_recipe_uses_all_of_them(extended, tmp_path):
     recipe = {
         "name": "extended",
         **values,
-        "model": {"name": "./model"},
         "training": {"epochs_per_stage": 1, "batch_size": 4, "learning_rate": 1e-3, "max_length": 32},
         "export": {"onnx": ["fp32"]},
     }
@@ -134,6 +156,7 @@ def test_a_recipe_uses_all_of_them(extended, tmp_path):
     report = json.loads(execute(extended, "-c", code, "compress", "mine.yaml", "--json", cwd=tmp_path))
     assert report["recipe"]["pruning"]["criterion"]["name"] == "steady"
     assert report["recipe"]["regularizer"]["name"] == "pseudo_huber"
+    assert Path(report["model"]["name"]) == Path(values["model"]["name"])
     assert report["task"]["labels"] == ["negative", "positive"]
     assert report["stages"][-1]["encoder_density"] == pytest.approx(0.7, abs=0.01)
 

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import yaml
 from xlmprune import recipe as recipes
 from xlmprune.core.errors import MachineError, ModelError, RecipeError
 from xlmprune.core.files import explain_disk
+from xlmprune.core.run_folder import start_damage
 from xlmprune.training.checkpoint import open_run
 
 
@@ -28,96 +31,199 @@ def tensors(value):
     }
 
 
-def test_saved_is_read_back_and_older_ones_go(tmp_path):
-    with open_run(tmp_path / "run", make_recipe()) as folder:
-        assert folder.latest() is None
-        folder.save(tensors(1), {"stage": 1})
-        folder.save(tensors(2), {"stage": 2})
-        found, state = folder.latest()
-        assert state["stage"] == 2
-        assert torch.equal(found["model"]["a"], torch.full((2, 3), 2.0))
+def open_started(path, **changes):
+    """A run folder whose starting model is there, as it is before the first checkpoint."""
+    folder = open_run(path, make_recipe(**changes))
+    if not folder.start.is_dir():
+        folder.save_start(lambda target: (target / "config.json").write_text("{}"))
+    return folder
+
+
+def test_saved_is_read_back_and_the_one_before_is_kept(tmp_path):
+    with open_started(tmp_path / "run") as folder:
+        assert folder.latest(print) is None
+        for stage in (1, 2, 3):
+            folder.save(tensors(stage), {"stage": stage})
+        found, state = folder.latest(print)
+        assert state["stage"] == 3
+        assert torch.equal(found["model"]["a"], torch.full((2, 3), 3.0))
         assert found["masks"]["m"].dtype is torch.bool
-        assert [path.name for path in folder.checkpoints.glob("saved-*")] == ["saved-000002"]
+        kept = sorted(path.name for path in folder.checkpoints.glob("saved-*"))
+        assert kept == ["saved-000002", "saved-000003"]
 
 
 def test_nothing_is_pickled(tmp_path):
-    with open_run(tmp_path / "run", make_recipe()) as folder:
+    with open_started(tmp_path / "run") as folder:
         folder.save(tensors(1), {"stage": 1})
         names = {path.suffix for path in folder.checkpoints.rglob("*") if path.is_file()}
-    assert names == {".safetensors", ".json"}
+    assert names == {".safetensors", ".json", ".sha256"}
 
 
-def test_a_half_written_checkpoint_is_swept_away(tmp_path):
-    with open_run(tmp_path / "run", make_recipe()) as folder:
+def test_what_a_crash_left_is_deleted(tmp_path):
+    with open_started(tmp_path / "run") as folder:
         folder.save(tensors(1), {"stage": 1})
-        partial = folder.checkpoints / ".partial-000002"
-        partial.mkdir()
-        (partial / "model.safetensors").write_bytes(b"half")
-    temporary = tmp_path / "run" / ".temporary-abc"
-    temporary.mkdir()
+        unfinished = [
+            folder.checkpoints / ".partial-000002",
+            folder.unfinished_bundle,
+            folder.own / "discarded-x",
+        ]
+        for path in unfinished:
+            path.mkdir()
+            (path / "model.safetensors").write_bytes(b"half")
     with open_run(tmp_path / "run", make_recipe()) as folder:
-        assert not partial.exists()
-        assert not temporary.exists()
-        assert folder.latest()[1]["stage"] == 1
+        assert not any(path.exists() for path in unfinished)
+        assert folder.latest(print)[1]["stage"] == 1
 
 
 def test_events_after_the_checkpoint_are_written_again(tmp_path):
-    with open_run(tmp_path / "run", make_recipe()) as folder:
+    with open_started(tmp_path / "run") as folder:
         folder.events.write("stage", stage=0)
         folder.save(tensors(1), {})
         folder.events.write("update", number=7)
         with folder.events.path.open("a") as file:
             file.write('{"event": "cut sho')
     with open_run(tmp_path / "run", make_recipe()) as folder:
-        folder.latest()
+        folder.latest(print)
         assert [event["event"] for event in folder.events.read()] == ["stage"]
 
 
 def test_another_recipe_is_refused_and_fresh_starts_over(tmp_path):
-    with open_run(tmp_path / "run", make_recipe()) as folder:
+    with open_started(tmp_path / "run") as folder:
         folder.save(tensors(1), {})
     with pytest.raises(RecipeError, match=r"seed is 42 there and 7 here.*--fresh"):
         open_run(tmp_path / "run", make_recipe(seed=7))
     with open_run(tmp_path / "run", make_recipe(seed=7), fresh=True) as folder:
-        assert folder.latest() is None
+        assert folder.latest(print) is None
 
 
 def test_fresh_loses_nothing_where_the_bundle_cannot_be_removed(tmp_path, monkeypatch):
-    with open_run(tmp_path / "run", make_recipe()) as folder:
+    with open_started(tmp_path / "run") as folder:
         folder.events.write("stage", stage=0)
         folder.save(tensors(1), {})
-        folder.bundle.mkdir()
-        (folder.bundle / "report.json").write_text("{}")
-    rmtree = shutil.rmtree
+        seal(folder.bundle, "report.json")
+    rename = Path.replace
 
-    def refuse(path, ignore_errors=False):
-        if path.name != "bundle":
-            rmtree(path, ignore_errors)
-        elif not ignore_errors:
+    def refuse(path, target):
+        if path.name == "bundle":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return rename(path, target)
 
-    monkeypatch.setattr(shutil, "rmtree", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(MachineError, match=r"cannot be written to .*Permission denied.*bundle.*--out"):
         open_run(tmp_path / "run", make_recipe(), fresh=True)
     monkeypatch.undo()
     with open_run(tmp_path / "run", make_recipe()) as folder:
-        assert folder.latest() is not None
+        assert folder.latest(print) is not None
         assert len(folder.events.read()) == 1
     with open_run(tmp_path / "run", make_recipe(), fresh=True) as folder:
-        assert folder.latest() is None
+        assert folder.latest(print) is None
         assert not folder.bundle.exists()
+
+
+# --- what is not ours ------------------------------------------------------------------------------------------------
+
+
+def seal(bundle, *names):
+    """A bundle with these files and the manifest that lists them."""
+    bundle.mkdir()
+    for name in names:
+        (bundle / name).write_text("{}")
+    (bundle / "manifest.json").write_text(json.dumps({"files": {name: {} for name in names}}))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "recipe.yaml",
+        "events.jsonl",
+        "scores.safetensors",
+        "checkpoint/mine.bin",
+        "bundle/app.js",
+        "bundle/report.json",
+    ],
+)
+def test_a_folder_that_we_did_not_make_is_refused_and_stays_as_it_is(tmp_path, name, fresh):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(RecipeError, match=rf"holds {name.split('/')[0]}, which .* did not write.*--out"):
+        open_run(tmp_path, make_recipe(), fresh)
+    assert contents(tmp_path) == {file: b"mine"}
+
+
+def test_other_files_of_the_user_stay_beside_a_run(tmp_path):
+    """A project folder is a fine place for a run, with whatever else begins with a dot there."""
+    mine = [
+        tmp_path / name
+        for name in ("notes.md", ".bundle-old/x", ".temporary-ideas/y", ".lock", "src/main.py")
+    ]
+    for file in mine:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    for fresh in (False, True, False):
+        with open_run(tmp_path, make_recipe(), fresh) as folder:
+            folder.save_start(lambda target: (target / "config.json").write_text("{}"))
+            folder.save(tensors(1), {})
+    assert all(file.read_text() == "mine" for file in mine)
+
+
+@pytest.mark.parametrize(
+    "name", ["bundle/notes.md", "bundle/sub/app.js", "checkpoint/mine.bin", "checkpoint/best/x"]
+)
+def test_fresh_deletes_no_file_that_a_user_put_into_a_run(tmp_path, name):
+    with open_started(tmp_path / "run") as folder:
+        folder.save(tensors(1), {})
+        seal(folder.bundle, "report.json")
+        file = folder.path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    before = contents(tmp_path / "run")
+    with pytest.raises(
+        RecipeError, match=r"--fresh would delete files that xlmprune did not write \((bundle|checkpoint)/"
+    ):
+        open_run(tmp_path / "run", make_recipe(), fresh=True)
+    after = contents(tmp_path / "run")
+    assert {path: after[path] for path in before if ".xlmprune" not in path.parts} == {
+        path: content for path, content in before.items() if ".xlmprune" not in path.parts
+    }
+
+
+def test_a_bundle_in_place_of_ours_is_not_deleted(tmp_path):
+    """Without its manifest nothing shows that a bundle is ours."""
+    with open_started(tmp_path / "run") as folder:
+        folder.bundle.mkdir()
+        (folder.bundle / "report.json").write_text("mine")
+    with pytest.raises(RecipeError, match=r"did not write \(bundle/report.json\)"):
+        open_run(tmp_path / "run", make_recipe(), fresh=True)
+
+
+def test_fresh_removes_links_and_not_what_they_point_to(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "mine").write_text("mine")
+    open_started(tmp_path / "run").close()
+    shutil.move(tmp_path / "run" / "checkpoint", tmp_path / "moved")
+    (tmp_path / "run" / "checkpoint").symlink_to(tmp_path / "disk")
+    with open_run(tmp_path / "run", make_recipe(), fresh=True) as folder:
+        assert folder.checkpoints.is_dir()
+        assert not folder.checkpoints.is_symlink()
+    assert (tmp_path / "disk" / "mine").read_text() == "mine"
 
 
 def test_a_folder_of_a_version_that_had_fewer_keys_goes_on(tmp_path):
     """Where the new key has its default; another value is another recipe."""
-    with open_run(tmp_path / "run", make_recipe()) as folder:
+    with open_started(tmp_path / "run") as folder:
         folder.save(tensors(1), {})
     file = tmp_path / "run" / "recipe.yaml"
     values, _ = recipes.parse_yaml(file.read_text(encoding="utf-8"), str(file))
     del values["evaluation"]["stage_interval"]
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     with open_run(tmp_path / "run", make_recipe()) as folder:
-        assert folder.latest() is not None
+        assert folder.latest(print) is not None
     with pytest.raises(RecipeError, match=r"evaluation.stage_interval is 1 there and 3 here"):
         open_run(tmp_path / "run", make_recipe(evaluation={"stage_interval": 3}))
     values["evaluation"]["no_such_key"] = 1
@@ -126,30 +232,79 @@ def test_a_folder_of_a_version_that_had_fewer_keys_goes_on(tmp_path):
         open_run(tmp_path / "run", make_recipe())
 
 
-def test_a_damaged_checkpoint_is_said_to_be_so(tmp_path):
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+FILES = ["model.safetensors", "masks.safetensors", "state.json", "state.sha256"]
+DAMAGES = {
+    "flip": flip,
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "empty": lambda file: file.write_bytes(b""),
+    "delete": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(tmp_path, name, damage):
+    with open_started(tmp_path / "run") as folder:
+        for stage in (1, 2):
+            folder.events.write("stage", stage=stage)
+            folder.save(tensors(stage), {"stage": stage})
+        DAMAGES[damage](folder.checkpoints / "saved-000002" / name)
+    said = []
     with open_run(tmp_path / "run", make_recipe()) as folder:
-        folder.save(tensors(1), {})
-        file = next(folder.checkpoints.glob("saved-*/model.safetensors"))
-        file.write_bytes(file.read_bytes()[:50])
-        with pytest.raises(ModelError, match="damaged"):
-            folder.latest()
+        found, state = folder.latest(said.append)
+        assert state["stage"] == 1
+        assert torch.equal(found["model"]["a"], torch.full((2, 3), 1.0))
+        assert re.search(
+            r"saved-000002: the checkpoint is damaged.*the checkpoint before it is used", said[0]
+        )
+        assert [repair["what"] for repair in folder.repairs] == ["saved-000002"]
+        assert [event["stage"] for event in folder.events.read()] == [1]
+        folder.save(tensors(3), {"stage": 3})
+        assert sorted(path.name for path in folder.checkpoints.glob("saved-*")) == [
+            "saved-000001",
+            "saved-000002",
+        ]
+        assert folder.latest(print)[1]["stage"] == 3
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "null"])
-def test_an_empty_state_is_a_damaged_checkpoint(tmp_path, content):
+@pytest.mark.parametrize("name", FILES)
+def test_with_every_checkpoint_damaged_the_way_out_is_named(tmp_path, name):
+    with open_started(tmp_path / "run") as folder:
+        for stage in (1, 2):
+            folder.save(tensors(stage), {"stage": stage})
+        for file in folder.checkpoints.glob(f"saved-*/{name}"):
+            flip(file)
+        with pytest.raises(ModelError, match=r"saved-000002: the checkpoint is damaged.*--fresh"):
+            folder.latest(print)
+        assert len(list(folder.checkpoints.glob("saved-*"))) == 2, "nothing is deleted"
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["checkpoint", "no checkpoint"])
+@pytest.mark.parametrize("name", ["config.json", "files.json"])
+def test_a_damaged_start_is_found_and_made_again(tmp_path, name, known):
+    with open_started(tmp_path / "run") as folder:
+        if known:
+            folder.save(tensors(1), {})
+        flip(folder.start / name)
     with open_run(tmp_path / "run", make_recipe()) as folder:
-        folder.save(tensors(1), {})
-        next(folder.checkpoints.glob("saved-*/state.json")).write_text(content)
-        with pytest.raises(ModelError, match=r"damaged.*--fresh"):
-            folder.latest()
-
-
-def test_a_file_that_is_gone_is_named(tmp_path):
+        expected = folder.expected_start()
+        assert (expected is not None) == known
+        assert (start_damage(folder.path, expected) is None) == (known and name == "files.json")
+        if known:
+            with pytest.raises(ModelError, match=r"damaged, and loading the model again gives another one"):
+                folder.save_start(lambda target: (target / "config.json").write_text("[]"), expected)
     with open_run(tmp_path / "run", make_recipe()) as folder:
-        folder.save(tensors(1), {})
-        next(folder.checkpoints.glob("saved-*/masks.safetensors")).unlink()
-        with pytest.raises(ModelError, match=r"masks\.safetensors missing.*--fresh"):
-            folder.latest()
+        folder.save_start(lambda target: (target / "config.json").write_text("{}"), folder.expected_start())
+        assert start_damage(folder.path) is None
 
 
 def test_one_process_at_a_time(tmp_path):
@@ -179,6 +334,7 @@ from xlmprune.training.checkpoint import open_run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 recipe = recipes.Recipe.model_validate({"name": "tiny", "task": {"name": "quickstart"}})
 with open_run(Path(sys.argv[1]), recipe) as folder:
+    folder.save_start(lambda target: (target / "config.json").write_text("{}"))
     folder.save({"model": {"a": torch.ones(10)}}, {"stage": 1})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
@@ -199,7 +355,7 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path):
     )
     assert "disk is full" in done.stdout
     with open_run(tmp_path / "run", make_recipe()) as folder:
-        found, state = folder.latest()
+        found, state = folder.latest(print)
         assert state["stage"] == 1
         assert torch.equal(found["model"]["a"], torch.ones(10))
 

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from xlmprune.pruning.criteria import Criterion, PruningContext
+from xlmprune.pruning.criteria.adam import Adam
 from xlmprune.pruning.criteria.eq6 import agreement
 from xlmprune.pruning.criteria.gradient import Gradient, absolute, accumulated, taylor
 from xlmprune.pruning.criteria.hard_concrete import (
@@ -35,7 +36,7 @@ from xlmprune.pruning.criteria.lookahead import (
     through_residual,
 )
 from xlmprune.pruning.criteria.magnitude import Magnitude, magnitude
-from xlmprune.pruning.criteria.movement import Movement, movement, soft_penalty
+from xlmprune.pruning.criteria.movement import Movement, movement_slope, soft_penalty
 from xlmprune.pruning.criteria.obert import (
     Obert,
     add_sample,
@@ -50,17 +51,26 @@ from xlmprune.pruning.criteria.random import Random
 from xlmprune.pruning.criteria.smoothing import Smoothed, confidence
 from xlmprune.pruning.criteria.ties import break_ties
 from xlmprune.pruning.masks import apply_masks, density, follows, full_masks, keep_top, select
+from xlmprune.pruning.reconstruction import input_moments
 from xlmprune.recipe.registry import CRITERIA
 from xlmprune.recipe.registry import load as load_component
 
 
 def context(weights, masks=None, gradients=(), **given_):
     """A moment of pruning without a model: ``gradients`` is a list of dictionaries to draw from."""
-    settings = {"reference": weights, "stage": 1, "seed": 0, "density": 0.5, "model": None}
+    settings = {
+        "reference": weights,
+        "stage": 1,
+        "seed": 0,
+        "density": 0.5,
+        "final_density": 0.5,
+        "model": None,
+    }
     return PruningContext(
         weights=weights,
         masks=full_masks(weights) if masks is None else masks,
         gradients=lambda batches: iter(list(gradients)[:batches]),
+        moments=dict,
         **{**settings, **given_},
     )
 
@@ -389,22 +399,22 @@ def test_l0_turns_the_gradient_of_gated_weights_into_that_of_weights_and_gates()
         assert torch.equal(parameters[name].detach(), weights[name])
         assert torch.allclose(parameters[name].grad, plain[name].grad * masks[name], atol=1e-6)
         expected = alpha[name].grad * masks[name]
-        assert torch.allclose(gates._first[name], 0.1 * expected, atol=1e-6)
+        assert torch.allclose(gates._adam._first[name], 0.1 * expected, atol=1e-6)
         step = gates._alpha[name] - 2.197
         assert torch.allclose(step, -0.1 * expected / (expected.abs() + 1e-8), atol=1e-4)
 
 
 def test_l0_steps_like_torchs_adam():
     torch.manual_seed(0)
-    gates, parameter = L0(learning_rate=0.05), nn.Parameter(torch.full((4, 4), 2.197))
-    gates._begin("w", parameter.detach())
+    own, parameter = Adam(0.05), nn.Parameter(torch.full((4, 4), 2.197))
+    value = parameter.detach().clone()
     adam = torch.optim.Adam([parameter], lr=0.05)
     for _ in range(5):
         parameter.grad = torch.randn(4, 4)
-        gates._updates += 1
-        gates._step("w", parameter.grad)
+        own.updates += 1
+        own.step("w", value, parameter.grad)
         adam.step()
-        assert torch.allclose(gates._alpha["w"], parameter.detach(), atol=1e-6)
+        assert torch.allclose(value, parameter.detach(), atol=1e-6)
 
 
 def test_l0_leaves_the_dense_stage_alone_and_then_prunes_by_magnitude():
@@ -466,23 +476,23 @@ def test_l0_never_closes_the_gate_of_a_kept_weight():
 def test_movement_by_hand():
     # Rows: moves away from zero, toward zero, stays.
     weight, gradient = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([-3.0, -3.0, 0.0])
-    assert movement(torch.tensor([0.5, 0.5, 0.5]), weight, gradient, 0.1).tolist() == pytest.approx(
-        [0.8, 0.2, 0.5]
-    )
+    assert movement_slope(weight, gradient).tolist() == [-3.0, 3.0, 0.0]
 
 
 def test_movement_collects_over_updates_and_falls_back_on_magnitude_before_any():
     weights = {"w": torch.tensor([[1.0, -1.0, 2.0]])}
     criterion = Movement(learning_rate=0.1)
     assert criterion.scores(context(weights))["w"].argsort(descending=True).tolist() == [[2, 0, 1]]
-    expected = torch.zeros(1, 3)
+    expected = nn.Parameter(torch.zeros(1, 3))
+    adam = torch.optim.Adam([expected], lr=0.1)
     for gradient in ([-3.0, -3.0, 0.0], [1.0, 1.0, 1.0]):
         weights["w"].grad = torch.tensor([gradient])
         criterion.observe(weights, full_masks(weights), 1.0)
-        expected = movement(expected, weights["w"], weights["w"].grad, 0.1)
-    assert torch.allclose(criterion.state()["w"], expected)
+        expected.grad = movement_slope(weights["w"], weights["w"].grad)
+        adam.step()
+    assert torch.allclose(criterion.state()["scores|w"], expected.detach(), atol=1e-6)
     assert (
-        expected.argsort(descending=True).tolist()
+        expected.detach().argsort(descending=True).tolist()
         == criterion.scores(context(weights))["w"].argsort(descending=True).tolist()
     )
 
@@ -498,8 +508,13 @@ def test_soft_movement_adds_the_slope_of_its_penalty():
     masks = {"a": torch.tensor([[True, False], [True, True]]), "b": torch.ones(1, 4, dtype=torch.bool)}
     criterion = Movement(mode="soft", learning_rate=0.5, strength=8.0)
     criterion.observe(weights, masks, 1.0)
-    # sigmoid'(0) = 1/4; strength 8 over two matrices of four entries each.
-    assert criterion.state()["a"].tolist() == [[-0.125, 0.0], [-0.125, -0.125]]
+    assert not criterion.state()["scores|a"].any(), "no penalty before the first pruning"
+    criterion.scores(context(weights, masks, density=0.75, final_density=0.5))
+    criterion.observe(weights, masks, 1.0)
+    # sigmoid'(0) = 1/4; half of strength 8, over two matrices of four entries each: a slope of 1/8. It is the second
+    # update, so that the first moment is 0.1 / 8 of a weight of 0.19, the second 0.001 / 64 of 0.001999.
+    step = 0.5 * (0.1 / 0.19) / math.sqrt(0.001 / 0.001999)
+    assert criterion.state()["scores|a"].flatten().tolist() == pytest.approx([-step] * 4, rel=1e-5)
     assert (criterion.default_scope, Movement().default_scope) == ("global", "layer")
 
 
@@ -539,9 +554,15 @@ def test_windows_and_moving_averages_by_hand(beta2):
     first_uncertainty = (1 - beta2) * abs(2.0 - first)
     second = 0.8 * first + 0.2 * 5.0
     second_uncertainty = beta2 * first_uncertainty + (1 - beta2) * abs(5.0 - second)
+    if beta2 == 0:
+        # As in the released code: how far the open window strays from what the closed ones give.
+        expected = (second, abs(7.0 - second))
+    else:
+        third = 0.8 * second + 0.2 * 7.0
+        expected = (third, beta2 * second_uncertainty + (1 - beta2) * abs(7.0 - third))
     importance, uncertainty = smoothed.current("w")
-    assert (float(importance), float(uncertainty)) == pytest.approx((second, second_uncertainty))
-    assert float(confidence(importance, uncertainty)) ** 2 == pytest.approx(second * second_uncertainty)
+    assert (float(importance), float(uncertainty)) == pytest.approx(expected)
+    assert float(confidence(importance, uncertainty)) ** 2 == pytest.approx(expected[0] * expected[1])
 
 
 def test_before_the_first_window_closes_it_counts_as_far_as_it_goes():
@@ -700,6 +721,12 @@ class Run:
             yield {name: weight.grad for name, weight in self.weights.items()}
         self.model.zero_grad()
 
+    def moments(self):
+        self.model.eval()
+        tokens = torch.randint(3, 30, (4, 7), generator=torch.Generator().manual_seed(5))
+        batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        return input_moments(self.model, self.weights, [batch])
+
     def prune(self, share, stage=1, scope=None, pattern="unstructured"):
         moment = PruningContext(
             weights={name: weight.detach() for name, weight in self.weights.items()},
@@ -708,8 +735,10 @@ class Run:
             stage=stage,
             seed=stage,
             density=share,
+            final_density=0.3,
             model=self.model,
             gradients=self.gradients,
+            moments=self.moments,
         )
         scores = self.criterion.scores(moment)
         scope = scope or self.criterion.default_scope

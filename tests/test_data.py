@@ -185,22 +185,56 @@ def test_a_batch_of_nothing_is_refused():
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.integers(1, 40))
-def test_the_head_of_a_ranking_is_whole_groups(sizes, count):
+def test_a_sample_of_a_ranking_is_whole_groups(sizes, count):
     groups = [f"query {number}" for number, size in enumerate(sizes) for _ in range(size)]
     texts = [str(row) for row in range(len(groups))]
-    head = Examples("en", "test", texts, texts, list(range(len(groups))), groups).head(count)
-    kept = len(head)
-    assert kept <= max(count, sizes[0])
-    assert kept == len(groups) or groups[kept] != groups[kept - 1]
-    assert kept >= min(count, len(groups)) - max(sizes) + 1
-    assert head.first == texts[:kept]
-    assert head.labels == list(range(kept))
+    examples = Examples("en", "test", texts, texts, list(range(len(groups))), groups)
+    sample = examples.sample(count)
+    taken = list(dict.fromkeys(sample.groups))
+    sizes_taken = [sizes[int(group.split()[1])] for group in taken]
+    assert [sample.groups.count(group) for group in taken] == sizes_taken
+    assert len(sample) <= max(count, sizes_taken[0] if len(taken) == 1 else 0)
+    assert sample.first == sorted(sample.first, key=int)
+    assert sample.labels == [int(text) for text in sample.first]
+    if len(sample) < len(examples):
+        left = [size for number, size in enumerate(sizes) if f"query {number}" not in taken]
+        assert len(sample) + min(left) > count
 
 
-def test_the_head_of_other_tasks_is_exact():
-    examples = Examples("en", "test", ["a", "b", "c"], None, [0, 1, 2], notes=("one",))
-    assert examples.head(2) == Examples("en", "test", ["a", "b"], None, [0, 1], notes=("one",))
-    assert examples.head(9) is examples
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 60))
+def test_a_sample_has_every_label_in_its_proportion(labels, count):
+    texts = [str(row) for row in range(len(labels))]
+    examples = Examples("en", "test", texts, None, labels)
+    sample = examples.sample(count)
+    assert len(sample) == min(count, len(labels))
+    assert sample.first == sorted(sample.first, key=int)
+    assert sample.labels == [labels[int(text)] for text in sample.first]
+    kinds = set(labels)
+    for label in kinds:
+        share = labels.count(label) * min(1, count / len(labels))
+        taken = sample.labels.count(label)
+        assert taken <= labels.count(label)
+        assert taken < share + 1
+        if count >= len(kinds):
+            assert taken >= 1
+
+
+def test_a_sample_of_a_sorted_file_is_of_all_its_rows_and_the_same_in_every_language():
+    labels = [0] * 500 + [1] * 300 + [2] * 200
+    english = Examples("en", "test", [f"text {row}" for row in range(1000)], None, labels, notes=("one",))
+    swahili = Examples("sw", "test", [f"maandishi {row}" for row in range(1000)], None, labels)
+    sample = english.sample(100)
+    assert [sample.labels.count(label) for label in range(3)] == [50, 30, 20]
+    rows = [int(text.split()[1]) for text in sample.first]
+    assert [int(text.split()[1]) for text in swahili.sample(100).first] == rows
+    assert english.sample(100) == sample, "at every stage"
+    assert 150 < np.mean([row for row in rows if row < 500]) < 350
+    assert sample.notes == ("one",)
+    assert english.sample(1000) is english.sample(2000) is english
+    tagged = Examples("en", "test", [["a"]] * 50 + [["b"]] * 50, None, [[0]] * 50 + [[1]] * 50)
+    assert {words[0] for words in tagged.sample(20).first} == {"a", "b"}
+    bare = Examples("en", "test", [str(row) for row in range(100)])
+    assert bare.sample(10).first == Examples("de", "test", bare.first).sample(10).first != bare.first[:10]
 
 
 def test_columns_of_unequal_length_are_refused():

@@ -12,6 +12,7 @@ from xlmprune.cli import app
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import ModelError, RecipeError
 from xlmprune.core.progress import Reporter
+from xlmprune.core.run_folder import start_damage
 from xlmprune.training import dense
 from xlmprune.training.checkpoint import open_run
 
@@ -122,7 +123,7 @@ def run_stages(recipe, folder, start_from=None):
             assert dense.start_from(start_from, recipe, run)
             assert not dense.start_from(start_from, recipe, run), "a run that has begun is left as it is"
         pipeline.Training(recipe, run, resolve_device("cpu"), QUIET).run()
-        tensors, state = run.latest()
+        tensors, state = run.latest(print)
         return tensors, state, run.events.read()
 
 
@@ -164,6 +165,8 @@ def test_a_run_started_from_a_dense_run_is_the_run_alone(base, tmp_path, trained
         numbers.pop("seconds")
     assert state["progress"] == state_alone["progress"]
     assert [event["event"] for event in events][:3] == ["start", "dense_shared", "stage"]
+    assert start_damage(tmp_path / "shared", state["start"]) is None
+    assert start_damage(tmp_path / "shared") is None
     assert events_alone[0]["recipe_sha256"] == events[0]["recipe_sha256"]
     assert before == {file: file.stat().st_mtime_ns for file in trained[key].rglob("*") if file.is_file()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -50,16 +51,16 @@ def test_every_component_recipe_and_command_is_in_the_documentation():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    text = page.read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-")
-        for line in re.findall(r"^#+ (.*)$", text, re.M)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = page.parent / file if file else page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.M)
+            known = {re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in headings}
+            assert anchor in known, target
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,58 @@ def test_three_lines_are_enough_for_your_own_data(tmp_path):
     assert task.languages() == ("en", "sw")
     assert task.labels == ("farewell", "greeting")
     assert task.examples("sw", "test").labels == [1, 0]
+
+
+OWN_DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+SHAPES = re.findall(
+    r"^`(\S+)`\n\n```\w+\n(.*?)^```\n\n```yaml\n(.*?)^```$", OWN_DATA, re.DOTALL | re.MULTILINE
+)
+READ = {
+    "reviews": (3, ("negative", "positive")),
+    "stars": (3, ("1", "3", "5")),
+    "faq": (3, ("no", "yes")),
+    "tickets": (3, ("account", "billing")),
+    "entities": (2, ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")),
+    "tags": (2, ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")),
+    "search": (5, ("0", "1", "3")),
+}
+"""Examples and labels of each file of docs/data.md, by the name of its recipe."""
+
+
+def test_every_shape_of_data_is_tried():
+    assert [re.match(r"name: (\w+)", recipe)[1] for _, _, recipe in SHAPES] == list(READ)
+
+
+@pytest.mark.parametrize(("file", "content", "recipe"), SHAPES, ids=list(READ))
+def test_every_shape_of_data_that_the_page_shows_is_read(file, content, recipe, tmp_path, monkeypatch):
+    from xlmprune.recipe import registry
+
+    monkeypatch.chdir(tmp_path)
+    for name in (file, file.replace("train", "dev"), file.replace("train", "test")):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(content, encoding="utf-8")
+    shutil.copy(name, name.replace("en.", "de."))
+    Path("mine.yaml").write_text(recipe, encoding="utf-8")
+    resolved = recipes.load("mine.yaml")
+    task = registry.load("task", resolved.task.name)(resolved.task)
+    examples = task.examples("en", "train")
+    assert (len(examples), task.labels) == READ[resolved.name]
+    assert task.languages() == ("en", "de")
+    assert "\n" not in str(examples.first[0])
+
+
+def test_messages_that_the_troubleshooting_page_quotes_exist():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    said = [
+        " ".join(node.value.split())
+        for file in (ROOT / "xlmprune").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    quoted = re.findall(r'^\*\*"(.*?)"\*\*', page, re.MULTILINE)
+    assert len(quoted) >= 5
+    for part in (part.strip() for message in quoted for part in message.split("…")):
+        assert any(part in text for text in said), f"no message says {part!r}"
 
 
 def test_commands_in_the_documentation_exist():

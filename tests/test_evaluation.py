@@ -119,8 +119,12 @@ def test_agreement_sees_what_differs():
     assert broken.largest == float("inf")
 
 
-def test_a_capped_test_set_is_its_beginning():
-    examples = Examples("de", "test", ["a", "b", "c"], labels=[0, 1, 2])
-    test = TestSet(examples, encoded([3, 4, 5])).head(2)
-    assert test.examples.first == ["a", "b"]
-    assert [len(ids) for ids in test.encoded.input_ids] == [3, 4]
+def test_a_capped_test_set_has_the_token_ids_of_its_examples():
+    examples = Examples("de", "test", list("abcdefgh"), labels=[0, 1] * 4)
+    whole = TestSet(examples, encoded(range(2, 10)))
+    test = whole.sample(4)
+    assert test.examples == examples.sample(4)
+    assert [len(ids) for ids in test.encoded.input_ids] == [
+        2 + "abcdefgh".index(t) for t in test.examples.first
+    ]
+    assert whole.sample(None) is whole.sample(8) is whole

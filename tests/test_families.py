@@ -90,7 +90,9 @@ def write_data(folder: Path, kind: str) -> dict:
             ]
         for split in ("train", "dev", "test") if language == "en" else ("test",):
             (folder / f"{language}.{split}.{ending}").write_text("".join(rows) * 4, encoding="utf-8")
-        (folder / f"{language}.{'free'}").write_text("\n".join(sentences), encoding="utf-8")
+        # Every word of the sentences, and none of the sentences: text that is measured is not counted.
+        free = [f"{first} {second}" for first in sentences for second in sentences if first != second]
+        (folder / f"{language}.free").write_text("\n".join(free), encoding="utf-8")
     name = {"text": "classification", "pair": "pair_classification", "tokens": "tagging"}[kind]
     return {"name": name, "source": "files", "path": f"./{{language}}.{{split}}.{ending}"}
 
@@ -246,6 +248,7 @@ def test_a_role_may_be_rows_of_a_fused_matrix():
 
 
 def test_a_type_that_is_not_known_is_refused_with_those_that_are(tmp_path):
+    write_model(tmp_path, "bert", tiny_tokenizer())
     (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
     with pytest.raises(ModelError, match=r"'deberta-v2' are not supported; known types: xlm-roberta, .*bert"):
         load_pretrained(ModelRecipe(name=str(tmp_path)), "text", ("a", "b"), 0)

@@ -13,16 +13,18 @@ from transformers import (
 )
 
 from xlmprune import recipe as recipes
-from xlmprune.core.errors import TrainingError
+from xlmprune.core.errors import ModelError, TrainingError
 from xlmprune.data.encoding import IGNORE, Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
+from xlmprune.pruning.reconstruction import input_moments, text_batches
 from xlmprune.pruning.regularizers.cosine import alignment
 from xlmprune.recipe import DistillationRecipe
+from xlmprune.recipe.registry import CRITERIA
 from xlmprune.training.gradients import cross_entropy
 from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
-from xlmprune.training.optimizer import updates_in_stage
+from xlmprune.training.optimizer import learning_rate, updates_in_stage
 from xlmprune.training.teaching import Teaching
 
 LABELS = 3
@@ -81,7 +83,8 @@ def make_recipe(**sections):
 
 def make_pruner(recipe, model, train, dev=None, teaching=None):
     method = build_method(recipe.pruning, recipe.regularizer)
-    return FinePruning(model, train, method, recipe.training, recipe.seed, dev, teaching)
+    text = text_batches({"en": train}, 20, batch_size=8) if method.moment_uses else ()
+    return FinePruning(model, train, method, recipe.training, recipe.seed, dev, teaching, moment_text=text)
 
 
 def restore(pruner, tensors, progress):
@@ -144,8 +147,10 @@ def test_training_learns_the_task():
             "pruning": {"criterion": {"name": "magnitude"}, "scope": "global"},
             "training": {"weight_decay": 0.01},
         },
+        {"pruning": {"reconstruct": {"texts": 20}, "pattern": "2:4"}},
+        {"pruning": {"reconstruct": {}, "criterion": "obert", "scope": "global"}},
     ],
-    ids=["cosine", "frobenius to finetuned", "global with decay"],
+    ids=["cosine", "frobenius to finetuned", "global with decay", "2:4 refitted", "global refitted"],
 )
 def test_a_run_taken_up_again_is_the_same_run(sections, stop_after):
     recipe = make_recipe(**sections)
@@ -170,7 +175,21 @@ def test_a_run_taken_up_again_is_the_same_run(sections, stop_after):
 
 @pytest.mark.parametrize("stop_after", [8, 14])
 @pytest.mark.parametrize(
-    "name", ["random", "gradient", "lookahead", "lamp", "eq6", "l0", "movement", "platon", "pins", "obert"]
+    "name",
+    [
+        "random",
+        "gradient",
+        "lookahead",
+        "lamp",
+        "eq6",
+        "l0",
+        "movement",
+        "platon",
+        "pins",
+        "obert",
+        "wanda",
+        "sparsegpt",
+    ],
 )
 def test_every_criterion_resumes_exactly(name, stop_after):
     fewer = {"batches": 8} if name == "obert" else {}
@@ -234,6 +253,53 @@ def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_
     drive(second)
     for name, parameter in unbroken.model.named_parameters():
         assert torch.equal(parameter, dict(second.model.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        {"criterion": "magnitude"},
+        {"criterion": "pins", "scope": "global"},
+        {"criterion": "wanda", "pattern": "2:4"},
+        {"criterion": {"name": "obert", "batches": 3}},
+    ],
+    ids=["magnitude", "pins, global", "wanda, 2:4", "obert"],
+)
+def test_the_refit_keeps_the_masks_and_brings_outputs_nearer_to_those_before(pruning):
+    """Outputs of every matrix on its own inputs, measured before the stage; masks are those without the refit."""
+
+    def pruned(**more):
+        recipe = make_recipe(
+            pruning={**pruning, **more, "schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1}},
+            training={"learning_rate": 1e-2},
+        )
+        pruner = make_pruner(recipe, tiny_classifier(initializer_range=0.3), examples())
+        drive(pruner, stop_after=7)  # six updates, and the end of stage 0
+        before = {name: weight.detach().clone() for name, weight in pruner.state.weights.items()}
+        text = text_batches({"en": examples()}, 20, batch_size=8)
+        moments = input_moments(pruner.model.eval(), before, text)
+        pruner.pruner.before_stage()
+        lost = 0.0
+        for name, weight in pruner.state.weights.items():
+            change = (weight.detach() - before[name]).double()
+            lost += float((change @ moments[name].double() * change).sum())
+            assert not weight[~pruner.state.masks[name]].any()
+        return pruner.state.masks, lost
+
+    masks, lost = pruned()
+    kept, less = pruned(reconstruct={"ridge": 1e-3})
+    assert all(torch.equal(mask, kept[name]) for name, mask in masks.items())
+    assert less < 0.8 * lost
+
+
+def test_activations_that_are_not_numbers_stop_with_advice():
+    recipe = make_recipe(pruning={"reconstruct": {}})
+    pruner = make_pruner(recipe, tiny_classifier(), examples())
+    drive(pruner, stop_after=7)
+    with torch.no_grad():
+        pruner.model.roberta.embeddings.LayerNorm.bias[0] = torch.nan
+    with pytest.raises(ModelError, match=r"activations on unlabelled text are not finite.*learning_rate"):
+        pruner.pruner.before_stage()
 
 
 def test_the_teacher_is_the_dense_model_and_stays_it():
@@ -412,3 +478,246 @@ def test_densities_of_masks_in_the_bundle_are_exact():
     pruner = make_pruner(make_recipe(), tiny_classifier(), examples())
     drive(pruner)
     assert density(pruner.state.masks) == pytest.approx(0.7**3, abs=1e-3)
+
+
+# --- real densities --------------------------------------------------------------------------------------------------
+
+
+def nonzero_count(pruner):
+    return sum(int((weight != 0).sum()) for weight in pruner.state.weights.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "pattern"),
+    [
+        *((name, None, "unstructured") for name in CRITERIA),
+        ("l0", "global", "unstructured"),
+        ("l0", "layer", "2:4"),
+        ("magnitude", "layer", "4:8"),
+    ],
+)
+def test_the_reported_density_is_the_share_of_weights_that_are_not_zero(name, scope, pattern):
+    fewer = {"obert": {"batches": 4}, "l0": {"strength": 1e4, "learning_rate": 0.5}}
+    recipe = make_recipe(
+        pruning={"criterion": {"name": name, **fewer.get(name, {})}, "scope": scope, "pattern": pattern}
+    )
+    pruner = make_pruner(recipe, tiny_classifier(), examples())
+    sizes = [weight.numel() for weight in pruner.state.weights.values()]
+    for event in pruner.run():
+        if isinstance(event, StageEnd):
+            share = 0.7**event.stage if pattern == "unstructured" else (1.0 if event.stage == 0 else 0.5)
+            total = pruner.method.selection.scope == "global" and pattern == "unstructured"
+            exact = round(sum(sizes) * share) if total else sum(round(size * share) for size in sizes)
+            assert nonzero_count(pruner) == exact
+            assert event.density == exact / sum(sizes)
+            assert np.average([layer["density"] for layer in pruner.state.layers()], weights=sizes) == (
+                pytest.approx(event.density)
+            )
+
+
+def test_a_mask_that_is_not_what_is_there_is_an_internal_error():
+    pruner = make_pruner(make_recipe(), tiny_classifier(), examples())
+    drive(pruner)
+    weight = next(iter(pruner.state.weights.values()))
+    weight.data[weight == 0] = 1.0
+    with pytest.raises(RuntimeError, match="of them pruned ones"):
+        pruner.state.nonzero_masks()
+    weight.data.zero_()
+    with pytest.raises(RuntimeError, match="the masks keep"):
+        pruner.state.nonzero_masks()
+
+
+# --- continuous stages -----------------------------------------------------------------------------------------------
+
+CONTINUOUS = {"name": "continuous", "final_density": 0.3, "every": 4, "warm_up": 0.1, "cool_down": 0.3}
+
+PUBLISHED = {
+    "pins": {"criterion": {"name": "pins", "window": 4}, "regrow": True},
+    "platon": {"criterion": {"name": "platon", "window": 4}, "regrow": True},
+    "movement": {"criterion": "movement", "regrow": True},
+    "soft movement": {"criterion": {"name": "movement", "mode": "soft", "strength": 0.01}, "regrow": True},
+    "obert": {"criterion": {"name": "obert", "batches": 4}},
+    "magnitude": {"criterion": "magnitude"},
+    "l0": {"criterion": "l0"},
+    "restarted": {
+        "criterion": {"name": "pins", "window": 4},
+        "regrow": True,
+        "schedule": {**CONTINUOUS, "every": 2, "restart": True},
+    },
+}
+
+
+def continuous_pruner(method, epochs=10, dev=None, teaching=None, **sections):
+    recipe = make_recipe(
+        training={"epochs_per_stage": epochs, "dense_epochs": 1, "warmup_updates": 3, "weight_decay": 0.01},
+        **sections,
+    )
+    pruning = recipes.PruningRecipe.model_validate({"schedule": CONTINUOUS, **PUBLISHED[method]})
+    model = tiny_classifier()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    built = build_method(pruning, recipe.regularizer)
+    return FinePruning(
+        model, examples(), built, recipe.training, recipe.seed, dev, teaching, start=lambda: start
+    )
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_a_continuous_stage_prunes_on_the_way_and_ends_exactly(method):
+    pruner = continuous_pruner(method)
+    schedule, sizes = pruner.method.continuous, [w.numel() for w in pruner.state.weights.values()]
+    is_global = pruner.method.selection.scope == "global"
+    before, returned, frozen = None, 0, None
+    for event in pruner.run():
+        if not isinstance(event, Step) or event.stage == 0:
+            continue
+        masks = pruner.state.masks
+        if schedule.is_due(event.number, event.total, 3):
+            wanted = schedule.density(event.number, event.total)
+            exact = round(sum(sizes) * wanted) if is_global else sum(round(size * wanted) for size in sizes)
+            assert sum(int(mask.sum()) for mask in masks.values()) == exact
+            assert event.density == wanted
+            if before is not None:
+                returned += sum(int((mask & ~before[name]).sum()) for name, mask in masks.items())
+            before = masks
+        if event.number >= schedule.end(event.total):
+            assert all(not weight[~masks[name]].any() for name, weight in pruner.state.weights.items())
+            assert frozen is None or frozen is masks, "the masks are final"
+            frozen = masks
+    assert (returned > 0) == pruner.method.regrow
+    assert nonzero_count(pruner) == (
+        round(sum(sizes) * 0.3) if is_global else sum(round(size * 0.3) for size in sizes)
+    )
+
+
+def test_a_continuous_stage_is_one_training_with_one_warm_up():
+    steps = [
+        event for event in drive(continuous_pruner("pins")) if isinstance(event, Step) and event.stage == 1
+    ]
+    assert len(steps) == 30
+    rising, falling = [1 / 3, 2 / 3, 1], [(30 - k) / 27 for k in range(3, 30)]
+    assert [step.learning_rate for step in steps] == pytest.approx([1e-3 * x for x in (*rising, *falling)])
+
+
+def test_a_hidden_weight_keeps_its_value_until_the_final_phase():
+    """Movement: the forward pass sees a pruned weight as zero, and it may return with the value it had."""
+    pruner = continuous_pruner("movement")
+    seen = []
+    pruner.model.register_forward_pre_hook(
+        lambda *_: seen.append({n: w.detach().clone() for n, w in pruner.state.weights.items()})
+    )
+    for event in pruner.run():
+        if isinstance(event, Step) and event.stage == 1 and event.number == 12:
+            break
+    next(pruner.run())
+    for name, mask in pruner.state.masks.items():
+        assert not seen[-1][name][~mask].any()
+        assert bool((pruner.state.weights[name][~mask] != 0).any())
+
+
+@pytest.mark.parametrize("stop_after", [5, 12, 21, 28])
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_a_continuous_stage_resumes_exactly(method, stop_after):
+    def start():
+        settings = DistillationRecipe(
+            teacher="best_so_far", ask_every=3, dense_defends=False, confidence=True
+        )
+        scores = {n: float(n * 7 % 10) for n in range(40)}
+        holder = []
+        pruner = continuous_pruner(
+            method, dev=lambda: scores[holder[0].state.at.position], teaching=Teaching(settings, None, 8, 0)
+        )
+        holder.append(pruner)
+        return pruner
+
+    unbroken, first = start(), start()
+    drive(unbroken)
+    drive(first, stop_after)
+    tensors = {
+        file: {k: v.detach().clone() for k, v in entries.items()}
+        for file, entries in first.state.tensors().items()
+    }
+    second = start()
+    restore(second, tensors, json.loads(json.dumps(first.state.progress())))
+    drive(second)
+    for name, parameter in unbroken.model.named_parameters():
+        assert torch.equal(parameter, dict(second.model.named_parameters())[name]), name
+    for name, parameter in unbroken.teaching.teacher.named_parameters():
+        assert torch.equal(parameter, dict(second.teaching.teacher.named_parameters())[name]), name
+
+
+def test_the_teacher_is_asked_every_few_updates():
+    """PINS: the first student that is measured replaces the dense teacher, whatever it scored."""
+    asked = []
+
+    def dev():
+        asked.append(pruner.state.at.update)
+        return {3: 10.0, 6: 5.0, 9: 20.0}.get(pruner.state.at.update, 0.0)
+
+    for defends in (False, True):
+        asked.clear()
+        settings = DistillationRecipe(teacher="best_so_far", ask_every=3, dense_defends=defends)
+        pruner = continuous_pruner("pins", dev=dev, teaching=Teaching(settings, None, 8, 0))
+        bests = []
+        for event in pruner.run():
+            if isinstance(event, Step) and event.stage == 1:
+                bests.append(pruner.teaching.choice.best)
+            if isinstance(event, StageEnd) and event.stage == 0:
+                pruner.teaching.choice.best = 15.0 if defends else pruner.teaching.choice.best
+        assert {3, 6, 9} <= set(asked)
+        expected = [15.0, 15.0, 20.0] if defends else [10.0, 10.0, 20.0]
+        assert [bests[2], bests[5], bests[8]] == expected
+
+
+# --- smaller facts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pins", "platon", "movement", "l0"])
+def test_the_best_epoch_is_kept_with_its_criterion(name):
+    recipe = make_recipe(
+        training={"epochs_per_stage": 3, "dense_epochs": 3},
+        pruning={"criterion": name, "schedule": {"name": "geometric", "stages": 1, "step_fraction": 0.5}},
+    )
+    scores, at_best = iter([10.0, 90.0, 20.0, 10.0, 90.0, 20.0]), {}
+
+    def dev():
+        score = next(scores)
+        if score == 90.0:
+            at_best.update({key: t.clone() for key, t in pruner.method.criterion.state().items()})
+        return score
+
+    pruner = make_pruner(recipe, tiny_classifier(), examples(), dev)
+    for event in pruner.run():
+        if isinstance(event, StageEnd):
+            state = pruner.method.criterion.state()
+            changed = [
+                key for key, t in at_best.items() if key != "folded" and not torch.equal(t, state[key])
+            ]
+            assert state.keys() == at_best.keys()
+            assert not changed
+
+
+def test_warm_up_is_at_most_a_tenth_of_a_stage():
+    """A hundred updates of it in stages of thirty would never reach the learning rate."""
+    settings = make_recipe(training={"warmup_updates": 100}).training
+    rates = [learning_rate(settings, 1, update, 30) for update in range(30)]
+    assert max(rates) == settings.learning_rate
+    assert rates[:4] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
+    long = [learning_rate(settings, 1, update, 3000) for update in range(3000)]
+    assert long.index(max(long)) == 99
+
+
+@pytest.mark.parametrize("included", [False, True])
+def test_criteria_see_the_regularizer_only_if_asked(included):
+    """A strong pull changes what PINS observes in the first update only where it is included."""
+    states = []
+    for strength in (0.0, 50.0):
+        recipe = make_recipe(
+            regularizer={"name": "l2", "strength": strength},
+            training={"gradient_clip": None},
+            pruning={"criterion": "pins", "observe_regularizer": included},
+        )
+        pruner = make_pruner(recipe, tiny_classifier(), examples())
+        drive(pruner, 1)
+        states.append(pruner.method.criterion.state())
+    same = all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert same == (not included)

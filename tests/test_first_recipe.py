@@ -126,7 +126,7 @@ def test_it_asks_on_a_terminal(tmp_path, monkeypatch):
         (["empty"], "no training and test files found"),
         (["data", "--density", "3"], "expected a number between 0 and 1"),
         (["data", "--task", "clasification"], "did you mean 'classification'"),
-        (["data", "--task", "tagging"], "no kind of task can read these files"),
+        (["data", "--task", "ranking"], "no kind of task can read these files"),
         (["data", "--languages", "de,xx"], "no test set for language 'xx'"),
         (["data", "--out", "there.yaml"], "exists already"),
     ],

@@ -107,7 +107,7 @@ def test_half_precision_goes_all_the_way(runs):
         bundle, report = out / "bundle", report_of(out)
         assert report["parity"]["onnx_fp16"]["relative_diff"] < form_named("fp16").parity.difference
         assert report["dense_bytes"]["onnx_fp16"] < 0.6 * report["dense_bytes"]["onnx_fp32"]
-        assert report["summary"]["zero_shot_mean"].keys() == {
+        assert report["summary"]["zero_shot_mean"].keys() >= {
             *("dense", "pruned", "onnx_fp32", "onnx_fp16", "onnx_int8")
         }
         assert report["speed"].keys() == {"model.onnx", "model.fp16.onnx", "model.int8.onnx"}
@@ -169,7 +169,7 @@ def test_values_that_do_not_fit_half_precision_stay():
 
 
 # `training.precision` and `export.embeddings` have values that happen to be spelt like forms.
-ALLOWED = {("core", "fp32"), ("recipe", "fp32"), ("recipe", "int8")}
+ALLOWED = {("core", "fp32"), ("recipe", "fp32"), ("training", "fp32"), ("recipe", "int8")}
 
 
 def test_forms_are_named_only_where_they_live():

@@ -147,7 +147,7 @@ def test_a_folder_without_a_tokenizer_is_refused(folder):
     for file in folder.glob("*token*"):
         file.unlink()
     with pytest.raises(
-        ModelError, match=r"no tokenizer.json and no sentencepiece.bpe.model.*save_pretrained"
+        ModelError, match=r"no tokenizer.json, and none of sentencepiece.bpe.model, .*save_pretrained"
     ):
         load(folder)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 import xlmprune
 from xlmprune.cli import app
+from xlmprune.core.device import computes_bf16_quickly
 from xlmprune.core.errors import BundleError
 from xlmprune.models.loading import prunable, save_tokenizer
 
@@ -155,7 +157,9 @@ def test_weights_only_with_languages_measured_at_every_second_stage(workplace, t
     assert "none was shipped" in verified.output
     asked = CliRunner().invoke(app, ["predict", str(bundle), "hello"])
     assert asked.exit_code == 2
-    assert "has neither model.onnx nor model.int8.onnx" in " ".join(asked.output.split())
+    assert "has no ONNX file; expected model.onnx, model.fp16.onnx or model.int8.onnx" in " ".join(
+        asked.output.split()
+    )
     assert xlmprune.load(bundle) is not None
 
 
@@ -310,13 +314,13 @@ def test_predict_reads_lines_and_json(finished, tmp_path):
 def test_a_finished_run_is_left_alone(finished):
     run, _ = finished
     before = {
-        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "lock"
     }
     result = CliRunner().invoke(app, ["compress", str(run / "recipe.yaml"), "--out", str(run)])
     assert result.exit_code == 0
     assert "finished" in result.stderr
     assert before == {
-        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "lock"
     }
 
 
@@ -372,7 +376,7 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
     monkeypatch.setattr(fine_pruning.FinePruning, "_update", interrupted)
     first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert first.exit_code == 130
-    assert "same command goes on" in first.stderr
+    assert "run the same command again to resume" in first.stderr
     second = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert second.exit_code == 0, second.output
     assert "resuming at stage 1, update 5" in second.stderr
@@ -382,8 +386,9 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
     assert report_of(tmp_path / "run")["languages"] == report_of(tmp_path / "whole")["languages"]
 
 
-def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path, monkeypatch):
-    recipe = write_recipe(workplace, name="stopped")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_asked_to_stop_it_saves_first_and_resumes_from_there(workplace, tmp_path, monkeypatch, number):
+    recipe = write_recipe(workplace, name="stopped", export={"onnx": []})
     from xlmprune.training import loop as fine_pruning
 
     original, calls = fine_pruning.FinePruning._update, []
@@ -391,7 +396,7 @@ def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path
     def ask(self, total):
         calls.append(1)
         if len(calls) == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(self, total)
 
     monkeypatch.setattr(fine_pruning.FinePruning, "_update", ask)
@@ -402,53 +407,130 @@ def test_asked_to_stop_it_saves_first_and_goes_on_from_there(workplace, tmp_path
     assert "resuming at stage 0, update 10" in second.stderr
 
 
-def test_a_checkpoint_with_parts_missing_is_a_sentence(workplace, tmp_path, monkeypatch):
-    """Also one of a version that did not list its files."""
+@pytest.fixture(scope="module")
+def interrupted_once(workplace, tmp_path_factory):
+    """(recipe, run folder) of a run that stopped in stage 1."""
     recipe = write_recipe(workplace, name="parts", export={"onnx": []})
+    from xlmprune.training import loop as fine_pruning
 
-    def stop(*_):
-        raise KeyboardInterrupt
+    original, calls = fine_pruning.FinePruning._update, []
 
-    monkeypatch.setattr("xlmprune.pipeline.Training.finish", stop)
-    arguments = ["compress", str(recipe), "--out", str(tmp_path / "run")]
-    assert CliRunner().invoke(app, arguments).exit_code == 130
-    (saved,) = (tmp_path / "run" / "checkpoint").glob("saved-*")
-    listed = json.loads((saved / "state.json").read_text())
-    unlisted = {key: value for key, value in listed.items() if key != "files"}
-    for state in (listed, unlisted):
-        (saved / "state.json").write_text(json.dumps(state))
-        for name in ("masks", "model", "dense"):
-            file = saved / f"{name}.safetensors"
-            content = file.read_bytes()
-            file.unlink()
-            result = CliRunner().invoke(app, arguments)
-            assert result.exit_code == 2, result.output
-            assert f"{name}.safetensors missing" in result.stderr or state is unlisted
-            assert "the checkpoint is damaged" in result.stderr
-            assert "--fresh" in result.stderr
-            file.write_bytes(content)
-    trimming = tmp_path / "run" / "checkpoint" / "start" / "vocabulary.json"
-    trimming.write_text("")
-    assert "the checkpoint is damaged" in CliRunner().invoke(app, arguments).stderr
-    trimming.write_text("null")
-    assert CliRunner().invoke(app, arguments).exit_code == 130
+    def ask(self, total):
+        calls.append(1)
+        if len(calls) == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, total)
+
+    out = tmp_path_factory.mktemp("interrupted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_pruning.FinePruning, "_update", ask)
+        assert CliRunner().invoke(app, ["compress", str(recipe), "--out", str(out)]).exit_code == 130
+    return str(recipe), out
+
+
+@pytest.fixture
+def interrupted(interrupted_once, tmp_path):
+    """The command that resumes a copy of that run, and the copy."""
+    recipe, out = interrupted_once
+    shutil.copytree(out, tmp_path / "run")
+    return ["compress", recipe, "--out", str(tmp_path / "run")], tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(interrupted_once, tmp_path_factory):
+    recipe, _ = interrupted_once
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert CliRunner().invoke(app, ["compress", recipe, "--out", str(out)]).exit_code == 0
+    return report_of(out)
+
+
+def events_of(run):
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "file", ["newest/model.safetensors", "newest/dense.safetensors", "start/model.safetensors"]
+)
+def test_a_damaged_file_is_said_and_changes_no_result(interrupted, uninterrupted, file):
+    command, run = interrupted
+    newest = max((run / "checkpoint").glob("saved-*")).name
+    flipped = run / "checkpoint" / file.replace("newest", newest)
+    content = bytearray(flipped.read_bytes())
+    content[-5] ^= 1
+    flipped.write_bytes(content)
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "is damaged" in result.stderr
+    assert [event["what"] for event in events_of(run) if event["event"] == "damaged"] == [
+        "start" if file.startswith("start") else newest
+    ]
+    assert report_of(run)["languages"] == uninterrupted["languages"]
+    assert report_of(run)["layers"] == uninterrupted["layers"]
+
+
+def test_every_start_is_recorded_and_a_change_must_be_allowed(interrupted, uninterrupted, monkeypatch):
+    command, run = interrupted
+    before = contents(run)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert re.search(r"conditions changed.*threads 1 -> 3.*OMP_NUM_THREADS.*--allow-change", refused.stderr)
+    after = contents(run)
+    assert {path: after.get(path) for path in before} == before, "nothing was written"
+    allowed = CliRunner().invoke(app, [*command, "--allow-change"])
+    assert allowed.exit_code == 0, allowed.output
+    assert "results may differ: threads 1 -> 3" in allowed.stderr
+    start, resume = (e for e in events_of(run) if e["event"] in ("start", "resume"))
+    assert start["conditions"]["threads"] == 1
+    assert start["conditions"]["precision"] in ("fp32", "bf16")
+    assert start["conditions"].keys() >= {
+        "device",
+        "device_name",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "numpy",
+    }
+    assert resume["conditions"] == {**start["conditions"], "threads": 3}
+    assert resume["changed"] == {"threads": [1, 3]}
+    report = report_of(run)
+    assert report["changed_conditions"] == [
+        {"stage": resume["stage"], "update": resume["update"], "changed": {"threads": [1, 3]}}
+    ]
+    for name in ("report.md", "report.html"):
+        assert "under other conditions (threads 1" in (run / "bundle" / name).read_text()
+    assert "changed_conditions" not in uninterrupted
+
+
+def contents(run):
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_precision_on_resume(interrupted, monkeypatch):
+    """`auto` may mean another precision on another machine; so may another device."""
+    command, _ = interrupted
+    quick = computes_bf16_quickly(torch.device("cpu"))
+    monkeypatch.setattr("xlmprune.core.device.computes_bf16_quickly", lambda _: not quick)
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert re.search('precision "(fp32|bf16)" -> "(fp32|bf16)"', refused.stderr)
 
 
 def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch):
-    from xlmprune.export import forms as bundling
+    from xlmprune.export import writing
 
     recipe = write_recipe(
         workplace, name="floor", export={"onnx": ["fp32", "int8"], "floor": {"worst_language_drop": 1.0}}
     )
-    original = bundling.write_form
+    original = writing._measure
 
-    def worse(name, *arguments):
-        form = original(name, *arguments)
-        if name == "int8":
-            object.__setattr__(form.scores["th"], "value", -50.0)
-        return form
+    def worse(form, *arguments):
+        measured = original(form, *arguments)
+        if form.name == "int8":
+            object.__setattr__(measured.scores["th"], "value", -50.0)
+        return measured
 
-    monkeypatch.setattr(bundling, "write_form", worse)
+    monkeypatch.setattr(writing, "_measure", worse)
     result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert result.exit_code == 3
     assert "th fell by" in result.stderr
@@ -491,15 +573,17 @@ def test_a_small_vocabulary_ships_and_a_timing_that_fails_stops_nothing(workplac
 def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
     from xlmprune.evaluation.agreement import Agreement
     from xlmprune.evaluation.scores import Score
-    from xlmprune.export import forms as bundling
+    from xlmprune.export import writing
+    from xlmprune.export.form import Written, form_named
     from xlmprune.recipe import FloorRecipe
 
     def scores(drop):
         return {code: Score(90.0 - drop * points, {}, np.ones((1, 2))) for code, points in lost.items()}
 
     (tmp_path / "model.int8.onnx").touch()
-    form = bundling.Form("int8", "model.int8.onnx", scores(1), Agreement())
-    refused = bundling.refuse([form], scores(0), FloorRecipe(**floor), "en", tmp_path)
+    form = form_named("int8")
+    measured = writing.MeasuredForm(form, Written(0, 0), scores(1), Agreement())
+    refused = writing.refuse([measured], scores(0), FloorRecipe(**floor), "en", tmp_path)
     assert (tmp_path / "model.int8.onnx").exists() == (said is None)
     assert said is None or said in refused["int8"]
 
@@ -552,19 +636,23 @@ def test_bad_input_is_a_sentence(workplace, tmp_path, change, said):
     assert "Traceback" not in result.output
 
 
-def test_a_model_that_is_not_xlm_r(workplace, tmp_path):
-    from transformers import BertConfig, BertModel
+def test_a_model_of_an_unknown_type_is_refused_with_the_known_ones(workplace, tmp_path):
+    from transformers import ElectraConfig, ElectraModel
 
-    config = BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    config = ElectraConfig(
+        vocab_size=20,
+        embedding_size=8,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
     )
-    BertModel(config).save_pretrained(tmp_path / "bert")
+    ElectraModel(config).save_pretrained(tmp_path / "electra")
     recipe = write_recipe(workplace)
-    change = ["--set", f"model.name={tmp_path / 'bert'}"]
+    change = ["--set", f"model.name={tmp_path / 'electra'}"]
     result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run"), *change])
     assert result.exit_code == 2
-    assert "'bert'" in result.stderr
-    assert "XLM-R" in result.stderr
+    assert "'electra' are not supported; known types: xlm-roberta" in result.stderr
 
 
 def test_damaged_data_names_file_and_line(workplace, tmp_path):
@@ -759,7 +847,7 @@ def test_prediction_files_have_a_line_for_every_example(finished, workplace, tmp
         file = tmp_path / "out" / "CLASSIFICATION" / f"{language}.prediction"
         assert len(file.read_text(encoding="utf-8").splitlines()) == 32
     capped = CliRunner().invoke(app, [*command[:-1], "th", "--set", "task.max_test_examples=3"])
-    assert "first 3 of each" in capped.stdout
+    assert "a sample of 3 of each" in capped.stdout
     (tmp_path / "file").write_text("")
     refused = CliRunner().invoke(app, [*command, "--predictions", str(tmp_path / "file")])
     assert refused.exit_code == 2
@@ -784,10 +872,12 @@ def test_empty_lines_are_counted(finished, tmp_path):
 
 
 def test_a_wrong_override_of_evaluate_is_a_sentence(finished):
-    result = CliRunner().invoke(app, ["evaluate", str(finished[0] / "bundle"), "--set", "task.languages=de"])
+    result = CliRunner().invoke(
+        app, ["evaluate", str(finished[0] / "bundle"), "--set", "task.max_test_examples=many"]
+    )
     assert result.exit_code == 2
-    assert "--set task.languages=de: task.languages: " in result.stderr
-    assert "found 'de'" in result.stderr
+    assert "--set task.max_test_examples=many: task.max_test_examples: " in result.stderr
+    assert "found 'many'" in result.stderr
 
 
 def test_inside_a_bundle_the_module_is_a_command_too(finished):

@@ -1,14 +1,135 @@
-"""What a run says while it works."""
+"""Check what a run prints while it works."""
 
 import io
+import time
 
+import pytest
 from rich.console import Console
 
+from xlmprune.core import progress
 from xlmprune.core.progress import Reporter
 
 
+def on_terminal(width=80, level="normal"):
+    console = Console(
+        file=io.StringIO(), force_terminal=True, width=width, highlight=False, color_system=None
+    )
+    return Reporter(console, level), console.file
+
+
+def in_a_log(level="normal"):
+    console = Console(file=io.StringIO(), force_terminal=False, width=80, highlight=False)
+    return Reporter(console, level), console.file
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that each update moves on by a second."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: Clock.now)
+    return Clock
+
+
+def steps(reporter, clock, total, seconds=1.0):
+    for number in range(1, total + 1):
+        clock.now += seconds
+        yield number
+        reporter.step(1, 6, 0.824, number, total, 1.25)
+
+
 def test_brackets_are_shown_as_they_are():
-    for terminal in (True, False):
-        console = Console(file=io.StringIO(), force_terminal=terminal, width=120, highlight=False)
-        Reporter(console).say("loading /models/[/x]/[bold]xlmr[/bold]")
-        assert "/models/[/x]/[bold]xlmr[/bold]" in console.file.getvalue()
+    for reporter, file in (on_terminal(120), in_a_log()):
+        reporter.say("loading /models/[/x]/[bold]xlmr[/bold]")
+        assert "/models/[/x]/[bold]xlmr[/bold]" in file.getvalue()
+
+
+def test_the_live_line_fits_80_columns_with_a_bar_that_can_be_read(clock):
+    reporter, file = on_terminal()
+    for number in steps(reporter, clock, 12345):
+        if number == 12340:
+            reporter._bar.refresh()
+            break
+    line = file.getvalue().rpartition("stage 1/6")[2]
+    shown = "stage 1/6" + line.split("\r")[0].split("\n")[0]
+    assert "loss 1.2500" in shown
+    assert "left" in shown
+    assert shown.count("━") >= 15
+    assert len(shown.split("\x1b")[0]) <= 80
+    reporter.stop()
+
+
+def test_a_rate_is_shown_from_the_second_update_on_and_leaves_out_the_first(clock):
+    reporter, _ = in_a_log()
+    clock.now += 50  # the first update warms up
+    reporter.step(0, 6, 1.0, 1, 100, 1.0)
+    assert reporter._clock.rate() == ""
+    clock.now += 0.5
+    reporter.step(0, 6, 1.0, 2, 100, 1.0)
+    assert reporter._clock.rate() == "2.0/s"
+    assert reporter._clock.left(100) == "0:49 left"
+    assert reporter._clock.left(20002) == "2:46:40 left"
+    clock.now += 9.5
+    reporter.step(0, 6, 1.0, 3, 100, 1.0)
+    assert reporter._clock.rate() == "5.0 s each"
+
+
+def test_a_log_has_a_line_every_ten_seconds_on_one_line_each(clock):
+    reporter, file = in_a_log()
+    for _ in steps(reporter, clock, 45):
+        pass
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 4
+    assert all("stage 1/6   82.4% of the encoder  update" in line for line in lines)
+    assert "update 11/45  1.0/s loss 1.2500  0:34 left" in lines[0]
+    reporter.say("word " * 40)
+    assert len(file.getvalue().splitlines()) == 5
+
+
+def test_a_terminal_wraps_between_words():
+    reporter, file = on_terminal(60)
+    reporter.say("measuring Norwegian Bokmål, Simplified Chinese and Western Frisian again")
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 2
+    assert "measuring Norwegian Bokmål, Simplified Chinese and" in lines[0]
+
+
+def test_quiet_prints_warnings_only_and_verbose_prints_details(clock):
+    for make in (on_terminal, in_a_log):
+        reporter, file = make(level="quiet")
+        reporter.say("reading")
+        reporter.detail("German 61.2")
+        for _ in steps(reporter, clock, 30):
+            pass
+        assert file.getvalue() == ""
+        reporter.warn("English is at chance")
+        assert "warning: English is at chance" in file.getvalue()
+        reporter, file = make(level="verbose")
+        reporter.detail("German 61.2")
+        for _ in steps(reporter, clock, 30):
+            pass
+        assert "German 61.2" in file.getvalue()
+        assert "update 11/30" in file.getvalue()
+
+
+def test_items_are_passed_on_and_counted(clock):
+    reporter, file = in_a_log()
+    seen = []
+    for item in reporter.track(iter("abcde"), "measuring languages", 5):
+        seen.append(item)
+        clock.now += 8
+    assert seen == list("abcde")
+    assert "measuring languages 3/5" in file.getvalue()
+
+
+def test_two_stages_have_a_clock_each(clock):
+    reporter, file = in_a_log()
+    for _ in steps(reporter, clock, 3):
+        pass
+    clock.now += 1000  # measuring
+    for _ in steps(reporter, clock, 3):
+        pass
+    assert file.getvalue() == ""
+    assert time.perf_counter() == clock.now

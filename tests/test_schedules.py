@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from xlmprune.pruning.schedules import Cubic, Geometric, Linear
+from xlmprune.pruning.schedules import Continuous, Cubic, Geometric, Linear
 
 
 def test_geometric_gives_the_papers_densities():
@@ -77,6 +77,59 @@ def test_densities_fall_from_one_to_the_final_one_exactly(schedule, pruning, war
 def test_faulty_parameters_are_refused(schedule, wrong):
     with pytest.raises(ValidationError, match=r"stage|stagse|warm_up"):
         schedule(**wrong)
+
+
+def test_continuous_by_hand():
+    """Ten updates: dense for two, then every second one until the seventh, where the masks are final."""
+    schedule = Continuous(final_density=0.2, every=2, warm_up=0.2, cool_down=0.3)
+    assert schedule.densities() == (0.2,)
+    assert schedule.end(10) == 7
+    assert [update for update in range(11) if schedule.is_due(update, 10, 3)] == [2, 4, 6, 7]
+    falling = [1.0] * 3 + [0.2 + 0.8 * (1 - x / 5) ** 3 for x in range(1, 5)] + [0.2] * 4
+    assert [schedule.density(update, 10) for update in range(11)] == pytest.approx(falling)
+    assert [schedule.last_due(update, 10, 3) for update in range(11)] == [0, 0, 2, 2, 4, 4, 6, 7, 7, 7, 7]
+
+
+def test_continuous_in_epochs_with_a_jump_is_oberts_schedule():
+    """Kurtic et al. 2022: 30 epochs, sparsity 0.7 at epoch 2, every 4 epochs, 0.9 from epoch 26."""
+    schedule = Continuous(
+        final_density=0.1, first_density=0.3, every=4, unit="epochs", warm_up=2 / 30, cool_down=4 / 30
+    )
+    assert [update for update in range(301) if schedule.is_due(update, 300, 10)] == [
+        20,
+        60,
+        100,
+        140,
+        180,
+        220,
+        260,
+    ]
+    assert [schedule.density(update, 300) for update in (19, 20, 140, 260, 300)] == pytest.approx(
+        [1.0, 0.3, 0.1 + 0.2 / 8, 0.1, 0.1]
+    )
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 20),
+    st.floats(0, 0.5),
+    st.floats(0, 0.45),
+    st.floats(0.05, 1),
+)
+def test_continuous_falls_and_ends_exactly(total, every, warm_up, cool_down, final):
+    schedule = Continuous(final_density=final, every=every, warm_up=warm_up, cool_down=cool_down)
+    due = [update for update in range(1, total + 1) if schedule.is_due(update, total, 7)]
+    densities = [schedule.density(update, total) for update in due]
+    assert densities[-1] == final
+    assert all(a >= b for a, b in pairwise([1.0, *densities]))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"warm_up": 0.6, "cool_down": 0.4}, {"first_density": 0.1, "final_density": 0.2}, {"every": 0}]
+)
+def test_a_continuous_schedule_that_cannot_be(wrong):
+    with pytest.raises(ValidationError):
+        Continuous(**wrong)
 
 
 @pytest.mark.parametrize("schedule", [Geometric, Linear, Cubic])

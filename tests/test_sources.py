@@ -325,19 +325,18 @@ def test_a_label_column_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "mark"),
     [
-        "text;label\na;x\nb;y\n",
-        "text;label\nwell, a;x\nb;y\n",
-        'text;label\n"well, a";x\nb;y\n',
-        "text;label\na;x\nb; or c;y\n",
-        "text\tlabel\na\tx\nb\ty\n",
+        ("satz;klasse\na;x\nb;y\n", "semicolons"),
+        ("satz;klasse\nwell, a;x\nb;y\n", "semicolons"),
+        ("satz;klasse\na;x\nb; or c;y\n", "semicolons"),
+        ("text\tlabel\na\tx\nb\ty\n", "tabs"),
     ],
 )
-def test_other_separators_in_a_csv_are_hinted_at(tmp_path, content):
+def test_other_separators_in_a_csv_are_hinted_at(tmp_path, content, mark):
     corpus = corpus_of(tmp_path, content, name="{language}.{split}.csv")
     with pytest.raises(
-        DataError, match=r"Line 1 has (semicolons|tabs): save the file with commas, or as TSV"
+        DataError, match=rf"Line 1 has {mark}: if they separate columns, set `task\.delimiter`"
     ):
         corpus.label_names()
 

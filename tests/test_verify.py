@@ -170,6 +170,7 @@ def test_a_file_that_may_not_be_read_is_a_failed_check(copy, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(manifest, "sha256_of", refuse)
+    monkeypatch.setattr(verification, "sha256_of", refuse)
     found = failures(copy)
     assert found["tokenizer.json"] == "cannot be read: Permission denied"
     assert "Permission denied" in found["triton"]
@@ -439,14 +440,19 @@ def test_a_full_or_missing_place_for_temporary_files_is_a_sentence(packed, tmp_p
         patched.setattr("xlmprune.export.graph.save_onnx", full)
         patched.setattr(tempfile, "tempdir", str(tmp_path))
         with (
-            pytest.raises(MachineError, match=rf"^{tmp_path}, where .* is full .*TMPDIR"),
+            pytest.raises(
+                MachineError, match=rf"^{tmp_path}, the folder for temporary files, is full .*TMPDIR"
+            ),
             contenders(packed),
         ):
             pass
-        assert f"{tmp_path}, where" in failures(packed)["model.onnx: packed equals dense"]
+        assert (
+            f"{tmp_path}, the folder for temporary files"
+            in failures(packed)["model.onnx: packed equals dense"]
+        )
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with (
-        pytest.raises(MachineError, match=r"no place for temporary files .*gone.*TMPDIR"),
+        pytest.raises(MachineError, match=r"no folder for temporary files was found .*gone.*TMPDIR"),
         contenders(packed),
     ):
         pass

@@ -254,7 +254,11 @@ class TwoLanguages:
         return "en", "sw"
 
     def examples(self, language: str, split: str) -> Examples:
-        sentences = {("en", "train"): ["one", "two", "both"], ("en", "test"): ["three", "both"]}
+        sentences = {
+            ("en", "train"): ["one", "two", "both"],
+            ("en", "test"): ["three", "both"],
+            ("sw", "test"): ["tatu"],
+        }
         if (language, split) not in sentences:
             raise DataError(f"no {split} in {language}")
         return Examples(language, split, sentences[language, split])

@@ -6,15 +6,19 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from xlmprune._version import __version__
-from xlmprune.core import own_process
-from xlmprune.core.errors import RecipeError, ShortfallError, XlmpruneError
+from xlmprune.core import own_process, streams
+from xlmprune.core.errors import DataError, RecipeError, ShortfallError, XlmpruneError
+from xlmprune.core.streams import OutputError
 from xlmprune.recipe.registry import FORMS
+
+if TYPE_CHECKING:
+    from xlmprune.core.progress import Reporter
 
 
 class _Group(TyperGroup):
@@ -22,20 +26,35 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here a full disk or a closed pipe behind stdout can still be reported
+            return result
+        except OutputError as error:
+            if not error.reader_gone:  # as `head` is when it has enough
+                typer.echo(f"xlmprune: {error}", err=True)
+            raise typer.Exit(0 if error.reader_gone else error.exit_code) from None
         except XlmpruneError as error:
-            for line in str(error).split("\n"):
-                typer.echo(f"xlmprune: {line}", err=True)
-            raise typer.Exit(error.exit_code) from None
+            raise _failed(str(error), error.exit_code) from None
+        except ModuleNotFoundError as error:
+            from xlmprune.core import packages
+
+            extra = packages.extra_of(error.name)
+            if extra is None:
+                raise
+            needed = f"this command needs the package {error.name}, which is not installed"
+            raise _failed(f"{needed}. Run: {packages.pip_install(extra)}", XlmpruneError.exit_code) from None
         except KeyboardInterrupt:
             resumable = ctx.invoked_subcommand in ("compress", "compare")
             advice = "; run the same command again to resume from the last checkpoint" if resumable else ""
             typer.echo(f"xlmprune: interrupted{advice}", err=True)
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The reader closed the pipe, as `head` does. This is not an error.
-            sys.stderr.close()
-            raise typer.Exit(0) from None
+
+
+def _failed(message: str, exit_code: int) -> typer.Exit:
+    """Print ``message`` and return the exception that ends the command."""
+    for line in message.split("\n"):
+        typer.echo(f"xlmprune: {line}", err=True)
+    return typer.Exit(exit_code)
 
 
 app = typer.Typer(
@@ -80,6 +99,14 @@ Verify = Annotated[
     bool, typer.Option("--verify/--no-verify", help="Compare the files with the bundle's manifest first.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")]
+AllowChange = Annotated[
+    bool,
+    typer.Option(
+        "--allow-change", help="Resume although device, precision, threads or library versions changed."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the result only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more details about the run.")]
 
 
 def _version(show: bool) -> None:
@@ -115,9 +142,35 @@ def _print_table(renderable: Any) -> None:
     Console(width=None if console.is_terminal else 160, highlight=False, markup=False).print(renderable)
 
 
+def _reporter(quiet: bool, verbose: bool) -> Reporter:
+    from xlmprune.core.progress import Reporter
+
+    if quiet and verbose:
+        raise RecipeError("--quiet and --verbose exclude each other")
+    return Reporter(level="quiet" if quiet else "verbose" if verbose else "normal")
+
+
+def _print_next_steps(bundle: Path) -> None:
+    """Say where the report is and what to type next."""
+    lines = [f"report:   {bundle / 'report.html'}"]
+    if any(bundle.glob("*.onnx")):
+        lines.append(f'predict:  xlmprune predict {bundle} "your text"')
+        lines.append(f"check:    xlmprune verify {bundle}")
+    typer.echo("\n".join(lines), err=True)
+
+
 def _print(facts: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
     """Print ``facts`` as JSON, or as the table that ``render`` makes of them."""
     _print_json(facts) if as_json else _print_table(render(facts))
+
+
+def _print_kept(facts: Any, as_json: bool, render: Callable[[Any], Any], file: Path) -> None:
+    """Print what is also in ``file``; hours of work do not fail because nobody can read the table here."""
+    try:
+        _print(facts, as_json, render)
+        sys.stdout.flush()
+    except OutputError as error:
+        typer.echo(f"xlmprune: {error}. The results are in {file}", err=True)
 
 
 @app.command()
@@ -138,7 +191,10 @@ def compress(
             "pruning.schedule.stages: 0.",
         ),
     ] = None,
+    allow_change: AllowChange = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune and prune on English, measure all languages, export.
@@ -157,8 +213,31 @@ def compress(
     from xlmprune.report.pages import results_table
 
     folder = out or Path("runs") / resolved.name
-    _print(pipeline.run(resolved, folder, device, fresh, start_from=start_from), as_json, results_table)
-    typer.echo(f"bundle: {folder / 'bundle'}   report: {folder / 'bundle' / 'report.html'}", err=True)
+    facts = pipeline.run(
+        resolved, folder, device, fresh, _reporter(quiet, verbose), start_from, allow_change=allow_change
+    )
+    _print_kept(facts, as_json, results_table, folder / "bundle" / "report.json")
+    if not quiet:
+        _print_next_steps(folder / "bundle")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    set_: Set = [],
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Export a finished run again with other export settings.
+
+    Nothing is trained. Example: --set export.opset=18
+    """
+    from xlmprune import pipeline
+    from xlmprune.report.pages import results_table
+
+    facts = pipeline.export_again(run, set_, device)
+    _print_kept(facts, as_json, results_table, run / "bundle" / "report.json")
+    _print_next_steps(run / "bundle")
 
 
 @app.command()
@@ -218,7 +297,12 @@ def predict(
     """
     from xlmprune.bundle import evaluate as scoring
 
+    if not texts and file is None and sys.stdin.isatty():
+        raise DataError(
+            f'no text. Try: xlmprune predict {bundle} "your text", or --file FILE, or send texts through a pipe'
+        )
     opened = scoring.open_bundle(bundle, form, threads, verify)
+    form = form or opened.served
     for result in scoring.predict(opened, scoring.read_texts(texts, file), form, batch_size):
         typer.echo(json.dumps(result, ensure_ascii=False))
 
@@ -346,9 +430,12 @@ def compare(
     cpus: Annotated[float, typer.Option(help="ray only: CPU cores for each run.")] = 1,
     device: Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard runs in the folder and restart.")] = False,
+    allow_change: AllowChange = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the list of runs without running.")
     ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Run several methods, seeds and tasks and compare them.
@@ -363,8 +450,11 @@ def compare(
         return
     folder = out or Path("runs") / f"{laid_out.name}-comparison"
     runs = running.make_executor(executor, gpus, cpus, jobs)
-    facts = running.compare(laid_out, folder, runs, device, fresh, only=only)
-    _print(facts, as_json, pages.results_table)
+    reporter = _reporter(quiet, verbose)
+    facts = running.compare(
+        laid_out, folder, runs, device, fresh, reporter, only=only, allow_change=allow_change
+    )
+    _print_kept(facts, as_json, pages.results_table, folder / "comparison.json")
     typer.echo(f"comparison: {folder / 'comparison.html'}", err=True)
     if code := results.exit_code(facts):
         raise typer.Exit(code)
@@ -478,8 +568,12 @@ def print_schema() -> None:
 
 def main() -> None:
     """Run the `xlmprune` command."""
+    streams.protect()
     own_process.end_with_parent()
-    app()
+    try:
+        app()
+    finally:
+        streams.let_go()
 
 
 if __name__ == "__main__":

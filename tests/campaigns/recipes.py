@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import random
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -392,12 +394,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     options = parser.parse_args()
     counts, failures = run(options.count, options.seed, options.seconds)
-    print("\n".join(failures[:20]))
-    print(
-        f"recipes: {counts.total()} tried, "
-        + ", ".join(f"{counts[kind]} {kind}" for kind in ("read", "refused", "failed"))
-    )
-    raise SystemExit(1 if failures else 0)
+    print("\n".join(failures[:20]), file=sys.stderr)
+    tally = {
+        "campaign": "recipes",
+        "seed": options.seed,
+        "tried": counts.total(),
+        "held": counts.total() - counts["failed"],
+        "failed": {"traceback": counts["failed"]} if counts["failed"] else {},
+        "read": counts["read"],
+        "refused": counts["refused"],
+    }
+    print(json.dumps(tally))
+    sys.exit(bool(failures))
 
 
 if __name__ == "__main__":

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from xlmprune import recipe
 from xlmprune.bundle.session import Bundle, predict
-from xlmprune.core.errors import BundleError, DataError, RecipeError, ShortfallError
+from xlmprune.bundle.texts import read_texts
+from xlmprune.core.errors import BundleError, RecipeError, ShortfallError
 from xlmprune.core.formatting import DASH, decimals, number
 from xlmprune.core.tables import rich_table, tabulate
-from xlmprune.data.readers.lines import count_of
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.export import manifest
-from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.recipe import Recipe, TaskRecipe, registry
 from xlmprune.tasks.metrics import Logits
 
-__all__ = ["evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
+__all__ = ["evaluate", "evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
+
+
+def evaluate(
+    bundle: str | Path,
+    languages: Sequence[str] = (),
+    form: str = "",
+    task: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Measure a bundle with ONNX Runtime in every language.
+
+    Args:
+        bundle: the folder of a bundle.
+        languages: measure only these.
+        form: the ONNX file to measure, for example ``int8``; by default the first that the bundle has.
+        task: keys of the recipe's section ``task`` that differ from those of the run, for example
+            ``{"path": "data/{language}.tsv"}``.
+
+    Returns:
+        ``form``, ``metric``, ``languages`` {code: {n, score, ci95}}, ``zero_shot_mean`` and ``all_mean``.
+    """
+    overrides = [f"task.{key}={json.dumps(value)}" for key, value in (task or {}).items()]
+    return evaluate_bundle(Path(bundle), form, overrides, languages, batch_size, threads)
 
 
 REPORT = "report.json"
@@ -38,7 +62,8 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
     """The task a bundle was measured on, as its report says, with ``overrides`` such as ``task.path=…``."""
     file = path / REPORT
     try:
-        values = manifest.read_json(file)["recipe"]
+        report = manifest.read_json(file)
+        values = _own_recipe(path, report.get("recipe_sha256")) or report["recipe"]
     except (FileNotFoundError, BundleError, KeyError) as error:
         raise BundleError(
             f"{file}: cannot be read ({error}); it says what task the bundle was measured on"
@@ -51,6 +76,17 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
             raise RecipeError(f"--set {override}: unknown key {key!r} here; {registry.nearest(key, known)}")
     given = recipe.apply_overrides(values, overrides)
     return recipe.validate_task(values["task"], str(file), given)
+
+
+def _own_recipe(bundle: Path, sha256: str | None) -> dict[str, Any] | None:
+    """The recipe beside a bundle that still lies in its run folder: unlike the report's, it has whole paths."""
+    file = bundle.absolute().parent / "recipe.yaml"
+    if file.is_file():
+        # Not `recipe.load`, which imports the components and PyTorch with them.
+        with contextlib.suppress(RecipeError, ValueError):
+            found = Recipe.model_validate(recipe.read(file)[0])
+            return found.resolved() if found.sha256() == sha256 else None
+    return None
 
 
 def evaluate_bundle(
@@ -150,59 +186,6 @@ def require(facts: dict[str, Any], minimums: Sequence[str]) -> None:
         raise ShortfallError("; ".join(short))
 
 
-def read_texts(arguments: Sequence[str] | None, file: Path | None) -> Iterator[Any]:
-    """Texts of the arguments, of ``file``, or of stdin: one a line, plain or JSON.
-
-    Raises:
-        DataError: both were given, or a line cannot be read.
-    """
-    if arguments and file is not None:
-        raise DataError("give texts as arguments or with --file, not both")
-    if arguments:
-        yield from (_parse_line(text, f"argument {number}") for number, text in enumerate(arguments, 1))
-    elif file is None or str(file) == "-":
-        yield from _lines(sys.stdin.buffer, "stdin")
-    else:
-        try:
-            with file.open("rb") as opened:
-                yield from _lines(opened, str(file))
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-
-
-def _lines(stream: Iterable[bytes], origin: str) -> Iterator[Any]:
-    empty = 0
-    for count, raw in enumerate(stream, 1):
-        try:
-            line = raw.decode("utf-8-sig" if count == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise DataError(f"{origin}:{count}: not UTF-8 text") from None
-        if line:
-            yield _parse_line(line, f"{origin}:{count}")
-        else:
-            empty += 1
-    if empty:
-        print(f"{origin}: {count_of(empty, 'empty line')} left out", file=sys.stderr)
-
-
-def _parse_line(line: str, origin: str) -> Any:
-    """A text, a pair of texts, or a list of words."""
-    if line.startswith("{"):
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{origin}: opens with {{ and is not JSON ({error})") from None
-        if "words" in values:
-            return values["words"]
-        if "text" not in values:
-            raise DataError(f"{origin}: has no key 'text' (found {', '.join(values) or 'none'})")
-        return (
-            (values["text"], values["text_pair"]) if values.get("text_pair") is not None else values["text"]
-        )
-    first, tab, second = line.partition("\t")
-    return (first, second) if tab else line
-
-
 def render(facts: dict[str, Any]) -> Any:
     """The scores as a table for the terminal."""
     cap = facts["max_test_examples"]
@@ -218,7 +201,7 @@ def render(facts: dict[str, Any]) -> Any:
         for key, name in (("zero_shot_mean", "zero-shot mean"), ("all_mean", "all-language mean"))
         if facts[key] is not None
     ]
-    title = f"{facts['task']}, {facts['form']}" + (f", first {cap:,} of each" if cap else "")
+    title = f"{facts['task']}, {facts['form']}" + (f", a sample of {cap:,} of each" if cap else "")
     return rich_table(tabulate(title, columns, rows, style=lambda row: row["style"]))
 
 

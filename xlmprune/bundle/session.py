@@ -113,6 +113,11 @@ class Bundle:
             raise BundleError(f"{self.path} has no {form!r} form; it has {', '.join(self.forms)}")
         return form or self.forms[0]
 
+    @property
+    def served(self) -> str:
+        """The form to serve by default: the fastest one that the bundle has."""
+        return min(self.forms, key=lambda name: form_named(name).serving_rank, default="")
+
     def session(self, form: str = "") -> onnxruntime.InferenceSession:
         """The session of one form, opened once. Raises BundleError where the file is not this bundle's model."""
         form = self.named(form)
@@ -171,7 +176,7 @@ def predict(
     forward = bundle.forward(form)
     done = 0
     while part := list(islice(waiting, look_ahead)):
-        examples = _examples(bundle.kind, part, done)
+        examples = as_examples(bundle.kind, part, done)
         yield from _answer(bundle, forward, examples, batch_size)
         done += len(part)
 
@@ -196,7 +201,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _examples(kind: str, batch: Sequence[Any], done: int) -> Examples:
+def as_examples(kind: str, batch: Sequence[Any], done: int) -> Examples:
+    """Turn texts of ``kind`` into examples. ``done`` texts came before, for the number in a message.
+
+    Raises:
+        DataError: a text is not of this kind.
+    """
     for number, entry in enumerate(batch, done + 1):
         if not _is_of_kind(kind, entry):
             raise DataError(f"text {number}: {_EXPECTED[kind]}, found {_found(entry)}")

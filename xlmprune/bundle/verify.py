@@ -19,7 +19,7 @@ import numpy as np
 from xlmprune.bundle import golden
 from xlmprune.bundle.session import Bundle
 from xlmprune.core.errors import BundleError, MachineError, XlmpruneError
-from xlmprune.core.files import SAFETENSORS_FILE
+from xlmprune.core.files import SAFETENSORS_FILE, sha256_of
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.encoding import encode, pad
 from xlmprune.export import manifest
@@ -323,13 +323,13 @@ def _check_triton(bundle: Bundle) -> Iterator[Check]:
     folder = bundle.path / "triton"
     if not folder.is_dir():
         return
-    hashes = {manifest.sha256_of(bundle.file(form)) for form in bundle.forms}
+    hashes = {sha256_of(bundle.file(form)) for form in bundle.forms}
     models = sorted(folder.glob(f"*/{MODEL_FILE}"))
     if not models:
         yield Check("triton", False, f"the repository holds no <name>/{MODEL_FILE}")
     for model in models:
         name = model.relative_to(bundle.path).as_posix()
-        same = manifest.sha256_of(model) in hashes
+        same = sha256_of(model) in hashes
         config = (model.parents[1] / "config.pbtxt").is_file()
         if same and config:
             yield Check(f"{name} serves", True, "is one of the bundle's forms, with its config.pbtxt")

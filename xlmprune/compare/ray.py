@@ -12,6 +12,7 @@ from typing import Any
 
 from xlmprune.compare.work import INTERRUPTED, Outcome, Process, Work
 from xlmprune.core.errors import MachineError
+from xlmprune.core.packages import pip_install
 
 STOPPING_SECONDS = 60
 """How long interrupted tasks may take to save their runs."""
@@ -45,7 +46,7 @@ class RayExecutor:
             import ray
         except ImportError:
             raise MachineError(
-                "--executor ray needs Ray, which is not installed: pip install 'xlmprune[ray]'. --executor local, the "
+                f"--executor ray needs Ray, which is not installed: {pip_install('ray')}. --executor local, the "
                 "default, needs no further package"
             ) from None
         self.ray: Any = ray

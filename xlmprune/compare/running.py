@@ -29,6 +29,7 @@ def compare(
     fresh: bool = False,
     reporter: Reporter | None = None,
     only: Collection[str] = (),
+    allow_change: bool = False,
 ) -> dict[str, Any]:
     """Run every cell that is not finished, and write comparison.json, .md and .html into ``out``.
 
@@ -40,6 +41,7 @@ def compare(
         executor: where the cells run; by default one after the other on this machine.
         fresh: start over in folders that hold runs.
         only: methods to run now, as their rows are called; all, if empty. The table has every row in either case.
+        allow_change: let runs resume although the device, precision, threads or library versions changed.
 
     Returns:
         The content of comparison.json.
@@ -53,7 +55,8 @@ def compare(
     wanted = _wanted(plan, only)
     _refuse_other_recipes(plan, out, wanted if fresh else set())
     outcomes = {name: o for name, o in _finished(plan, out) if not (fresh and name in wanted)}
-    works = list(_works(plan, out, device, fresh, wanted - outcomes.keys()))
+    options = (["--fresh"] if fresh else []) + (["--allow-change"] if allow_change else [])
+    works = list(_works(plan, out, device, options, wanted - outcomes.keys()))
     cells = {cell.name for cell in plan.cells}
     reporter.say(
         f"{plan.name}: {len(cells)} cells, {len(outcomes)} finished already, {len(works)} processes to run"
@@ -137,8 +140,11 @@ def _finished(plan: Plan, out: Path) -> Iterator[tuple[str, Outcome]]:
         yield cell.name, Outcome(cell.name, 3 if refused else 0, refused)
 
 
-def _works(plan: Plan, out: Path, device: str, fresh: bool, wanted: Collection[str]) -> Iterator[Work]:
+def _works(
+    plan: Plan, out: Path, device: str, options: Sequence[str], wanted: Collection[str]
+) -> Iterator[Work]:
     """Yield the cells to run, and before the first of those that share a dense stage that stage."""
+    fresh = "--fresh" in options
     keys = {cell.name: dense_key(cell.recipe) for cell in plan.cells}
     started: set[str] = set()
     for cell in plan.cells:
@@ -150,10 +156,10 @@ def _works(plan: Plan, out: Path, device: str, fresh: bool, wanted: Collection[s
         shared = list(keys.values()).count(key) > 1 or trained
         if shared and not trained and key not in started:
             started.add(key)
-            yield _work(name, dense_recipe(cell.recipe), dense, out, device, fresh)
-        more = ("--start-from", str(dense)) if shared else ()
+            yield _work(name, dense_recipe(cell.recipe), dense, out, device, options)
+        more = [*options, *(["--start-from", str(dense)] if shared else [])]
         needs = name if key in started else None
-        yield _work(cell.name, cell.recipe, out / cell.name, out, device, fresh, more, needs)
+        yield _work(cell.name, cell.recipe, out / cell.name, out, device, more, needs)
 
 
 def _is_finished(folder: Path) -> bool:
@@ -166,16 +172,15 @@ def _work(
     folder: Path,
     out: Path,
     device: str,
-    fresh: bool,
-    more: Sequence[str] = (),
+    options: Sequence[str],
     needs: str | None = None,
 ) -> Work:
     """The command that runs a recipe in a folder; the recipe is written where the command can read it."""
     file = out / "recipes" / f"{folder.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, recipe.to_yaml())
-    arguments = ["compress", str(file), "--out", str(folder), "--device", device, *more]
-    return Work(name, (*arguments, *(["--fresh"] if fresh else [])), str(Path.cwd()), needs, device)
+    arguments = ("compress", str(file), "--out", str(folder), "--device", device, *options)
+    return Work(name, arguments, str(Path.cwd()), needs, device)
 
 
 def make_executor(name: str, gpus: float | None = None, cpus: float = 1, jobs: int = 1) -> Executor:

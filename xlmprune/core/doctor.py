@@ -16,6 +16,7 @@ from xlmprune._version import __version__
 from xlmprune.core import machine
 from xlmprune.core.files import cache_folder
 from xlmprune.core.formatting import size
+from xlmprune.core.packages import pip_install
 from xlmprune.core.tables import Table, rich_table
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def diagnose(hub_seconds: float = HUB_SECONDS) -> dict[str, Any]:
         hub_seconds: how long to wait for the hub. It is asked while the other checks run.
 
     Returns:
-        ``xlmprune``, ``python``, ``platform``; ``packages`` and ``quickstart`` as {name: version, or None if not
-        installed}; ``devices``; ``torch_error``, why torch does not import, or None; ``caches``; ``hub``; and
-        ``advice``, sentences on what to fix. All values are plain JSON.
+        ``gpu``, a sentence about GPU and PyTorch; ``xlmprune``, ``python``, ``platform``; ``packages`` and ``quickstart``
+        as {name: version, or None if not installed}; ``devices``; ``torch_error``, why torch does not import, or None;
+        ``torch_cuda``, the CUDA version that torch is built with, or None; ``caches``; ``hub``; and ``advice``, sentences
+        on what to fix. All values are plain JSON.
     """
     ask = _Hub(hub_seconds)
     devices, torch_error = find_devices()
@@ -55,10 +57,11 @@ def diagnose(hub_seconds: float = HUB_SECONDS) -> dict[str, Any]:
         "quickstart": {name: machine.version_of(name) for name in QUICKSTART},
         "devices": devices,
         "torch_error": torch_error,
+        "torch_cuda": None if torch_error else _torch_cuda(),
         "caches": find_caches(),
         "hub": ask.answer(),
     }
-    return facts | {"advice": advise(facts)}
+    return {"gpu": describe_gpu(facts), **facts, "advice": advise(facts)}
 
 
 # --- devices ------------------------------------------------------------------------------------------------
@@ -173,6 +176,27 @@ def _is_true(value: str | None) -> bool:
     return (value or "").strip().upper() in ("1", "ON", "YES", "TRUE")
 
 
+def _torch_cuda() -> str | None:
+    import torch
+
+    return torch.version.cuda
+
+
+def describe_gpu(facts: dict[str, Any]) -> str:
+    """Say in one sentence which GPU PyTorch can use, or why it can use none."""
+    version = facts["packages"].get("torch")
+    if version is None:
+        return "PyTorch is not installed. This installation can use bundles, but it cannot train."
+    if facts["torch_error"]:
+        return f"PyTorch {version} does not load: {facts['torch_error']}"
+    gpus = [device["name"] for device in facts["devices"] if device["device"] != "cpu"]
+    if gpus:
+        return f"GPU: {', '.join(gpus)}"
+    if facts["torch_cuda"] is None:
+        return f"No GPU: PyTorch {version} is a CPU-only build. Runs use the CPU."
+    return f"No GPU: PyTorch {version} (CUDA {facts['torch_cuda']}) finds none. Runs use the CPU."
+
+
 # --- advice and table ---------------------------------------------------------------------------------------
 
 
@@ -181,16 +205,14 @@ def advise(facts: dict[str, Any]) -> list[str]:
     sentences = []
     missing = [name for name, version in facts["packages"].items() if version is None]
     if missing:
-        sentences.append(
-            f"Not installed: {', '.join(missing)}. Install xlmprune again: pip install -c constraints.txt ."
-        )
-    if facts["torch_error"]:
+        sentences.append(f"Not installed: {', '.join(missing)}. For training: {pip_install('train')}")
+    if facts["torch_error"] and facts["packages"]["torch"]:
         sentences.append(
             f"PyTorch does not load ({facts['torch_error']}). Training is not possible until it does."
         )
     absent = [name for name, version in facts["quickstart"].items() if version is None]
     if absent:
-        sentences.append(f"The quickstart needs {', '.join(absent)}: pip install 'xlmprune[quickstart]'.")
+        sentences.append(f"The quickstart needs {', '.join(absent)}: {pip_install('quickstart')}")
     gpus = [device for device in facts["devices"] if device["device"] != "cpu"]
     if not gpus and not facts["torch_error"] and shutil.which("nvidia-smi"):
         sentences.append(
@@ -218,7 +240,7 @@ def render(facts: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    shown: list[RenderableType] = []
+    shown: list[RenderableType] = [Text(facts["gpu"], style="bold"), ""]
     for heading, entries in _sections(facts).items():
         table = Table(
             "", [heading, ""], [[name, value or "not installed"] for name, value in entries], texts=2

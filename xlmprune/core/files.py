@@ -6,6 +6,7 @@ Nothing heavy is imported here, because commands that need no PyTorch use this m
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -66,6 +67,12 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def put_in_place(partial: Path, final: Path) -> None:

@@ -3,81 +3,137 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Literal, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 LINE_EVERY_SECONDS = 10.0
 """Seconds between two lines of a running stage if there is no terminal."""
 
+Level = Literal["quiet", "normal", "verbose"]
+Item = TypeVar("Item")
+
 
 class Reporter:
-    """Show what a run is doing: a progress bar on a terminal, a line every ten seconds elsewhere."""
+    """Show what a run is doing: a progress bar on a terminal, a line every ten seconds elsewhere.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    Args:
+        console: where to print; by default stderr.
+        level: ``quiet`` prints warnings only; ``verbose`` prints details too, and lines on a terminal as well.
+    """
+
+    def __init__(self, console: Console | None = None, level: Level = "normal") -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.level = level
         self._bar: Progress | None = None
-        self._task: Any = None
-        self._stage_started = 0.0
+        self._task = TaskID(0)
+        self._clock = _Clock()
         self._last_line = 0.0
-        self._first_number = 0
 
     def say(self, text: str) -> None:
         """Print one line that stays on the screen."""
-        stamp = time.strftime("%H:%M:%S")
-        self.console.print(
-            f"[dim]{stamp}[/dim] {escape(text)}" if self.console.is_terminal else f"{stamp} {text}",
-            markup=self.console.is_terminal,
-        )
+        if self.level != "quiet":
+            self._print(text)
+
+    def detail(self, text: str) -> None:
+        """Print a line in verbose mode only."""
+        if self.level == "verbose":
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning, also in quiet mode."""
+        self._print(f"warning: {text}", "yellow")
+
+    def _print(self, text: str, style: str = "") -> None:
+        line = Text.assemble((time.strftime("%H:%M:%S "), "dim"), (text, style))
+        # A terminal wraps between words. A log keeps one line, so that it can be searched.
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def step(self, stage: int, stages: int, density: float, number: int, total: int, loss: float) -> None:
         """Report one update."""
-        now = time.perf_counter()
-        if number == 1 or self._stage_started == 0.0:
-            self._stage_started, self._last_line, self._first_number = now, now, number - 1
-        if self.console.is_terminal:
-            self._live(stage, stages, density, number, total, loss)
-        elif now - self._last_line >= LINE_EVERY_SECONDS and number < total:
-            self._last_line = now
-            rate = (number - self._first_number) / max(1e-9, now - self._stage_started)
-            self.say(
-                f"stage {stage}/{stages}  {density:6.1%} of the encoder  update {number}/{total}  loss {loss:.4f}  "
-                f"{rate:.1f} updates/s  {(total - number) / rate:.0f} s left in the stage"
-            )
-        if number == total:
+        self._clock.at(number)
+        what, facts = f"stage {stage}/{stages}", f"{self._clock.rate()} loss {loss:.4f}"
+        self._show(what, facts, number, total, f"{what}  {density:6.1%} of the encoder  update")
+
+    def track(self, items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+        """Show progress over ``items``, for example over languages that are measured."""
+        for number, item in enumerate(items, 1):
+            yield item
+            self._clock.at(number)
+            self._show(what, "", number, total, what)
+        self.stop()
+
+    def _show(self, what: str, facts: str, number: int, total: int, logged: str) -> None:
+        left = self._clock.left(total)
+        if self.level == "quiet":
+            pass
+        elif self.console.is_terminal and self.level == "normal":
+            self._live(what, facts, left, number, total)
+        elif (
+            self._clock.now - max(self._last_line, self._clock.started) >= LINE_EVERY_SECONDS
+            and number < total
+        ):
+            self._last_line = self._clock.now
+            self._print("  ".join(filter(None, (f"{logged} {number}/{total}", facts, left))))
+        if number >= total:
             self.stop()
 
-    def _live(self, stage: int, stages: int, density: float, number: int, total: int, loss: float) -> None:
+    def _live(self, what: str, facts: str, left: str, number: int, total: int) -> None:
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("stage {task.fields[stage]}  {task.fields[density]} of the encoder"),
-                BarColumn(),
-                TextColumn(
-                    "{task.completed}/{task.total} updates  {task.fields[rate]}/s  loss {task.fields[loss]}"
-                ),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[what]}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed}/{task.total} {task.fields[facts]}"),
+                TextColumn("{task.fields[left]}"),
                 console=self.console,
+                expand=True,
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task("", total=total, stage="", density="", loss="", rate="")
-        rate = (number - self._first_number) / max(1e-9, time.perf_counter() - self._stage_started)
-        self._bar.update(
-            self._task,
-            completed=number,
-            total=total,
-            stage=f"{stage}/{stages}",
-            density=f"{density:.1%}",
-            loss=f"{loss:.4f}",
-            rate=f"{rate:.1f}",
-        )
+            self._task = self._bar.add_task("", total=total, what=what, facts="", left="")
+        self._bar.update(self._task, completed=number, total=total, what=what, facts=facts, left=left)
 
     def stop(self) -> None:
         """Remove the live line."""
-        self._stage_started = 0.0
+        self._clock = _Clock()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class _Clock:
+    """Measure a rate from the second event on, because the first one includes warming up."""
+
+    def __init__(self) -> None:
+        self.started = self.now = time.perf_counter()
+        self._first = self._number = 0
+
+    def at(self, number: int) -> None:
+        """Note that event ``number`` is done."""
+        self.now, self._number = time.perf_counter(), number
+        if not self._first:
+            self.started, self._first = self.now, number
+
+    def _per_second(self) -> float | None:
+        done, seconds = self._number - self._first, self.now - self.started
+        return done / seconds if done and seconds > 0 else None
+
+    def rate(self) -> str:
+        """Return ``3.1/s``, ``12.5 s each`` if that is slower than one a second, or nothing before the second event."""
+        rate = self._per_second()
+        if rate is None:
+            return ""
+        return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+
+    def left(self, total: int) -> str:
+        """Return the time until event ``total``, such as ``1:05 left``."""
+        rate = self._per_second()
+        if rate is None:
+            return ""
+        seconds = round((total - self._number) / rate)
+        hours, minutes = seconds // 3600, seconds % 3600 // 60
+        clock = f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
+        return f"{clock} left"

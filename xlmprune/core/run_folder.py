@@ -1,29 +1,38 @@
 """The run folder: what stopping and resuming needs, written so that a kill at any moment loses nothing.
 
+.xlmprune/              shows that the folder is ours: the marker, the lock, and what is not finished yet
 recipe.yaml             the resolved recipe; another recipe in the same folder is refused
 events.jsonl            what happened; cut back to the checkpoint when a run resumes
 checkpoint/start/       the model as the run began: pretrained weights, new head, trimmed vocabulary
-checkpoint/saved-<n>/   tensors in safetensors, numbers in state.json; renamed when complete
+checkpoint/saved-<n>/   tensors in safetensors, numbers in state.json, SHA-256 of every file; renamed when complete
 bundle/                 what ships; renamed when complete
+
+Nothing is deleted or overwritten that this tool did not write: a folder without the marker may not hold any of these
+names, and `fresh` deletes a bundle or checkpoint only if every file in it is known.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from xlmprune.core.errors import MachineError, ModelError, RecipeError
-from xlmprune.core.files import TEMPORARY, explain_disk, put_in_place, write_atomically
+from xlmprune._version import __version__
+from xlmprune.core import checkpoints
+from xlmprune.core.checkpoints import Numbers, Tensors
+from xlmprune.core.errors import ModelError, RecipeError
+from xlmprune.core.files import explain_disk, put_in_place, sha256_of, write_atomically
+from xlmprune.core.locking import FolderLock
 
-STATE = "state.json"
+OWN = ".xlmprune"
+MARKER = "run.json"
+NAMES = ("recipe.yaml", "events.jsonl", "scores.safetensors", "checkpoint", "bundle")
+"""What a run writes beside its own folder."""
 
 Difference = Callable[[str, Path], str | None]
 """Compares the text of a `recipe.yaml`, read from the given file, with this run's recipe: a sentence, or None if equal."""
@@ -39,7 +48,7 @@ class RunFolder:
         fresh: delete what an earlier run left.
 
     Raises:
-        RecipeError: the folder belongs to another recipe, and ``fresh`` is false.
+        RecipeError: the folder belongs to another recipe and ``fresh`` is false, or it holds files of somebody else.
         MachineError: another process uses it, or it cannot be written to.
     """
 
@@ -50,8 +59,13 @@ class RunFolder:
         self._recipe, self._sha256, self._difference = recipe, sha256, difference
         with explain_disk(path):
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = self._hold()
+            self._refuse_folder_of_others()
+            self.own.mkdir(exist_ok=True)
+            self._lock = FolderLock(self.own / "lock", path)
             try:
+                if not is_run(path):
+                    write_atomically(self.own / MARKER, json.dumps({"made_by": f"xlmprune {__version__}"}))
+                self._delete_leftovers()
                 if fresh:
                     self._clear()
                 self._claim()
@@ -59,14 +73,15 @@ class RunFolder:
                 self.close()
                 raise
             self.checkpoints.mkdir(exist_ok=True)
-            leftovers = [
-                *self.checkpoints.glob(".partial-*"),
-                *path.glob(".bundle-*"),
-                *path.glob(f"{TEMPORARY}*"),
-            ]
-            for leftover in leftovers:
-                shutil.rmtree(leftover)
         self.events = EventLog(path / "events.jsonl")
+        self.repairs: list[dict[str, str]] = []
+        """What was found damaged and was replaced: ``what`` and ``cause``."""
+        self._start_hashes: dict[str, str] | None = None
+
+    @property
+    def own(self) -> Path:
+        """Folder of the marker, the lock, and what is not finished yet."""
+        return self.path / OWN
 
     @property
     def checkpoints(self) -> Path:
@@ -78,11 +93,22 @@ class RunFolder:
 
     @property
     def unfinished_bundle(self) -> Path:
-        return self.path / ".bundle-unfinished"
+        return self.own / "bundle"
 
     @property
     def start(self) -> Path:
         return self.checkpoints / "start"
+
+    def renew_recipe(self) -> None:
+        """Write this run's recipe over the one in the folder, which differs at most in keys that may change."""
+        write_atomically(self.path / "recipe.yaml", self._recipe)
+
+    def ship(self) -> None:
+        """Put the unfinished bundle in place; an older bundle is deleted."""
+        if self.bundle.exists():
+            self.bundle.replace(self.own / "discarded-bundle")
+        put_in_place(self.unfinished_bundle, self.bundle)
+        self._delete_leftovers()
 
     def finished(self) -> dict[str, Any] | None:
         """Return the report of a run that is complete, else None."""
@@ -104,36 +130,53 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _hold(self) -> IO[str]:
-        lock = (self.path / ".lock").open("a+")
-        try:
-            import fcntl
-        except ImportError:  # Windows has no flock; there the folder is not guarded
-            return lock
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip()
-            lock.close()
-            raise MachineError(
-                f"{self.path}: this folder is in use by another process{f' (pid {owner})' if owner else ''}; wait until "
-                "it ends, or use --out"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        return lock
+    # --- whose folder it is ----------------------------------------------------------------------------------
+
+    def _refuse_folder_of_others(self) -> None:
+        if is_run(self.path):
+            return
+        found = [name for name in NAMES if (self.path / name).exists() or (self.path / name).is_symlink()]
+        if found:
+            raise RecipeError(
+                f"{self.path}: holds {', '.join(found)}, which this version of xlmprune did not write (there is no "
+                f"{OWN}/{MARKER}). Use another --out, or move these away"
+            )
 
     def _clear(self) -> None:
-        # The bundle first: where it may not be removed, the checkpoint and its recipe are still there.
+        """Delete an earlier run. A kill in between leaves a folder that starts over all the same."""
+        if foreign := sorted(self._foreign()):
+            listed = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+            raise RecipeError(
+                f"{self.path}: --fresh would delete files that xlmprune did not write ({listed}). Move them away, or use "
+                "another --out"
+            )
         for folder in (self.bundle, self.checkpoints):
             if folder.is_symlink():
                 folder.unlink()
             elif folder.exists():
-                shutil.rmtree(folder)
-        for name in ("recipe.yaml", "events.jsonl", "scores.safetensors"):
+                folder.replace(self.own / f"discarded-{folder.name}")
+        for name in NAMES[:3]:
             (self.path / name).unlink(missing_ok=True)
+        self._delete_leftovers()
+
+    def _foreign(self) -> Iterator[str]:
+        """Yield files in the bundle and among the checkpoints that no run wrote."""
+        if self.bundle.is_dir() and not self.bundle.is_symlink():
+            known = {"manifest.json", *_listed_in(self.bundle / "manifest.json")}
+            for file in self.bundle.rglob("*"):
+                name = file.relative_to(self.bundle).as_posix()
+                if name not in known and not file.is_dir():
+                    yield f"bundle/{name}"
+        if self.checkpoints.is_dir() and not self.checkpoints.is_symlink():
+            for entry in self.checkpoints.iterdir():
+                if not re.fullmatch(r"start|saved-\d+|\.partial-(start|\d+)", entry.name):
+                    yield f"checkpoint/{entry.name}"
+
+    def _delete_leftovers(self) -> None:
+        """Delete what a crash left unfinished; all of it has names that only this tool gives."""
+        unfinished = (entry for entry in self.own.iterdir() if entry.is_dir())
+        for leftover in [*unfinished, *self.checkpoints.glob(".partial-*")]:
+            shutil.rmtree(leftover)
 
     def _claim(self) -> None:
         """Write the recipe into a new folder; refuse a folder of another recipe."""
@@ -146,7 +189,7 @@ class RunFolder:
             raise RecipeError(
                 f"{self.bundle}: is not empty and holds no report.json; move it away, or use another --out"
             )
-        begun = self.start.exists() or self._saved() or self.bundle.exists()
+        begun = self.start.exists() or bool(checkpoints.saved_in(self.checkpoints)) or self.bundle.exists()
         if not file.exists() or not begun:  # nothing is lost by another recipe where nothing has begun
             if begun:
                 raise RecipeError(
@@ -162,119 +205,114 @@ class RunFolder:
 
     # --- checkpoints -----------------------------------------------------------------------------------------
 
-    def save_start(self, write: Callable[[Path], None]) -> None:
-        """Fill `checkpoint/start` through ``write(folder)``, completely or not at all."""
+    def expected_start(self) -> dict[str, str] | None:
+        """Return the SHA-256 of every file of `checkpoint/start`, as the newest intact checkpoint knows them."""
+        for _, saved in reversed(checkpoints.saved_in(self.checkpoints)):
+            with contextlib.suppress(checkpoints.DamagedError):
+                self._start_hashes = dict(checkpoints.read_numbers(saved)["start"])
+                break
+        return self._start_hashes
+
+    def save_start(self, write: Callable[[Path], None], expected: dict[str, str] | None = None) -> None:
+        """Fill `checkpoint/start` through ``write(folder)``, completely or not at all; replace a damaged one.
+
+        Args:
+            expected: SHA-256 of every file, if it has been there before.
+
+        Raises:
+            ModelError: other files were written than expected.
+        """
         partial = self.checkpoints / ".partial-start"
         with explain_disk(self.path):
             partial.mkdir()
             write(partial)
-            put_in_place(partial, self.start)
-
-    def save(self, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
-        """Save named files of tensors and the numbers beside them, then delete the older checkpoint."""
-        from safetensors.torch import save_file
-
-        older = self._saved()
-        number = older[-1][0] + 1 if older else 1
-        partial = self.checkpoints / f".partial-{number:06d}"
-        with explain_disk(self.path):
-            partial.mkdir()
-            for name, entries in tensors.items():
-                save_file(
-                    {key: value.detach().contiguous().cpu() for key, value in entries.items()},
-                    partial / f"{name}.safetensors",
+            # A start that was copied from another run brings that run's list with it.
+            (partial / checkpoints.FILES).unlink(missing_ok=True)
+            files = sorted(file for file in partial.rglob("*") if file.is_file())
+            hashes = {file.relative_to(partial).as_posix(): sha256_of(file) for file in files}
+            if expected is not None and hashes != expected:
+                raise ModelError(
+                    f"{self.start}: is damaged, and loading the model again gives another one. Use --fresh to start over"
                 )
-            state = {
-                **state,
-                "files": list(tensors),
+            write_atomically(partial / checkpoints.FILES, json.dumps(hashes, indent=1))
+            self._start_hashes = hashes
+            if self.start.exists():
+                self.start.replace(self.own / "discarded-start")
+            put_in_place(partial, self.start)
+            self._delete_leftovers()
+
+    def save(self, tensors: Tensors, numbers: Numbers) -> None:
+        """Save named files of tensors and the numbers beside them; the checkpoint before is kept too."""
+        if self._start_hashes is None:
+            self._start_hashes = start_hashes(self.path)
+        with explain_disk(self.path):
+            numbers = {
+                **numbers,
+                "start": self._start_hashes,
                 "events_bytes": self.events.bytes,
                 "recipe_sha256": self._sha256,
             }
-            write_atomically(partial / STATE, json.dumps(state, indent=1))
-            put_in_place(partial, self.checkpoints / f"saved-{number:06d}")
-        for _, folder in older:
-            shutil.rmtree(folder)
+            checkpoints.write(self.checkpoints, tensors, numbers)
 
-    def latest(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]] | None:
-        """Return tensors and numbers of the newest checkpoint; None where there is none.
+    def latest(self, say: Callable[[str], None]) -> tuple[Tensors, Numbers] | None:
+        """Return tensors and numbers of the newest intact checkpoint; None where there is none.
+
+        A newer one that is damaged is deleted.
 
         Raises:
-            ModelError: it is damaged.
+            ModelError: every checkpoint is damaged.
         """
-        found = read_checkpoint(self.path)
-        if found is not None:
-            self.events.cut(found[1]["events_bytes"])
+        damaged: list[tuple[Path, str]] = []
+        found = checkpoints.read_newest(self.checkpoints, lambda *entry: damaged.append(entry))
+        if found is None:
+            return None
+        self.events.cut(found[1]["events_bytes"])
+        for folder, cause in damaged:
+            say(f"{cause}; the checkpoint before it is used")
+            self.repairs.append({"what": folder.name, "cause": cause})
+            shutil.rmtree(folder)
         return found
 
-    def _saved(self) -> list[tuple[int, Path]]:
-        return _saved_in(self.path)
+
+def is_run(folder: Path) -> bool:
+    """Return whether this tool made the folder."""
+    try:
+        return "made_by" in json.loads((folder / OWN / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
-def read_checkpoint(run: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]] | None:
-    """Read tensors and numbers of the newest checkpoint in a run folder; None where there is none.
+def _listed_in(manifest: Path) -> list[str]:
+    try:
+        return list(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+
+
+def start_hashes(run: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of `checkpoint/start`, as they were written.
 
     Raises:
-        ModelError: it is damaged.
+        ModelError: the list of them is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    saved = _saved_in(run)
-    if not saved:
-        return None
-    folder = saved[-1][1]
+    file = run / "checkpoint" / "start" / checkpoints.FILES
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise damaged_checkpoint(folder, str(error)) from error
-    if not isinstance(state, dict) or "events_bytes" not in state:
-        raise damaged_checkpoint(folder, f"{STATE} is not what was written")
-    # Older checkpoints do not list their files.
-    if missing := [name for name in state.get("files", []) if name not in tensors]:
-        raise damaged_checkpoint(folder, f"{', '.join(f'{name}.safetensors' for name in missing)} missing")
-    return tensors, state
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{file}: is damaged ({error})") from error
 
 
-def _saved_in(run: Path) -> list[tuple[int, Path]]:
-    found = []
-    for folder in (run / "checkpoint").glob("saved-*"):
-        match = re.fullmatch(r"saved-(\d+)", folder.name)
-        if match:
-            found.append((int(match[1]), folder))
-    return sorted(found)
+def start_damage(run: Path, expected: dict[str, str] | None = None) -> str | None:
+    """Say what is wrong with `checkpoint/start`; None where it is intact.
 
-
-def damaged_checkpoint(folder: Path, what: str) -> ModelError:
-    """Return an error that says what is wrong with a checkpoint, and what to do."""
-    return ModelError(f"{folder}: the checkpoint is damaged ({what}); use --fresh to start over")
-
-
-class StopRequest:
-    """Turns Ctrl-C and `docker stop` (SIGTERM) into a request to stop after the next update, with a checkpoint.
-
-    A second signal stops at once.
+    Args:
+        expected: its hashes as a checkpoint knows them; otherwise its own list.
     """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
-            }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+    try:
+        expected = start_hashes(run) if expected is None else expected
+    except ModelError as error:
+        return str(error)
+    return checkpoints.first_damage(run / "checkpoint" / "start", expected)
 
 
 class EventLog:

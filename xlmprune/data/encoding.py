@@ -5,7 +5,7 @@ Needs `numpy` and `tokenizers` only, so that a bundle can be served and measured
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -48,12 +48,27 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def take(self, rows: Sequence[int]) -> Encoded:
+        """Take the given examples."""
+
+        return self._map(
+            lambda column: (
+                column[np.asarray(rows, dtype=np.int64)]
+                if isinstance(column, np.ndarray)
+                else [column[row] for row in rows]
+            )
+        )
+
     def rows(self, count: int, start: int = 0) -> Encoded:
         """Take at most ``count`` examples from ``start`` on."""
 
+        return self._map(lambda column: column[start : start + count])
+
+    def _map(self, change: Callable[[Any], Any]) -> Encoded:
         columns = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "special"}
-        cut = {name: column[start : start + count] for name, column in columns.items() if column is not None}
-        return replace(self, **cut)
+        return replace(
+            self, **{name: change(column) for name, column in columns.items() if column is not None}
+        )
 
 
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
@@ -105,7 +120,7 @@ def _encode_batch(
     """Encode within ``max_length``; the second list has the lengths before truncation.
 
     Args:
-        unknown: for lists of words, the token for a word of which nothing is left; None for texts.
+        unknown: for lists of words, replaces a word of which nothing is left; None for texts.
     """
     tokens = unknown is not None
     with _settings(tokenizer, None):

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 Kind = Literal["text", "pair", "tokens"]
+
+SAMPLE_SEED = 0
+"""Not the recipe's seed: runs with different seeds are measured on the same examples."""
 
 
 @dataclass(frozen=True)
@@ -44,25 +50,62 @@ class Examples:
             return "pair"
         return "tokens" if self.first and not isinstance(self.first[0], str) else "text"
 
-    def head(self, count: int) -> Examples:
-        """Take the first ``count`` examples; for ranking the whole groups among them, at least the first group."""
+    def sample(self, count: int) -> Examples:
+        """Take ``count`` examples in their order; see `sample_rows`."""
+        return self if count >= len(self) else self.take(self.sample_rows(count))
+
+    def take(self, rows: Sequence[int]) -> Examples:
+        """Take the given rows."""
+        columns = ("first", "second", "labels", "groups")
+        given = {name: column for name in columns if (column := getattr(self, name)) is not None}
+        taken: dict[str, Any] = {name: [column[row] for row in rows] for name, column in given.items()}
+        return replace(self, **taken)
+
+    def sample_rows(self, count: int) -> list[int]:
+        """Choose ``count`` rows at random, by a fixed seed, every label in its proportion.
+
+        Files of equal length and labels, such as translations of one file, give the same rows. For ranking whole groups
+        are chosen, at most ``count`` rows in all but at least one group; for tagging, sentences.
+        """
         if count >= len(self):
-            return self
-        if self.groups is not None and count > 0:
-            starts = [row for row in range(1, len(self)) if self.groups[row] != self.groups[row - 1]]
-            ends = [*starts, len(self)]
-            count = max((end for end in ends if end <= count), default=ends[0])
-
-        def cut(column: list[Any] | None) -> list[Any] | None:
-            return None if column is None else column[:count]
-
-        return replace(
-            self,
-            first=self.first[:count],
-            second=cut(self.second),
-            labels=cut(self.labels),
-            groups=cut(self.groups),
+            return list(range(len(self)))
+        if self.groups is not None:
+            return _sample_groups(self.groups, count)
+        by_label: dict[Any, list[int]] = {}
+        for row, label in enumerate(self.labels or [0] * len(self)):
+            by_label.setdefault(label if isinstance(label, int) else 0, []).append(row)
+        # A row's number does not depend on how many rows come after it.
+        keys = np.random.default_rng(SAMPLE_SEED).random(len(self))
+        quotas = _quotas({label: len(rows) for label, rows in by_label.items()}, count)
+        return sorted(
+            row
+            for label, rows in by_label.items()
+            for row in sorted(rows, key=keys.__getitem__)[: quotas[label]]
         )
+
+
+def _quotas(sizes: Mapping[int, int], count: int) -> dict[int, int]:
+    """Share out ``count`` in proportion to the sizes, at least one for each size if there are enough."""
+    total, least = sum(sizes.values()), int(count >= len(sizes))
+    quotas = {label: max(count * size // total, least) for label, size in sizes.items()}
+    while gap := count - sum(quotas.values()):
+        step = 1 if gap > 0 else -1
+        free = [label for label in sizes if quotas[label] + step >= least]
+        label = max(free, key=lambda label: (step * (count * sizes[label] / total - quotas[label]), -label))
+        quotas[label] += step
+    return quotas
+
+
+def _sample_groups(groups: Sequence[str], count: int) -> list[int]:
+    starts = [row for row in range(len(groups)) if row == 0 or groups[row] != groups[row - 1]]
+    extents = list(zip(starts, [*starts[1:], len(groups)], strict=True))
+    keys = np.random.default_rng(SAMPLE_SEED).random(len(extents))
+    rows: list[int] = []
+    for index in np.argsort(keys, kind="stable"):
+        start, end = extents[index]
+        if not rows or len(rows) + end - start <= count:
+            rows += range(start, end)
+    return sorted(rows)
 
 
 def fold(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Unlabelled text in the languages that a model will serve: read from files or from the task, what is measured left out."""
+"""Unlabelled text in the served languages, from files or from the task, without the texts that are measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
-from xlmprune.data.examples import Examples, fold
+from xlmprune.data.examples import Examples
+from xlmprune.data.leaks import TestTexts, texts_of
 from xlmprune.data.readers.lines import expand, read_lines
 
 
@@ -19,18 +20,20 @@ def unlabelled_examples(
     dev: Examples | None = None,
     languages: Sequence[str] | None = None,
     max_texts: int | None = None,
+    key: str = "distillation.unlabelled",
 ) -> dict[str, Examples]:
     """Unlabelled text of every language of the task that has some, each text once.
 
     Args:
-        pattern: a file name with ``{language}``, one text a line; or `task`, for the task's own. A pair is two texts
-            with a tab between; where a line has none, it is paired with the next. Words of a tagging task are what
-            spaces separate.
-        tests: the test sets. Their texts are left out, however they are spaced, cased or punctuated; a pair, if either
-            of its texts is one of theirs.
+        pattern: a file name with ``{language}``, one text a line; or `task` for the task's own text, without machine
+            translations of its training set, or `task_with_translations`. A pair is two texts with a tab between; a
+            line without a tab is paired with the next. Words of a tagging task are what spaces separate.
+        tests: the test sets. Their texts are left out, whatever their spaces, case and punctuation; a pair, if either
+            text is one of theirs.
         dev: its texts are left out likewise, since something is chosen on them.
-        languages: read these only; None for every language of ``tests``.
-        max_texts: at most so many of a language, the first ones.
+        languages: read only these; None for every language of ``tests``.
+        max_texts: at most so many of a language, a sample that is the same at every call.
+        key: of the recipe, which gave the pattern; errors name it.
 
     Returns:
         language to examples without labels; languages without text are absent.
@@ -43,37 +46,29 @@ def unlabelled_examples(
         raise DataError(
             f"distillation.languages: {', '.join(strangers)} not among the languages measured, {', '.join(tests)}"
         )
-    measured = {
-        fold(text) for part in (*tests.values(), *([] if dev is None else [dev])) for text in _texts(part)
-    }
+    measured = TestTexts([*tests.values(), *([] if dev is None else [dev])])
     found: dict[str, Examples] = {}
     for language in tests if languages is None else languages:
         lines = dict.fromkeys(_lines(task, pattern, language))
-        free = [line for line in lines if not measured & {fold(text) for text in line.split("\t")}]
+        free = [line for line in lines if not measured.has(line)]
         if task.kind == "pair":
-            pairs = list(_paired(free))[:max_texts]
-            first, second = [a for a, _ in pairs], [b for _, b in pairs]
-            part = Examples(language, "unlabelled", first, second)
+            pairs = list(_paired(free))
+            part = Examples(language, "unlabelled", [a for a, _ in pairs], [b for _, b in pairs])
         else:
-            texts = free[:max_texts]
-            words = [text.split() for text in texts] if task.kind == "tokens" else texts
+            words = [text.split() for text in free] if task.kind == "tokens" else free
             part = Examples(language, "unlabelled", words)
         if len(part):
-            found[language] = part
+            found[language] = part if max_texts is None else part.sample(max_texts)
     if not found:
-        raise DataError(f"distillation.unlabelled: no text found for {', '.join(tests)} at {pattern!r}")
+        raise DataError(f"{key}: no text found for {', '.join(tests)} at {pattern!r}")
     return found
-
-
-def _texts(examples: Examples) -> Iterator[str]:
-    for column in (examples.first, examples.second or ()):
-        for text in column:
-            yield text if isinstance(text, str) else " ".join(text)
 
 
 def _lines(task: Any, pattern: str, language: str) -> list[str]:
     if pattern == "task":
         return task.unlabelled(language)
+    if pattern == "task_with_translations":
+        return task.unlabelled(language, translations=True)
     path = Path(expand(pattern.replace("{language}", language)))
     return [line for line in read_lines(path) if line.strip()] if path.is_file() else []
 
@@ -91,26 +86,34 @@ def _paired(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
             waiting = None
 
 
-def vocabulary_texts(task: Any, files: Sequence[str] | None = None) -> dict[str, list[str]]:
-    """Return the text of every language that its pieces are counted in: the task's own, without test sets, and the files'.
+def vocabulary_texts(
+    task: Any, files: Sequence[str] | None = None, own: str | None = "task"
+) -> dict[str, list[str]]:
+    """Return the text of every language that its pieces are counted in, without the texts of test sets.
 
     Args:
-        task: gives unlabelled text, and train and dev text of the train language.
+        task: gives train and dev text of the train language, and unlabelled text.
         files: UTF-8, one text a line; ``{language}`` in a name is filled in with each language, a file without it
             counts for all.
+        own: `task` to count the task's own text of other languages as well, `task_with_translations` to include machine
+            translations of the training set; None for the files' alone.
 
     Raises:
         DataError: a file is missing or not UTF-8; names file and line.
     """
     train_language, *others = task.languages()
-    texts = {language: list(task.unlabelled(language)) for language in (train_language, *others)}
+    texts = {language: _lines(task, own, language) if own else [] for language in others}
+    texts = {train_language: _lines(task, "task", train_language), **texts}
     texts[train_language] += _train_texts(task, train_language)
-    for pattern in files or ():
-        for language in texts:
-            path = Path(expand(pattern.replace("{language}", language)))
-            # The train language has text of its own, by the recipe; the others may have nothing else.
-            if language != train_language or path.is_file():
-                texts[language] += [text for line in read_lines(path) if (text := line.strip())]
+    if files:
+        tests = TestTexts(task.examples(language, "test") for language in texts)
+        for pattern in files:
+            for language in texts:
+                path = Path(expand(pattern.replace("{language}", language)))
+                # The train language has text of its own, by the recipe; the others may have nothing else.
+                if language != train_language or path.is_file():
+                    lines = [text for line in read_lines(path) if (text := line.strip())]
+                    texts[language] += [text for text in lines if not tests.has(text)]
     # The two texts of a pair stand apart elsewhere, and a text must not count twice.
     return {
         language: list(dict.fromkeys(part for text in mine for part in text.split("\t")))
@@ -120,8 +123,8 @@ def vocabulary_texts(task: Any, files: Sequence[str] | None = None) -> dict[str,
 
 def _train_texts(task: Any, language: str) -> list[str]:
     """Return train and dev texts that are not in the test set as well."""
-    test = set(_texts(task.examples(language, "test")))
-    mine = list(_texts(task.examples(language, "train")))
+    test = set(texts_of(task.examples(language, "test")))
+    mine = list(texts_of(task.examples(language, "train")))
     with suppress(DataError):  # not every source has a dev set
-        mine += _texts(task.examples(language, "dev"))
+        mine += texts_of(task.examples(language, "dev"))
     return [text for text in mine if text not in test]

@@ -28,12 +28,12 @@ class TestSet:
 
     __test__ = False  # not a pytest class
 
-    def head(self, count: int | None) -> TestSet:
-        """Take the first ``count`` examples (whole groups for ranking), or all of them."""
+    def sample(self, count: int | None) -> TestSet:
+        """Take ``count`` examples (whole groups for ranking), the same at every call, or all of them."""
         if count is None or count >= len(self.examples):
             return self
-        fewer = self.examples.head(count)
-        return TestSet(fewer, self.encoded.rows(len(fewer)))
+        rows = self.examples.sample_rows(count)
+        return TestSet(self.examples.take(rows), self.encoded.take(rows))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def load_test_sets(
     for language in task.languages() if languages is None else languages:
         examples = task.examples(language, "test")
         if cap is not None:
-            examples = examples.head(cap)
+            examples = examples.sample(cap)
         sets[language] = TestSet(examples, encode(tokenizer, examples, max_length))
     return sets
 

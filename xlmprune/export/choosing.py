@@ -62,6 +62,8 @@ def unlabelled_texts(material: Material) -> list[Encoded]:
     """Read a few texts of every language that has unlabelled ones, and of the train language's training set."""
     data, count = material.data, CALIBRATION_TEXTS + AGREEMENT_TEXTS
     parts = [data.train.rows(count)]
+    if material.source.pattern is None:
+        return parts
     try:
         found = unlabelled_examples(
             data.task,
@@ -124,7 +126,7 @@ class _Questions:
 
 def _questions(material: Material, texts: Sequence[Encoded]) -> _Questions:
     data = material.data
-    dev = None if data.dev is None else data.dev.head(DEV_EXAMPLES)
+    dev = None if data.dev is None else data.dev.sample(DEV_EXAMPLES)
     rest = [part.rows(AGREEMENT_TEXTS, CALIBRATION_TEXTS) for part in texts]
     held_out = [part for part in rest if len(part)] or list(texts)
     return _Questions(data.task, dev, held_out, material.batch_size, material.folder)

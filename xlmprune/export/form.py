@@ -41,8 +41,8 @@ class Tolerance:
 class TextSource:
     """Where texts without labels are read."""
 
-    pattern: str
-    """Files with ``{language}`` in the name, or `task` for the task's own text."""
+    pattern: str | None
+    """Files with ``{language}`` in the name, or `task` for the task's own text; None for none."""
     languages: Sequence[str] | None
     """None for every language."""
 
@@ -87,6 +87,8 @@ class Form(ABC):
     """Between the stored logits of this form and those of another machine."""
     parity: ClassVar[Tolerance | None]
     """Between this form and the PyTorch model, beyond which a run fails; None where the report's scores must tell."""
+    calibrated: ClassVar[bool] = False
+    """Whether making it reads unlabelled text."""
     serving_rank: ClassVar[int]
     """The model card serves the shipped form of the lowest rank."""
 

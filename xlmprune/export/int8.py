@@ -22,6 +22,7 @@ class Int8(Form):
     # CPUs without VNNI add up INT8 products with saturation, and their answers differ by much more than rounding.
     tolerance = Tolerance(0.1, 0.9)
     parity = None
+    calibrated = True
     serving_rank = 0
 
     def convert(self, graph: onnx.ModelProto, material: Material) -> tuple[onnx.ModelProto, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -13,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xlmprune.core.errors import BundleError
-from xlmprune.core.files import replacing
+from xlmprune.core.files import replacing, sha256_of
 
 FILE = "manifest.json"
 SCHEMA_VERSION = 1
@@ -172,12 +171,6 @@ def _kind(path: Path) -> str:
     mode = path.lstat().st_mode
     kinds = {stat.S_ISLNK: "link", stat.S_ISDIR: "folder", stat.S_ISREG: "file"}
     return next((kind for question, kind in kinds.items() if question(mode)), "pipe, socket or device")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _walk(bundle: Path) -> Iterator[tuple[str, Path]]:

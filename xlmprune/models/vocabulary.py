@@ -138,8 +138,8 @@ class Pieces:
             return list(text)
         inside = text.startswith(self.marker)
         return [
-            self.marker + character if inside or place else character
-            for place, character in enumerate(text.removeprefix(self.marker))
+            self.marker + character if inside or index else character
+            for index, character in enumerate(text.removeprefix(self.marker))
         ]
 
 

@@ -1,1 +1,1 @@
-"""Masks, schedules, criteria and regularizers."""
+"""Masks, schedules, criteria, regularizers, structures and reconstruction."""

@@ -2,16 +2,17 @@
 
 `Geometric` removes a fixed share of what is left; the paper's 31 % and 28 % are 0.9 ** 11 and 0.9 ** 12. `Linear` removes
 the same number of weights at each stage. `Cubic` removes most weights early and keeps the later stages near the final
-density: choose it when stages are few.
+density: choose it when stages are few. `Continuous` prunes every few updates within one stage, as PINS, PLATON, movement
+pruning and oBERT do.
 
-Every schedule can begin with stages that stay dense (``warm_up``) and end with stages that stay at the final density
+The others can begin with stages that stay dense (``warm_up``) and end with stages that stay at the final density
 (``cool_down``); both count among ``stages``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -131,3 +132,78 @@ class Cubic:
 
     def _after(self, progress: float) -> float:
         return self.final_density + (1 - self.final_density) * (1 - progress) ** 3
+
+
+@dataclass(config=STRICT)
+class Continuous:
+    """Prune every few updates within one stage: ``final + (first - final) * (1 - x) ** 3``, x from 0 to 1.
+
+    The stage trains once, with one optimizer, one warm-up and one learning rate curve. Masks are chosen anew every
+    ``every`` updates between ``warm_up`` and ``cool_down``, and do not change after that.
+
+    Source: Zhu and Gupta 2017 (arXiv:1710.01878), Eq. 1; the phases are those of PLATON, PINS and movement pruning.
+    """
+
+    final_density: FinalDensity = 0.9**11
+    """Share of the prunable weights that remains at the end."""
+
+    first_density: FinalDensity = 1.0
+    """Density at the first pruning; below 1 the schedule begins with a jump (oBERT)."""
+
+    every: Annotated[int, Field(ge=1)] = 10
+    """Updates between two prunings, or epochs with ``unit: epochs``."""
+
+    unit: Literal["updates", "epochs"] = "updates"
+    """What ``every`` counts."""
+
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    """Share of the stage's updates that stay dense at the start."""
+
+    cool_down: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    """Share of the stage's updates that train at the final density, with masks that do not change."""
+
+    restart: bool = False
+    """Begin the stage from the pretrained weights, as published methods do. Otherwise it begins from the dense fine-tuned
+    ones."""
+
+    def __post_init__(self) -> None:
+        if self.warm_up + self.cool_down >= 1:
+            raise ValueError(
+                f"warm_up: {self.warm_up} and cool_down: {self.cool_down} leave no update to prune in; their sum must be "
+                "below 1"
+            )
+        if self.first_density < self.final_density:
+            raise ValueError(
+                f"first_density {self.first_density} is below final_density {self.final_density}"
+            )
+
+    def densities(self) -> tuple[float, ...]:
+        """Return the final density: there is one pruning stage."""
+        return (self.final_density,)
+
+    def end(self, total: int) -> int:
+        """Return the update after which masks do not change, of ``total`` in the stage."""
+        return max(1, total - round(self.cool_down * total))
+
+    def density(self, update: int, total: int) -> float:
+        """Return the density after ``update`` updates, from 1."""
+        start, end = round(self.warm_up * total), self.end(total)
+        if update >= end:
+            return self.final_density
+        if update < start:
+            return 1.0
+        left = 1 - (update - start) / (end - start)
+        return self.final_density + (self.first_density - self.final_density) * left**3
+
+    def is_due(self, update: int, total: int, updates_per_epoch: int) -> bool:
+        """Return whether masks are chosen after ``update`` updates."""
+        return update > 0 and self.last_due(update, total, updates_per_epoch) == update
+
+    def last_due(self, update: int, total: int, updates_per_epoch: int) -> int:
+        """Return the last update, up to ``update``, after which masks are chosen; 0 before the first."""
+        end = self.end(total)
+        if update >= end:
+            return end
+        step = self.every * (updates_per_epoch if self.unit == "epochs" else 1)
+        start = round(self.warm_up * total)
+        return start + (update - start) // step * step if update >= start else 0

@@ -20,6 +20,7 @@ class Selection:
         return attainable(wanted, self.pattern)
 
     def masks(self, criterion: Criterion, context: PruningContext) -> Masks:
-        """Return the next masks, nested in ``context.masks``."""
+        """Return the next masks, within ``context.masks``."""
         scores = criterion.scores(context)
-        return select(scores, context.density, context.masks, self.scope, self.pattern)
+        least = criterion.least_of_matrix
+        return select(scores, context.density, context.masks, self.scope, self.pattern, least)

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from xlmprune.core.errors import DataError, MachineError
+from xlmprune.core.packages import pip_install
 
 if TYPE_CHECKING:
     from hassil.expression import Expression
@@ -163,7 +164,7 @@ def _package() -> Any:
     except ImportError as error:
         raise MachineError(
             f"the quickstart's sentences come with the Python packages {PACKAGE} and hassil; {error.name} is not "
-            "installed. Try: pip install 'xlmprune[quickstart]'"
+            f"installed. Try: {pip_install('quickstart')}"
         ) from error
     return home_assistant_intents
 
@@ -282,7 +283,7 @@ def _usual_first(items: list[Any], source: random.Random) -> Any:
 
 @lru_cache
 def _harmonic_numbers(count: int) -> tuple[float, ...]:
-    return tuple(accumulate(1 / place for place in range(1, count + 1)))
+    return tuple(accumulate(1 / rank for rank in range(1, count + 1)))
 
 
 def _form(wording: str) -> str:

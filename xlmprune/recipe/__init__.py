@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ModelRecipe,
         PruningRecipe,
         Recipe,
+        ReconstructRecipe,
         TaskRecipe,
         TrainingRecipe,
         VocabularyRecipe,
@@ -36,7 +37,7 @@ _MODULES = {
     "effects": "MAY_CHANGE differences effect_of",
     "loading": "apply_overrides load read",
     "schema": "STRICT Component DistillationRecipe EvaluationRecipe ExportRecipe FloorRecipe ModelRecipe PruningRecipe "
-    "Recipe TaskRecipe TrainingRecipe VocabularyRecipe",
+    "Recipe ReconstructRecipe TaskRecipe TrainingRecipe VocabularyRecipe",
     "catalog": "find shipped",
     "validation": "build validate validate_task",
     "yaml_text": "parse_yaml",

@@ -14,7 +14,7 @@ from xlmprune.core.errors import RecipeError
 from xlmprune.recipe.catalog import find, shipped
 from xlmprune.recipe.fields import sections
 from xlmprune.recipe.registry import nearest
-from xlmprune.recipe.schema import Component, Named, Recipe
+from xlmprune.recipe.schema import TASK_TEXT, Component, Named, Recipe
 from xlmprune.recipe.validation import validate
 from xlmprune.recipe.yaml_text import MAX_CHARACTERS, MAX_DEPTH, KeyPath, parse_yaml
 
@@ -27,6 +27,7 @@ PATHS = (
     ("model", "vocabulary", "files"),
     ("task", "path"),
     ("distillation", "unlabelled"),
+    ("export", "calibration"),
 )
 """Keys that hold paths. In a file they are relative to it; in a shipped recipe and in options, to the working directory."""
 
@@ -105,7 +106,7 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
 
 
 def _absolute(value: Any, folder: Path) -> Any:
-    if not isinstance(value, str) or value in ("", "task", "quickstart") or value.startswith("~"):
+    if not isinstance(value, str) or value in ("", "quickstart", *TASK_TEXT) or value.startswith("~"):
         return value
     return os.path.normpath(folder / value)
 

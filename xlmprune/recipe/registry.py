@@ -25,6 +25,8 @@ CRITERIA = {
     "platon": "xlmprune.pruning.criteria.platon:Platon",
     "pins": "xlmprune.pruning.criteria.pins:Pins",
     "obert": "xlmprune.pruning.criteria.obert:Obert",
+    "wanda": "xlmprune.pruning.criteria.wanda:Wanda",
+    "sparsegpt": "xlmprune.pruning.criteria.sparsegpt:SparseGpt",
 }
 
 REGULARIZERS = {
@@ -40,6 +42,7 @@ SCHEDULES = {
     "geometric": "xlmprune.pruning.schedules:Geometric",
     "linear": "xlmprune.pruning.schedules:Linear",
     "cubic": "xlmprune.pruning.schedules:Cubic",
+    "continuous": "xlmprune.pruning.schedules:Continuous",
 }
 
 TASKS = {

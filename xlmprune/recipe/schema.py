@@ -50,13 +50,18 @@ class Component(Named):
         return dict(self.model_extra or {})
 
 
+TASK_TEXT = ("task", "task_with_translations")
+"""Names for the task's own unlabelled text."""
+
+
 class VocabularyRecipe(BaseModel):
     """Keep only the rows of the embedding table that the served languages use."""
 
     model_config = STRICT
 
-    keep_languages_of: Literal["task"] | None = None
-    """`task`: count pieces in the task's own text of every language it reports. Test text is never counted."""
+    keep_languages_of: Literal["task", "task_with_translations"] | None = None
+    """`task`: count pieces in the task's own text of every language it reports. Test text is never counted. On the hub,
+    `task_with_translations` includes machine translations of the training set. The report marks both."""
     files: list[str] | None = None
     """Text files to count pieces in, one sentence a line; `{language}` is replaced by every language of the task."""
     min_count: Annotated[int, Field(ge=1)] = 2
@@ -101,16 +106,24 @@ class TaskRecipe(Named):
     languages: Literal["all"] | list[str] = "all"
     """The languages to measure, or `all` that have test data. The train language is always measured."""
     max_train_examples: Annotated[int, Field(ge=1)] | None = None
-    """Train on at most this many examples. The report says that the run was scaled down."""
+    """Train on a sample of at most this many examples, every label in its proportion and the same in every run. The report
+    says that the run was scaled down."""
     max_test_examples: Annotated[int, Field(ge=1)] | None = None
-    """Measure on at most this many examples of each language, and of dev. The report says so."""
+    """Measure on a sample of at most this many examples of each language, and of dev. Files that are translations of one
+    another give the same rows. The report says so."""
     labels: list[str] | None = None
     """Label names in the order of the model's outputs. By default those of the task, or of the training file, sorted."""
     columns: dict[str, str | int] | None = None
     """Which column holds which part of an example, by name or by position from 0. Tables have the parts `first`, `second`,
-    `label` and `group`; token files have `words` and `tags`."""
+    `label`, `group` and `language`; token files have `words` and `tags`. Names of nested JSON keys have dots. With
+    `language`, one file may hold several languages."""
     format: Literal["tsv", "csv", "jsonl", "tokens"] | None = None
     """File format. By default it follows from the file's name and the task."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """The character between the columns of a table, such as `;`. By default a tab in TSV files and a comma in CSV files."""
+    quoting: bool | None = None
+    """Whether quotation marks enclose the fields of a table. By default they do in CSV files, and in TSV files only if all
+    fields have them."""
     header: bool | None = None
     """Whether a table or token file begins with a line of column names. By default that line decides, if it is clear."""
     train_split: str = "train"
@@ -142,6 +155,8 @@ class TaskRecipe(Named):
             return None
         if any(name != name.strip() or not name for name in labels):
             raise ValueError("a label is empty or has spaces around it; files are read without such spaces")
+        if any("\n" in name or "\r" in name for name in labels):
+            raise ValueError("a label has a line break; write it in one line")
         if twice := [name for name, count in Counter(labels).items() if count > 1]:
             raise ValueError(f"label {twice[0]!r} is listed twice")
         if len(labels) < 2:
@@ -199,6 +214,17 @@ class TrainingRecipe(BaseModel):
     """Save a long stage this often; every stage is also saved at its end."""
 
 
+class ReconstructRecipe(BaseModel):
+    """Refit the remaining weights by least squares on unlabelled text, so that the layers' outputs change least."""
+
+    model_config = STRICT
+
+    texts: Annotated[int, Field(ge=1)] = 3000
+    """Texts to measure activations on, in all, drawn evenly over the languages."""
+    ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """How much weights are held to what they were, relative to the mean square of an input; more for few texts."""
+
+
 class PruningRecipe(BaseModel):
     """Which weights are pruned, and when."""
 
@@ -212,6 +238,14 @@ class PruningRecipe(BaseModel):
     """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row."""
     schedule: Component = Component(name="geometric")
     """How the density falls from stage to stage; the README lists schedules and their parameters."""
+    regrow: bool = False
+    """Let pruned weights return until the final phase of the schedule `continuous` (PINS, PLATON, movement)."""
+    observe_regularizer: bool = False
+    """Let criteria that watch gradients see the regularizer's too; otherwise those of the task and the teacher alone."""
+    reconstruct: ReconstructRecipe | None = None
+    """Refit the remaining weights whenever weights are removed, on the text of `distillation.unlabelled`, else on the
+    vocabulary's files with `{language}` in the name, else on English training text alone, which preserves English alone. It
+    replaces the compensation of `obert`; `null` refits nothing."""
 
 
 class DistillationRecipe(BaseModel):
@@ -232,15 +266,22 @@ class DistillationRecipe(BaseModel):
     confidence: bool = False
     """Weigh teacher against label by the student's own certainty, example by example (PINS); replaces `weight`."""
     unlabelled: str | None = None
-    """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text. The student also
-    learns the teacher's answers on them. Languages without a file are skipped. Texts of the test sets and of English dev are
-    left out, whatever their spaces, case and punctuation."""
+    """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text, or
+    `task_with_translations` to include machine translations of the training set (hub). The student also learns the
+    teacher's answers on them. Languages without a file are skipped. Texts of the test sets and of English dev are left out,
+    whatever their spaces, case and punctuation."""
     languages: Annotated[list[str], Field(min_length=1)] | None = None
     """Languages whose unlabelled text is read; `null` for all that have some. The report marks them as `seen_unlabelled`."""
     max_texts: Annotated[int, Field(ge=1)] | None = None
-    """Read only this many texts of each language, the first ones; `null` for all."""
+    """Read only this many texts of each language, a sample that is the same in every run; `null` for all."""
     unlabelled_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the loss on unlabelled text, which is added to the loss on labelled text."""
+    ask_every: Annotated[int, Field(ge=1)] | None = None
+    """Measure English dev every so many updates, and let a student that scores best so far become the teacher at once (PINS:
+    50); `null` for the end of each stage."""
+    dense_defends: bool = True
+    """The student must beat the dense network's own dev score to become the teacher. `false` as in the released code of
+    PINS: the first student that is measured does."""
     density_step: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """For `best_at_current_sparsity`: how far the density must fall before the search begins anew."""
 
@@ -259,7 +300,7 @@ class DistillationRecipe(BaseModel):
     @field_validator("unlabelled")
     @classmethod
     def _per_language(cls, value: str | None) -> str | None:
-        if value is not None and value != "task" and "{language}" not in value:
+        if value is not None and value not in TASK_TEXT and "{language}" not in value:
             raise ValueError(
                 f"{value!r} does not contain {{language}}; expected `task`, or a pattern such as text/{{language}}.txt"
             )
@@ -320,8 +361,21 @@ class ExportRecipe(BaseModel):
     """Version of the ONNX operators; lower it for an older runtime."""
     floor: FloorRecipe = FloorRecipe()
     """How many points an exported form may lose."""
+    calibration: str | None = None
+    """Unlabelled text in the served languages to calibrate INT8: files with `{language}` in the name, or `task` for the
+    task's own text. By default the text files that the recipe names for distillation or the vocabulary, else English
+    training text alone."""
     triton: bool = True
     """Write a model repository for NVIDIA Triton."""
+
+    @field_validator("calibration")
+    @classmethod
+    def _per_language(cls, value: str | None) -> str | None:
+        if value is not None and value != "task" and "{language}" not in value:
+            raise ValueError(
+                f"{value!r} does not contain {{language}}; expected `task`, or a pattern such as text/{{language}}.txt"
+            )
+        return value
 
     @field_validator("onnx", mode="before")
     @classmethod

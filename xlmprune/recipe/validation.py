@@ -94,6 +94,20 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             )
     if training.gradient_accumulation > training.batch_size:
         yield ("training", "gradient_accumulation"), "more micro-batches than examples in a batch"
+    criterion, continuous = build(recipe, "criterion"), pruning.schedule.name == "continuous"
+    if pruning.regrow and not continuous:
+        yield ("pruning", "regrow"), "pruned weights can return only with the schedule continuous"
+    if pruning.regrow and pruning.reconstruct is not None:
+        yield (
+            ("pruning", "reconstruct"),
+            "weights that are refitted for a mask cannot also return; set pruning.regrow: false or leave reconstruct out",
+        )
+    if pruning.regrow and not criterion.scores_pruned:
+        yield (
+            ("pruning", "regrow"),
+            f"the criterion {pruning.criterion.name} does not score pruned weights; those that do are pins, platon and "
+            "movement",
+        )
     if distillation is not None and distillation.teacher != "finetuned" and training.keep == "last":
         yield (
             ("distillation", "teacher"),

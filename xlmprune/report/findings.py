@@ -26,6 +26,12 @@ SHOWN = 6
 MODELS = {"dense": "dense", "pruned": "pruned"}
 """The PyTorch models that are scored, in their order."""
 
+BASELINES = ("majority", "chance")
+"""Scores that need no model: always the most frequent label, and guessing."""
+
+NO_LOSS = -0.05
+"""A smaller loss in points shows as 0.0."""
+
 
 ZERO_SHOT_MEAN = "Zero-shot mean"
 
@@ -49,6 +55,8 @@ class Row:
     """Whether unlabelled text of the language was learnt from; None in a run that used none."""
     style: str
     """``train``, ``worst``, ``mean`` or ``other``."""
+    baseline: float | None = None
+    """The higher score of always giving the most frequent label and of guessing."""
 
 
 @cache
@@ -95,6 +103,7 @@ def rows(report: Report) -> list[Row]:
                 paired=report.get("paired", {}).get(code),
                 seen_unlabelled=entry.get("seen_unlabelled"),
                 style="train" if code == train else "worst" if code == worst else "other",
+                baseline=baseline_of(entry),
             )
         )
     return sorted(
@@ -110,8 +119,34 @@ def mean_rows(report: Report) -> list[Row]:
         means = summary.get(key) or {}
         if means.get("dense") is not None:
             delta = None if means.get("pruned") is None else means["pruned"] - means["dense"]
-            listed.append(Row("", name, None, means, delta, None, None, None, "mean"))
+            listed.append(Row("", name, None, means, delta, None, None, None, "mean", baseline_of(means)))
     return listed
+
+
+def baseline_of(entry: Mapping[str, Any]) -> float | None:
+    """Return the higher of the two scores that need no model."""
+    known = [entry[key] for key in BASELINES if entry.get(key) is not None]
+    return max(known, default=None)
+
+
+def describe_baselines(report: Report) -> str:
+    """Say what the scores have to beat; empty without baselines."""
+    found = [row.baseline for row in rows(report) if row.baseline is not None]
+    if not found:
+        return ""
+    low, high = score(min(found)), score(max(found))
+    return "Baseline, the higher score of always giving the most frequent label and of guessing: " + (
+        f"{low} to {high}." if low != high else f"{low}."
+    )
+
+
+def describe_curve(report: Report) -> str:
+    """Say that the curves use fewer test examples than the table, if they do."""
+    cap = report.get("recipe", {}).get("evaluation", {}).get("max_stage_examples")
+    most = max((entry.get("n") or 0 for entry in report.get("languages", {}).values()), default=0)
+    if cap is None or cap >= most:
+        return ""
+    return f"The curves use the first {cap} test examples of each language, the table uses all. So the two can differ."
 
 
 def count_languages(count: int) -> str:
@@ -157,11 +192,14 @@ def describe_scores(report: Report) -> str:
     ]
     said += [(row.name, row) for row in listed if row.style == "train"]
     said += [(f"The worst language, {row.name}", row) for row in listed if row.style == "worst"]
-    return " ".join(
+    told = [
         f"{name}: {score(row.scores.get('dense'))} → {score(row.scores.get('pruned'))} ({points(row.delta)} points)."
         for name, row in said
         if row.delta is not None
-    )
+    ]
+    if zero_shot_count(report) and "worst" in report.get("summary", {}) and worst_language(report) is None:
+        told.append("No zero-shot language lost accuracy.")
+    return " ".join(told)
 
 
 def describe_unlabelled(report: Report) -> str:
@@ -247,15 +285,25 @@ def describe_chance(report: Report) -> str:
 
 
 def describe_data(report: Report) -> list[str]:
-    """Repairs and warnings about the data, each with its language."""
+    """Repairs and warnings about the data, each with its language, and conditions that changed during the run."""
     task = report.get("task", {})
     train = language_name(train_language(report) or "train")
     noted = [f"{train}, training: {note}" for note in task.get("train_notes", [])]
-    return noted + [
+    noted += [
         f"{language_name(code)}, test: {note}"
         for code, notes in task.get("notes", {}).items()
         for note in notes
     ]
+    changed = [_describe_change(change) for change in report.get("changed_conditions", [])]
+    return [*report.get("target_text", []), *noted, *changed]
+
+
+def _describe_change(change: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in change["changed"].items())
+    return (
+        f"The run resumed at stage {change['stage']}, update {change['update']} under other conditions ({listed}), so its "
+        "result may differ from that of an uninterrupted run"
+    )
 
 
 def train_language(report: Report) -> str | None:
@@ -264,8 +312,9 @@ def train_language(report: Report) -> str | None:
 
 
 def worst_language(report: Report) -> str | None:
-    """Code of the language that lost most, where the summary says it."""
-    return (report.get("summary", {}).get("worst") or {}).get("language")
+    """Return the code of the language that lost most; None if none lost anything, or the summary does not say."""
+    worst = report.get("summary", {}).get("worst") or {}
+    return worst.get("language") if (worst.get("delta") or 0.0) <= NO_LOSS else None
 
 
 def zero_shot_count(report: Report) -> int:

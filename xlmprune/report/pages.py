@@ -70,15 +70,26 @@ def results_table(report: Report) -> RenderableType:
     report = plain(report)
     names = sections(report)
     shown: list[RenderableType] = []
+    for warning in names["warnings"]:
+        shown += [Text(f"Warning: {warning}", style="bold yellow"), Text()]
     if "languages" in names["tables"]:
         table = dataclasses.replace(names["tables"]["languages"].without(LEFT_TO_FILES), title="")
-        said = f"{findings.metric_name(report)}, percent. {findings.describe_chance(report)}"
+        said = " ".join(
+            filter(
+                None,
+                (
+                    f"{findings.metric_name(report)}, percent.",
+                    findings.describe_baselines(report),
+                    findings.describe_chance(report),
+                ),
+            )
+        )
         shown += [rich_table(table), Text(), Text(said, style="dim"), Text()]
     scaled = f"Scaled down: {'; '.join(names['scaled_down'])}." if names["scaled_down"] else ""
     return Group(*shown, *(Text(said) for said in (*names["sentences"], scaled) if said))
 
 
-LEFT_TO_FILES = ("code", "95% interval", "gained", "lost", "unlabelled text")
+LEFT_TO_FILES = ("code", "baseline", "95% interval", "gained", "lost", "unlabelled text")
 """Columns that would not fit a terminal of 80; report.md has them."""
 
 

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune.bundle.inspect import inspect
-from xlmprune.core.files import SAFETENSORS_FILE
+from xlmprune.core.files import SAFETENSORS_FILE, sha256_of
+from xlmprune.core.languages import language_name
 from xlmprune.core.machine import environment
 from xlmprune.data.encoding import length_statistics
-from xlmprune.evaluation import intervals
+from xlmprune.evaluation import baselines, intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
-from xlmprune.export.manifest import sha256_of
+from xlmprune.export.form import form_named
 from xlmprune.export.writing import MeasuredForm, dense_bytes
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
+from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import findings
+from xlmprune.training import moments
 
 if TYPE_CHECKING:
     from xlmprune.recipe import Recipe
@@ -62,6 +65,7 @@ def assemble(
         "scaled_down": scaled_down(recipe),
         "task": _task(data),
         "model": _model(outcome, data.max_length),
+        "warnings": warnings(outcome, data),
         "languages": languages,
         "summary": summary(languages, data.train_language),
         "stages": list(outcome.stages),
@@ -84,8 +88,15 @@ def assemble(
             facts["quantization"] = entry.written.choice
     if refused:
         facts["refused"] = dict(refused)
+    if outcome.changes:
+        facts["changed_conditions"] = list(outcome.changes)
     if data.unlabelled:
         facts["unlabelled"] = dict(data.unlabelled)
+    used = [*target_text(recipe), *([] if data.moments is None else moments.describe(data.moments))]
+    if used:
+        facts["target_text"] = used
+    if data.moments is not None:
+        facts["moments"] = dict(data.moments)
     if outcome.vocabulary is not None:
         facts["vocabulary"] = outcome.vocabulary
     if len(data.task.metrics) > 1:
@@ -109,10 +120,23 @@ def _languages(
             "ci95": list(intervals.interval(score.statistics, metric)),
         }
         row |= {key: entry.scores[language].value for key, entry in measured.items()}
+        if found := baselines.baselines(data.tests[language].examples, metric, data.task.labels):
+            row |= {"majority": found.majority, "chance": found.chance}
         if data.unlabelled:
             row["seen_unlabelled"] = language in data.unlabelled
         rows[language] = row
     return rows
+
+
+def warnings(outcome: Outcome, data: Datasets) -> list[str]:
+    """Say what makes the report's figures meaningless: a dense model that is not above its baselines."""
+    task, language = data.task, data.train_language
+    found = baselines.baselines(data.tests[language].examples, task.metrics[0], task.labels)
+    dense = outcome.dense[language]
+    if found is None or not baselines.learned_nothing(dense, task.metrics[0], found):
+        return []
+    value = float(task.metrics[0].value(dense.sum(axis=0)))
+    return [baselines.describe(value, found, f"{language_name(language)} test") + "."]
 
 
 def _other_metrics(
@@ -136,7 +160,7 @@ def _other_metrics(
 def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> dict[str, Any]:
     """English, the zero-shot mean, the mean of all, and the language that lost most. The train language is never
     in the zero-shot mean."""
-    columns = [key for key in findings.scored() if key in languages[train_language]]
+    columns = [key for key in (*findings.scored(), *findings.BASELINES) if key in languages[train_language]]
 
     def means(of: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
         return {column: evaluation.mean(row[column] for row in of.values()) for column in columns}
@@ -212,14 +236,32 @@ def _bytes_by_part(folder: Path) -> dict[str, int]:
     return inspect(folder / SAFETENSORS_FILE)["bytes_by_part"]
 
 
+def target_text(recipe: Recipe) -> list[str]:
+    """Say, in sentences, for what the task's own text of zero-shot languages was read, without its labels."""
+    vocabulary = recipe.model.vocabulary
+    asked = {
+        "count the vocabulary": getattr(vocabulary, "keep_languages_of", None),
+        "learn the teacher's answers": recipe.distillation and recipe.distillation.unlabelled,
+        "calibrate quantization": recipe.export.calibration
+        if any(form_named(name).calibrated for name in recipe.export.onnx)
+        else None,
+    }
+    return [
+        f"the task's own text of the zero-shot languages was read to {use}, without labels and without test text"
+        + (", with machine translations of the training set" if pattern != "task" else "")
+        for use, pattern in asked.items()
+        if pattern in TASK_TEXT
+    ]
+
+
 def scaled_down(recipe: Recipe) -> list[str]:
     """What was capped, in sentences."""
     capped = []
     if recipe.task.max_train_examples is not None:
-        capped.append(f"at most {recipe.task.max_train_examples} training examples")
+        capped.append(f"a sample of at most {recipe.task.max_train_examples} training examples")
     if recipe.task.max_test_examples is not None:
         capped.append(
-            f"at most {recipe.task.max_test_examples} test examples a language, and as many for dev"
+            f"a sample of at most {recipe.task.max_test_examples} test examples per language, and as many of dev"
         )
     if recipe.training.max_updates_per_stage is not None:
         capped.append(f"at most {recipe.training.max_updates_per_stage} updates a stage")
@@ -251,6 +293,8 @@ def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
     distillation = values.get("distillation")
     if isinstance(distillation, dict) and distillation.get("unlabelled"):
         distillation["unlabelled"] = _shortened(distillation["unlabelled"])
+    if values["export"]["calibration"]:
+        values["export"]["calibration"] = _shortened(values["export"]["calibration"])
     return values
 
 

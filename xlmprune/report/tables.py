@@ -13,6 +13,7 @@ from xlmprune.report.findings import (
     Report,
     Row,
     columns,
+    describe_baselines,
     describe_chance,
     file_rows,
     layer_grid,
@@ -41,7 +42,7 @@ def language_table(report: Report) -> Table | None:
         "Languages",
         _language_columns(report, listed),
         listed,
-        " ".join([*note, describe_chance(report)]).strip(),
+        " ".join(filter(None, [*note, describe_baselines(report), describe_chance(report)])),
         texts=2,
         style=lambda row: row.style,
     )
@@ -53,6 +54,8 @@ def _language_columns(report: Report, listed: Sequence[Row]) -> dict[str, Callab
     forms = {titles[key]: _score_of(key) for key in titles if key.startswith("onnx_")}
     shown: dict[str, Callable[[Row], str]] = {"language": lambda row: row.name, "code": lambda row: row.code}
     shown |= {**models, "Δ": lambda row: points(row.delta), **forms}
+    if any(row.baseline is not None for row in listed):
+        shown["baseline"] = lambda row: score(row.baseline)
     if any(row.interval for row in listed):
         shown["95% interval"] = _interval
     if any(row.paired for row in listed):

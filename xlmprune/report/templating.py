@@ -84,7 +84,9 @@ def sections(report: Report) -> dict[str, Any]:
     return {
         "name": report.get("name", "xlmprune run"),
         "created": report.get("created"),
+        "warnings": report.get("warnings", []),
         "sentences": [sentence for sentence in said if sentence],
+        "curve_note": findings.describe_curve(report),
         "refused": list(report.get("refused", {}).values()),
         "scaled_down": report.get("scaled_down", []),
         "collapse": findings.describe_collapse(report),

@@ -50,8 +50,12 @@ class Task(Protocol):
     def examples(self, language: str, split: Split) -> Examples:
         """Read one split of one language, all of it."""
 
-    def unlabelled(self, language: str) -> list[str]:
-        """Give texts that are not in the test set; an empty list if there are none."""
+    def unlabelled(self, language: str, translations: bool = False) -> list[str]:
+        """Give texts that are not in the test set; an empty list if there are none.
+
+        Args:
+            translations: include machine translations of the training set, if the task has some.
+        """
 
 
 class CorpusTask:
@@ -79,6 +83,7 @@ class CorpusTask:
             columns=self.columns,
             grouped=self.grouped,
             synonyms=self.synonyms,
+            numbered=self.own_labels is None,
             xglue=self.xglue,
             hub=self.hub,
         )
@@ -107,6 +112,6 @@ class CorpusTask:
         """Read one split of one language and look labels up by name."""
         return self._corpus.examples(language, split, self.labels)
 
-    def unlabelled(self, language: str) -> list[str]:
+    def unlabelled(self, language: str, translations: bool = False) -> list[str]:
         """Give texts of train and dev that are not in the test set."""
-        return self._corpus.unlabelled(language)
+        return self._corpus.unlabelled(language, translations)

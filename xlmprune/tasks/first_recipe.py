@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune import recipe as recipes
-from xlmprune.core import languages as codes
 from xlmprune.core.errors import DataError, RecipeError
+from xlmprune.core.files import explain_disk, write_atomically
+from xlmprune.core.languages import language_name
 from xlmprune.data.readers.files import fill
 from xlmprune.data.readers.lines import expand
 from xlmprune.recipe import registry
@@ -35,6 +36,7 @@ KINDS = ("pair_classification", "classification", "ranking", "tagging")
 SPLITS = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".ndjson", ".txt", ".conll", ".conllu", ".iob", ".iob2")
 WORD = re.compile(r"[A-Za-z]+")
+CODE = re.compile(r"(?<![A-Za-z])[a-z]{2,3}(?:[-_](?:[A-Z]{2}|[A-Z][a-z]{3}))?(?![A-Za-z])")
 MOST_FILES = 100_000
 
 UPDATES_PER_STAGE = 500
@@ -146,20 +148,15 @@ def _data_files(folder: Path) -> Iterator[Path]:
 
 def _patterns(path: str) -> Iterator[tuple[str, str]]:
     """Every way to see one word of a path as a language and another as a split, with the split's word."""
-    words = list(WORD.finditer(path))
     known = {word for spellings in SPLITS.values() for word in spellings}
-    for split in words:
-        if split[0].lower() not in known:
-            continue
-        for language in words:
-            if language[0] in codes.NAMES and language.start() != split.start():
-                first, second = sorted(
-                    [(language, "{language}"), (split, "{split}")], key=lambda pair: pair[0].start()
-                )
-                pattern = (
-                    path[: first[0].start()] + first[1] + path[first[0].end() : second[0].start()] + second[1]
-                )
-                yield pattern + path[second[0].end() :], split[0]
+    splits = [word for word in WORD.finditer(path) if word[0].lower() in known]
+    languages = [word for word in CODE.finditer(path) if language_name(word[0]) != word[0]]
+    for split, language in itertools.product(splits, languages):
+        if split.start() != language.start():
+            filled = sorted([(language.span(), "{language}"), (split.span(), "{split}")])
+            (start, end), first = filled[0]
+            (later, last), second = filled[1]
+            yield path[:start] + first + path[end:later] + second + path[last:], split[0]
 
 
 def _split_of(split: str, words: Counter[str]) -> str | None:
@@ -247,7 +244,8 @@ def init(
     text = recipe_text(found, pattern.replace(os.sep, "/"), model, density)
     values, _ = recipes.parse_yaml(text, str(out))
     recipes.validate({"name": "mine", **values}, str(out))
-    out.write_text(text, encoding="utf-8")
+    with explain_disk(out.absolute().parent):
+        write_atomically(out, text)
     return found
 
 
@@ -269,7 +267,7 @@ def recipe_text(found: Survey, pattern: str, model: str, density: float, stages:
     shown = ", ".join(found.labels[:8]) + (", …" if len(found.labels) > 8 else "")
     keep = "best" if found.counts["dev"] else "last"
     lines = [
-        f"# Task {found.kind}: trained in {_name(found.train_language)}, measured in {len(others)} more "
+        f"# Task {found.kind}: trained in {language_name(found.train_language)}, measured in {len(others)} more "
         f"language{'s'[: len(others) != 1]}.",
         "#",
         "# Written by `xlmprune init`. Check it, then print the plan and start:",
@@ -315,7 +313,3 @@ def recipe_text(found: Survey, pattern: str, model: str, density: float, stages:
 def _scalar(text: str) -> str:
     """Write a text as YAML, with quotes where it needs them."""
     return text if re.fullmatch(r"[A-Za-z][\w./-]*", text) and plain_value(text) == text else json.dumps(text)
-
-
-def _name(code: str) -> str:
-    return codes.NAMES.get(code, code)

@@ -13,7 +13,8 @@ from xlmprune.core.errors import RecipeError
 from xlmprune.data.examples import Examples
 from xlmprune.data.readers import Split
 from xlmprune.data.readers.hub import HubSet
-from xlmprune.data.readers.labels import is_bio, to_iob2
+from xlmprune.data.readers.labels import to_iob2
+from xlmprune.data.readers.tags import is_bio
 from xlmprune.data.readers.xglue import Layout
 from xlmprune.tasks import CorpusTask
 from xlmprune.tasks.metrics import EntityF1

@@ -31,5 +31,6 @@ class Pawsx(CorpusTask):
         second="sentence2",
         label="label",
         others=("ja", "ko", "zh"),
+        translated_train=True,
         licence="free use, acknowledging Google LLC",
     )

@@ -1,7 +1,7 @@
-"""Your own tags, one per word: entities in BIO (entity F1), or plain tags (token accuracy).
+"""Your own tags, one per word: entities in BIO, BIOES or BILOU (entity F1), or plain tags (token accuracy).
 
-Labels are those of the training file, or the recipe's. BIO tags are rewritten to IOB2, and every type gets both its
-tags.
+Labels are those of the training file, or the recipe's. Tags of entities are rewritten to IOB2, and every type gets both
+its tags.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from functools import cached_property
 from xlmprune.core.errors import DataError
 from xlmprune.data.examples import Examples
 from xlmprune.data.readers import Split
-from xlmprune.data.readers.labels import is_bio, strays_from_bio, to_iob2
+from xlmprune.data.readers.labels import listed, to_iob2
+from xlmprune.data.readers.tags import bio_labels, is_bio, is_mixed, strays, style_of, to_bio
 from xlmprune.tasks import CorpusTask
 from xlmprune.tasks.metrics import EntityF1, Metric, TokenAccuracy, main_first
 
@@ -30,19 +31,24 @@ class Tagging(CorpusTask):
         Raises:
             DataError: all tags are BIO except one or two.
         """
-        if self._recipe.labels:
-            return tuple(self._recipe.labels)
+        if given := self._recipe.labels:
+            style = style_of(given)
+            return tuple(dict.fromkeys(to_bio(tag, style) for tag in given) if style else given)
         found = {tag for tags in self._corpus.label_names() for tag in tags}
-        if strays := strays_from_bio(found):
-            locations = " and ".join(f"{tag!r} ({self._corpus.first_location(tag)})" for tag in strays)
+        if style := style_of(found):
+            return bio_labels(found, style)
+        if is_mixed(found):
+            raise DataError(
+                f"the tags mix several ways to mark entities: {listed(sorted(found))}. Write them in one scheme (BIO, "
+                "BIOES or BILOU). If they are plain tags, list them in the recipe's `task.labels`"
+            )
+        if others := strays(found):
+            locations = " and ".join(f"{tag!r} ({self._corpus.first_location(tag)})" for tag in others)
             raise DataError(
                 f"the tags are BIO but for {locations}. If they are meant, list all tags in the recipe's `task.labels`; "
                 "each word's tag then counts by itself, and there is no entity F1"
             )
-        if not is_bio(found):
-            return tuple(sorted(found))
-        types = sorted({tag[2:] for tag in found if tag != "O"})
-        return ("O", *(f"{prefix}-{name}" for name in types for prefix in "BI"))
+        return tuple(sorted(found))
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:

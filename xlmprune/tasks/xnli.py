@@ -31,5 +31,6 @@ class Xnli(CorpusTask):
         first="premise",
         second="hypothesis",
         label="label",
+        translated_train=True,
         licence="CC BY-NC 4.0",
     )

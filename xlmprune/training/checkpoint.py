@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,15 +14,14 @@ import numpy as np
 import torch
 
 from xlmprune import recipe as recipes
+from xlmprune.core.checkpoints import DamagedError, Numbers
 from xlmprune.core.errors import DataError, RecipeError
-from xlmprune.core.run_folder import RunFolder, damaged_checkpoint
+from xlmprune.core.run_folder import RunFolder
 from xlmprune.recipe import Recipe, TrainingRecipe
+from xlmprune.training.conditions import Conditions
 from xlmprune.training.datasets import UNLABELLED
 from xlmprune.training.stages import StageScores
-from xlmprune.training.state import Tensors, TrainState
-
-Numbers = dict[str, Any]
-"""`state.json`: ``progress``, ``stages``, ``dense_others``, ``data``, ``device``."""
+from xlmprune.training.state import TrainState
 
 
 def open_run(path: Path, recipe: Recipe, fresh: bool = False) -> RunFolder:
@@ -38,18 +39,38 @@ def difference(recipe: Recipe, text: str, file: Path) -> str | None:
     return first_difference(values, recipe.resolved())
 
 
-def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
-    """Name the first key in which two resolved recipes differ, with both values."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in dict.fromkeys([*wanted, *found]):
-            if said := first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else key):
-                return said
-        return None
-    return None if found == wanted else f"{path} is {json.dumps(found)} there and {json.dumps(wanted)} here"
+def first_difference(found: Any, wanted: Any) -> str | None:
+    """Name the first key in which two resolved recipes differ, with both values, among those that may not change."""
+    keys = (key for key in recipes.differences(found, wanted) if key.effect not in recipes.MAY_CHANGE)
+    return next(map(str, keys), None)
 
 
-def save(folder: RunFolder, state: TrainState, scores: StageScores) -> None:
-    """Write a checkpoint."""
+def require_same_export(folder: RunFolder, recipe: Recipe) -> None:
+    """Raise RecipeError if the bundle of a finished run was made with other export settings."""
+    found = recipes.load(str(folder.path / "recipe.yaml")).resolved()
+    keys = [key for key in recipes.differences(found, recipe.resolved()) if key.effect == "export"]
+    if keys:
+        options = (f"{'.'.join(map(str, key.path))}={json.dumps(key.now)}" for key in keys)
+        command = " ".join(f"--set {shlex.quote(option)}" for option in options)
+        raise RecipeError(
+            f"{folder.path}: this run is finished, and its bundle has other settings ({', '.join(map(str, keys))}). Make "
+            f"the bundle again with: xlmprune export {folder.path} {command}"
+        )
+
+
+def save(
+    folder: RunFolder,
+    state: TrainState,
+    scores: StageScores,
+    conditions: Conditions,
+    changes: list[dict[str, Any]],
+) -> None:
+    """Write a checkpoint.
+
+    Args:
+        conditions: of this start.
+        changes: those of earlier starts that were allowed to change.
+    """
     tensors = state.tensors()
     dense = {
         language: torch.from_numpy(np.ascontiguousarray(part)) for language, part in scores.dense.items()
@@ -59,21 +80,29 @@ def save(folder: RunFolder, state: TrainState, scores: StageScores) -> None:
         "stages": scores.rows,
         "dense_others": scores.dense_others,
         "data": dict(scores.data.fingerprints),
-        "device": state.device.type,
+        "conditions": conditions,
+        "changes": changes,
     }
     folder.save({**tensors, **({"dense": dense} if dense else {})}, numbers)
 
 
 def restore(
-    folder: RunFolder, state: TrainState, scores: StageScores, settings: TrainingRecipe
+    folder: RunFolder,
+    state: TrainState,
+    scores: StageScores,
+    settings: TrainingRecipe,
+    say: Callable[[str], None],
 ) -> Numbers | None:
-    """Stand where the newest checkpoint left the run; return its numbers, or None where there is no checkpoint.
+    """Stand where the newest intact checkpoint left the run; return its numbers, or None where there is no checkpoint.
+
+    Args:
+        say: told about a damaged checkpoint.
 
     Raises:
         DataError: the data changed since the run started.
         ModelError: the checkpoint is damaged.
     """
-    found = folder.latest()
+    found = folder.latest(say)
     if found is None:
         return None
     tensors, numbers = found
@@ -85,7 +114,7 @@ def restore(
         measured = scores.data.tests if scores.rows and "languages" in scores.rows[0] else dense
         scores.dense = {language: dense[language].numpy() for language in measured}
     except KeyError as error:
-        raise damaged_checkpoint(folder.checkpoints, f"{error} missing") from error
+        raise DamagedError(f"{folder.checkpoints}: {error} is missing; use --fresh to start over") from error
     return numbers
 
 
@@ -109,8 +138,6 @@ def after_stage_0(numbers: Numbers) -> bool:
 
 
 __all__ = [
-    "Numbers",
-    "Tensors",
     "after_stage_0",
     "difference",
     "first_difference",

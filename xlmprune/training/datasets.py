@@ -9,6 +9,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from xlmprune.core.errors import DataError
+from xlmprune.data.checks import warnings_about
 from xlmprune.data.encoding import Encoded, encode
 from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
@@ -35,6 +36,8 @@ class Texts:
     tests: Mapping[str, Examples]
     unlabelled: Mapping[str, Examples]
     """Texts of each language that the student learns the teacher's answers on."""
+    warnings: tuple[str, ...] = ()
+    """What is suspicious about the data, in sentences."""
 
 
 def read_texts(
@@ -48,7 +51,7 @@ def read_texts(
     train = _read_train(task, settings)
     dev = None if keep == "last" else _read_dev(task, settings)
     tests = {
-        language: _head(task.examples(language, "test"), settings.max_test_examples)
+        language: _sample(task.examples(language, "test"), settings.max_test_examples)
         for language in task.languages()
     }
     evaluation.require_scorable(task, [*tests.values(), *([] if dev is None else [dev])])
@@ -57,7 +60,7 @@ def read_texts(
         unlabelled = unlabelled_examples(
             task, distillation.unlabelled, tests, dev, distillation.languages, distillation.max_texts
         )
-    return Texts(task, train, dev, tests, unlabelled)
+    return Texts(task, train, dev, tests, unlabelled, tuple(warnings_about(train, dev, tests)))
 
 
 def encode_texts(texts: Texts, tokenizer: Tokenizer, train_language: str, max_length: int) -> Datasets:
@@ -76,7 +79,7 @@ def encode_texts(texts: Texts, tokenizer: Tokenizer, train_language: str, max_le
         max_length=max_length,
         train=encode(tokenizer, texts.train, max_length),
         train_origin=texts.train.origin,
-        train_notes=texts.train.notes,
+        train_notes=(*texts.train.notes, *texts.warnings),
         dev=None if texts.dev is None else test_set(texts.dev),
         tests={language: test_set(examples) for language, examples in texts.tests.items()},
         unlabelled={language: len(part) for language, part in texts.unlabelled.items()},
@@ -91,7 +94,7 @@ def encode_unlabelled(texts: Texts, tokenizer: Tokenizer, max_length: int) -> En
 
 
 def _read_train(task: Any, settings: TaskRecipe) -> Examples:
-    examples = _head(task.examples(settings.train_language, "train"), settings.max_train_examples)
+    examples = _sample(task.examples(settings.train_language, "train"), settings.max_train_examples)
     if len(examples) == 0:
         raise DataError(
             f"{examples.origin or settings.name}: no training examples in {settings.train_language!r}"
@@ -109,7 +112,7 @@ def _read_dev(task: Any, settings: TaskRecipe) -> Examples:
             f"{error}\nThe best epoch of a stage is chosen on dev examples in {settings.train_language!r}; without them "
             "set training.keep: last"
         ) from error
-    return _head(examples, settings.max_test_examples)
+    return _sample(examples, settings.max_test_examples)
 
 
 def check_length(model: str, config: Any, max_length: int) -> None:
@@ -119,8 +122,8 @@ def check_length(model: str, config: Any, max_length: int) -> None:
         raise DataError(f"training.max_length is {max_length}; {model} has {positions} positions")
 
 
-def _head(examples: Examples, cap: int | None) -> Examples:
-    return examples if cap is None else examples.head(cap)
+def _sample(examples: Examples, cap: int | None) -> Examples:
+    return examples if cap is None else examples.sample(cap)
 
 
 def _fingerprints(texts: Texts) -> dict[str, str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune import recipe as recipes
+from xlmprune.core.checkpoints import Numbers, Tensors, read_newest, saved_in
 from xlmprune.core.errors import ModelError, RecipeError
-from xlmprune.core.run_folder import EventLog, RunFolder, read_checkpoint
+from xlmprune.core.run_folder import RunFolder, start_damage
 from xlmprune.recipe import Component, DistillationRecipe, ExportRecipe, PruningRecipe, Recipe
-from xlmprune.training.checkpoint import Numbers, Tensors, after_stage_0, first_difference
+from xlmprune.training.checkpoint import after_stage_0, first_difference
 from xlmprune.training.distillation import TeacherChoice
 from xlmprune.training.method import Method, build_method
 
@@ -58,13 +59,15 @@ def _reduced(recipe: Recipe) -> Recipe:
             "regularize_dense": True,
         }
     )
-    watches = method.criterion.acts_on_dense
+    pruning, given = PruningRecipe(), recipe.pruning
+    if method.criterion.acts_on_dense:
+        pruning = PruningRecipe(criterion=given.criterion, observe_regularizer=given.observe_regularizer)
     regularized = training.regularize_dense and _regularizes_dense(method)
     return recipe.model_copy(
         update={
             "name": "dense",
             "training": settings,
-            "pruning": PruningRecipe(criterion=recipe.pruning.criterion) if watches else PruningRecipe(),
+            "pruning": pruning,
             "distillation": None,
             "regularizer": recipe.regularizer if regularized else Component(name="none"),
             "export": ExportRecipe(),
@@ -93,23 +96,27 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
         RecipeError: the stage 0 of ``dense`` is another one.
         ModelError: ``dense`` holds no finished dense run, or it is damaged.
     """
-    if read_checkpoint(folder.path) is not None:
+    if saved_in(folder.checkpoints):
         return False
     _require_same_stage_0(dense, recipe)
     # Not locked: other runs may read it at the same time.
-    found = read_checkpoint(dense)
+    found = read_newest(dense / "checkpoint")
     if found is None or not after_stage_0(found[1]) or "languages" not in found[1]["stages"][-1]:
         raise ModelError(
             f"{dense}: holds no finished dense run; run it to its end, with pruning.schedule.stages: 0"
         )
     tensors, numbers = found
+    if damage := start_damage(dense, numbers["start"]):
+        raise ModelError(
+            f"{dense / 'checkpoint' / 'start'}: {damage}; train this dense run again with --fresh"
+        )
     method = build_method(recipe.pruning, recipe.regularizer)
     distillation = recipe.distillation
     if not folder.start.is_dir():
         folder.save_start(lambda target: _link_tree(dense / "checkpoint" / "start", target))
     numbers["progress"]["teaching"] = _teacher_choice(distillation, numbers["stages"][0]["dev"])
     _write_events(dense, recipe, folder, numbers)
-    kept = ("progress", "stages", "dense_others", "data", "device")
+    kept = ("progress", "stages", "dense_others", "data", "conditions", "changes")
     folder.save(_own_tensors(method, distillation, tensors), {key: numbers[key] for key in kept})
     return True
 
@@ -147,10 +154,9 @@ def _teacher_choice(distillation: DistillationRecipe | None, dev: float | None) 
 
 
 def _write_events(dense: Path, recipe: Recipe, folder: RunFolder, numbers: Numbers) -> None:
-    started = (event for event in EventLog(dense / "events.jsonl").read() if event["event"] == "start")
     row = numbers["stages"][0]
     folder.events.cut(0)
-    folder.events.write("start", recipe_sha256=recipe.sha256(), device=next(started, {}).get("device"))
+    folder.events.write("start", recipe_sha256=recipe.sha256(), conditions=numbers["conditions"])
     folder.events.write("dense_shared", key=dense_key(recipe), seconds=row["seconds"])
     folder.events.write("stage", **row)
 

@@ -182,17 +182,17 @@ def _hidden_loss(
 class TeacherChoice:
     """Decides when a student that beats the teacher becomes the teacher.
 
-    The released code of PINS starts from a best score of -999, so it replaces the dense teacher after one update. Here the
-    student must beat the score of the dense network.
+    The released code of PINS starts from a best score of -999, so it replaces the dense teacher after one update; that is
+    ``dense_defends: false``. Otherwise the student must beat the score of the dense network.
 
     Args:
-        settings: the recipe's `distillation`; only `teacher` and `density_step` are used.
+        settings: the recipe's `distillation`; only `teacher`, `dense_defends` and `density_step` are used.
         score: of the dense network on English dev.
     """
 
     def __init__(self, settings: DistillationRecipe, score: float) -> None:
         self._policy, self._step = settings.teacher, settings.density_step
-        self.best, self.density = score, 1.0
+        self.best, self.density = score if settings.dense_defends else float("-inf"), 1.0
 
     def is_better(self, score: float, density: float) -> bool:
         """Decide whether the weights that scored ``score`` on English dev at ``density`` become the teacher.

@@ -84,10 +84,14 @@ class Gradients:
         ]
         return total + self._backward(parts, _unlabelled_items, unlabelled_loss)
 
-    def of_cross_entropy(self, batches: int, stage: int) -> Iterator[Weights]:
-        """Yield the prunable weights' gradients of the cross-entropy on training batches, dropout off."""
+    def of_cross_entropy(self, batches: int, *moment: int) -> Iterator[Weights]:
+        """Yield the prunable weights' gradients of the cross-entropy on training batches, dropout off.
+
+        Args:
+            moment: numbers that tell this pruning from others; they decide which batches come.
+        """
         weights = prunable(self.model)
-        seed = derive_seed(self.seed, "scoring", stage)
+        seed = derive_seed(self.seed, "scoring", *moment)
         order = training_order(self.train, self.batch_size, seed, 0)
         was_training = self.model.training
         self.model.eval()

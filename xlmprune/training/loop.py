@@ -9,22 +9,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.masks import Weights, apply_masks, density
+from xlmprune.pruning.reconstruction import Batch
 from xlmprune.recipe import TrainingRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
-from xlmprune.training.optimizer import clip, freeze_embeddings, learning_rate, updates_in_stage
+from xlmprune.training.optimizer import (
+    clip,
+    freeze_embeddings,
+    learning_rate,
+    mask_gradients,
+    updates_in_stage,
+)
+from xlmprune.training.pruner import Pruner
 from xlmprune.training.state import TrainState
+from xlmprune.training.table import compact_table
 from xlmprune.training.teaching import Teaching
 
 
@@ -69,6 +79,8 @@ class FinePruning:
         seed: the run's.
         dev_score: measures the model's score on dev, percent; None where there is no dev set.
         teaching: adds what a teacher knows to the loss; None for cross-entropy alone.
+        start: returns the pretrained parameters, for a schedule that begins anew from them.
+        moment_text: batches on the model's device to measure activations on, where the method reads second moments.
     """
 
     def __init__(
@@ -80,13 +92,17 @@ class FinePruning:
         seed: int,
         dev_score: Callable[[], float] | None = None,
         teaching: Teaching | None = None,
+        start: Callable[[], Mapping[str, Tensor]] | None = None,
+        moment_text: Sequence[Batch] = (),
     ) -> None:
         self.model, self.method, self.settings, self.seed = model, method, settings, seed
-        self.dev_score, self.teaching = dev_score, teaching
+        self.dev_score, self.teaching, self.start = dev_score, teaching, start
         if settings.freeze_embeddings:
             freeze_embeddings(model)
-        self.state = TrainState(model, method.criterion, teaching)
+        texts = [train, *([] if teaching is None or teaching.unlabelled is None else [teaching.unlabelled])]
+        self.state = TrainState(model, method.criterion, teaching, compact_table(model, texts))
         self.gradients = Gradients(model, train, settings, seed, teaching)
+        self.pruner = Pruner(self.state, method, self.gradients, seed, moment_text)
 
     def run(self) -> Iterator[Step | StageEnd]:
         """Yield every update and every stage's end, from where the state stands to the last stage.
@@ -98,13 +114,11 @@ class FinePruning:
         while state.at.stage < len(self.method.densities):
             started = time.perf_counter() - state.at.seconds
             if not state.at.begun:
-                if state.at.stage > 0:
-                    self._prune()
-                state.begin_stage(self.settings)
+                self._begin_stage()
             total = self.updates_in_stage(state.at.stage)
             while state.at.update < total:
                 step = self._update(total)
-                self._remember_best(total)
+                self._measure(total)
                 state.at.seconds = time.perf_counter() - started
                 yield step
             yield self._end_stage(started)
@@ -122,49 +136,61 @@ class FinePruning:
             (self.state.finetuned or None) if regularizer.reference == "finetuned" else self.state.pretrained
         )
 
-    def _prune(self) -> None:
-        state, stage, criterion = self.state, self.state.at.stage, self.method.criterion
-        context = PruningContext(
-            weights={name: weight.detach() for name, weight in state.weights.items()},
-            masks=state.masks,
-            reference=state.pretrained,
-            stage=stage,
-            seed=derive_seed(self.seed, "prune", stage),
-            density=self.method.densities[stage],
-            model=self.model,
-            gradients=lambda batches: self.gradients.of_cross_entropy(batches, stage),
-        )
-        state.masks = self.method.selection.masks(criterion, context)
-        criterion.compensate(
-            context.weights, {name: context.masks[name] & ~mask for name, mask in state.masks.items()}
-        )
-        apply_masks(state.weights, state.masks)
+    def _begin_stage(self) -> None:
+        continuous = self.method.continuous
+        if continuous is not None and continuous.restart and self.state.at.stage == 1:
+            if self.start is None:
+                raise ValueError("the schedule begins from the pretrained parameters, and there are none")
+            self.state.restart(self.start())
+        self.pruner.before_stage()
+        self.state.begin_stage(self.settings)
 
     def _update(self, total: int) -> Step:
-        state, at, criterion = self.state, self.state.at, self.method.criterion
+        state, at = self.state, self.state.at
         assert state.optimizer is not None
         rate = learning_rate(self.settings, at.stage, at.update, total)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(derive_seed(self.seed, "dropout", at.stage, at.update))
+        state.train_rows()
         self.model.train()
-        criterion.before_forward(state.weights, state.masks)
-        loss = self.gradients.add(at.position, taught=at.stage > 0)
-        penalty = self._add_penalty()
-        self._mask_gradients()
-        norm = clip(self.model, self.settings.gradient_clip)
+        loss, penalty, norm = self._backward(rate, total)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             state.optimizer.zero_grad(set_to_none=True)
             raise _diverged(loss, norm, at.stage, at.update + 1, self.settings.learning_rate)
-        criterion.observe(state.weights, state.masks, rate)
-        # Pruned weights stay zero: their gradients are zero, and so are the moments, since every stage begins with a new
-        # optimizer.
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         at.update += 1
         at.position += 1
         at.losses.append(loss)
-        return Step(at.stage, at.update, total, self.method.densities[at.stage], loss, penalty, rate)
+        self.pruner.after_update(total)
+        return Step(at.stage, at.update, total, self.pruner.density(total), loss, penalty, rate)
+
+    def _backward(self, rate: float, total: int) -> tuple[float, float, float]:
+        """Leave the gradients of an update; return loss, penalty and the gradient's norm."""
+        state, criterion = self.state, self.method.criterion
+        may_return = self.pruner.may_return(total)
+        hidden = may_return and criterion.keeps_pruned_values
+        masks = None if state.at.stage == 0 or may_return else state.masks
+        criterion.before_forward(state.weights, state.masks)
+        with self.pruner.masked(total) if hidden else nullcontext():
+            loss = self.gradients.add(state.at.position, taught=state.at.stage > 0)
+        # Hidden weights are scored by a gradient that does not move them. Otherwise the criterion sees the clipped
+        # gradient, as published, unless the regularizer's would be in it.
+        early = hidden or (self.reference() is not None and not self.method.observe_regularizer)
+        if early:
+            mask_gradients(state.weights, masks)
+            criterion.observe(state.weights, state.masks, rate)
+        penalty = self._add_penalty()
+        # Masked before the norm is taken, so that pruned weights do not count in it.
+        norms = mask_gradients(state.weights, state.masks if hidden else masks)
+        # Stage 0 is the same bit for bit with every criterion that does not act on it, so that runs can share it.
+        watching = state.at.stage > 0 or criterion.acts_on_dense
+        late = type(criterion).observe is not Criterion.observe and watching and not early
+        norm = clip(self.model, self.settings.gradient_clip, norms, None if late else state.optimizer)
+        if late and math.isfinite(norm):
+            criterion.observe(state.weights, state.masks, rate)
+        return loss, penalty, norm
 
     def _add_penalty(self) -> float:
         reference = self.reference()
@@ -173,28 +199,37 @@ class FinePruning:
         masks = self.state.masks if self.state.at.stage > 0 else None
         return float(self.method.regularizer.add_gradient(self.state.weights, reference, masks))
 
-    def _mask_gradients(self) -> None:
-        # Before clipping, so that pruned weights do not count in the norm.
-        if self.state.at.stage > 0:
-            for name, weight in self.state.weights.items():
-                if weight.grad is not None:
-                    weight.grad.mul_(self.state.masks[name])
-
-    def _remember_best(self, total: int) -> None:
-        """Keep the weights at the end of an epoch, and of the stage, if dev never scored higher."""
-        at, per_epoch = self.state.at, self.gradients.batches_per_epoch
-        if self.settings.keep != "best" or self.dev_score is None or total <= per_epoch:
-            return  # a stage of one epoch is measured once, at its end
-        if at.update != total and at.update % per_epoch:
+    def _measure(self, total: int) -> None:
+        """Score dev where the teacher or the choice of the best weights needs it; let both take these weights."""
+        best, teacher = self._may_be_best(total), self._may_teach()
+        if self.dev_score is None or not (best or teacher):
             return
-        with self.method.criterion.measured(self.state.weights, self.state.masks):
+        state = self.state
+        state.all_rows()
+        with self.pruner.masked(total), self.method.criterion.measured(state.weights, state.masks):
             dev = self.dev_score()
-        if at.best_dev is None or dev > at.best_dev:
-            self.state.remember(dev)
+            if teacher and self.teaching is not None:
+                self.teaching.consider(self.model, dev, self.pruner.density(total))
+        if best and (state.at.best_dev is None or dev > state.at.best_dev):
+            state.remember(dev)
+
+    def _may_be_best(self, total: int) -> bool:
+        """Return whether to choose among these weights: at the end of an epoch and of the stage, at its final density."""
+        at, per_epoch = self.state.at, self.gradients.batches_per_epoch
+        if self.settings.keep != "best" or total <= per_epoch:
+            return False  # a stage of one epoch is measured once, at its end
+        return (at.update == total or at.update % per_epoch == 0) and self.pruner.is_final(total)
+
+    def _may_teach(self) -> bool:
+        if self.teaching is None or self.state.at.stage == 0:
+            return False
+        every = self.teaching.settings.ask_every
+        return every is not None and self.state.at.update % every == 0
 
     def _end_stage(self, started: float) -> StageEnd:
         state, at = self.state, self.state.at
         state.return_to_best()
+        state.all_rows()
         self.method.criterion.end_stage(state.weights, state.masks)
         apply_masks(state.weights, state.masks)
         if at.stage == 0 and self.method.regularizer.reference == "finetuned":
@@ -210,7 +245,7 @@ class FinePruning:
         last = at.losses[-max(1, len(at.losses) // 10) :]
         loss, seconds = sum(last) / max(1, len(last)), time.perf_counter() - started
         state.end_stage()
-        return StageEnd(at.stage, density(state.masks), loss, seconds, dev)
+        return StageEnd(at.stage, density(state.nonzero_masks()), loss, seconds, dev)
 
 
 def _diverged(loss: float, norm: float, stage: int, update: int, rate: float) -> TrainingError:

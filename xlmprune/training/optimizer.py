@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn, optim
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn, optim
 
 from xlmprune.models import architecture
+from xlmprune.pruning.masks import Masks, Weights
 from xlmprune.recipe import TrainingRecipe
 
 
@@ -41,8 +45,12 @@ def updates_in_stage(settings: TrainingRecipe, batches_per_epoch: int, stage: in
     return min(updates, settings.max_updates_per_stage or updates)
 
 
+LONGEST_WARM_UP = 0.1
+"""Share of a stage that the learning rate's warm-up takes at most, so that a short stage reaches the learning rate."""
+
+
 def learning_rate(settings: TrainingRecipe, stage: int, update: int, total: int) -> float:
-    """Return the learning rate of an update.
+    """Return the learning rate of an update: it rises during warm-up, then falls to zero or stays, in every stage.
 
     Args:
         update: from 0, within the stage.
@@ -51,7 +59,7 @@ def learning_rate(settings: TrainingRecipe, stage: int, update: int, total: int)
     peak = settings.learning_rate
     if stage == 0 and settings.dense_learning_rate is not None:
         peak = settings.dense_learning_rate
-    warm_up = settings.warmup_updates
+    warm_up = min(settings.warmup_updates, int(LONGEST_WARM_UP * total))
     if update < warm_up:
         return peak * (update + 1) / warm_up
     if settings.lr_schedule == "constant":
@@ -59,7 +67,47 @@ def learning_rate(settings: TrainingRecipe, stage: int, update: int, total: int)
     return peak * (total - update) / max(1, total - warm_up)
 
 
-def clip(model: nn.Module, limit: float | None) -> float:
-    """Scale all gradients down to a norm of ``limit``; return the norm before."""
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    return float(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
+@torch.no_grad()
+def mask_gradients(weights: Weights, masks: Masks | None) -> dict[str, Tensor]:
+    """Set the gradients of pruned weights to zero, and return the norm of each matrix's gradient."""
+    norms = {}
+    for name, weight in weights.items():
+        if weight.grad is not None:
+            if masks is not None:
+                weight.grad.mul_(masks[name].view(torch.uint8))  # twice as fast on a CPU as with booleans
+            norms[name] = torch.linalg.vector_norm(weight.grad)
+    return norms
+
+
+@torch.no_grad()
+def clip(
+    model: nn.Module,
+    limit: float | None,
+    known: Mapping[str, Tensor] | None = None,
+    optimizer: optim.Optimizer | None = None,
+) -> float:
+    """Scale all gradients down to a norm of ``limit``; return the norm before.
+
+    Args:
+        known: norms of gradients that were measured already, by parameter name.
+        optimizer: scales the gradients itself, while it reads them for its step; with None they are scaled now.
+    """
+    known = {} if known is None else known
+    found = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    norms = [known[name] if name in known else _norm(parameter) for name, parameter in found.items()]
+    norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+    if optimizer is not None:
+        optimizer.grad_scale = None if factor == 1 else norms[0].new_tensor(1 / factor)  # type: ignore[attr-defined]
+    elif factor < 1:
+        for parameter in found.values():
+            parameter.grad.mul_(factor)  # type: ignore[union-attr]
+    return norm
+
+
+def _norm(parameter: Tensor) -> Tensor:
+    """Return the gradient's norm; that of a large table does not depend on how many of its rows have no gradient."""
+    gradient = parameter.grad
+    assert gradient is not None
+    wide = torch.float64 if gradient.ndim == 2 and gradient.device.type == "cpu" else None
+    return torch.linalg.vector_norm(gradient, dtype=wide).to(gradient.dtype)

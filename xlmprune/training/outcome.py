@@ -33,6 +33,8 @@ class Datasets:
     """Number of texts of each language that the student learns the teacher's answers on."""
     fingerprints: Mapping[str, str]
     """Of train, dev, unlabelled text and every test set, so that a run never continues with other data."""
+    moments: Mapping[str, Any] | None = None
+    """The text on which activations were measured, as report.json has it; None where they were not."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,5 @@ class Outcome:
     """Statistics of the dense model by language, [examples, k]."""
     dense_others: Mapping[str, Mapping[str, float]]
     """The task's further metrics of the dense model, by language and metric."""
+    changes: Sequence[Mapping[str, Any]] = ()
+    """Conditions that changed when the run resumed, each with its stage and update."""

@@ -13,13 +13,18 @@ from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
-from xlmprune.recipe import Recipe, VocabularyRecipe, registry
+from xlmprune.recipe import Recipe, TrainingRecipe, VocabularyRecipe, registry
 from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.method import build_method
-from xlmprune.training.optimizer import updates_in_stage
+from xlmprune.training.moments import choose_moment_text, describe
+from xlmprune.training.optimizer import learning_rate, updates_in_stage
 
 ACTIVATION_COPIES = 18
 """Tensors of [batch, tokens, hidden] that one encoder layer keeps for its backward pass, measured on XLM-R base."""
+
+LEAST_LEARNING = 1e-3
+"""Sum of the learning rates of stage 0 below which a model seldom learns anything. AdamW moves a weight by at most about the
+learning rate in each update."""
 
 
 def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
@@ -27,23 +32,25 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
 
     Returns:
         ``stages`` [{stage, encoder_density, updates}], ``languages``, ``train_examples``, ``parameters``,
-        ``prunable``, ``memory`` (bytes by what they hold, an estimate), ``device``, ``precision``.
+        ``prunable``, ``memory`` (bytes by what they hold, an estimate), ``device``, ``precision``, ``warnings``.
     """
     where = resolve_device(device)
     task = registry.load("task", recipe.task.name)(recipe.task)
     texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
     count = len(texts.train)
     if isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        vocabulary.require_texts(vocabulary_texts(task, recipe.model.vocabulary.files))
+        wanted = recipe.model.vocabulary
+        vocabulary.require_texts(vocabulary_texts(task, wanted.files, wanted.keep_languages_of))
     config = load_config(recipe.model, task.labels)
     check_length(recipe.model.name, config, recipe.training.max_length)
     with torch.device("meta"):
         model = head_class(config, task.kind)(config)
     batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
-    stages = [
-        {"stage": k, "encoder_density": density, "updates": updates_in_stage(recipe.training, batches, k)}
-        for k, density in enumerate(method.densities)
+    measured_on = choose_moment_text(recipe, texts, method)
+    stages: list[dict[str, Any]] = [
+        _stage_plan(recipe.training, batches, stage, density)
+        for stage, density in enumerate(method.densities)
     ]
     return {
         "name": recipe.name,
@@ -55,7 +62,9 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "train_language": recipe.task.train_language,
         "train_examples": count,
         "labels": list(task.labels),
+        "warnings": [*texts.train.notes, *texts.warnings, *too_little_learning(recipe, stages[0]["updates"])],
         "unlabelled": {language: len(part) for language, part in texts.unlabelled.items()},
+        **({} if measured_on is None else {"moments": measured_on.record()}),
         "stages": stages,
         "updates": sum(stage["updates"] for stage in stages),
         "criterion": recipe.pruning.criterion.name,
@@ -64,6 +73,28 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "precision": str(resolve_precision(recipe.training.precision, where)).removeprefix("torch."),
         "memory": estimate_memory(recipe, model),
     }
+
+
+def _stage_plan(
+    settings: TrainingRecipe, batches_per_epoch: int, stage: int, density: float
+) -> dict[str, Any]:
+    updates = updates_in_stage(settings, batches_per_epoch, stage)
+    rates = (learning_rate(settings, stage, update, updates) for update in range(updates))
+    return {"stage": stage, "encoder_density": density, "updates": updates, "peak_learning_rate": max(rates)}
+
+
+def too_little_learning(recipe: Recipe, updates: int) -> list[str]:
+    """Warn if stage 0 has too few updates for its learning rate; an empty list if it has enough."""
+    training = recipe.training
+    rate = training.dense_learning_rate or training.learning_rate
+    summed = rate * updates / (2 if training.lr_schedule == "linear" else 1)
+    if summed >= LEAST_LEARNING:
+        return []
+    key = "learning_rate" if training.dense_learning_rate is None else "dense_learning_rate"
+    return [
+        f"stage 0 has {updates:,} updates with a learning rate of {rate:g}. That is too little to learn a task. Raise "
+        f"training.{key} (5e-5 to 2e-4 suits small data) or the number of epochs"
+    ]
 
 
 def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
@@ -91,11 +122,13 @@ def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
 def render(plan: dict[str, Any]) -> Any:
     """Render the plan as a table for the terminal."""
     from rich.console import Group
+    from rich.text import Text
 
     columns: dict[str, Callable[[Any], str]] = {
         "stage": lambda stage: number(stage["stage"]),
         "encoder density": lambda stage: percent(stage["encoder_density"], 2),
         "updates": lambda stage: number(stage["updates"]),
+        "peak learning rate": lambda stage: f"{stage['peak_learning_rate']:g}",
     }
     title = f"{plan['name']}: {plan['regularizer']} on {plan['model']}"
     table = rich_table(tabulate(title, columns, plan["stages"]))
@@ -105,7 +138,9 @@ def render(plan: dict[str, Any]) -> Any:
         table,
         f"{plan['train_examples']:,} {plan['train_language']} training examples, labels: {', '.join(plan['labels'])}",
         f"{len(others)} zero-shot languages: {', '.join(others)}",
+        *(Text(f"warning: {warning}", style="yellow") for warning in plan["warnings"]),
         *([_texts_line(plan["unlabelled"])] if plan["unlabelled"] else []),
+        *(describe(plan["moments"]) if "moments" in plan else []),
         f"{plan['parameters']:,} parameters, {plan['prunable']:,} of them prunable "
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",

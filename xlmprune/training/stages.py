@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from xlmprune.training.outcome import Datasets
 Row = dict[str, Any]
 """One entry of `stages` in report.json."""
 
+Watch = Callable[[Iterator[Any], str, int], Iterator[Any]]
+
 
 class StageScores:
     """Scores of every language after each stage.
@@ -25,10 +27,11 @@ class StageScores:
     Args:
         data: the test sets and the task.
         settings: the recipe's `evaluation`.
+        watch: passes items on and shows progress, as `Reporter.track` does.
     """
 
-    def __init__(self, data: Datasets, settings: EvaluationRecipe) -> None:
-        self.data, self.settings = data, settings
+    def __init__(self, data: Datasets, settings: EvaluationRecipe, watch: Watch | None = None) -> None:
+        self.data, self.settings, self._watch = data, settings, watch
         self.rows: list[Row] = []
         self.dense: dict[str, np.ndarray] = {}
         """Statistics of the dense model by language, [examples, k]."""
@@ -66,8 +69,10 @@ class StageScores:
         return scores, {language: logits for language, (_, logits) in found.items()}
 
     def _scores(self, forward: Forward, cap: int | None) -> dict[str, tuple[evaluation.Score, Logits]]:
-        sets = {language: test.head(cap) for language, test in self.data.tests.items()}
+        sets = {language: test.sample(cap) for language, test in self.data.tests.items()}
         measured = evaluation.evaluate(forward, sets, self.data.task, self.settings.batch_size)
+        if self._watch is not None:
+            measured = self._watch(measured, "measuring languages", len(sets))
         return {language: (score, logits) for language, score, logits in measured}
 
     def _record(self, scores: Scores) -> None:
@@ -76,12 +81,19 @@ class StageScores:
             self.dense = {language: score.statistics for language, score in scores.items()}
             self.dense_others = {language: score.others for language, score in scores.items()}
         # The same examples at every stage, though the first and the last are measured on all: a curve must not jump.
-        cap, metric = self._cap(), self.data.task.metrics[0]
-        shown = {language: score.statistics[:cap] for language, score in scores.items()}
+        metric = self.data.task.metrics[0]
+        shown = {language: self._sampled(language, score.statistics) for language, score in scores.items()}
         values = {language: float(metric.value(part.sum(axis=0))) for language, part in shown.items()}
         row["languages"] = values
         row["zero_shot_mean"] = evaluation.zero_shot_mean(values, self.data.train_language)
         row["n"] = sum(len(part) for part in shown.values())
+
+    def _sampled(self, language: str, statistics: np.ndarray) -> np.ndarray:
+        """Take the rows of the curve's sample out of statistics of all examples; a sample's own stay as they are."""
+        cap, examples = self._cap(), self.data.tests[language].examples
+        if cap is None or len(statistics) != len(examples):
+            return statistics
+        return statistics[examples.sample_rows(cap)]
 
     def _cap(self) -> int | None:
         """Return the test examples a language in the curve over stages; groups of ranked documents are not cut."""
@@ -94,13 +106,13 @@ class StageScores:
         Args:
             last: number of the last stage.
         """
-        parts = [f"stage {row['stage']}/{last}  {row['encoder_density']:6.1%} of the encoder"]
+        parts = [f"stage {row['stage']}/{last}  density {row['encoder_density']:.1%}"]
         if "languages" in row:
             language = self.data.train_language
             parts.append(f"{language} {row['languages'][language]:.1f}")
         if row.get("zero_shot_mean") is not None:
-            parts.append(f"zero-shot mean {row['zero_shot_mean']:.1f}")
-        parts += [f"alignment {row['alignment']:.4f}", f"{row['seconds']:.0f} s"]
+            parts.append(f"zero-shot {row['zero_shot_mean']:.1f}")
+        parts += [f"align {row['alignment']:.3f}", f"{row['seconds']:.0f} s"]
         if empty := row.get("collapsed"):
             parts.append(f"layer collapse: {len(empty)} matrices keep less than {COLLAPSE:.0%}")
         return "  ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Tensor, nn, optim
 
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.criteria import Criterion
-from xlmprune.pruning.masks import Masks, Weights, full_masks, pack_bits, unpack_bits
+from xlmprune.pruning.masks import Masks, Weights, full_masks, nonzero, pack_bits, remaining, unpack_bits
 from xlmprune.pruning.regularizers.cosine import alignment
 from xlmprune.recipe import TrainingRecipe
 from xlmprune.training.optimizer import new_optimizer
+from xlmprune.training.table import CompactTable
 from xlmprune.training.teaching import Teaching
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -47,10 +49,18 @@ class TrainState:
         model: at its pretrained weights, on its device.
         criterion: whose state is saved and restored.
         teaching: the teacher, if there is one.
+        table: the word embeddings' rows that are trained, where not all are. The model has all rows whenever it is
+            measured, copied or saved; the optimizer and the best epoch know the trained ones only.
     """
 
-    def __init__(self, model: nn.Module, criterion: Criterion, teaching: Teaching | None = None) -> None:
-        self.model, self.criterion, self.teaching = model, criterion, teaching
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        teaching: Teaching | None = None,
+        table: CompactTable | None = None,
+    ) -> None:
+        self.model, self.criterion, self.teaching, self.table = model, criterion, teaching, table
         self.device = next(model.parameters()).device
         self.weights: Weights = prunable(model)
         self.pretrained: Weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
@@ -61,13 +71,25 @@ class TrainState:
         self.best: dict[str, Tensor] | None = None
         """Parameters of the best epoch of this stage."""
         self.best_criterion: dict[str, Tensor] = {}
+        self._fresh_criterion = {key: tensor.clone() for key, tensor in criterion.state().items()}
         self.at = Position()
 
     def begin_stage(self, settings: TrainingRecipe) -> None:
         """Start a stage with a new optimizer."""
+        self.train_rows()
         self.optimizer = new_optimizer(self.model, settings)
         self.best, self.best_criterion = None, {}
         self.at = Position(stage=self.at.stage, position=self.at.position, begun=True)
+
+    def train_rows(self) -> None:
+        """Let the model read the trained rows of its word embeddings only."""
+        if self.table is not None:
+            self.table.shrink()
+
+    def all_rows(self) -> None:
+        """Let the model read all rows of its word embeddings."""
+        if self.table is not None:
+            self.table.expand()
 
     def end_stage(self) -> None:
         """Stand before the next stage."""
@@ -76,21 +98,44 @@ class TrainState:
 
     def remember(self, dev: float) -> None:
         """Keep the parameters as the best of this stage."""
+        self.train_rows()
         self.at.best_dev = dev
         self.best = {
             name: parameter.detach().clone()
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
-        if type(self.criterion).measured is not Criterion.measured:
-            self.best_criterion = {key: t.detach().clone() for key, t in self.criterion.state().items()}
+        self.best_criterion = {key: t.detach().clone() for key, t in self.criterion.state().items()}
 
     def return_to_best(self) -> None:
         """Put the best parameters of this stage back, if any were kept."""
         if self.best is not None:
+            self.train_rows()
             self.model.load_state_dict(self.best, strict=False)
             if self.best_criterion:
                 self.criterion.load_state(self.best_criterion)
+
+    def restart(self, parameters: Mapping[str, Tensor]) -> None:
+        """Put the model back to its pretrained ``parameters``, and the criterion to its start."""
+        self.all_rows()
+        self.model.load_state_dict(parameters)
+        if self._fresh_criterion:
+            self.criterion.load_state({key: t.to(self.device) for key, t in self._fresh_criterion.items()})
+
+    def nonzero_masks(self) -> Masks:
+        """Return which weights are not zero, which is what is exported.
+
+        Raises:
+            RuntimeError: a pruned weight is not zero, or more than one in a thousand kept weights is.
+        """
+        found = nonzero(self.weights)
+        alive = sum(int((found[name] & ~mask).sum()) for name, mask in self.masks.items())
+        (real, _), (kept, _) = remaining(found.values()), remaining(self.masks.values())
+        if alive or kept - real > kept // 1000:
+            raise RuntimeError(
+                f"the masks keep {kept} weights; {real} weights are not zero, {alive} of them pruned ones"
+            )
+        return found
 
     @torch.no_grad()
     def layers(self) -> list[dict[str, Any]]:
@@ -98,7 +143,7 @@ class TrainState:
         return [
             {
                 "name": name.removesuffix(".weight"),
-                "density": float(self.masks[name].float().mean()),
+                "density": float((weight != 0).float().mean()),
                 "weight_norm": float(weight.norm()),
                 "alignment": float(alignment(weight, self.pretrained[name])),
             }
@@ -109,6 +154,8 @@ class TrainState:
 
     def tensors(self) -> Tensors:
         """Return what `restore` needs, files without tensors left out."""
+        moments = self._optimizer_tensors()
+        self.all_rows()
         files: Tensors = {
             "model": dict(self.model.named_parameters()),
             "masks": {name: pack_bits(mask) for name, mask in self.masks.items()},
@@ -116,7 +163,7 @@ class TrainState:
             "criterion": self.criterion.state(),
             "best": self.best or {},
             "best_criterion": self.best_criterion if self.best else {},
-            "optimizer": self._optimizer_tensors(),
+            "optimizer": moments,
             "teacher": {} if self.teaching is None else self.teaching.tensors(),
         }
         return {file: tensors for file, tensors in files.items() if tensors}
@@ -129,6 +176,7 @@ class TrainState:
     def restore(self, tensors: Tensors, progress: dict[str, Any], settings: TrainingRecipe) -> None:
         """Stand where `tensors` and `progress` were taken."""
         self.at = Position(**{key: copy.copy(progress[key]) for key in asdict(self.at)})
+        self.all_rows()
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors["model"][name])
@@ -141,14 +189,15 @@ class TrainState:
         self.best_criterion = self._file(tensors, "best_criterion")
         if "criterion" in tensors:
             self.criterion.load_state(self._file(tensors, "criterion"))
+        if self.teaching is not None:
+            self.teaching.restore(self.model, tensors.get("teacher", {}), progress["teaching"])
         if self.at.begun:
+            self.train_rows()
             self.optimizer = new_optimizer(self.model, settings)
             parameters = dict(self.model.named_parameters())
             for entry, value in self._file(tensors, "optimizer").items():
                 key, _, name = entry.partition("|")
                 self.optimizer.state[parameters[name]][key] = value
-        if self.teaching is not None:
-            self.teaching.restore(self.model, tensors.get("teacher", {}), progress["teaching"])
 
     def _file(self, tensors: Tensors, name: str) -> dict[str, Tensor]:
         return {key: tensor.to(self.device) for key, tensor in tensors.get(name, {}).items()}
@@ -156,6 +205,7 @@ class TrainState:
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         if self.optimizer is None:
             return {}
+        self.train_rows()
         return {
             f"{key}|{name}": value
             for name, parameter in self.model.named_parameters()

@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlmprune.core.errors import DataError
-from xlmprune.data.examples import Examples, Kind, fold
-from xlmprune.data.readers.labels import check_classes, label_names, no_labels, to_examples
+from xlmprune.data.examples import Examples, Kind
+from xlmprune.data.leaks import TestTexts
+from xlmprune.data.readers.labels import (
+    check_classes,
+    label_names,
+    marks_among,
+    named_by_number,
+    no_labels,
+    to_examples,
+    without_marks,
+)
 from xlmprune.data.readers.rows import Rows, Source, Split
 
 if TYPE_CHECKING:
@@ -37,6 +46,7 @@ class Corpus:
         columns: Mapping[int, tuple[str, ...]] | None = None,
         grouped: bool = False,
         synonyms: Mapping[str, str] | None = None,
+        numbered: bool = True,
         xglue: Layout | None = None,
         hub: HubSet | None = None,
     ) -> None:
@@ -48,6 +58,7 @@ class Corpus:
                 the texts, then the label.
             grouped: ranking; rows belong to queries.
             synonyms: other spellings of labels, to the task's own.
+            numbered: labels that are numbers mean positions in the recipe's `labels`.
             xglue: the task's files in the official folder; None if it is not a task of XGLUE.
             hub: the task's data on the hub; None if it has none.
 
@@ -58,6 +69,8 @@ class Corpus:
         self._asked = recipe.languages
         self._path = recipe.path
         self._synonyms = synonyms or {}
+        self._names = recipe.labels if numbered else None
+        self._translated = recipe.source == "hub" and hub is not None and hub.translated_train
         if recipe.source == "files":
             from xlmprune.data.readers.files import Files
 
@@ -98,7 +111,11 @@ class Corpus:
 
     def examples(self, language: str, split: Split, labels: Sequence[str]) -> Examples:
         """Read one split of one language, labels as indexes into ``labels``."""
-        return to_examples(self.source.rows(language, split), language, split, labels, self._synonyms)
+        return to_examples(self._rows(language, split), language, split, labels, self._synonyms)
+
+    def _rows(self, language: str, split: Split) -> Rows:
+        rows = self.source.rows(language, split)
+        return named_by_number(rows, self._names) if self._names else rows
 
     def label_names(self) -> list[list[str]]:
         """For each training example the name of its label, or of its words' tags, after synonyms.
@@ -107,6 +124,7 @@ class Corpus:
             DataError: the training file has no labels, only one, or nearly one for every row.
         """
         rows = self.source.rows(self.train_language, "train")
+        rows = without_marks(rows, marks_among({name for names in label_names(rows) for name in names}))
         if rows.labels is None:
             raise no_labels(rows, "train")
         check_classes(rows)
@@ -120,20 +138,26 @@ class Corpus:
                 return rows.location(row, names.index(label))
         return rows.origin
 
-    def unlabelled(self, language: str) -> list[str]:
+    def unlabelled(self, language: str, translations: bool = False) -> list[str]:
         """List the distinct texts of a language's train and dev sets that are not in its test set, in order.
 
         The list is empty for a language that only has a test set. The words of a sentence are joined with spaces, the
         two texts of a pair with a tab.
+
+        Args:
+            translations: read a training set of machine translations too, which is labelled text in another guise.
         """
         texts: dict[str, None] = {}
-        for split in ("train", "dev"):
+        foreign = self._translated and language != self.train_language and not translations
+        splits: tuple[Split, ...] = ("dev",) if foreign else ("train", "dev")
+        for split in splits:
             if self.source.has(language, split):
                 texts |= dict.fromkeys(_texts(self.source.rows(language, split)))
-        if texts and self.source.has(language, "test"):
-            tested = {fold(text) for text in _texts(self.source.rows(language, "test"))}
-            return [text for text in texts if fold(text) not in tested]
-        return list(texts)
+        if not texts or not self.source.has(language, "test"):
+            return list(texts)
+        rows = self.source.rows(language, "test")
+        tested = TestTexts([Examples(language, "test", rows.first, rows.second)])
+        return [text for text in texts if not tested.has(text)]
 
 
 def _texts(rows: Rows) -> list[str]:

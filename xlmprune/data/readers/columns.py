@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from xlmprune.core.errors import DataError
@@ -16,9 +16,11 @@ from xlmprune.data.readers.tables import MISSING, Table
 TEXTS: dict[Kind, tuple[str, ...]] = {"text": ("first",), "pair": ("first", "second"), "tokens": ("words",)}
 """The roles that an example of each kind must have."""
 
+LANGUAGE_NAMES = frozenset("language lang locale".split())
+
 OTHER_ROLES: dict[Kind, tuple[str, ...]] = {
-    "text": ("second", "label", "group"),
-    "pair": ("label", "group"),
+    "text": ("second", "label", "group", "language"),
+    "pair": ("label", "group", "language"),
     "tokens": ("tags",),
 }
 
@@ -80,6 +82,9 @@ def select_columns(
             refuse_doubtful_row(table.cells, label, train, table.start)
     columns = {role: _column(table, names, role, indexes) for role, indexes in chosen.items()}
     labels = columns.get("label")
+    _refuse_mixed_languages(table, names, wanted)
+    if table.delimiter is not None and labels is not None:
+        _refuse_swallowed_rows(table, chosen["label"][0], set(labels))
     missing = _why_no_labels(table, names, wanted) if labels is None else ""
     notes = [*table.notes, *_empty_texts(table.path, columns), *_unused(table.path, names, chosen)]
     if missing and not train and isinstance(wanted.get("label"), str):
@@ -119,6 +124,8 @@ def _columns_by_name(names: Sequence[str], kind: Kind, wanted: Mapping[str, str 
             chosen[role] = (asked,)
         elif asked in names:
             chosen[role] = (names.index(str(asked)),)
+        elif role == "language":
+            raise DataError(f"{path}: no column is called {asked!r}; columns found: {', '.join(names)}")
     for role in ("first", "second", "label", "group"):
         if role in wanted:
             continue
@@ -138,6 +145,12 @@ def _columns_by_name(names: Sequence[str], kind: Kind, wanted: Mapping[str, str 
             )
     if kind == "text":
         chosen.pop("second", None)
+    for index in {index for indexes in chosen.values() for index in indexes}:
+        if lowered.count(lowered[index]) > 1:
+            raise DataError(
+                f"{path}: several columns are called {names[index]!r}. Give them different names, or set `task.columns` to "
+                "positions from 0"
+            )
     return chosen
 
 
@@ -183,11 +196,42 @@ def check_positions(chosen: Mapping[str, tuple[int, ...]], count: int, location:
                 )
 
 
+def _refuse_mixed_languages(
+    table: Table, names: Sequence[str] | None, wanted: Mapping[str, str | int]
+) -> None:
+    """Refuse a file that has a column for the language, with several in it, if the recipe does not mention it."""
+    for index, name in enumerate(names or ()):
+        if name.lower() in LANGUAGE_NAMES and "language" not in wanted and name not in wanted.values():
+            found = list(dict.fromkeys(str(row[index]).strip() for row in table.cells))
+            if len(found) > 1:
+                raise DataError(
+                    f"{table.path}: column {name!r} has several languages ({', '.join(found[:5])}"
+                    f"{', …' if len(found) > 5 else ''}). To read those of one language, set `task.columns: {{language: "
+                    f"{name}}}`; to ignore it, give the column another name"
+                )
+
+
+def _refuse_swallowed_rows(table: Table, label: int, labels: Collection[str]) -> None:
+    """Refuse a field over several lines of which one is itself a row with a known label."""
+    for row, start in zip(table.cells, table.lines, strict=True):
+        for cell in row:
+            for offset, line in enumerate(cell.split("\n") if "\n" in cell else ()):
+                parts = line.strip("\r").split(table.delimiter)
+                if len(parts) == len(row) and parts[label].strip('"') in labels:
+                    raise DataError(
+                        f"{table.path}:{start}: a quotation mark opens a field that holds whole rows, as line "
+                        f"{start + offset} ({line[:40]!r}). Close it or double it; if marks do not enclose fields, set "
+                        "`task.quoting: false`"
+                    )
+
+
 def _column(table: Table, names: Sequence[str] | None, role: str, indexes: Sequence[int]) -> list[str]:
     def text(row: Sequence[Any], index: int, line: int) -> str:
         value = row[index]
         if value is MISSING and names is not None:
             raise DataError(f"{table.path}:{line}: no {names[index]!r}, which other lines have")
+        if role == "label":
+            value = _one_label(value, f"{table.path}:{line}")
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise DataError(
                 f"{table.path}:{line}: {role} is {json.dumps(value)[:40]}, expected text or a whole number"
@@ -198,6 +242,24 @@ def _column(table: Table, names: Sequence[str] | None, role: str, indexes: Seque
         " ".join(text(row, index, line) for index in indexes)
         for row, line in zip(table.cells, table.lines, strict=True)
     ]
+
+
+def _one_label(value: Any, location: str) -> Any:
+    """The label in a list of one, and a whole number without its fraction of zero."""
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise DataError(
+                f"{location}: label is a list of {len(value)}, expected one label. Several labels for one text are not "
+                "supported"
+            )
+        return value[0]
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise DataError(
+                f"{location}: label is {value}, expected text or a whole number. Regression is not supported"
+            )
+        return int(value)
+    return value
 
 
 def _empty_texts(path: str, columns: Mapping[str, Sequence[str]]) -> list[str]:

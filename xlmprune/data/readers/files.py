@@ -55,18 +55,32 @@ class Files:
         self._columns = recipe.columns or {}
         self._header = recipe.header
         self._format = recipe.format
+        self._delimiter = recipe.delimiter
+        self._quoting = recipe.quoting
+        self._by_column = "language" in self._columns
+        self._cache: dict[Path, Rows] = {}
         self._by_count = columns or usual_columns(kind)
         check_roles(self._columns, kind)
 
     def languages(self) -> tuple[str, ...]:
-        """List the languages for which the pattern finds a test file, alphabetically."""
-        if "{language}" not in self._pattern:
+        """List the languages for which the pattern finds a test file, or a column names one, alphabetically."""
+        if "{language}" in self._pattern:
+            return find_languages(self._pattern, self._splits["test"])
+        if not self._by_column:
             return (self._train_language,) if self.has(self._train_language, "test") else ()
-        return find_languages(self._pattern, self._splits["test"])
+        return self._languages_of("test")
 
     def has(self, language: str, split: Split) -> bool:
-        """Tell whether there is such a file."""
+        """Tell whether there is such a file, and rows of that language in it."""
+        if self._by_column and "{language}" not in self._pattern:
+            return language in self._languages_of(split)
         return self._file(language, split) is not None
+
+    def _languages_of(self, split: Split) -> tuple[str, ...]:
+        path = self._file(self._train_language, split)
+        if path is None:
+            return ()
+        return tuple(sorted(set(self._read(path, split).languages or ())))
 
     def rows(self, language: str, split: Split) -> Rows:
         """Read the file of one split and language."""
@@ -76,15 +90,37 @@ class Files:
             )
         path = self._file(language, split)
         if path is None:
-            name = fill(self._pattern, language, self._splits[split])
-            others = ""
-            if "{language}" in self._pattern:
-                found = find_languages(self._pattern, self._splits[split])
-                others = f"; languages with a {split} file: {', '.join(found) or 'none'}"
-            raise DataError(
-                f"no file {name} (nor {name}.gz, seen from {Path.cwd().name or '/'}/) for language {language!r}, split "
-                f"{split!r}{others}. Another folder can be given with --set task.path=…"
-            )
+            raise self._no_file(language, split)
+        rows = self._read(path, split)
+        if not self._by_column:
+            return rows
+        own = rows.of_language(language)
+        if not len(own.first):
+            known = ", ".join(sorted(set(rows.languages or ())))
+            raise DataError(f"{path}: no row of language {language!r}; the column has: {known}")
+        return own
+
+    def _no_file(self, language: str, split: Split) -> DataError:
+        name = fill(self._pattern, language, self._splits[split])
+        others = ""
+        if "{language}" in self._pattern:
+            found = find_languages(self._pattern, self._splits[split])
+            others = f"; languages with a {split} file: {', '.join(found) or 'none'}"
+        return DataError(
+            f"no file {name} (nor {name}.gz, seen from {Path.cwd().name or '/'}/) for language {language!r}, split "
+            f"{split!r}{others}. Another folder can be given with --set task.path=…"
+        )
+
+    def _read(self, path: Path, split: Split) -> Rows:
+        """Read a file; a file of several languages is read once."""
+        if path not in self._cache:
+            rows = self._parse(path, split)
+            if not self._by_column:
+                return rows
+            self._cache[path] = rows
+        return self._cache[path]
+
+    def _parse(self, path: Path, split: Split) -> Rows:
         file_format = self._format or _format_of(path, self._kind)
         if self._kind == "tokens":
             if file_format == "jsonl":
@@ -96,7 +132,10 @@ class Files:
             return read_tokens(path, self._columns, self._header)
         if file_format == "tokens":
             raise DataError(f"{path}: a token file has no texts to classify; for tags, use task `tagging`")
-        table = read_json_table(path) if file_format == "jsonl" else read_table(path, file_format)
+        if file_format == "jsonl":
+            table = read_json_table(path, self._columns.values())
+        else:
+            table = read_table(path, file_format, self._delimiter, self._quoting)
         return select_columns(
             without_empty_rows(table),
             self._kind,
@@ -110,7 +149,7 @@ class Files:
     def _file(self, language: str, split: Split) -> Path | None:
         if split != "test" and "{split}" not in self._pattern:
             return None  # there is only a test set, as `evaluate` needs
-        if "{language}" not in self._pattern and language != self._train_language:
+        if "{language}" not in self._pattern and language != self._train_language and not self._by_column:
             return None
         plain = Path(fill(self._pattern, language, self._splits[split]))
         for path in (plain, plain.with_name(plain.name + ".gz")):

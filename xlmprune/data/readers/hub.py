@@ -36,6 +36,8 @@ class HubSet:
         default_factory=lambda: {"train": ("train",), "dev": ("validation", "dev"), "test": ("test",)}
     )
     """Names a split may have."""
+    translated_train: bool = False
+    """Whether the training sets of other languages are machine translations of the English one."""
     test_only: tuple[str, ...] = ()
     """Languages without train and dev."""
     revision: str | None = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,32 +57,83 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read lines without their ends. Only LF and CRLF end a line: U+2028, U+0085 and such occur inside texts."""
-    lines = read_text(path).split("\n")
+    """Read lines without their ends."""
+    return split_lines(read_text(path))
+
+
+def split_lines(text: str) -> list[str]:
+    """Split a text at LF and CRLF, and nothing else: U+2028, U+0085 and such occur inside texts."""
+    lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
 
 
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Read one JSON object a line, or one array of objects, and the line in which each begins.
+
+    Raises:
+        DataError: not JSON, not objects, or a key is given twice; names file and line.
+    """
+    text = read_text(path)
+    parts = _array_parts(text, path) if re.match(r"\s*\[\s*\{", text) else enumerate(text.split("\n"), 1)
     records, lines = [], []
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
+    for number, part in parts:
+        if not part.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg}); expected one object a line") from error
+        record = parse_json(part, f"{path}:{number}")
         if not isinstance(record, dict):
             raise DataError(f"{path}:{number}: {type(record).__name__} found, expected a JSON object")
-        if "\\u" in line:
-            _refuse_halves(record, f"{path}:{number}")
         records.append(record)
         lines.append(number)
     return records, lines
 
 
-def _refuse_halves(record: dict[str, Any], location: str) -> None:
+def parse_json(text: str, location: str) -> Any:
+    """Read one JSON value.
+
+    Raises:
+        DataError: it is not JSON, a key is given twice, or half a character is left in it.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{location}: {twice!r} is given twice in one object")
+        return dict(pairs)
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{location}: not JSON ({error.msg}); expected one object a line") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{location}: {error}") from error
+    except RecursionError:
+        raise DataError(f"{location}: JSON is nested too deep") from None
+    if "\\u" in text:
+        _refuse_halves(value, location)
+    return value
+
+
+def _array_parts(text: str, path: Path) -> Iterator[tuple[int, str]]:
+    """Give the line and the text of every object of an array."""
+    decoder, line = json.JSONDecoder(), 1
+    end = text.index("[") + 1
+    while True:
+        start = re.compile(r"[\s,]*").match(text, end).end()  # type: ignore[union-attr]
+        line += text.count("\n", end, start) if end > 1 else text.count("\n", 0, start)
+        if text[start : start + 1] == "]" and not text[start + 1 :].strip():
+            return
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{line}: not a JSON array of objects ({error})") from error
+        yield line, text[start:end]
+        line += text.count("\n", start, end)
+
+
+def _refuse_halves(record: Any, location: str) -> None:
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, Literal, Protocol
@@ -35,16 +36,16 @@ class Rows:
         """``file:line``, as editors and compilers write it."""
         return f"{self.origin}:{self.word_lines[row][word] if self.word_lines else self.lines[row]}"
 
+    def keep(self, rows: Sequence[bool]) -> Rows:
+        """The rows marked true."""
+        columns = ("first", "second", "labels", "groups", "lines", "word_lines", "languages")
+        given = {name: column for name in columns if (column := getattr(self, name)) is not None}
+        kept: dict[str, Any] = {name: list(compress(column, rows)) for name, column in given.items()}
+        return replace(self, **kept)
+
     def of_language(self, language: str) -> Rows:
         """The rows that say they are of this language."""
-        keep = [own == language for own in self.languages or ()]
-        columns = ("first", "second", "labels", "groups", "lines", "languages")
-        kept: dict[str, Any] = {
-            name: column and list(compress(column, keep))
-            for name in columns
-            if (column := getattr(self, name))
-        }
-        return replace(self, **kept)
+        return self.keep([own == language for own in self.languages or ()])
 
 
 class Source(Protocol):

@@ -25,6 +25,9 @@ from xlmprune.data.readers.tables import MISSING, read_json_table
 Lines = list[tuple[int, str]]
 """Lines with their numbers, from 1."""
 
+LONGEST = 512
+"""A file of one sentence with more words than this has lost its empty lines."""
+
 TWO: Mapping[str, str | int] = {"words": 0, "tags": 1}
 """Positions in a file of two columns."""
 
@@ -75,6 +78,11 @@ def read_tokens(
         for _, entries in groupby(content, key=lambda entry: bool(entry[1].strip()))
         if (lines := [number for number, _ in entries if number in read])
     ]
+    if len(sentences) == 1 and len(sentences[0]) > LONGEST:
+        raise DataError(
+            f"{path}: {len(sentences[0]):,} words and no empty line, so all would be one sentence. Put an empty line after "
+            "every sentence"
+        )
     words = [[read[number][0] for number in sentence] for sentence in sentences]
     tags = [[read[number][1] or "" for number in sentence] for sentence in sentences]
     return Rows(
@@ -196,7 +204,7 @@ def read_json_tokens(path: Path, columns: Mapping[str, str | int] | None = None)
     Raises:
         DataError: lists missing, of unequal length, or not of text.
     """
-    table = read_json_table(path)
+    table = read_json_table(path, (columns or {}).values())
     names = table.names or ()
     keys = {role: _json_key(names, role, columns or {}, table.start) for role in ("words", "tags")}
     read = {
@@ -241,6 +249,9 @@ def _json_key(names: Sequence[str], role: str, columns: Mapping[str, str | int],
 
 
 def _texts(value: Any, key: str, location: str) -> list[str]:
+    numbers = isinstance(value, list) and value and all(type(entry) is int for entry in value)
+    if numbers and key.lower() not in WORD_NAMES:
+        return [str(entry) for entry in value]
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         found = "missing" if value is MISSING else json.dumps(value)[:40]
         raise DataError(f"{location}: {key!r} is {found}, expected a list of texts")

@@ -95,7 +95,7 @@ class Xglue:
         return self._folder / name.format(language=language, split=split)
 
     def _table(self, path: Path, kind: str) -> Rows:
-        table = read_table(path)
+        table = read_table(path, quoting=False)
         if kind in self._layout.headers:
             table = table.without_header()
         roles, width = self._layout.roles, len(table.cells[0])
@@ -121,7 +121,7 @@ class Xglue:
 
 
 def _read_combined(path: Path) -> Rows:
-    table = read_table(path)
+    table = read_table(path, quoting=False)
     names = table.cells[0]
     if names[:2] != ["language", "gold_label"] or names[6:8] != ["sentence1", "sentence2"]:
         raise DataError(

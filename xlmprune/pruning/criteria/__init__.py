@@ -28,13 +28,21 @@ from torch import Tensor, nn
 
 from xlmprune.pruning.hooks import refuse_unknown_hooks
 from xlmprune.pruning.masks import Masks, Scope, Scores, Weights
+from xlmprune.pruning.reconstruction import Moments
 
 WATCHING = ("before_forward", "observe")
 """Hooks that are called in stage 0 too."""
 
 HOOKS = ("scores", *WATCHING, "measured", "end_stage", "compensate", "state", "load_state")
 
-FACTS = ("default_scope", "acts_on_dense")
+FACTS = (
+    "default_scope",
+    "acts_on_dense",
+    "scores_pruned",
+    "keeps_pruned_values",
+    "least_of_matrix",
+    "needs_moments",
+)
 
 
 @dataclass
@@ -44,7 +52,7 @@ class PruningContext:
     weights: Weights
     """Effective weights, zero where pruned; detached."""
     masks: Masks
-    """What remains before this stage."""
+    """What may remain: what remained so far, or every weight where pruned ones may return."""
     reference: Weights
     """Pretrained weights."""
     stage: int
@@ -52,12 +60,17 @@ class PruningContext:
     seed: int
     """Differs from stage to stage; the same when a run is repeated or resumed."""
     density: float
-    """Density that this stage will leave."""
+    """Density that this pruning will leave."""
+    final_density: float
+    """Density at the end of the schedule."""
     model: nn.Module | None
     """The network itself, for what lies outside the prunable weights, such as LayerNorm gains."""
     gradients: Callable[[int], Iterator[Weights]]
     """``gradients(T)`` yields T dictionaries of cross-entropy gradients of the effective weights, dropout off, on batches of
     training data. Each may be overwritten by the next."""
+    moments: Callable[[], Moments]
+    """Gives the second moments of the inputs of every weight on unlabelled text, measured once a stage. There are some only
+    for criteria with `needs_moments`."""
 
 
 class Criterion:
@@ -70,12 +83,24 @@ class Criterion:
     """Whether the criterion changes weights or collects state in stage 0, while nothing is pruned. Such a criterion needs a
     dense stage of its own. A subclass with a hook that is called in stage 0 must declare it."""
 
+    scores_pruned: ClassVar[bool] = False
+    """Whether scores of pruned weights mean something, so that they may return (`pruning.regrow`)."""
+
+    keeps_pruned_values: ClassVar[bool] = False
+    """Whether a pruned weight that may return keeps its value, hidden from the forward pass; otherwise it starts at zero."""
+
+    least_of_matrix: ClassVar[float] = 0.0
+    """Share of each matrix that a ranking over all matrices leaves at least."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         refuse_unknown_hooks(cls, HOOKS, FACTS)
         watches = [name for name in WATCHING if name in vars(cls)]
         if watches and "acts_on_dense" not in vars(cls):
             raise TypeError(f"{cls.__name__} has the hook {watches[0]} and must declare acts_on_dense")
+
+    needs_moments: ClassVar[bool] = False
+    """Whether `scores` asks for `PruningContext.moments`, so that unlabelled text is read for it."""
 
     @property
     def default_scope(self) -> Scope:

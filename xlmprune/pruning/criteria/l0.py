@@ -13,7 +13,6 @@ are multiplied into the weights for good, and the next stage begins with new one
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, ClassVar
@@ -24,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from xlmprune.pruning.criteria import Criterion, PruningContext
+from xlmprune.pruning.criteria.adam import Adam, named
 from xlmprune.pruning.criteria.hard_concrete import (
     SHIFT,
     evaluation_gate,
@@ -38,9 +38,6 @@ from xlmprune.recipe.component import STRICT
 
 LEAST = -SHIFT
 """log alpha of a kept weight does not fall below this: its gate is open with probability 1/2, and 0.10 without noise."""
-
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPSILON = 1e-8
 
 
 @dataclass(config=STRICT)
@@ -60,9 +57,7 @@ class L0(Criterion):
 
     def __post_init__(self) -> None:
         self._alpha: dict[str, Tensor] = {}
-        self._first: dict[str, Tensor] = {}
-        self._second: dict[str, Tensor] = {}
-        self._updates = 0
+        self._adam = Adam(self.learning_rate)
         self._folded = False
         """Whether the gates have been multiplied into the weights, so that they serve as scores only."""
         self._drawn: dict[str, Tensor] = {}
@@ -76,25 +71,23 @@ class L0(Criterion):
         if all(bool(mask.all()) for mask in masks.values()):
             return
         if self._folded:
-            self._alpha, self._updates, self._folded = {}, 0, False
+            self._alpha, self._folded = {}, False
+            self._adam.reset()
         for name, weight in weights.items():
             if name not in self._alpha:
-                self._begin(name, weight)
+                self._alpha[name] = torch.full_like(
+                    weight, self.initial, dtype=torch.float32, requires_grad=False
+                )
             self._drawn[name] = sample(self._alpha[name])
             self._ungated[name] = weight.detach().clone()
             weight.mul_(gate(self._drawn[name]))
-
-    def _begin(self, name: str, weight: Tensor) -> None:
-        self._alpha[name] = torch.full_like(weight, self.initial, dtype=torch.float32, requires_grad=False)
-        self._first[name] = torch.zeros_like(self._alpha[name])
-        self._second[name] = torch.zeros_like(self._alpha[name])
 
     @torch.no_grad()
     def observe(self, weights: Weights, masks: Masks, learning_rate: float) -> None:
         """Turn the gradient of the gated weights into that of weights and gates; update gates; take the gates out."""
         if not self._drawn:
             return
-        self._updates += 1
+        self._adam.updates += 1
         for name, weight in weights.items():
             drawn, ungated = self._drawn.pop(name), self._ungated.pop(name)
             if weight.grad is not None:
@@ -102,19 +95,10 @@ class L0(Criterion):
                     self.strength / (len(weights) * weight.numel())
                 )
                 slope = gate_slope(drawn).mul_(ungated).mul_(weight.grad).add_(penalty).mul_(masks[name])
-                self._step(name, slope)
+                self._adam.step(name, self._alpha[name], slope)
                 self._alpha[name].clamp_(min=LEAST)
                 weight.grad.mul_(gate(drawn))
             weight.copy_(ungated)
-
-    def _step(self, name: str, slope: Tensor) -> None:
-        """One step of Adam; by hand, since the state must come and go as plain tensors by name."""
-        first, second = self._first[name], self._second[name]
-        first.lerp_(slope, 1 - ADAM_BETAS[0])
-        second.mul_(ADAM_BETAS[1]).addcmul_(slope, slope, value=1 - ADAM_BETAS[1])
-        rate = self.learning_rate / (1 - ADAM_BETAS[0] ** self._updates)
-        scale = second.sqrt().div_(math.sqrt(1 - ADAM_BETAS[1] ** self._updates)).add_(ADAM_EPSILON)
-        self._alpha[name].addcdiv_(first, scale, value=-rate)
 
     def scores(self, context: PruningContext) -> Scores:
         """By log alpha, then by magnitude of the weight without its gate."""
@@ -148,19 +132,11 @@ class L0(Criterion):
 
     def state(self) -> dict[str, Tensor]:
         """Return the gates, their Adam, and whether they have been multiplied into the weights."""
-        kept = {"alpha": self._alpha, "first": self._first, "second": self._second}
-        flat = {
-            f"{kind}|{name}": tensor for kind, tensors in kept.items() for name, tensor in tensors.items()
-        }
-        return {**flat, "updates": torch.tensor(self._updates), "folded": torch.tensor(self._folded)}
+        gates = {f"alpha|{name}": tensor for name, tensor in self._alpha.items()}
+        return {**gates, **self._adam.state(), "folded": torch.tensor(self._folded)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from `state`."""
-        kept: dict[str, dict[str, Tensor]] = {"alpha": {}, "first": {}, "second": {}}
-        for entry, tensor in state.items():
-            kind, _, name = entry.partition("|")
-            if kind in kept:
-                kept[kind][name] = tensor
-        self._alpha, self._first, self._second = kept["alpha"], kept["first"], kept["second"]
+        self._alpha, self._folded = named(state, "alpha"), bool(state["folded"])
+        self._adam.load_state(state)
         self._ungated, self._drawn = {}, {}
-        self._updates, self._folded = int(state["updates"]), bool(state["folded"])

@@ -3,11 +3,11 @@
 Made for few weights and long fine-tuning: its authors find it ahead of magnitude below 15 %. It looks at the
 training data alone, so watch the languages that were not trained on.
 
-What differs from the original: masks change between stages only, they are nested, and their counts are exact.
-There scores decide at every step, so that a pruned weight goes on collecting score and may return; here it is
-gone. Soft movement's threshold thereby becomes a ranking over all matrices at once (its scope is global), and
-its penalty on open scores remains. Scores follow plain gradient descent, where the original code runs them
-through Adam.
+As published it prunes with the schedule `continuous` and `pruning.regrow`: a pruned weight keeps its value, hidden from the
+forward pass, collects score and may return. With another schedule, masks change between stages and are nested. Scores
+have an Adam of their own, at a constant learning rate; the original's falls with that of the weights. `soft` ranks over
+all matrices at once, so that its threshold is the one that leaves the scheduled density; its penalty on high scores grows
+with the share pruned, and each matrix keeps at least 0.5 %.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from xlmprune.pruning.criteria import Criterion, PruningContext
+from xlmprune.pruning.criteria.adam import Adam, named
 from xlmprune.pruning.criteria.ties import break_ties
 from xlmprune.pruning.masks import Masks, Scope, Scores, Weights
 from xlmprune.recipe.component import STRICT
 
 
-def movement(scores: Tensor, weight: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
-    """``S - learning_rate * gradient * weight``: up where the update moves the weight away from zero.
+def movement_slope(weight: Tensor, gradient: Tensor) -> Tensor:
+    """``gradient * weight``, the gradient of S: it falls where the update moves the weight away from zero, so S rises.
 
     Args:
-        scores: [out, in], S so far.
         weight: [out, in], before the update.
         gradient: [out, in], of the loss by the effective weight.
 
     Source: Sanh et al. 2020 (arXiv:2005.07683), Eq. 3, the straight-through gradient of S.
     """
-    return scores - learning_rate * gradient * weight
+    return gradient * weight
 
 
 def soft_penalty(scores: Tensor, strength: float) -> Tensor:
@@ -52,18 +52,24 @@ class Movement(Criterion):
     """Score every weight by how far, and from zero or to it, training has wanted to move it since the beginning."""
 
     acts_on_dense: ClassVar[bool] = True
+    scores_pruned: ClassVar[bool] = True
+    keeps_pruned_values: ClassVar[bool] = True
+    least_of_matrix: ClassVar[float] = 0.005
 
     mode: Literal["hard", "soft"] = "hard"
     """`hard` ranks within each matrix; `soft` ranks over all of them, under a penalty on high scores."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
-    """Of the scores. Only against the penalty of `soft` does it matter."""
+    """Of the scores' own Adam, constant."""
 
     strength: Annotated[float, Field(ge=0)] = 400.0
-    """Of the penalty of `soft`: the mean of sigmoid(S), averaged over matrices."""
+    """Of the penalty of `soft`, the mean of sigmoid(S) averaged over matrices, once the final density is reached."""
 
     def __post_init__(self) -> None:
         self._scores: dict[str, Tensor] = {}
+        self._adam = Adam(self.learning_rate)
+        self._pruned = 0.0
+        """Share pruned so far of what the schedule prunes in all, in [0, 1]."""
 
     @property
     def default_scope(self) -> Scope:
@@ -72,30 +78,33 @@ class Movement(Criterion):
 
     @torch.no_grad()
     def observe(self, weights: Weights, masks: Masks, learning_rate: float) -> None:
-        """Collect ``- gradient * weight``, before the optimizer moves the weight."""
+        """Move the scores by one step of their Adam, before the optimizer moves the weights."""
+        self._adam.updates += 1
         for name, weight in weights.items():
             if weight.grad is None:
                 continue
             scores = self._scores.setdefault(
                 name, torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
             )
-            penalty = soft_penalty(scores, self.strength / len(weights)) if self.mode == "soft" else None
-            # `movement` in place: 85 M scores are updated at every step.
-            scores.addcmul_(weight.grad, weight, value=-self.learning_rate)
-            if penalty is not None:
-                scores.sub_(penalty.mul_(masks[name]), alpha=self.learning_rate)
+            slope = movement_slope(weight.detach(), weight.grad).float()
+            if self.mode == "soft":
+                slope.add_(soft_penalty(scores, self._pruned * self.strength / len(weights)))
+            self._adam.step(name, scores, slope)
 
     def scores(self, context: PruningContext) -> Scores:
         """By S, and by magnitude where that is equal (as before anything was observed)."""
+        self._pruned = (1 - context.density) / max(1 - context.final_density, 1e-9)
         return {
             name: break_ties(self._scores.get(name, torch.zeros_like(weight)), weight)
             for name, weight in context.weights.items()
         }
 
     def state(self) -> dict[str, Tensor]:
-        """S of every weight."""
-        return dict(self._scores)
+        """Return S of every weight, its Adam, and the share pruned."""
+        scores = {f"scores|{name}": tensor for name, tensor in self._scores.items()}
+        return {**scores, **self._adam.state(), "pruned": torch.tensor(self._pruned, dtype=torch.float64)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
-        self._scores = dict(state)
+        """Continue from `state`."""
+        self._scores, self._pruned = named(state, "scores"), float(state["pruned"])
+        self._adam.load_state(state)

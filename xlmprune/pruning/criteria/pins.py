@@ -1,8 +1,8 @@
 """Keep the weights that matter after the coming update as well (PINS).
 
-Like `platon`, with the step of the optimizer taken into account; meant to go with distillation from the best
-model so far. Global. Masks here change between stages and are nested; in the original a pruned weight may
-return.
+Like `platon`, with the step of the optimizer taken into account. Global. As published it prunes with the schedule
+`continuous` and `pruning.regrow`, beside a teacher that is the best model so far; with another schedule, masks change
+between stages and are nested, and this is its importance score alone.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Pins(Criterion):
 
     default_scope: ClassVar[Scope] = "global"
     acts_on_dense: ClassVar[bool] = True
+    scores_pruned: ClassVar[bool] = True
 
     score: Literal["abs", "signed"] = "abs"
     """`abs` smooths |S| and multiplies by its uncertainty, as the released code does; `signed` smooths S, as the program has
@@ -48,7 +49,7 @@ class Pins(Criterion):
     """Decay of the importance, per window."""
 
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the uncertainty, per window."""
+    """Decay of the uncertainty, per window; 0 takes the open window's distance alone, as the released code does."""
 
     window: Annotated[int, Field(ge=1)] = 10
     """Updates whose importance is averaged before it is smoothed."""
@@ -83,5 +84,5 @@ class Pins(Criterion):
         return self._smoothed.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self._smoothed.load_state(state)

@@ -1,7 +1,7 @@
-"""Keep the weights that matter or might: sensitivity times its uncertainty, smoothed over the stage (PLATON).
+"""Keep the weights that matter or might: sensitivity times its uncertainty, smoothed over updates (PLATON).
 
-An upper confidence bound: a weight whose importance fluctuates is not given up early. Global. Masks here
-change between stages and are nested; in the original a pruned weight may return.
+An upper confidence bound: a weight whose importance fluctuates is not pruned early. Global. As published it prunes with the
+schedule `continuous` and `pruning.regrow`; with another schedule, masks change between stages and are nested.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ class Platon(Criterion):
 
     default_scope: ClassVar[Scope] = "global"
     acts_on_dense: ClassVar[bool] = True
+    scores_pruned: ClassVar[bool] = True
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.85
     """Decay of the sensitivity, per window."""
 
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay of the uncertainty, per window."""
+    """Decay of the uncertainty, per window; 0 takes the open window's distance alone, as the released code does."""
 
     window: Annotated[int, Field(ge=1)] = 10
     """Updates whose sensitivity is averaged before it is smoothed."""
@@ -73,5 +74,5 @@ class Platon(Criterion):
         return self._smoothed.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self._smoothed.load_state(state)

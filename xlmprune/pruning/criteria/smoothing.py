@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xlmprune.pruning.criteria.adam import named
+
 
 def confidence(importance: Tensor, uncertainty: Tensor) -> Tensor:
     """Importance times uncertainty, by the root, which ranks alike and does not fall below what float32 can hold.
@@ -24,7 +26,7 @@ class Smoothed:
     Args:
         window: updates to a window.
         beta1: decay of the importance.
-        beta2: decay of the uncertainty; 0 for the last window's own distance.
+        beta2: decay of the uncertainty; 0 for the open window's own distance.
 
     Source: Zhang et al. 2022 (arXiv:2206.12562), Eqs. 6 to 9, and the windows of its released code.
     """
@@ -37,18 +39,18 @@ class Smoothed:
         self._uncertainty: dict[str, Tensor] = {}
 
     def add(self, measured: dict[str, Tensor]) -> None:
-        """One update's importance of every weight, float32; the tensors become ours."""
-        place = self.updates % self.window
+        """Take in one update's importance of every weight, float32; the tensors are kept."""
+        index = self.updates % self.window
         for name, importance in measured.items():
             if name not in self._open:
                 self._open[name] = importance
                 self._importance[name] = torch.zeros_like(importance)
                 self._uncertainty[name] = torch.zeros_like(importance)
-            elif place == 0:
+            elif index == 0:
                 self._importance[name], self._uncertainty[name] = self._closed(name)
                 self._open[name] = importance
             else:
-                self._open[name].mul_(place / (place + 1)).add_(importance, alpha=1 / (place + 1))
+                self._open[name].mul_(index / (index + 1)).add_(importance, alpha=1 / (index + 1))
         self.updates += 1
 
     def _closed(self, name: str) -> tuple[Tensor, Tensor]:
@@ -58,15 +60,19 @@ class Smoothed:
         return importance, torch.lerp(strayed, self._uncertainty[name], self.beta2)
 
     def current(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Importance and uncertainty over closed windows, or over the first one while it is open; None before that."""
+        """Return importance and uncertainty, the open window included; None before any update.
+
+        With ``beta2`` 0 the uncertainty is how far the open window strays from the importance of the closed ones, as in the
+        released code.
+        """
         if name not in self._open:
             return None
-        if self.updates <= self.window:
-            return self._closed(name)
-        return self._importance[name], self._uncertainty[name]
+        if self.beta2 == 0 and self.updates > self.window:
+            return self._importance[name], (self._open[name] - self._importance[name]).abs_()
+        return self._closed(name)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything, flat."""
+        """Return everything, flat."""
         kept = {"open": self._open, "importance": self._importance, "uncertainty": self._uncertainty}
         flat = {
             f"{kind}|{name}": tensor for kind, tensors in kept.items() for name, tensor in tensors.items()
@@ -74,15 +80,7 @@ class Smoothed:
         return {**flat, "updates": torch.tensor(self.updates)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
-        kept: dict[str, dict[str, Tensor]] = {"open": {}, "importance": {}, "uncertainty": {}}
-        for entry, tensor in state.items():
-            kind, _, name = entry.partition("|")
-            if kind in kept:
-                kept[kind][name] = tensor
-        self._open, self._importance, self._uncertainty = (
-            kept["open"],
-            kept["importance"],
-            kept["uncertainty"],
-        )
+        """Continue from `state`."""
+        self._open, self._importance = named(state, "open"), named(state, "importance")
+        self._uncertainty = named(state, "uncertainty")
         self.updates = int(state["updates"])

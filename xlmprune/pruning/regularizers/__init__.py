@@ -42,8 +42,9 @@ class Regularizer:
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
         """Add the term's gradient to every ``weights[name].grad`` in place, and return the term's value, detached.
 
-        The same gradient as autograd's through ``mask * weight``, in closed form: no graph, one matrix at a
-        time. Pruned weights get none. A ``.grad`` of None is created.
+        The gradient is that of autograd through ``mask * weight`` on the weights that remain, in closed form: no graph,
+        one matrix at a time. The caller masks the sum of all gradients once, so pruned weights may get any. A ``.grad``
+        of None is created.
         """
         raise NotImplementedError
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xlmprune.pruning.masks import Masks, Weights
 from xlmprune.pruning.regularizers import Reference, Regularizer
-from xlmprune.pruning.regularizers.gradients import add_to_gradient, at_least_float32, masked_copy
+from xlmprune.pruning.regularizers.gradients import at_least_float32, gradient_of, masked_copy
 from xlmprune.recipe.component import STRICT
 
 EPSILON = 1e-8
@@ -156,21 +156,20 @@ class Cosine(Regularizer):
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
         """Add the closed-form gradient to every ``.grad``; returns the term's value.
 
-        170 ms on two CPU cores for the 84.9 M weights of XLM-R base; one matrix at a time, no graph.
+        One matrix at a time, no graph, and no copy of a matrix but that of the products.
         """
         value = torch.zeros((), dtype=torch.float64, device=next(iter(weights.values())).device)
         for name, parameter in weights.items():
             weight, whole = at_least_float32(parameter.detach()), at_least_float32(reference[name])
             share = -self.strength * self._share(weights, weight)
-            masked = masked_copy(whole, masks, name)
             if self.mask_reference:
-                lengths = torch.linalg.vector_norm(masked, dim=1)
+                lengths = torch.linalg.vector_norm(masked_copy(whole, masks, name), dim=1)
             else:
                 lengths = self._lengths.of(name, reference[name])
             values, of_reference, of_weight = alignment_gradient(weight, whole, lengths, self.abs)
             value += share * values.sum(dtype=torch.float64)
-            gradient = masked.mul_(share * of_reference).addcmul_(weight, share * of_weight)
-            add_to_gradient(parameter, gradient)
+            with gradient_of(parameter) as gradient:
+                gradient.addcmul_(whole, share * of_reference).addcmul_(weight, share * of_weight)
         return value.to(torch.get_default_dtype())
 
     def _share(self, weights: Weights, weight: Tensor) -> float:

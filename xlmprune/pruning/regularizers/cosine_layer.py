@@ -16,7 +16,7 @@ from torch import Tensor
 from xlmprune.pruning.masks import Masks, Weights
 from xlmprune.pruning.regularizers import Reference, Regularizer
 from xlmprune.pruning.regularizers.cosine import EPSILON
-from xlmprune.pruning.regularizers.gradients import add_to_gradient, at_least_float32, masked_copy
+from xlmprune.pruning.regularizers.gradients import at_least_float32, gradient_of, masked_copy
 from xlmprune.recipe.component import STRICT
 
 
@@ -65,17 +65,16 @@ class CosineLayer(Regularizer):
 
     @torch.no_grad()
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
-        """Add the closed-form gradient, ``sign(d) * M * (R / ab - c V / b^2)``, to every ``.grad``; returns the value."""
+        """Add the closed-form gradient, ``sign(d) * (R / ab - c V / b^2)``, to every ``.grad``; returns the value."""
         value = torch.zeros((), dtype=torch.float64, device=next(iter(weights.values())).device)
         share = -self.strength * self._share(weights)
         for name, parameter in weights.items():
             weight, whole = at_least_float32(parameter.detach()), at_least_float32(reference[name])
-            masked = masked_copy(whole, masks, name)
             # Row by row in the tensor's own precision, then in float64: a plain float32 sum runs over 2.4 M
             # products.
             product = (weight * whole).sum(dim=1).sum(dtype=torch.float64)
             length = _length(weight)
-            reference_length = _length(masked if self.mask_reference else whole)
+            reference_length = _length(masked_copy(whole, masks, name) if self.mask_reference else whole)
             directed = (length > EPSILON) & (reference_length > EPSILON)
             length, reference_length = (
                 torch.where(directed, length, 1),
@@ -86,8 +85,10 @@ class CosineLayer(Regularizer):
             value += share * sign * cosine
             of_reference = share * torch.where(directed, sign, 0) / (length * reference_length)
             of_weight = -share * sign * cosine / length.square()
-            gradient = masked.mul_(of_reference.to(masked.dtype)).addcmul_(weight, of_weight.to(masked.dtype))
-            add_to_gradient(parameter, gradient)
+            with gradient_of(parameter) as gradient:
+                gradient.addcmul_(whole, of_reference.to(whole.dtype)).addcmul_(
+                    weight, of_weight.to(whole.dtype)
+                )
         return value.to(torch.get_default_dtype())
 
     def _share(self, weights: Weights) -> float:

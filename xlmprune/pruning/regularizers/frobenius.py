@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xlmprune.pruning.masks import Masks, Weights
 from xlmprune.pruning.regularizers import Reference, Regularizer
-from xlmprune.pruning.regularizers.gradients import add_to_gradient, at_least_float32
+from xlmprune.pruning.regularizers.gradients import at_least_float32, gradient_of
 from xlmprune.recipe.component import STRICT
 
 
@@ -61,10 +61,7 @@ class Frobenius(Regularizer):
 
     @torch.no_grad()
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
-        """Add ``2 M (W - P)``, or ``M (W - P) / ||P - V||`` if not squared, to every ``.grad``; returns the value.
-
-        99 ms on two CPU cores for the 84.9 M weights of XLM-R base; 133 ms if not squared.
-        """
+        """Add ``2 (W - P)``, or ``(W - P) / ||P - V||`` if not squared, to every ``.grad``; returns the value."""
         value = torch.zeros((), dtype=torch.float64, device=next(iter(weights.values())).device)
         share = self.strength * self._share(weights)
         for name, parameter in weights.items():
@@ -75,9 +72,8 @@ class Frobenius(Regularizer):
                 2.0 if self.squared else torch.where(squared > 0, squared.rsqrt(), 0).to(difference.dtype)
             )
             value += squared if self.squared else squared.sqrt()
-            if masks is not None:
-                difference = masks[name].to(difference.dtype).mul_(difference)
-            add_to_gradient(parameter, difference.mul_(share * factor))
+            with gradient_of(parameter) as gradient:
+                gradient.add_(difference.mul_(share * factor))
         return (share * value).to(torch.get_default_dtype())
 
     def _share(self, weights: Weights) -> float:

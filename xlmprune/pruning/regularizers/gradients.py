@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from xlmprune.pruning.masks import Masks
+
+
+@contextmanager
+def gradient_of(weight: Tensor) -> Iterator[Tensor]:
+    """Give ``weight.grad`` to add to in place, in float32 or wider; zeros where it was None."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    wide = at_least_float32(weight.grad)
+    yield wide
+    if wide is not weight.grad:
+        weight.grad.copy_(wide)
 
 
 def add_to_gradient(weight: Tensor, gradient: Tensor) -> None:
@@ -17,13 +31,12 @@ def add_to_gradient(weight: Tensor, gradient: Tensor) -> None:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Sums over thousands of bfloat16 products lose what they are meant to measure."""
+    """Return the tensor in float32 or wider; sums over thousands of bfloat16 products lose what they measure."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def masked_copy(tensor: Tensor, masks: Masks | None, name: str) -> Tensor:
-    """``mask * tensor`` in memory of its own, or a plain copy where there are no masks."""
+    """Return ``mask * tensor`` in memory of its own, or a plain copy where there are no masks."""
     if masks is None:
         return tensor.clone()
-    # Widening the mask first is four times as fast as torch.where on a CPU.
-    return masks[name].to(tensor.dtype).mul_(tensor)
+    return tensor * masks[name].view(torch.uint8)  # twice as fast on a CPU as with booleans

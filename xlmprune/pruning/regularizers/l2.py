@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xlmprune.pruning.masks import Masks, Weights
 from xlmprune.pruning.regularizers import Reference, Regularizer
-from xlmprune.pruning.regularizers.gradients import add_to_gradient, at_least_float32, masked_copy
+from xlmprune.pruning.regularizers.gradients import at_least_float32, gradient_of
 from xlmprune.recipe.component import STRICT
 
 
@@ -40,8 +40,9 @@ class L2(Regularizer):
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
         """Add ``2 * strength * w`` to every ``.grad``; returns the value."""
         value = torch.zeros((), dtype=torch.float64, device=next(iter(weights.values())).device)
-        for name, parameter in weights.items():
+        for parameter in weights.values():
             weight = at_least_float32(parameter.detach())
             value += torch.linalg.vector_norm(weight, dim=1).square().sum(dtype=torch.float64)
-            add_to_gradient(parameter, masked_copy(weight, masks, name).mul_(2 * self.strength))
+            with gradient_of(parameter) as gradient:
+                gradient.add_(weight, alpha=2 * self.strength)
         return (self.strength * value).to(torch.get_default_dtype())

@@ -1,0 +1,168 @@
+"""What may change when a run is resumed, and a bundle made again from a finished run."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from test_pipeline import report_of, write_data, write_model, write_recipe
+from typer.testing import CliRunner
+
+from xlmprune import pipeline
+from xlmprune import recipe as recipes
+from xlmprune.cli import app
+from xlmprune.core.progress import Reporter
+from xlmprune.training.checkpoint import open_run
+
+SHORT = {"training": {"dense_epochs": 1, "epochs_per_stage": 1}, "export": {"onnx": []}}
+
+
+def xlmprune(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(recipe file, run folder) of a finished run that wrote no ONNX file."""
+    folder = tmp_path_factory.mktemp("work")
+    write_model(folder / "model")
+    write_data(folder / "data")
+    recipe = write_recipe(folder, **SHORT)
+    result = xlmprune("compress", recipe, "--out", folder / "run")
+    assert result.exit_code == 0, result.output
+    return recipe, folder / "run"
+
+
+def updates(run):
+    return sum(
+        json.loads(line)["event"] == "update" for line in (run / "events.jsonl").read_text().splitlines()
+    )
+
+
+def test_a_bundle_is_made_again_without_training(finished):
+    recipe, run = finished
+    before, trained = report_of(run), updates(run)
+    result = xlmprune(
+        "export",
+        run,
+        "--set",
+        "export.onnx=[fp32]",
+        "--set",
+        "export.safetensors=dense",
+        "--set",
+        "name=other",
+    )
+    assert result.exit_code == 0, result.output
+    after = report_of(run)
+    assert updates(run) == trained > 0
+    assert (run / "bundle" / "model.onnx").is_file()
+    assert not list(run.glob(".bundle*"))
+    assert after["name"] == "other"
+    assert after["parity"]["onnx_fp32"]["agreement"] == 1
+    for language, row in before["languages"].items():
+        assert {key: after["languages"][language][key] for key in ("n", "dense", "pruned")} == {
+            key: row[key] for key in ("n", "dense", "pruned")
+        }
+    settings = recipes.load(str(run / "recipe.yaml"))
+    assert (settings.export.onnx, settings.export.safetensors, settings.name) == (["fp32"], "dense", "other")
+    assert after["recipe_sha256"] == settings.sha256()
+
+    other = xlmprune("compress", recipe, "--out", run)
+    assert other.exit_code == 2
+    assert "this run is finished, and its bundle has other settings (name is" in other.stderr
+    assert "xlmprune export" in other.stderr
+    advised = other.stderr.partition("--set ")[2]
+    assert "export.onnx=[]" in advised
+    same = xlmprune("compress", run / "recipe.yaml", "--out", run)
+    assert same.exit_code == 0, same.output
+    assert "nothing to do" in same.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "training.batch_size=4",
+            "training.batch_size changes training; in a finished run only export settings can change",
+        ),
+        ("evaluation.stage_interval=2", "evaluation.stage_interval changes measuring"),
+        ("export.opsett=18", "did you mean 'opset'"),
+    ],
+)
+def test_only_the_export_can_change(finished, override, said):
+    _, run = finished
+    sums = {file: hashlib.sha256(file.read_bytes()).digest() for file in run.rglob("*") if file.is_file()}
+    result = xlmprune("export", run, "--set", override)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert {file: hashlib.sha256(file.read_bytes()).digest() for file in sums} == sums
+
+
+def test_only_a_finished_run_is_exported_again(finished, tmp_path):
+    recipe, _ = finished
+    missing = xlmprune("export", tmp_path)
+    assert missing.exit_code == 2
+    assert "is not a run folder" in missing.stderr
+    interrupted(recipes.load(str(recipe)), tmp_path / "run")
+    result = xlmprune("export", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "training has not ended (stage 2 of 3)" in result.stderr
+
+
+def interrupted(recipe, run):
+    """Stop a run after stage 1."""
+    with open_run(run, recipe) as folder:
+        pipeline.Training(recipe, folder, torch.device("cpu"), Reporter()).run(until=1)
+
+
+def test_what_does_not_alter_training_may_change_on_resume(finished, tmp_path):
+    recipe, run = finished
+    interrupted(recipes.load(str(recipe)), tmp_path / "run")
+    options = [
+        "training.checkpoint_minutes=3",
+        "evaluation.batch_size=7",
+        "export.triton=false",
+        "export.onnx=[]",
+    ]
+    command = [
+        "compress",
+        recipe,
+        "--out",
+        tmp_path / "run",
+        *(part for option in options for part in ("--set", option)),
+    ]
+    refused = xlmprune(*command, "--set", "regularizer.strength=3")
+    assert refused.exit_code == 2
+    assert "regularizer.strength is" in refused.stderr
+    result = xlmprune(*command)
+    assert result.exit_code == 0, result.output
+    resumed = recipes.load(str(tmp_path / "run" / "recipe.yaml"))
+    assert (resumed.training.checkpoint_minutes, resumed.evaluation.batch_size) == (3, 7)
+    assert not (tmp_path / "run" / "bundle" / "triton").exists()
+    ours, whole = report_of(tmp_path / "run"), report_of(run)
+    assert {code: row["pruned"] for code, row in ours["languages"].items()} == {
+        code: row["pruned"] for code, row in whole["languages"].items()
+    }
+    assert [row["loss"] for row in ours["stages"]] == [row["loss"] for row in whole["stages"]]
+
+
+def test_a_bundle_in_its_run_folder_is_evaluated_without_naming_the_data(finished, tmp_path):
+    """The report has no path of this machine; the run folder's recipe has."""
+    recipe, _ = finished
+    options = [
+        "--set",
+        "export.onnx=fp32",
+        "--set",
+        "export.triton=false",
+        "--set",
+        "pruning.schedule.stages=1",
+    ]
+    run = xlmprune("compress", recipe, "--out", tmp_path / "run", *options)
+    assert run.exit_code == 0, run.output
+    found = xlmprune("evaluate", tmp_path / "run" / "bundle", "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["languages"].keys() == report_of(tmp_path / "run")["languages"].keys()
+    (tmp_path / "run" / "bundle").rename(tmp_path / "alone")
+    moved = xlmprune("evaluate", tmp_path / "alone")
+    assert moved.exit_code == 2
+    assert "--set task.path" in moved.stderr

@@ -1,0 +1,154 @@
+"""Check what a new user meets in the terminal: a model that learned nothing, too little training, what to do next."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import golden
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from xlmprune.cli import app
+from xlmprune.report import findings, results
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    golden.write_inputs(folder)
+    return folder
+
+
+def write_recipe(folder: Path, name: str, **training: object) -> Path:
+    recipe = {
+        "name": name,
+        **golden.BASE,
+        "task": golden.TEXT,
+        "model": {"name": "./model"},
+        "training": {**golden.BASE["training"], **training},
+        "export": {"onnx": ["fp32"]},
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return folder / f"{name}.yaml"
+
+
+def compress(workplace, monkeypatch, name, *options, **training):
+    monkeypatch.chdir(workplace)
+    write_recipe(workplace, name, **training)
+    result = CliRunner().invoke(app, ["compress", f"{name}.yaml", *options])
+    assert result.exit_code == 0, result.output
+    return result, workplace / "runs" / name / "bundle"
+
+
+def test_a_model_that_learned_nothing_is_a_warning_before_anything_else(workplace, monkeypatch):
+    result, bundle = compress(workplace, monkeypatch, "nothing", learning_rate=1e-9)
+    told = result.stderr
+    assert "warning: the model has not learned the task" in told
+    assert "English dev" in told
+    assert "guessing 25.0" in told
+    assert told.index("warning:") < told.index("stage 1/3")
+    assert result.stdout.startswith("Warning: the model has not learned the task")
+    report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+    assert len(report["warnings"]) == 1
+    for row in report["languages"].values():
+        assert (row["majority"], row["chance"]) == (25, 25)
+    for name in ("report.md", "report.html"):
+        text = (bundle / name).read_text(encoding="utf-8")
+        assert 0 < text.index("has not learned the task") < text.index("of the encoder's weights")
+        assert "Baseline, the higher score" in text
+
+
+def test_a_model_that_learned_is_not_warned_about_and_the_end_says_what_to_type(workplace, monkeypatch):
+    result, bundle = compress(workplace, monkeypatch, "learned", dense_epochs=12)
+    assert "has not learned" not in result.stderr
+    last = result.stderr.splitlines()[-3:]
+    assert last[0].split() == ["report:", "runs/learned/bundle/report.html"]
+    assert last[1].startswith("predict:  xlmprune predict runs/learned/bundle ")
+    assert last[2].split(maxsplit=1)[1] == "xlmprune verify runs/learned/bundle"
+    assert CliRunner().invoke(app, last[2].split()[2:]).exit_code == 0
+    assert (bundle / "report.html").is_file()
+    again = CliRunner().invoke(app, ["compress", "learned.yaml", "--quiet"])
+    assert again.exit_code == 0
+    assert again.stderr == ""
+    assert "English" in again.stdout
+
+
+def report_of_languages(**deltas: float) -> dict:
+    languages = {
+        code: {"n": 100, "metric": "accuracy", "dense": 50.0, "pruned": 50.0 + delta, "delta": delta}
+        for code, delta in deltas.items()
+    }
+    return {"languages": languages, "summary": results.summary(languages, "en")}
+
+
+def test_no_language_lost_is_said_so_and_none_is_marked_as_the_worst():
+    said = findings.describe_scores(report_of_languages(en=1.0, ru=5.0, de=-0.01))
+    assert "No zero-shot language lost accuracy." in said
+    assert "worst" not in said
+    assert {row.style for row in findings.rows(report_of_languages(en=1.0, ru=5.0))} == {"train", "other"}
+    said = findings.describe_scores(report_of_languages(en=1.0, ru=5.0, de=-2.0))
+    assert "The worst language, German: 50.0 → 48.0 (−2.0 points)." in said
+    assert "No zero-shot" not in said
+    assert "No zero-shot" not in findings.describe_scores(report_of_languages(en=1.0))
+
+
+def test_curves_over_fewer_examples_than_the_table_say_so():
+    report = report_of_languages(en=0.0, de=0.0)
+    assert findings.describe_curve(report) == ""
+    report["recipe"] = {"evaluation": {"max_stage_examples": 42}}
+    assert "first 42 test examples" in findings.describe_curve(report)
+    report["recipe"]["evaluation"]["max_stage_examples"] = 100
+    assert findings.describe_curve(report) == ""
+
+
+def test_verbose_names_every_language_of_a_stage_and_excludes_quiet(workplace, monkeypatch):
+    result, _ = compress(workplace, monkeypatch, "verbose", "--verbose")
+    assert any(
+        all(f"{language} " in line for language in golden.SENTENCES) for line in result.stderr.splitlines()
+    )
+    both = CliRunner().invoke(app, ["compress", "verbose.yaml", "--quiet", "--verbose", "--out", "other"])
+    assert both.exit_code == 2
+    assert "exclude each other" in both.stderr
+
+
+def test_a_plan_warns_of_too_little_training(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    write_recipe(workplace, "slow", learning_rate=5e-6)
+    few = CliRunner().invoke(app, ["compress", "slow.yaml", "--dry-run", "--json"])
+    (warning,) = [text for text in json.loads(few.stdout)["warnings"] if "updates" in text]
+    assert "9 updates with a learning rate of 5e-06" in warning
+    assert "training.learning_rate" in warning
+    shown = CliRunner().invoke(app, ["compress", "slow.yaml", "--dry-run"]).stdout
+    assert "warning: stage 0 has 9 updates" in shown
+    write_recipe(workplace, "fast", learning_rate=5e-3)
+    plan = CliRunner().invoke(app, ["compress", "fast.yaml", "--dry-run", "--json"])
+    assert not [text for text in json.loads(plan.stdout)["warnings"] if "updates" in text]
+
+
+def test_predict_on_a_terminal_without_text_prints_how_to_use_it(workplace):
+    """A pseudo-terminal stands in for the user's keyboard."""
+    controller, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "xlmprune", "predict", "bundle"],
+            stdin=terminal,
+            cwd=workplace,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(terminal)
+        os.close(controller)
+    assert done.returncode == 2
+    assert 'Try: xlmprune predict bundle "your text"' in done.stderr

@@ -1,0 +1,144 @@
+"""Text of the languages that are only measured: read when the recipe asks for it, marked, and never test text."""
+
+import gzip
+from types import SimpleNamespace
+
+import pytest
+
+from xlmprune import recipe as recipes
+from xlmprune.data.examples import Examples
+from xlmprune.data.readers import Corpus
+from xlmprune.data.readers.hub import Hub, HubSet
+from xlmprune.data.readers.rows import Rows
+from xlmprune.data.unlabelled import unlabelled_examples, vocabulary_texts
+from xlmprune.pipeline import calibration_text
+from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.report.results import target_text
+
+
+def recipe(**sections):
+    values = {"name": "x", "task": {"name": "quickstart"}, **sections}
+    return recipes.Recipe.model_validate(values)
+
+
+DISTILLED = {"teacher": "finetuned", "unlabelled": "task"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "pattern"),
+    [
+        ({}, None),
+        ({"model": {"vocabulary": {"keep_languages_of": "task"}}}, None),
+        ({"model": {"vocabulary": {"files": ["text/{language}.txt"]}}}, "text/{language}.txt"),
+        ({"distillation": DISTILLED}, "task"),
+        ({"distillation": {**DISTILLED, "unlabelled": "task_with_translations"}}, "task"),
+        ({"export": {"calibration": "task"}}, "task"),
+        ({"export": {"calibration": "own/{language}.txt"}, "distillation": DISTILLED}, "own/{language}.txt"),
+    ],
+)
+def test_int8_is_calibrated_on_what_the_recipe_names(sections, pattern):
+    assert calibration_text(recipe(**sections)).pattern == pattern
+
+
+def test_a_pattern_for_calibration_names_the_language():
+    with pytest.raises(ValueError, match=r"does not contain \{language\}"):
+        recipe(export={"calibration": "all.txt"})
+
+
+def test_the_report_says_for_what_task_text_was_read():
+    assert target_text(recipe()) == []
+    assert (
+        target_text(
+            recipe(model={"vocabulary": {"files": ["a.txt"]}}, export={"calibration": "b/{language}"})
+        )
+        == []
+    )
+    (counted,) = target_text(recipe(model={"vocabulary": {"keep_languages_of": "task"}}))
+    assert counted.startswith(
+        "the task's own text of the zero-shot languages was read to count the vocabulary"
+    )
+    taught, calibrated = target_text(
+        recipe(
+            distillation={**DISTILLED, "unlabelled": "task_with_translations"}, export={"calibration": "task"}
+        )
+    )
+    assert taught.endswith("with machine translations of the training set")
+    assert "calibrate quantization" in calibrated
+    assert target_text(recipe(export={"calibration": "task", "onnx": ["fp32"]})) == []
+
+
+class Rowed:
+    """A source on the hub of which every set can be asked for, and says what was."""
+
+    licence = "unknown"
+
+    def __init__(self):
+        self.read = []
+
+    def languages(self):
+        return ("de", "en")
+
+    def has(self, language, split):
+        return True
+
+    def rows(self, language, split):
+        self.read.append((language, split))
+        first = [f"{language} {split} {number}" for number in range(3)]
+        return Rows("hub", first, [f"{text} second" for text in first], ["0", "1", "0"], None, [1, 2, 3])
+
+
+@pytest.fixture
+def translated(monkeypatch):
+    """A corpus of the hub whose training sets in other languages are translations."""
+    source = Rowed()
+    hub = HubSet("some/set", ("de", "en"), first="a", second="b", label="l", translated_train=True)
+    corpus = Corpus(TaskRecipe(name="xnli"), "pair", hub=hub)
+    assert isinstance(corpus.source, Hub)
+    monkeypatch.setattr(corpus, "source", source)
+    return corpus
+
+
+def test_translations_of_the_training_set_are_read_by_name_only(translated):
+    assert [text.split("\t")[0] for text in translated.unlabelled("de")] == [f"de dev {n}" for n in range(3)]
+    assert ("de", "train") not in translated.source.read
+    assert len(translated.unlabelled("de", translations=True)) == 6
+    assert len(translated.unlabelled("en")) == 6, "English is no translation"
+    task = SimpleNamespace(kind="pair", unlabelled=translated.unlabelled)
+    tests = {"de": Examples("de", "test", ["x"], ["y"])}
+    assert len(unlabelled_examples(task, "task", tests)["de"]) == 3
+    assert len(unlabelled_examples(task, "task_with_translations", tests)["de"]) == 6
+
+
+@pytest.mark.parametrize("name", ["xnli", "pawsx"])
+def test_the_hubs_training_sets_of_these_tasks_are_translations(name):
+    assert registry.load("task", name).hub.translated_train
+
+
+class Task:
+    """Text in two languages."""
+
+    kind = "pair"
+
+    def languages(self):
+        return ("en", "de")
+
+    def unlabelled(self, language, translations=False):
+        return [f"{language} own{' translated' * translations}"]
+
+    def examples(self, language, split):
+        return Examples(language, split, [f"{language} {split} text"], ["other half"])
+
+
+def test_the_vocabulary_counts_task_text_of_other_languages_only_where_asked(tmp_path):
+    file = tmp_path / "de.txt"
+    file.write_text("Neuer Satz\nDE  test, text!\nfrei\tOther half.\nfrei\tund neu\n", encoding="utf-8")
+    files = [str(tmp_path / "{language}.txt")]
+    assert vocabulary_texts(Task(), files, None) == {
+        "en": ["en own", "en train text", "en dev text"],
+        "de": ["Neuer Satz", "frei", "und neu"],
+    }
+    file.write_bytes(gzip.compress(file.read_bytes()))
+    assert vocabulary_texts(Task(), files, None)["de"] == ["Neuer Satz", "frei", "und neu"]
+    assert vocabulary_texts(Task())["de"] == ["de own"]
+    assert vocabulary_texts(Task(), None, "task_with_translations")["de"] == ["de own translated"]
+    assert vocabulary_texts(Task(), files)["de"] == ["de own", "Neuer Satz", "frei", "und neu"]

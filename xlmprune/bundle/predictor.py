@@ -1,0 +1,115 @@
+"""Label texts with a bundle from Python, without PyTorch.
+
+predictor = xlmprune.Predictor("runs/quickstart/bundle")
+for answer in predictor(["schalte das Licht ein", "allume la lumière"]):
+    print(answer.label, answer.probability)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlmprune.bundle.session import Bundle, as_examples, softmax
+from xlmprune.data.encoding import encode
+from xlmprune.evaluation.scores import collect
+
+WINDOW = 32
+"""Batches that are read ahead and sorted by length, so that texts of equal length share a batch."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The label of one text or of one pair of texts."""
+
+    label: str
+    probability: float
+    """Probability of this label."""
+    probabilities: dict[str, float]
+    """Probability of every label."""
+    truncated: bool
+    """Whether the text was too long and its end was not read."""
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """The tags of one sentence."""
+
+    words: list[str]
+    tags: list[str | None]
+    """One tag for each word; None for words beyond the maximum length."""
+    probabilities: list[float | None]
+    """Probability of each tag."""
+    truncated: bool
+    """Whether the sentence was too long and its end was not read."""
+
+
+class Predictor:
+    """A bundle that is ready to label texts.
+
+    A predictor may be used by several threads at a time.
+
+    Args:
+        bundle: the folder of a bundle.
+        form: the ONNX file to use, for example ``int8``; by default the one that the bundle's model card serves.
+        threads: threads of ONNX Runtime; 0 lets it decide.
+        batch_size: texts in one call of the model.
+
+    Raises:
+        BundleError: the bundle is damaged, or does not have this form.
+    """
+
+    def __init__(self, bundle: str | Path, form: str = "", threads: int = 0, batch_size: int = 32) -> None:
+        self._bundle = Bundle(bundle, threads)
+        self._forward = self._bundle.forward(form or self._bundle.served)
+        self._batch_size = batch_size
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, in the order of the model's outputs."""
+        return self._bundle.labels
+
+    @property
+    def kind(self) -> str:
+        """What one text is: ``text``, ``pair`` or ``tokens``."""
+        return self._bundle.kind
+
+    def __call__(self, texts: Iterable[Any]) -> list[Prediction] | list[Tagged]:
+        """Label texts and return one answer for each, in their order."""
+        return list(self.stream(texts))
+
+    def stream(self, texts: Iterable[Any]) -> Iterator[Any]:
+        """Label texts one after the other; for more texts than fit into memory.
+
+        Args:
+            texts: strings; for a bundle of the kind `pair` two strings each; for `tokens` a list of words, or a string
+                whose words are separated by spaces.
+
+        Yields:
+            A `Prediction` for each text, or a `Tagged` for the kind `tokens`.
+
+        Raises:
+            DataError: a text is not of the bundle's kind. The message has its number.
+        """
+        waiting, done = iter(texts), 0
+        while texts_read := list(islice(waiting, WINDOW * self._batch_size)):
+            examples = as_examples(self._bundle.kind, texts_read, done)
+            encoded = encode(self._bundle.tokenizer, examples, self._bundle.max_length)
+            logits = collect(self._forward, encoded, self._batch_size)
+            for words, scores, truncated in zip(examples.first, logits, encoded.truncated, strict=True):
+                yield self._answer(words, softmax(scores), bool(truncated))
+            done += len(texts_read)
+
+    def _answer(self, words: Any, scores: np.ndarray, truncated: bool) -> Prediction | Tagged:
+        if self._bundle.kind != "tokens":
+            best = int(scores.argmax())
+            named = {label: float(score) for label, score in zip(self.labels, scores, strict=True)}
+            return Prediction(self.labels[best], float(scores[best]), named, truncated)
+        lost: list[Any] = [None] * (len(words) - len(scores))
+        tags = [self.labels[int(row.argmax())] for row in scores] + lost
+        return Tagged(list(words), tags, [float(row.max()) for row in scores] + lost, truncated)

@@ -1,0 +1,66 @@
+"""What is odd about the data of a task as a whole: texts in two splits, contradictions, a single class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xlmprune.data.examples import Examples
+from xlmprune.data.readers.lines import count_of
+
+
+def warnings_about(train: Examples, dev: Examples | None, tests: Mapping[str, Examples]) -> tuple[str, ...]:
+    """Compare the splits, and give a sentence for everything that makes scores doubtful.
+
+    Texts count as equal if they differ only in case and spaces; a pair, if both its texts are.
+    """
+    sets = {f"{language} test set": test for language, test in tests.items()}
+    if dev is not None:
+        sets = {f"{dev.language} dev set": dev, **sets}
+    keys = {name: _keys(examples) for name, examples in sets.items()}
+    trained = _keys(train)
+    known = set(trained)
+    warnings = [_in_both(own, known, name, "the training set") for name, own in keys.items()]
+    if dev is not None and train.language in tests:
+        chosen = set(keys[f"{dev.language} dev set"])
+        name = f"{train.language} test set"
+        warnings.append(_in_both(keys[name], chosen, name, "the dev set"))
+    warnings.append(_contradictions(train, trained))
+    warnings += [_single_class(name, examples) for name, examples in sets.items()]
+    return tuple(warning for warning in warnings if warning)
+
+
+def _keys(examples: Examples) -> list[str]:
+    texts = [text if isinstance(text, str) else " ".join(text) for text in examples.first]
+    if examples.second is not None:
+        texts = [f"{a}\t{b}" for a, b in zip(texts, examples.second, strict=True)]
+    return ["\t".join(" ".join(part.split()) for part in text.casefold().split("\t")) for text in texts]
+
+
+def _in_both(own: list[str], other: set[str], name: str, where: str) -> str:
+    count = sum(key in other for key in own)
+    if not count:
+        return ""
+    what = "all" if count == len(own) else f"{count:,} of {len(own):,}"
+    return (
+        f"the {name} and {where} have texts in common ({what} of the {name}), so scores on it may be too high"
+    )
+
+
+def _contradictions(train: Examples, keys: list[str]) -> str:
+    labels: dict[str, Any] = {}
+    groups = train.groups or [""] * len(train)
+    different = set()
+    for key, group, label in zip(keys, groups, train.labels or (), strict=False):
+        if labels.setdefault(f"{group}\t{key}", label) != label:
+            different.add(key)
+    if not different:
+        return ""
+    return f"the training set has {count_of(len(different), 'text')} more than once with different labels"
+
+
+def _single_class(name: str, examples: Examples) -> str:
+    if examples.labels is None or len(examples) < 2 or examples.groups is not None:
+        return ""
+    found = {tag for label in examples.labels for tag in (label if isinstance(label, list) else [label])}
+    return f"the {name} has only one label, so scores on it say little" if len(found) == 1 else ""

@@ -1,0 +1,80 @@
+"""Which texts are those of a test set, so that no unlabelled text is one of them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from difflib import SequenceMatcher
+
+from xlmprune.data.examples import Examples, fold
+
+SHINGLE = 4
+"""Letters in a piece by which similar sentences are looked up."""
+
+RAREST = 12
+"""A sentence is compared with the one that has the most of its rarest pieces, so many of them."""
+
+SHARED = 0.4
+"""They are compared only if they share this share of the pieces."""
+
+SIMILAR = ((20, 0.8), (12, 0.9))
+"""From how many letters on, two sentences are the same from which share of equal letters on. A short sentence may differ
+in one word from many others, and one with fewer letters must be equal."""
+
+
+class TestTexts:
+    """The texts of test and dev sets.
+
+    Texts are equal if their letters, marks and digits are, however they are spaced, cased or punctuated. A sentence of a
+    token task is also found if it is only similar: treebanks split words in two and change their letters, as French `du`
+    to `de le`, and Hebrew, Czech and Finnish words.
+    """
+
+    __test__ = False  # not a pytest class
+
+    def __init__(self, sets: Iterable[Examples]) -> None:
+        self._exact: set[str] = set()
+        self._sentences: list[str] = []
+        self._by_shingle: dict[str, list[int]] = defaultdict(list)
+        for examples in sets:
+            texts = set(map(fold, texts_of(examples)))
+            if examples.kind == "tokens":
+                for text in sorted(texts - self._exact):
+                    for shingle in _shingles(text):
+                        self._by_shingle[shingle].append(len(self._sentences))
+                    self._sentences.append(text)
+            self._exact |= texts
+
+    def has(self, line: str) -> bool:
+        """Tell whether a text, or either text of a pair with a tab between, is one of them."""
+        return any(self._has(fold(text)) for text in line.split("\t"))
+
+    def _has(self, text: str) -> bool:
+        if text in self._exact:
+            return True
+        if not self._sentences or len(text) < SIMILAR[-1][0]:
+            return False
+        shingles = _shingles(text)
+        found = sorted(
+            (self._by_shingle[shingle] for shingle in shingles if shingle in self._by_shingle), key=len
+        )
+        # Rare pieces tell sentences apart; all of them would take a minute for 50,000 lines.
+        counts = Counter(index for sentences in found[:RAREST] for index in sentences)
+        if len(found) < SHARED * len(shingles) or not counts:
+            return False
+        other = self._sentences[counts.most_common(1)[0][0]]
+        if len(shingles & _shingles(other)) < SHARED * len(shingles):
+            return False
+        needed = next(share for letters, share in SIMILAR if len(text) >= letters)
+        return SequenceMatcher(None, text, other, autojunk=False).ratio() >= needed
+
+
+def texts_of(examples: Examples) -> Iterator[str]:
+    """Give every text, both of a pair; the words of a sentence are joined with spaces."""
+    for column in (examples.first, examples.second or ()):
+        for text in column:
+            yield text if isinstance(text, str) else " ".join(text)
+
+
+def _shingles(text: str) -> set[str]:
+    return {text[start : start + SHINGLE] for start in range(len(text) - SHINGLE + 1)}

@@ -1,0 +1,63 @@
+"""Keep the weights whose removal the others of their row cannot make up for on unlabelled text (SparseGPT).
+
+By layer, from second moments of activations alone. Unlike `wanda` it knows that of two inputs alike one is enough.
+It is meant to be followed by the refit that it presumes (`pruning.reconstruct`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from xlmprune.pruning.criteria import Criterion, PruningContext
+from xlmprune.pruning.masks import Scores, Weights
+from xlmprune.pruning.reconstruction import Moments, inverse_diagonal
+from xlmprune.recipe.component import STRICT
+
+
+@torch.no_grad()
+def sparsegpt(weight: Tensor, moment: Tensor, ridge: float) -> Tensor:
+    """Compute ``|w_ij| / sqrt([H^-1]_jj)``: the root of what the output loses without the weight, its row refitted.
+
+    Args:
+        weight: [out, in].
+        moment: [in, in], second moment of the inputs; H is it plus the ridge.
+        ridge: relative to the mean square of an input; above 0.
+
+    Returns:
+        [out, in], not negative.
+
+    Source: Frantar and Alistarh 2023 (arXiv:2301.00774), Eq. 3.
+    """
+    return sparsegpt_scores({"": weight}, {"": moment}, ridge)[""]
+
+
+@torch.no_grad()
+def sparsegpt_scores(weights: Weights, moments: Moments, ridge: float) -> Scores:
+    """Compute `sparsegpt` of every weight; inputs that several weights read are inverted once."""
+    diagonals: dict[int, Tensor] = {}
+    found = {}
+    for name, weight in weights.items():
+        moment = moments[name]
+        if id(moment) not in diagonals:
+            diagonals[id(moment)] = inverse_diagonal(moment, ridge).sqrt().to(weight.dtype)
+        found[name] = weight.detach().abs() / diagonals[id(moment)]
+    return found
+
+
+@dataclass(config=STRICT)
+class SparseGpt(Criterion):
+    """Score every weight by what the output loses without it, the others of its row refitted."""
+
+    needs_moments: ClassVar[bool] = True
+
+    ridge: Annotated[float, Field(gt=0)] = 0.01
+    """Added to the second moment, relative to the mean square of an input."""
+
+    def scores(self, context: PruningContext) -> Scores:
+        """Measure inputs on unlabelled text with the weights as they are."""
+        return sparsegpt_scores(context.weights, context.moments(), self.ridge)

@@ -1,0 +1,60 @@
+"""The conditions of every start of a run: what computes, with which precision, threads and library versions.
+
+The same recipe and data give the same weights, bit for bit, only under the same conditions. A run that resumes under
+others says so, and only where that was allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xlmprune.core.device import resolve_precision
+from xlmprune.core.errors import MachineError
+from xlmprune.core.machine import environment, processor_name
+
+ALTERING = (
+    "device", "device_name", "precision", "threads", "xlmprune", "torch", "cuda", "transformers", "tokenizers", "numpy",
+)  # fmt: skip
+"""Conditions that alter results. The others are recorded too."""
+
+Conditions = dict[str, Any]
+Changes = dict[str, tuple[Any, Any]]
+"""Name of a condition to its values before and now."""
+
+
+def conditions(device: torch.device, precision: str) -> Conditions:
+    """Return the conditions that a run with this `training.precision` has here."""
+    used = "bf16" if resolve_precision(precision, device) is torch.bfloat16 else "fp32"
+    return {"device_name": processor_name(), **environment(device), "precision": used}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    """Return the conditions that changed and alter results."""
+    return {key: (before.get(key), now.get(key)) for key in ALTERING if before.get(key) != now.get(key)}
+
+
+def describe(changed: Mapping[str, Any]) -> str:
+    """Write changes as ``threads 2 -> 1, precision "fp32" -> "bf16"``."""
+    return ", ".join(
+        f"{key} {json.dumps(before)} -> {json.dumps(now)}" for key, (before, now) in changed.items()
+    )
+
+
+def require_allowed(changed: Changes, allowed: bool, path: Path) -> None:
+    """Refuse to resume under conditions that alter results, unless that was allowed.
+
+    Raises:
+        MachineError: names what changed and what to do.
+    """
+    if changed and not allowed:
+        threads = " (OMP_NUM_THREADS sets the threads)" if "threads" in changed else ""
+        raise MachineError(
+            f"{path}: the conditions changed since the last start of this run: {describe(changed)}. Its result would not be "
+            f"that of an uninterrupted run. Resume under the earlier conditions{threads}, or accept the change with "
+            "--allow-change"
+        )

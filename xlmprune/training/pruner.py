@@ -1,0 +1,139 @@
+"""When masks change: before a stage, or every few updates within a continuous one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from xlmprune.core.device import derive_seed
+from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.masks import Masks, apply_masks, full_masks
+from xlmprune.pruning.reconstruction import Batch, Moments, input_moments, refit
+from xlmprune.training.gradients import Gradients
+from xlmprune.training.method import Method
+from xlmprune.training.state import TrainState
+
+
+class Pruner:
+    """Chooses masks and keeps the weights under them.
+
+    Args:
+        state: masks and weights change in it.
+        method: criterion, schedule and selection.
+        gradients: for criteria that need data when they score.
+        seed: the run's.
+        moment_text: batches on the model's device to measure activations on, where the method reads second moments.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        method: Method,
+        gradients: Gradients,
+        seed: int,
+        moment_text: Sequence[Batch] = (),
+    ) -> None:
+        self.state, self.method, self.gradients, self.seed = state, method, gradients, seed
+        self.moment_text = moment_text
+
+    def before_stage(self) -> None:
+        """Choose the masks of a stage, unless they change within it."""
+        if self.state.at.stage > 0 and self.method.continuous is None:
+            self._prune(self.method.densities[self.state.at.stage], final=True)
+
+    def after_update(self, total: int) -> None:
+        """Prune within a continuous stage where its schedule says so.
+
+        Args:
+            total: updates in this stage.
+        """
+        at, continuous = self.state.at, self.method.continuous
+        if continuous is None or at.stage == 0:
+            return  # masks are fixed, and gradients and moments of pruned weights are zero
+        if continuous.is_due(at.update, total, self.gradients.batches_per_epoch):
+            density = continuous.density(at.update, total)
+            self._prune(self.method.selection.density(density), final=self.is_final(total))
+        elif not self.may_return(total):
+            # A weight that was pruned within the stage has moments in the optimizer.
+            apply_masks(self.state.weights, self.state.masks)
+
+    def is_final(self, total: int) -> bool:
+        """Return whether the masks will not change in this stage any more."""
+        continuous = self.method.continuous
+        return continuous is None or self.state.at.stage == 0 or self.state.at.update >= continuous.end(total)
+
+    def may_return(self, total: int) -> bool:
+        """Return whether pruned weights are trained now and may come back."""
+        return self.method.regrow and not self.is_final(total)
+
+    def density(self, total: int) -> float:
+        """Return the density that the schedule asks for now."""
+        at, continuous = self.state.at, self.method.continuous
+        if continuous is None or at.stage == 0:
+            return self.method.densities[at.stage]
+        last = continuous.last_due(at.update, total, self.gradients.batches_per_epoch)
+        return self.method.selection.density(continuous.density(last, total))
+
+    @contextmanager
+    def masked(self, total: int) -> Iterator[None]:
+        """Set pruned weights to zero inside the ``with``, where they have values of their own."""
+        if not self.may_return(total):
+            yield
+            return
+        before: dict[str, Tensor] = {n: w.detach().clone() for n, w in self.state.weights.items()}
+        apply_masks(self.state.weights, self.state.masks)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in self.state.weights.items():
+                    weight.copy_(before[name])
+
+    def _prune(self, density: float, final: bool) -> None:
+        """Choose the next masks.
+
+        Args:
+            final: whether pruned weights lose their values, though the criterion keeps them while they may return.
+        """
+        state, stage, update = self.state, self.state.at.stage, self.state.at.update
+        # Within a stage, each pruning draws for itself.
+        moment = (stage, update) if self.method.continuous is not None else (stage,)
+        before = state.masks
+        context = PruningContext(
+            weights={name: weight.detach() for name, weight in state.weights.items()},
+            masks=full_masks(state.weights) if self.method.regrow else before,
+            reference=state.pretrained,
+            stage=stage,
+            seed=derive_seed(self.seed, "prune", *moment),
+            density=density,
+            final_density=self.method.densities[-1],
+            model=state.model,
+            gradients=lambda batches: self.gradients.of_cross_entropy(batches, *moment),
+            moments=cache(self._measure_moments),
+        )
+        state.masks = self.method.selection.masks(self.method.criterion, context)
+        self._make_up(context, {name: before[name] & ~mask for name, mask in state.masks.items()})
+        if final or not (self.method.regrow and self.method.criterion.keeps_pruned_values):
+            apply_masks(state.weights, state.masks)
+
+    def _make_up(self, context: PruningContext, removed: Masks) -> None:
+        """Adjust the remaining weights for those removed: by the criterion's own means, or by least squares."""
+        criterion, settings = self.method.criterion, self.method.reconstruct
+        if settings is None:
+            criterion.compensate(context.weights, removed)
+            return
+        before = {name: weight.clone() for name, weight in context.weights.items()}
+        # A criterion may hold what it needs for this until it is called.
+        criterion.compensate(context.weights, removed)
+        for name, weight in context.weights.items():
+            weight.copy_(before[name])
+        refit(context.weights, self.state.masks, context.moments(), settings.ridge)
+
+    def _measure_moments(self) -> Moments:
+        self.state.all_rows()
+        self.state.model.eval()
+        return input_moments(self.state.model, self.state.weights, self.moment_text)
