@@ -8,6 +8,7 @@ from tiny import tiny_graph, tiny_masks, tiny_model
 from xlmprune.core.errors import BundleError
 from xlmprune.export import graph as exporter
 from xlmprune.export.form import form_named
+from xlmprune.export.runtime import onnx_files
 
 
 def batch(rows, length, seed=0):
@@ -100,7 +101,7 @@ def test_a_large_model_has_its_weights_beside_it(tmp_path, exported):
     before = proto.SerializeToString(deterministic=True)
     files = exporter.save_onnx(proto, tmp_path / "model.onnx", external_above=1000)
     assert [file.name for file in files] == ["model.onnx", "model.onnx.data"]
-    assert files == exporter.files_of(tmp_path / "model.onnx")
+    assert files == onnx_files(tmp_path / "model.onnx")
     assert proto.SerializeToString(deterministic=True) == before
     assert files[0].stat().st_size < len(before) / 2
     session = onnxruntime.InferenceSession(files[0])
@@ -114,7 +115,7 @@ def test_a_large_model_has_its_weights_beside_it(tmp_path, exported):
     with pytest.raises(BundleError, match="missing"):
         exporter.load_onnx(files[0])
     exporter.save_onnx(proto, tmp_path / "model.onnx")
-    assert exporter.files_of(tmp_path / "model.onnx") == [tmp_path / "model.onnx"]
+    assert onnx_files(tmp_path / "model.onnx") == [tmp_path / "model.onnx"]
 
 
 def test_what_cannot_be_exported_or_read_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from xlmprune import recipe as recipes
-from xlmprune.bundle import bench, golden, manifest
+from xlmprune.bundle import bench, golden
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import MachineError, RecipeError, ShortfallError
 from xlmprune.core.files import explain_disk, write_atomically
@@ -25,7 +25,7 @@ from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
-from xlmprune.export import writing
+from xlmprune.export import manifest, writing
 from xlmprune.export.form import Material, TextSource
 from xlmprune.export.triton import write_triton
 from xlmprune.export.writing import MeasuredForm
@@ -493,7 +493,7 @@ def publish(
     with explain_disk(folder.path):
         refused = writing.refuse(forms, pruned, recipe.export.floor, data.train_language, unfinished)
         shipped = [entry.form for entry in forms if entry.form.name not in refused]
-        golden.write(unfinished, writing.golden_arrays(outcome, data.tests, shipped, unfinished))
+        golden.write(unfinished, *writing.golden_arrays(outcome, data.tests, shipped, unfinished))
         if recipe.export.triton and shipped:
             first = unfinished / shipped[0].file
             write_triton(unfinished / "triton", recipe.name, first, data.task.labels, data.task.kind)

@@ -17,6 +17,7 @@ from xlmprune.core.formatting import DASH, decimals, number
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
+from xlmprune.export import manifest
 from xlmprune.recipe import Recipe, TaskRecipe, registry
 from xlmprune.tasks.metrics import Logits
 
@@ -47,20 +48,23 @@ def evaluate(
     return evaluate_bundle(Path(bundle), form, overrides, languages, batch_size, threads)
 
 
-def open_bundle(path: Path, form: str = "", threads: int = 0) -> Bundle:
+REPORT = "report.json"
+
+
+def open_bundle(path: Path, form: str = "", threads: int = 0, verify: bool = True) -> Bundle:
     """The bundle at ``path``, checked to hold ``form``."""
-    bundle = Bundle(path, threads=threads)
+    bundle = Bundle(path, threads, verify)
     bundle.named(form)
     return bundle
 
 
 def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
     """The task a bundle was measured on, as its report says, with ``overrides`` such as ``task.path=…``."""
-    file = path / "report.json"
+    file = path / REPORT
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = manifest.read_json(file)
         values = _own_recipe(path, report.get("recipe_sha256")) or report["recipe"]
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, BundleError, KeyError) as error:
         raise BundleError(
             f"{file}: cannot be read ({error}); it says what task the bundle was measured on"
         ) from None
@@ -93,6 +97,7 @@ def evaluate_bundle(
     batch_size: int = 64,
     threads: int = 0,
     predictions: Path | None = None,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Score one form of a bundle on every language.
 
@@ -100,7 +105,9 @@ def evaluate_bundle(
         ``form``, ``metric``, ``languages`` {code: {n, score, ci95, others…}}, ``zero_shot_mean``, ``all_mean``,
         ``max_test_examples`` (the cap a language, None for all).
     """
-    bundle = open_bundle(path, form, threads)
+    bundle = open_bundle(path, form, threads, verify)
+    if verify:
+        manifest.require(path, REPORT)
     form = bundle.named(form)
     settings = task_of(path, overrides)
     if languages:

@@ -212,12 +212,6 @@ def _locations(proto: onnx.ModelProto) -> set[str]:
     }
 
 
-def files_of(path: Path) -> list[Path]:
-    """The ONNX file and, where it has one, the file of its weights."""
-    data = path.with_name(path.name + ".data")
-    return [path, data] if data.is_file() else [path]
-
-
 def parameter_of(name: str) -> str | None:
     """Return the parameter an initializer belongs to: what stands before `.T`, `/int8`, `/scale` and the like."""
     return architecture.parameter_at_start(name.removeprefix(PACKED))
