@@ -31,6 +31,7 @@ def evaluate(
     task: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     threads: int = 0,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Measure a bundle with ONNX Runtime in every language.
 
@@ -40,12 +41,13 @@ def evaluate(
         form: the ONNX file to measure, for example ``int8``; by default the first that the bundle has.
         task: keys of the recipe's section ``task`` that differ from those of the run, for example
             ``{"path": "data/{language}.tsv"}``.
+        verify: compare the files with the bundle's manifest first.
 
     Returns:
         ``form``, ``metric``, ``languages`` {code: {n, score, ci95}}, ``zero_shot_mean`` and ``all_mean``.
     """
     overrides = [f"task.{key}={json.dumps(value)}" for key, value in (task or {}).items()]
-    return evaluate_bundle(Path(bundle), form, overrides, languages, batch_size, threads)
+    return evaluate_bundle(Path(bundle), form, overrides, languages, batch_size, threads, verify=verify)
 
 
 REPORT = "report.json"

@@ -37,7 +37,8 @@ def unpack_bundle(bundle: Path, out: Path, verify: bool = True) -> list[str]:
             f"{out} lies inside the bundle, which must stay as it is; unpack it into another folder"
         )
     if verify:
-        manifest.require(bundle, *(path.name for path in bundle.iterdir() if path.name != manifest.FILE))
+        graphs = [file.name for graph in forms_in(bundle).values() for file in onnx_files(graph)]
+        manifest.require(bundle, *safetensors_export.FILES, *graphs)
     with explain_disk(out):
         written = safetensors_export.unpack(bundle, out, verify=False)
         for file in forms_in(bundle).values():

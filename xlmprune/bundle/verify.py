@@ -324,7 +324,7 @@ def _check_triton(bundle: Bundle) -> Iterator[Check]:
     if not folder.is_dir():
         return
     hashes = {sha256_of(bundle.file(form)) for form in bundle.forms}
-    models = sorted(folder.glob(f"*/{MODEL_FILE}"))
+    models = sorted(model for model in folder.glob(f"*/{MODEL_FILE}") if model.is_file())
     if not models:
         yield Check("triton", False, f"the repository holds no <name>/{MODEL_FILE}")
     for model in models:

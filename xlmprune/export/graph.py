@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError, Message
 from xlmprune._version import __version__
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import replacing
+from xlmprune.export import manifest
 from xlmprune.export.runtime import PACKED
 from xlmprune.models import architecture
 
@@ -189,6 +190,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     Raises:
         BundleError: missing or damaged.
     """
+    manifest.require_file(path)
     try:
         proto = onnx.load(path, load_external_data=False)
         for outside in {path.parent / name for name in _locations(proto)}:

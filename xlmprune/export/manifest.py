@@ -18,6 +18,12 @@ FILE = "manifest.json"
 SCHEMA_VERSION = 1
 KEYS = {"schema_version", "recipe_sha256", "versions", "files"}
 
+LARGEST_JSON = 200_000_000
+"""Bytes of a JSON file of a bundle; a tokenizer of 250,000 pieces has 17 MB."""
+
+OF_HUBS = {".git", ".gitattributes", ".cache"}
+"""What git and the tools of model hubs add to a folder that they download. Nothing here reads it."""
+
 ADVICE = "Copy the bundle again, or use --no-verify (verify=False in Python) to open it as it is"
 
 
@@ -75,7 +81,7 @@ def read(bundle: Path) -> dict[str, Any]:
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {manifest['schema_version']!r}, expected {SCHEMA_VERSION}")
         for name, entry in manifest["files"].items():
-            if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
+            if not is_count(entry["bytes"]) or not isinstance(entry["sha256"], str):
                 raise ValueError(f"{name!r} has no size in bytes, or no SHA-256")
     except FileNotFoundError:
         raise BundleError(
@@ -86,14 +92,22 @@ def read(bundle: Path) -> dict[str, Any]:
     return manifest
 
 
+def is_count(value: Any) -> bool:
+    """Tell whether a value read from a file is a number of bytes or entries that may be: whole, and not negative."""
+    return type(value) is int and 0 <= value < 2**60
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a bundle; a key given twice, or nesting without end, is damage.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BundleError: it is not a JSON object.
+        BundleError: it is not a file, or not a JSON object.
     """
+    require_file(path)
     try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise ValueError(f"it has {size:,} bytes; at most {LARGEST_JSON:,} are read")
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:
         raise
@@ -102,6 +116,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BundleError(f"{path} is damaged: expected a JSON object")
     return values
+
+
+def require_file(path: Path) -> None:
+    """Raise BundleError where something else than a file lies at ``path``; opening a pipe would wait for ever."""
+    if os.path.lexists(path) and not path.is_file():
+        raise BundleError(f"{path} is a {_kind(path)}, expected a file")
 
 
 def require(bundle: Path, *names: str) -> None:
@@ -113,7 +133,8 @@ def require(bundle: Path, *names: str) -> None:
     files = read(bundle)["files"]
     for name in names:
         path = bundle / name
-        if not path.is_file():
+        require_file(path)
+        if not path.exists():
             continue  # whoever needs the file says that it is missing
         if name not in files:
             raise BundleError(f"{path} is not in {FILE}: it was added after the bundle was made. {ADVICE}")
@@ -182,7 +203,7 @@ def _walk(bundle: Path) -> Iterator[tuple[str, Path]]:
         for entry in (*folders, *files):
             path = Path(parent, entry)
             name = path.relative_to(bundle).as_posix()
-            if name != FILE:
+            if name != FILE and name.partition("/")[0] not in OF_HUBS:
                 yield name, path
 
 

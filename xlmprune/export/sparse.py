@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xlmprune.core.errors import BundleError
+from xlmprune.core.errors import BundleError, ModelError
 from xlmprune.core.files import SAFETENSORS_FILE, replacing
 from xlmprune.export import codes, manifest
 from xlmprune.models import architecture
+from xlmprune.models.checkpoint import check_config
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,11 +41,11 @@ LAYOUT = 1
 KEY = "xlmprune"
 MASK = ".mask"
 
+FILES = (SAFETENSORS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
+"""What `unpack` reads."""
+
 LARGEST_EXPANSION = 1000
 """Weights for each byte of a file at most; a model of which one weight in 5,000 remains has about 400."""
-
-LARGEST_SETTING = 10_000_000
-"""Of a number in config.json. The largest real ones are vocabularies, of a quarter of a million."""
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         facts = json.loads(header["__metadata__"][KEY])
         layout, matrices = facts["layout"], facts["matrices"]
         for entry in matrices.values():
-            if not all(_is_count(value) for value in (entry["kept"], *entry["shape"])):
+            if not all(manifest.is_count(value) for value in (entry["kept"], *entry["shape"])):
                 raise ValueError(f"kept {entry['kept']!r} of shape {entry['shape']!r}")
             entry["code"]["name"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -138,16 +139,13 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
 def read_header(path: Path) -> dict[str, Any]:
     """The safetensors header: name to `dtype`, `shape`, `data_offsets`; and `__metadata__`.
 
     Raises:
         BundleError: missing, not safetensors, of another length than the header says, or with a key twice.
     """
+    manifest.require_file(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -159,7 +157,7 @@ def read_header(path: Path) -> dict[str, Any]:
         entries = [entry for name, entry in header.items() if name != "__metadata__"]
         for entry in entries:
             begin, end = entry["data_offsets"]
-            if not all(map(_is_count, (begin, end, *entry["shape"]))) or begin > end:
+            if not all(map(manifest.is_count, (begin, end, *entry["shape"]))) or begin > end:
                 raise ValueError(f"shape {entry['shape']!r} at {begin!r} to {end!r}")
         ends = [entry["data_offsets"][1] for entry in entries]
     except FileNotFoundError:
@@ -281,7 +279,8 @@ def load(bundle: str | Path, verify: bool = True) -> nn.Module:
     config = read_config(folder)
     if verify and manifest.is_bundle(folder, config):
         manifest.require(folder, "config.json", SAFETENSORS_FILE)
-    wanted = (config.get("architectures") or [None])[0]
+    named = config.get("architectures")
+    wanted = named[0] if isinstance(named, list) and named else None
     known = {name for family in architecture.families() for name in family.heads.values()}
     if wanted not in known:
         raise BundleError(
@@ -308,16 +307,14 @@ def load(bundle: str | Path, verify: bool = True) -> nn.Module:
 
 def _check_settings(folder: Path, config: Mapping[str, Any], tensors: int) -> None:
     """Refuse numbers that no model has, before anything is built from them."""
-    for key, value in config.items():
-        if type(value) is int and abs(value) > LARGEST_SETTING:
-            raise BundleError(
-                f"{folder / 'config.json'}: {key} is {value}; at most {LARGEST_SETTING:,} is possible"
-            )
-    layers = config.get("num_hidden_layers")
-    if type(layers) is not int or not 0 <= layers <= tensors:
-        raise BundleError(
-            f"{folder / 'config.json'}: num_hidden_layers is {layers!r}, and {SAFETENSORS_FILE} holds {tensors} tensors"
-        )
+    path = folder / "config.json"
+    try:
+        check_config(str(folder), config)
+    except ModelError as error:
+        raise BundleError(str(error)) from None
+    layers = config.get("num_hidden_layers", 0)
+    if layers > tensors:
+        raise BundleError(f"{path}: num_hidden_layers is {layers}, and {SAFETENSORS_FILE} holds {tensors} tensors")
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -360,7 +357,7 @@ def unpack(bundle: Path, out: Path, verify: bool = True) -> list[Path]:
     model = load(bundle, verify)
     save_dense(model, out / SAFETENSORS_FILE)
     written = [out / SAFETENSORS_FILE]
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in FILES[1:]:
         if (bundle / name).is_file():
             with replacing(out / name) as partial:
                 shutil.copyfile(bundle / name, partial)
