@@ -166,6 +166,17 @@ def test_texts_of_like_length_share_a_call_within_the_look_ahead(bundles):
     assert len([first, *answers]) == 24
 
 
+def test_a_stream_is_answered_as_it_comes(bundles):
+    command = [sys.executable, "-m", "xlmprune", "predict", str(bundles["text"])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for text in ("свет", "light"):
+            process.stdin.write(f"{text}\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["text"] == text
+        process.stdin.close()
+        assert process.stdout.read() == ""
+
+
 def test_a_file_that_is_not_what_the_manifest_says_is_refused_before_it_is_used(copy):
     whole = {name: (copy / name).read_bytes() for name in ("config.json", "tokenizer.json", "model.onnx")}
     for name, content in whole.items():

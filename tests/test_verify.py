@@ -1,15 +1,21 @@
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from campaigns import flips, hostile_bundles
+from golden import write_inputs
 from safetensors.numpy import load_file as load_golden
 from safetensors.numpy import save_file as save_golden
 from safetensors.torch import load_file, save_file
@@ -139,13 +145,14 @@ def spoil_the_manifest(folder):
 
 
 GOLDEN = "model.onnx: golden logits"
+PACKED = "model.onnx: packed equals dense"
 
 
 @pytest.mark.parametrize(
     ("damage", "name", "said"),
     [
-        (flip_an_id, "model.onnx: packed equals dense", "could not be checked.*idx=|out of"),
-        (flip_an_id, GOLDEN, "cannot be run"),
+        (flip_an_id, "model.onnx: packed equals dense", "idx=|out of"),
+        (flip_an_id, GOLDEN, "cannot be run on"),
         (spoil_a_name, "model.onnx: packed", "a name is not UTF-8"),
         (lambda folder: change_golden(folder, logits__fp32=np.array(1.0)), GOLDEN, r"fp32 are \(\)"),
         (lambda folder: change_golden(folder, logits__fp32=np.zeros((32, 0))), GOLDEN, r"\(32, 0\)"),
@@ -259,6 +266,15 @@ def test_an_edited_manifest_is_found(copy):
         Bundle(copy)
 
 
+def test_what_model_hubs_add_to_a_download_is_no_damage(copy):
+    (copy / ".gitattributes").write_text("*.onnx filter=lfs")
+    (copy / ".cache" / "huggingface").mkdir(parents=True)
+    (copy / ".cache" / "huggingface" / "CACHEDIR.TAG").write_text("x")
+    assert failures(copy) == {}
+    (copy / "triton" / ".gitattributes").write_text("x")
+    assert failures(copy).keys() == {"triton/.gitattributes"}
+
+
 def test_a_tokenizer_that_numbers_otherwise_is_found(copy):
     content = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]
@@ -271,16 +287,19 @@ def test_a_tokenizer_that_numbers_otherwise_is_found(copy):
     assert "other token ids than the model was measured with" in found["tokenizer"]
 
 
-def test_a_full_temporary_folder_says_nothing_of_the_bundle(packed, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_profile_that_a_full_disk_cut_short_says_nothing_of_the_bundle(packed, monkeypatch):
+    real = onnxruntime.InferenceSession.end_profiling
 
-    monkeypatch.setattr("xlmprune.export.graph.save_onnx", refuse)
+    def cut_short(session):
+        name = real(session)
+        os.truncate(name, 100)
+        return name
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "end_profiling", cut_short)
     checks = {check.name: check for check in verify(packed, threads=1)}
     assert all(check.passed for check in checks.values())
-    compared = checks["model.onnx: packed equals dense"]
-    assert compared.warning
-    assert "was not checked on this machine" in compared.detail
+    assert checks[PACKED].warning
+    assert "is full (the runtime's profile is cut short)" in checks[PACKED].detail
 
 
 def test_another_model_in_its_place_is_found_by_its_answers(copy):
@@ -446,13 +465,57 @@ def test_a_full_or_missing_place_for_temporary_files_is_a_sentence(packed, tmp_p
             contenders(packed),
         ):
             pass
-        assert (
-            f"{tmp_path}, the folder for temporary files"
-            in failures(packed)["model.onnx: packed equals dense"]
-        )
+        [compared] = [check for check in verify(packed, threads=1) if check.name == PACKED]
+        assert compared.passed, "the machine is full, and the bundle is good"
+        assert compared.warning
+        assert f"not checked on this machine: {tmp_path}, the folder for temporary files" in compared.detail
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with (
         pytest.raises(MachineError, match=r"no folder for temporary files was found .*gone.*TMPDIR"),
         contenders(packed),
     ):
         pass
+
+
+# --- a slice of the campaigns ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What the campaigns on bundles need; here, where the tiny model is exported already."""
+    folder = tmp_path_factory.mktemp("campaign")
+    write_inputs(folder)
+    counted = Counter()
+    return SimpleNamespace(folder=folder, counted=counted, count=lambda what: counted.update([what]))
+
+
+def test_flipped_bits_are_found(runs):
+    assert [wrong for seed in range(12) if (wrong := flips.case(random.Random(seed), runs))] == []
+    assert len(runs.counted) > 3
+
+
+@pytest.mark.parametrize("change", hostile_bundles.HOSTILE, ids=lambda change: change.__name__)
+def test_a_hostile_bundle_is_a_sentence(runs, change, monkeypatch):
+    monkeypatch.setattr(hostile_bundles, "HOSTILE", [change])
+    assert hostile_bundles.case(random.Random(7), runs) is None
+
+
+def test_the_campaigns_notice_what_is_accepted(runs, monkeypatch):
+    def lie(folder, draw):
+        config = json.loads((folder / "config.json").read_text())
+        config["id2label"] = dict(enumerate(config["xlmprune"]["labels"][::-1]))
+        config["xlmprune"]["labels"].reverse()
+        (folder / "config.json").write_text(json.dumps(config))
+        return "labels reversed"
+
+    monkeypatch.setattr(hostile_bundles, "HOSTILE", [lie])
+    assert "verify passes, and the answers are" in hostile_bundles.case(random.Random(7), runs)
+
+    def greedy(folder, draw):
+        monkeypatch.setattr(hostile_bundles, "labels", lambda bundle: np.ones(10**10))
+        return "asks for memory"
+
+    monkeypatch.setattr(hostile_bundles, "HOSTILE", [greedy])
+    assert "predict: " in hostile_bundles.case(random.Random(7), runs)
+    monkeypatch.setattr(flips, "verify", lambda *_, **__: [])
+    assert "accepted by verify" in flips.case(random.Random(0), runs)

@@ -303,7 +303,8 @@ def predict(
         )
     opened = scoring.open_bundle(bundle, form, threads, verify)
     form = form or opened.served
-    for result in scoring.predict(opened, scoring.read_texts(texts, file), form, batch_size):
+    waiting, ready = scoring.open_texts(texts, file)
+    for result in scoring.predict(opened, waiting, form, batch_size, ready=ready):
         typer.echo(json.dumps(result, ensure_ascii=False))
 
 

@@ -49,6 +49,7 @@ from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text
 from xlmprune.training.outcome import Datasets, Outcome
+from xlmprune.training.pins import pin
 from xlmprune.training.stages import StageScores
 from xlmprune.training.teaching import Teaching
 
@@ -119,6 +120,7 @@ def run(
     """
     reporter = reporter or Reporter()
     where = resolve_device(device)
+    recipe = pin(recipe, None if fresh else out)
     with interruptible(), checkpoint.open_run(out, recipe, fresh) as folder:
         finished = folder.finished()
         if finished is not None and not again:

@@ -39,7 +39,7 @@ from xlmprune.export import manifest
 from xlmprune.export.sparse import load
 
 SECONDS = 60
-"""For all commands on one bundle."""
+"""Of the processor, for all commands on one bundle. Whatever waits for longer than ten times that waits for ever."""
 MEMORY = 1_000_000_000
 """Bytes that the commands may take beyond what the process has when they start."""
 RUNS_OUT = ("Unable to allocate", "bad_alloc", "bad allocation", "not enough memory", "can't allocate")
@@ -122,7 +122,9 @@ def change_weights(folder: Path, draw: random.Random) -> str:
     matrix = facts["matrices"][draw.choice(sorted(facts["matrices"]))]
     tensor = header[draw.choice(sorted(name for name in header if name != "__metadata__"))]
     value = draw.choice((-1, 0, 7, 100_000, 2**31, 2**62, int("9" * 4000), 0.5, None, "x", [], {}))
-    what = draw.choice(("shape", "kept", "code", "whole code", "matrix", "tensor shape", "offsets", "dtype", "length"))
+    what = draw.choice(
+        ("shape", "kept", "code", "whole code", "matrix", "tensor shape", "offsets", "dtype", "length")
+    )
     if what == "shape":
         matrix["shape"] = [value, value]
     elif what == "kept":
@@ -151,7 +153,9 @@ def change_graph(folder: Path, draw: random.Random) -> str:
     path = folder / draw.choice(("model.onnx", "model.int8.onnx"))
     proto = onnx.load(path)
     tensor, node = draw.choice(proto.graph.initializer), draw.choice(proto.graph.node)
-    what = draw.choice(("values", "dims", "type", "name", "node", "input", "node removed", "outside", "opset"))
+    what = draw.choice(
+        ("values", "dims", "type", "name", "node", "input", "node removed", "outside", "opset")
+    )
     if what == "values" and tensor.raw_data:
         values = bytearray(tensor.raw_data)
         values[draw.randrange(len(values))] ^= 1 << draw.randrange(8)
@@ -172,7 +176,11 @@ def change_graph(folder: Path, draw: random.Random) -> str:
         tensor.data_location = onnx.TensorProto.EXTERNAL
         tensor.ClearField("raw_data")
         place = draw.choice(("../config.json", "/etc/hostname", "config.json", "nowhere", "triton"))
-        for key, value in (("location", place), ("offset", "0"), ("length", draw.choice(("8", "-1", str(2**62))))):
+        for key, value in (
+            ("location", place),
+            ("offset", "0"),
+            ("length", draw.choice(("8", "-1", str(2**62)))),
+        ):
             tensor.external_data.add(key=key, value=value)
     else:
         proto.opset_import[0].version = draw.choice((0, 1, 99, 2**40))
@@ -281,7 +289,8 @@ def in_a_child(work: Callable[[], Iterator[str]], log: Path) -> str | None:
     """Do ``work`` in a process of its own; return what it yields, or how the process ended."""
     process = os.fork()
     if not process:
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(10 * SECONDS)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -11,7 +11,7 @@ from typing import Any
 
 from xlmprune import recipe
 from xlmprune.bundle.session import Bundle, predict
-from xlmprune.bundle.texts import read_texts
+from xlmprune.bundle.texts import open_texts
 from xlmprune.core.errors import BundleError, RecipeError, ShortfallError
 from xlmprune.core.formatting import DASH, decimals, number
 from xlmprune.core.tables import rich_table, tabulate
@@ -21,7 +21,7 @@ from xlmprune.export import manifest
 from xlmprune.recipe import Recipe, TaskRecipe, registry
 from xlmprune.tasks.metrics import Logits
 
-__all__ = ["evaluate", "evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
+__all__ = ["evaluate", "evaluate_bundle", "open_bundle", "open_texts", "predict", "render", "require"]
 
 
 def evaluate(

@@ -156,7 +156,7 @@ def _floats(path: Path, name: str, raw: np.ndarray, dtype: str) -> np.ndarray:
 def _as_floats(path: Path, name: str, raw: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "BF16":
         return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    if dtype not in DTYPES:
+    if str(dtype) not in DTYPES:
         raise BundleError(f"{path}: {name} is {dtype}, which cannot be inspected")
     return np.frombuffer(raw, DTYPES[dtype])
 

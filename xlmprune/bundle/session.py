@@ -7,9 +7,8 @@ for answer in predict(bundle, ["Der Mann schläft.", "ผู้ชายกำ�
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -153,7 +152,12 @@ LOOK_AHEAD = 4096
 
 
 def predict(
-    bundle: Bundle, texts: Iterable[Any], form: str = "", batch_size: int = 32, look_ahead: int = LOOK_AHEAD
+    bundle: Bundle,
+    texts: Iterable[Any],
+    form: str = "",
+    batch_size: int = 32,
+    look_ahead: int = LOOK_AHEAD,
+    ready: Callable[[], bool] = lambda: True,
 ) -> Iterator[dict[str, Any]]:
     """Label texts, in their order.
 
@@ -162,7 +166,8 @@ def predict(
             words are what spaces separate.
         batch_size: texts in a call.
         look_ahead: texts are taken from the iterable so many at a time, and texts of like length share a call, which
-            saves padding. An endless stream that needs each answer at once takes 1.
+            saves padding.
+        ready: tells whether a further text can be had without waiting. If not, those that are there are answered first.
 
     Yields:
         ``text`` (and ``text_pair``), ``label``, ``probabilities`` {label: p} and ``truncated``, true where the text was
@@ -172,13 +177,23 @@ def predict(
     Raises:
         DataError: a text is not of the bundle's kind; says which.
     """
-    waiting = iter(texts)
     forward = bundle.forward(form)
     done = 0
-    while part := list(islice(waiting, look_ahead)):
+    for part in _parts(texts, look_ahead, ready):
         examples = as_examples(bundle.kind, part, done)
         yield from _answer(bundle, forward, examples, batch_size)
         done += len(part)
+
+
+def _parts(texts: Iterable[Any], size: int, ready: Callable[[], bool]) -> Iterator[list[Any]]:
+    part: list[Any] = []
+    for text in texts:
+        part.append(text)
+        if len(part) == size or not ready():
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def _answer(

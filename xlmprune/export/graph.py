@@ -89,6 +89,7 @@ def export_onnx(
     _name_matrices(proto)
     _clean(proto)
     proto.graph.name = model.config.model_type  # type: ignore[union-attr, assignment]
+    proto.ir_version = lowest_ir_version(proto)
     onnx.helper.set_model_props(proto, dict(properties or {}))
     if path is not None:
         save_onnx(proto, path)
@@ -147,6 +148,14 @@ def _clean(proto: onnx.ModelProto) -> None:
     del proto.metadata_props[:]
     proto.doc_string = proto.graph.doc_string = ""
     proto.producer_name, proto.producer_version = "xlmprune", __version__
+
+
+def lowest_ir_version(proto: onnx.ModelProto) -> int:
+    """Return the lowest version of the file format that the operators of a graph need.
+
+    The exporter writes a higher one, which older runtimes refuse to open though they have every operator.
+    """
+    return onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ Zeros come back as +0.0.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -457,10 +458,17 @@ def unfolded(path: Path, inputs: dict[str, np.ndarray], optimize: bool = True) -
     """The rebuilding nodes that this machine's ONNX Runtime still executes in every call; none where it folds.
 
     Opens the file, with or without graph optimization, and runs it once on ``inputs``.
+
+    Raises:
+        MachineError: the folder for temporary files is full.
     """
     with temporary_folder() as folder:
         session = open_session(path, optimize=optimize, profile=folder / "profile")
         session.run(None, inputs)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        text = Path(session.end_profiling()).read_text(encoding="utf-8")
+        try:
+            events = json.loads(text)
+        except ValueError as error:  # the runtime does not say that it could not write
+            raise OSError(errno.ENOSPC, "the runtime's profile is cut short") from error
     names = {event["name"] for event in events if event.get("cat") == "Node"}
     return sorted(name.removesuffix("_kernel_time") for name in names if name.startswith(PREFIX))

@@ -22,6 +22,19 @@ Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 INPUTS = ("input_ids", "attention_mask")
 
+OLDEST_RUNTIME = {
+    18: "1.15",
+    19: "1.16",
+    20: "1.17",
+    21: "1.18",
+    22: "1.21",
+    23: "1.23",
+    24: "1.24",
+    25: "1.24",
+}
+"""Opset to the oldest ONNX Runtime that opens and runs our files, packed and dense, fp32, fp16 and INT8. Measured with
+1.15.1, 1.16.3, 1.17.3, 1.18.1, 1.19.2, 1.20.1, 1.21.1, 1.22.1, 1.23.2 and 1.24.4; older ones were not tried."""
+
 PACKED = "xlmprune.packed/"
 """Begins names in an ONNX file whose matrices the runtime has to rebuild when it opens it (see `export/packing.py`)."""
 
@@ -97,10 +110,19 @@ def _contains(path: Path, text: bytes) -> bool:
 
 
 def forward_of(session: onnxruntime.InferenceSession) -> Forward:
-    """Return a function from numpy `input_ids`, `attention_mask` to numpy fp32 logits."""
+    """Return a function from numpy `input_ids`, `attention_mask` to numpy fp32 logits.
+
+    The function raises BundleError where the graph fails on its inputs.
+    """
 
     def forward(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+        try:
+            return session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            first = str(error).strip().splitlines()[0]
+            raise BundleError(
+                f"the model cannot be run on {list(input_ids.shape)} tokens: {first}"
+            ) from error
 
     return forward
 

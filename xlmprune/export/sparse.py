@@ -314,7 +314,9 @@ def _check_settings(folder: Path, config: Mapping[str, Any], tensors: int) -> No
         raise BundleError(str(error)) from None
     layers = config.get("num_hidden_layers", 0)
     if layers > tensors:
-        raise BundleError(f"{path}: num_hidden_layers is {layers}, and {SAFETENSORS_FILE} holds {tensors} tensors")
+        raise BundleError(
+            f"{path}: num_hidden_layers is {layers}, and {SAFETENSORS_FILE} holds {tensors} tensors"
+        )
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

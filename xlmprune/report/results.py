@@ -63,7 +63,7 @@ def assemble(
         "recipe_sha256": recipe.sha256(),
         "environment": environment(outcome.device),
         "scaled_down": scaled_down(recipe),
-        "task": _task(data),
+        "task": {**_task(data), "revision": recipe.task.revision},
         "model": _model(outcome, data.max_length),
         "warnings": warnings(outcome, data),
         "languages": languages,
