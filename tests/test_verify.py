@@ -245,7 +245,8 @@ def test_a_bundle_of_links_into_a_cache_passes(copy, tmp_path):
 
 
 def test_an_edited_manifest_is_found(copy):
-    report = {"recipe_sha256": "0" * 64, "environment": {"python": "3"}}
+    labels = ["no", "maybe", "yes"]
+    report = {"recipe_sha256": "0" * 64, "environment": {"python": "3"}, "task": {"labels": labels}}
     (copy / "report.json").write_text(json.dumps(report))
     manifest.write(copy, {"python": "3"}, "0" * 64)
     assert failures(copy) == {}
@@ -259,6 +260,9 @@ def test_an_edited_manifest_is_found(copy):
     ):
         (copy / "manifest.json").write_text(json.dumps(whole | change))
         assert said in failures(copy)[name]
+    (copy / "report.json").write_text(json.dumps(report | {"task": {"labels": labels[::-1]}}))
+    manifest.write(copy, {"python": "3"}, "0" * 64)
+    assert "config.json names ['no', 'maybe', 'yes']" in failures(copy)["labels"]
     text = json.dumps(whole)
     (copy / "manifest.json").write_text(text[:-1] + ', "files": {}}')
     assert "the key 'files' is given twice" in failures(copy)["manifest.json"]

@@ -42,10 +42,10 @@ READ = {
 
 
 @cache
-def bundle_of(runs: Runs) -> Path:
+def bundle_in(folder: Path) -> Path:
     """Make the bundle that is damaged, once."""
-    bundle = tiny_bundle(runs.folder / "bundle", labels=LABELS, forms=("fp32", "int8"), packed=True)
-    task = {**TEXT, "path": str(runs.folder / TEXT["path"]), "languages": ["de"]}
+    bundle = tiny_bundle(folder / "bundle", labels=LABELS, forms=("fp32", "int8"), packed=True)
+    task = {**TEXT, "path": str(folder / TEXT["path"]), "languages": ["de"]}
     versions, recipe = {"xlmprune": "0.1.0", "python": "3.11"}, "ab" * 32
     report = {"recipe_sha256": recipe, "environment": versions, "recipe": {"task": task}}
     (bundle / "report.json").write_text(json.dumps(report))
@@ -73,7 +73,7 @@ def refuses(command: Callable[[], Any]) -> bool:
 
 
 def case(random: random.Random, runs: Runs) -> str | None:
-    bundle = bundle_of(runs)
+    bundle = bundle_in(runs.folder)
     path = random.choice(sorted(path for path in bundle.rglob("*") if path.is_file()))
     content = path.read_bytes()
     place, bit = random.randrange(len(content)), random.randrange(8)

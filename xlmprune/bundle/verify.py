@@ -6,7 +6,6 @@ PyTorch is not needed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from xlmprune.data.encoding import encode, pad
 from xlmprune.export import manifest
 from xlmprune.export.form import all_forms, expected_files, form_named
 from xlmprune.export.runtime import INPUTS, forward_of, open_session
+from xlmprune.export.sparse import read_config
 from xlmprune.export.triton import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -128,16 +128,27 @@ def _check_provenance(path: Path) -> Iterator[Check]:
     sealed = manifest.read(path)
     named = {SAFETENSORS_FILE: read_facts(path / SAFETENSORS_FILE).get("recipe_sha256")}
     if (path / "report.json").is_file():
-        report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        report = manifest.read_json(path / "report.json")
         named["report.json"] = report.get("recipe_sha256")
         environment = {name: str(fact) for name, fact in report.get("environment", {}).items()}
         changed = sorted(name for name, fact in environment.items() if sealed["versions"].get(name) != fact)
         changed += sorted(sealed["versions"].keys() - environment.keys())
         detail = f"{manifest.FILE} and report.json disagree on {', '.join(changed)}"
         yield Check("versions", not changed, detail if changed else f"{len(environment)} as in report.json")
+        yield from _check_labels(path, report.get("task", {}).get("labels"))
     others = [file for file, found in named.items() if found not in (None, sealed["recipe_sha256"])]
     detail = f"{manifest.FILE} names another recipe than {', '.join(others)}"
     yield Check("recipe", not others, detail if others else f"SHA-256 {sealed['recipe_sha256'][:12]}…")
+
+
+def _check_labels(path: Path, reported: list[str] | None) -> Iterator[Check]:
+    """The labels stand in the order of the report; other names, or another order, would make every answer wrong."""
+    found = read_config(path).get("xlmprune", {}).get("labels")
+    if reported is not None:
+        detail = f"config.json names {found}, and report.json {reported}"
+        yield Check(
+            "labels", found == reported, detail if found != reported else f"{len(reported)} as in report.json"
+        )
 
 
 def _check_weights(path: Path) -> str:
