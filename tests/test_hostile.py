@@ -127,6 +127,11 @@ def test_a_pipe_is_not_waited_for(bundle, name, predicting, inspecting):
         assert inspecting in refused("inspect", bundle)
 
 
+def recipe_in(folder, text):
+    (folder / "recipe.yaml").write_text(text)
+    return folder / "recipe.yaml"
+
+
 def test_a_gzipped_file_of_millions_of_rows(tmp_path):
     rows = b"turn on the light\tlight\n" * 2_000_000
     packed = gzip.compress(rows, 1)
