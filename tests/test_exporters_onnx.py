@@ -8,7 +8,8 @@ from tiny import tiny_graph, tiny_masks, tiny_model
 from xlmprune.core.errors import BundleError
 from xlmprune.export import graph as exporter
 from xlmprune.export.form import form_named
-from xlmprune.export.runtime import onnx_files
+from xlmprune.export.graph import lowest_ir_version
+from xlmprune.export.runtime import OLDEST_RUNTIME, onnx_files
 
 
 def batch(rows, length, seed=0):
@@ -141,3 +142,17 @@ def test_equal_weights_count_each_though_the_graph_holds_one():
     counted = exporter.weight_bytes(graph) + merged
     dense = sum(4 * parameter.numel() for parameter in model.parameters())
     assert dense <= counted < dense + 1000
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(18, 8), (20, 9), (21, 10), (23, 11)])
+def test_the_format_is_no_newer_than_the_operators_need(opset, ir_version):
+    """Runtimes refuse a file of a newer format even where they have every operator of it."""
+    graph = tiny_graph()
+    graph.opset_import[0].version = opset
+    assert lowest_ir_version(graph) == ir_version
+    assert opset in OLDEST_RUNTIME
+
+
+def test_the_exported_file_has_that_format():
+    graph = tiny_graph()
+    assert (graph.opset_import[0].version, graph.ir_version) == (20, 9)
