@@ -11,10 +11,10 @@ from huggingface_hub import constants
 from sample_report import sample_report
 
 from xlmprune import pipeline
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import DataError
 from xlmprune.core.hub import commit_of
 from xlmprune.recipe import registry
+from xlmprune.recipe.schema import Recipe
 from xlmprune.report.model_card import render as model_card
 from xlmprune.tasks import CorpusTask
 from xlmprune.training import pins
@@ -57,7 +57,7 @@ def hub(monkeypatch, tmp_path):
 
 def xnli(**changes):
     values = {"name": "pinned", "task": {"name": "xnli"}, "model": {"name": "some/model"}}
-    return recipes.Recipe.model_validate({**values, **changes})
+    return Recipe.model_validate({**values, **changes})
 
 
 def test_the_hub_names_the_commit_and_the_cache_does_where_it_cannot(hub, tmp_path):
@@ -80,7 +80,7 @@ def test_what_a_recipe_leaves_open_is_pinned(hub):
     asked, _ = hub
     pinned = pins.pin(xnli())
     assert (pinned.model.revision, pinned.task.revision) == (COMMIT, COMMIT)
-    assert recipes.Recipe.model_validate(pinned.resolved()) == pinned, "the resolved recipe repeats the run"
+    assert Recipe.model_validate(pinned.resolved()) == pinned, "the resolved recipe repeats the run"
     own = xnli(model={"name": "some/model", "revision": "v1"}, task={"name": "xnli", "revision": "v2"})
     assert pins.pin(own) == own, "what the recipe says stays"
     del asked[:]
@@ -109,7 +109,7 @@ def test_a_runs_resolved_recipe_report_and_reader_have_the_commit(hub, tmp_path,
     values["training"] = {**values["training"], "dense_epochs": 1}
     values["pruning"] = {"schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1}}
     values["task"]["path"] = str(tmp_path / values["task"]["path"])
-    recipe = recipes.Recipe.model_validate(values)
+    recipe = Recipe.model_validate(values)
     monkeypatch.setattr(pins, "_hub_set", lambda _: ("some/data", "dataset", None))
     report = pipeline.run(recipe, tmp_path / "run", "cpu")
     kept = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())

@@ -7,14 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_batch, tiny_model, tiny_special
+from tiny import follows, tiny_batch, tiny_model, tiny_special
 
 from xlmprune.core.errors import DataError, ModelError
 from xlmprune.data.encoding import Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.criteria.sparsegpt import sparsegpt, sparsegpt_scores
 from xlmprune.pruning.criteria.wanda import wanda
-from xlmprune.pruning.masks import follows, select
+from xlmprune.pruning.importance import magnitude_importance
+from xlmprune.pruning.masks import select
 from xlmprune.pruning.reconstruction import (
     Normal,
     damped,
@@ -28,7 +29,7 @@ from xlmprune.pruning.reconstruction import (
     sweep,
     text_batches,
 )
-from xlmprune.pruning.structures import LayerCut, choose, magnitude_importance, slice_model, spaced_layers
+from xlmprune.pruning.structures import LayerCut, choose, slice_model, spaced_layers
 
 
 def batches(kind="text", size=5):

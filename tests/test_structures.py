@@ -14,21 +14,23 @@ from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 from xlmprune.core.errors import DataError, ModelError
 from xlmprune.models import architecture
 from xlmprune.models.loading import prunable
-from xlmprune.pruning.reconstruction import damped, input_moments, solve_rows
-from xlmprune.pruning.structures import (
-    CONFIG_KEY,
+from xlmprune.pruning.importance import (
     Importance,
-    LayerCut,
-    Layout,
-    choose,
     full_gates,
     gate_importance,
     gated,
-    layout_of,
     magnitude_importance,
     obs_importance,
     pool,
     removal_order,
+)
+from xlmprune.pruning.reconstruction import damped, input_moments, solve_rows
+from xlmprune.pruning.structures import (
+    CONFIG_KEY,
+    LayerCut,
+    Layout,
+    choose,
+    layout_of,
     resize,
     slice_model,
     spaced_layers,

@@ -73,9 +73,9 @@ app.add_typer(recipes_app, name="recipes")
 
 def _shipped_names(incomplete: str) -> list[str]:
     """Complete the name of a shipped recipe for the shell."""
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.catalog import shipped_recipes
 
-    return [name for name in recipes.shipped() if name.startswith(incomplete)]
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
 RECIPE = typer.Argument(
@@ -201,9 +201,9 @@ def compress(
 
     After a crash or Ctrl-C, run the same command again: the run resumes from its last checkpoint.
     """
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.loading import load_recipe
 
-    resolved = recipes.load(recipe, set_)
+    resolved = load_recipe(recipe, set_)
     if dry_run:
         from xlmprune.training import planning
 
@@ -524,9 +524,9 @@ def doctor(as_json: Json = False) -> None:
 @recipes_app.command("list")
 def list_recipes(as_json: Json = False) -> None:
     """List the shipped recipes with their first line."""
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.catalog import shipped_recipes
 
-    found = {name: _headline(file) for name, file in recipes.shipped().items()}
+    found = {name: _headline(file) for name, file in shipped_recipes().items()}
     if as_json:
         _print_json(found)
         return
@@ -546,25 +546,25 @@ def show_recipe(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe.", autocompletion=_shipped_names)],
 ) -> None:
     """Print a shipped recipe as it is written."""
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.catalog import find_recipe
 
-    typer.echo(recipes.find(name).read_text(encoding="utf-8"), nl=False)
+    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
 
 
 @recipes_app.command("validate")
 def validate_recipe(recipe: Annotated[str, RECIPE], set_: Set = []) -> None:
     """Check a recipe and print it with all defaults filled in."""
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.loading import load_recipe
 
-    typer.echo(recipes.load(recipe, set_).to_yaml(), nl=False)
+    typer.echo(load_recipe(recipe, set_).to_yaml(), nl=False)
 
 
 @recipes_app.command("schema")
 def print_schema() -> None:
     """Print a JSON Schema of recipes for editors."""
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.editors import json_schema
 
-    _print_json(recipes.json_schema())
+    _print_json(json_schema())
 
 
 def main() -> None:

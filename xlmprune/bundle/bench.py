@@ -124,12 +124,12 @@ def quick(
     return facts
 
 
-def time_files(files: Sequence[Path], say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Measure files with `quick`, by file name. Where that fails, ``say`` is told, and nothing is returned."""
+def time_files(files: Mapping[str, Path], say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Measure files with `quick`, by name. Where that fails, ``say`` is told, and nothing is returned."""
     if not files:
         return {}
     try:
-        return quick({file.name: file for file in files})
+        return quick(files)
     except (BundleError, OSError) as error:
         say(f"the forms were not timed: {error}")
         return {}

@@ -32,7 +32,7 @@ from xlmprune.core.errors import BundleError, ModelError
 from xlmprune.core.files import SAFETENSORS_FILE, replacing
 from xlmprune.export import codes, manifest
 from xlmprune.models import architecture
-from xlmprune.models.checkpoint import check_config
+from xlmprune.models.checkpoint import check_config, name_some
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -275,6 +275,8 @@ def load(bundle: str | Path, verify: bool = True) -> nn.Module:
     import transformers
     from transformers.initialization import no_init_weights
 
+    from xlmprune.pruning.structures import layout_in, resize
+
     folder = Path(bundle)
     config = read_config(folder)
     if verify and manifest.is_bundle(folder, config):
@@ -288,19 +290,28 @@ def load(bundle: str | Path, verify: bool = True) -> nn.Module:
         )
     path = folder / SAFETENSORS_FILE
     _check_settings(folder, config, len(read_header(path)))
-    head = getattr(transformers, wanted)
+    try:
+        layout = layout_in(config)
+    except (ModelError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder}: {error}") from error
+
+    def build() -> nn.Module:
+        head = getattr(transformers, wanted)
+        model = head(head.config_class(**config))
+        if layout is not None:
+            resize(model, layout)
+        return model
+
     try:
         with torch.device("meta"):
-            shapes = {
-                name: tensor.shape for name, tensor in head(head.config_class(**config)).state_dict().items()
-            }
+            shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
     except Exception as error:  # a configuration can be wrong in as many ways as transformers has lines
         raise BundleError(f"{folder / 'config.json'} describes no model: {error}") from error
     # Compared before memory is asked for: a small file may claim to be a large model.
     _check_keys(path, _shapes(path), shapes)
     tensors = read_sparse(path)
     with no_init_weights():
-        model = head(head.config_class(**config))
+        model = build()
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval()
 
@@ -333,18 +344,14 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _check_keys(path: Path, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> None:
     missing, foreign = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing:
-        raise BundleError(f"{path}: {_some(missing)} missing; the model of config.json needs every one")
+        raise BundleError(f"{path}: {name_some(missing)} missing; the model of config.json needs every one")
     if foreign:
-        raise BundleError(f"{path}: {_some(foreign)} found, which the model of config.json does not have")
+        raise BundleError(f"{path}: {name_some(foreign)} found, which the model of config.json does not have")
     for name, shape in found.items():
         if tuple(shape) != tuple(wanted[name]):
             raise BundleError(
                 f"{path}: {name} is {list(shape)}, expected {list(wanted[name])} from config.json"
             )
-
-
-def _some(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def unpack(bundle: Path, out: Path, verify: bool = True) -> list[Path]:

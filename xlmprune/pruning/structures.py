@@ -1,307 +1,33 @@
 """Remove whole heads, FFN neurons and layers, so that the same dense kernels of any runtime do less work.
 
-Importance of heads and neurons is measured by gates on what enters a layer's two output projections (`gate_importance`), by
-weights, or pooled from any score of single weights. `choose` says what remains, `slice_model` makes the matrices really
-smaller, and `Layout` is what config.json must hold so that the smaller model can be loaded (`resize`).
+`choose` says what remains, given what every head and neuron is worth (`importance`). `slice_model` makes the matrices really
+smaller, `slices` does the same to tensors of their shapes, and `Layout` is what config.json must hold so that the smaller
+model can be loaded (`resize`).
 
 Choose structures for time: unstructured zeros save bytes alone. Cut, and then refit with `reconstruction.reconstruct`, which
 decides the result.
 
-Source: Michel et al. 2019 (arXiv:1905.10650) and Li et al. 2022 (arXiv:2204.02601) for gates on heads and neurons.
+Source: Li et al. 2022 (arXiv:2204.02601) for multilingual models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from xlmprune.core.errors import DataError, ModelError
-from xlmprune.data.encoding import IGNORE
+from xlmprune.core.errors import ModelError
 from xlmprune.models import architecture
 from xlmprune.models.architecture import Layer
-from xlmprune.pruning.masks import Scores
-from xlmprune.pruning.reconstruction import Moments, damped
+from xlmprune.pruning.importance import Importance
 
 CONFIG_KEY = "structure"
 """Where config.json holds the `Layout`, if it is not that of a stock model."""
-
-
-@dataclass(frozen=True)
-class Importance:
-    """What every head and neuron is worth; higher is kept longer."""
-
-    heads: list[Tensor]
-    """One [heads] per layer."""
-    neurons: list[Tensor]
-    """One [neurons] per layer."""
-
-
-def _names(layer: Layer) -> dict[str, str]:
-    return {role: matrix.name for role, matrix in layer.matrices().items()}
-
-
-# --- gates ------------------------------------------------------------------------------------------------------------
-
-
-def full_gates(model: nn.Module, batch: int | None = None) -> Importance:
-    """Gates that let everything through: ones, [heads] and [neurons] per layer, or [batch, heads] and [batch, neurons]."""
-    like = next(model.parameters())
-    lead = () if batch is None else (batch,)
-    layers = architecture.of(model).layers(model)
-    return Importance(
-        [torch.ones(*lead, layer.heads, device=like.device) for layer in layers],
-        [torch.ones(*lead, layer.neurons, device=like.device) for layer in layers],
-    )
-
-
-@contextmanager
-def gated(model: nn.Module, gates: Importance) -> Iterator[None]:
-    """Multiply what enters the output projections by gates, as long as the context lasts.
-
-    Args:
-        gates: per layer [heads] and [neurons], or one row for every example of the batch.
-
-    Raises:
-        ValueError: not one gate for every head and neuron.
-    """
-    layers = architecture.of(model).layers(model)
-    hooks = []
-    try:
-        for layer, heads, neurons in zip(layers, gates.heads, gates.neurons, strict=True):
-            if heads.shape[-1] != layer.heads or neurons.shape[-1] != layer.neurons:
-                raise ValueError(
-                    f"{layer.path} has {layer.heads} heads and {layer.neurons} neurons; there are gates for "
-                    f"{heads.shape[-1]} and {neurons.shape[-1]}"
-                )
-            wide = heads.repeat_interleave(layer.head_size, dim=-1)
-            hooks.append(layer.attention_output.module.register_forward_pre_hook(_gate(wide)))
-            hooks.append(layer.ffn_out.module.register_forward_pre_hook(_gate(neurons)))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _gate(gate: Tensor) -> Any:
-    shaped = gate if gate.dim() == 1 else gate.unsqueeze(1)
-    return lambda module, given: (given[0] * shaped, *given[1:])
-
-
-# --- importance -------------------------------------------------------------------------------------------------------
-
-Kind = Literal["fisher", "gradient", "taylor"]
-
-
-def gate_importance(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
-    kind: Kind = "fisher",
-    temperature: float = 1.0,
-    seed: int = 0,
-) -> Importance:
-    """Measure how the loss depends on every gate; weights get no gradients.
-
-    `fisher` draws each answer from the model itself, ``y ~ softmax(z / temperature)``, so that it needs no labels and
-    unlabelled text of all languages will do; it is the mean over examples of the squared gradient. (The gradient of the
-    model's cross-entropy against its own soft answer is zero.) `gradient` is the mean of the absolute gradient, `taylor` the
-    absolute value of the mean gradient; both read `labels`.
-
-    Args:
-        model: in eval mode.
-        batches: `input_ids`, `attention_mask`, and `labels` but for `fisher`.
-        temperature: for `fisher`; higher also asks about answers the model thinks unlikely.
-        seed: of the drawn answers.
-
-    Raises:
-        DataError: no examples, or no labels.
-        ModelError: a gradient is NaN or infinite.
-
-    Source: Michel et al. 2019, Eq. 2 (`gradient`); Kwon et al. 2022 (arXiv:2204.09656), Eq. 9 (`fisher`, with labels there).
-    """
-    if model.training:
-        raise ValueError("the model is in training mode; dropout would be measured with the gates")
-    draw = torch.Generator().manual_seed(seed)
-    totals: list[Tensor] = []
-    examples = 0
-    for batch in batches:
-        size = len(batch["input_ids"])
-        gates = full_gates(model, batch=size)
-        leaves = [gate.requires_grad_() for gate in (*gates.heads, *gates.neurons)]
-        with gated(model, gates), torch.enable_grad():
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            loss = _losses(logits.float(), batch, kind, temperature, draw)
-            gradients = torch.autograd.grad(loss, leaves)
-        found = [_pooled_over_examples(gradient, kind) for gradient in gradients]
-        totals = [total + new for total, new in zip(totals, found, strict=True)] if totals else found
-        examples += size
-    if not examples:
-        raise DataError("there are no examples to measure the importance of heads and neurons on")
-    means = [(total / examples).abs() for total in totals]
-    if not all(bool(mean.isfinite().all()) for mean in means):
-        raise ModelError("the gradient of a gate is not finite (NaN or infinity): the model has diverged")
-    count = len(means) // 2
-    return Importance(means[:count], means[count:])
-
-
-def _losses(
-    logits: Tensor, batch: Mapping[str, Tensor], kind: Kind, temperature: float, draw: torch.Generator
-) -> Tensor:
-    """Sum over examples of each one's loss; for token tasks, an example's loss is the mean over its tokens."""
-    flat = logits.reshape(-1, logits.shape[-1])
-    if kind == "fisher":
-        chances = (flat.detach() / temperature).softmax(-1).cpu()
-        labels = torch.multinomial(chances, 1, generator=draw).squeeze(1).to(flat.device)
-        if logits.dim() == 3:
-            labels = labels.masked_fill(batch["attention_mask"].reshape(-1) == 0, IGNORE)
-        flat = flat / temperature
-    elif "labels" in batch:
-        labels = batch["labels"].reshape(-1)
-    else:
-        raise DataError(f"importance by {kind} reads labels, and this text has none; use fisher")
-    losses = functional.cross_entropy(flat, labels, ignore_index=IGNORE, reduction="none")
-    per_example = losses.view(len(logits), -1)
-    counted = (labels != IGNORE).view(len(logits), -1).sum(dim=1).clamp_min(1)
-    return (per_example.sum(dim=1) / counted).sum()
-
-
-def _pooled_over_examples(gradient: Tensor, kind: Kind) -> Tensor:
-    if kind == "fisher":
-        return gradient.square().sum(dim=0)
-    return gradient.abs().sum(dim=0) if kind == "gradient" else gradient.sum(dim=0)
-
-
-@torch.no_grad()
-def magnitude_importance(model: nn.Module) -> Importance:
-    """The 2-norm of all weights (not biases) that a head or neuron owns."""
-    squares = {name: weight.detach().float().square() for name, weight in _weights(model).items()}
-    pooled = pool(squares, model)
-    return Importance([part.sqrt() for part in pooled.heads], [part.sqrt() for part in pooled.neurons])
-
-
-@torch.no_grad()
-def pool(scores: Scores, model: nn.Module) -> Importance:
-    """Sum scores of single weights over the weights that each head and neuron owns.
-
-    A head owns its rows of query, key and value and its columns of the attention's output; a neuron its row of the FFN's
-    first matrix and its column of the second.
-
-    Args:
-        scores: of any criterion, shaped like the weights; scores of all six weights of every layer.
-    """
-    heads, neurons = [], []
-    for layer in architecture.of(model).layers(model):
-        names = _names(layer)
-        rows = sum(scores[names[role]].float().sum(dim=1) for role in ("query", "key", "value"))
-        owned = rows + scores[names["attention_output"]].float().sum(dim=0)
-        heads.append(owned.view(layer.heads, layer.head_size).sum(dim=1))
-        neurons.append(
-            scores[names["ffn_in"]].float().sum(dim=1) + scores[names["ffn_out"]].float().sum(dim=0)
-        )
-    return Importance(heads, neurons)
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    parameters = dict(model.named_parameters())
-    return {
-        name: parameters[name]
-        for layer in architecture.of(model).layers(model)
-        for name in _names(layer).values()
-    }
-
-
-@torch.no_grad()
-def obs_importance(
-    model: nn.Module, moments: Moments, ridge: float = 0.01, fraction: float = 0.02
-) -> Importance:
-    """Remove heads and neurons one after the other where least squares loses least; importance is the order of removal.
-
-    The output projection makes up for what goes, after every removal, so that of two neurons that do the same one stays.
-
-    Args:
-        moments: second moments of the inputs, of both output projections of every layer at least.
-        ridge: relative to the mean square of an input.
-        fraction: share of the remaining neurons removed between two updates; heads go one by one.
-
-    Returns:
-        0 for the first to go, counting upwards.
-
-    Source: Kurtic et al. 2023, ZipLM (arXiv:2302.04089), Eqs. 2 and 3.
-    """
-    heads, neurons = [], []
-    for layer in architecture.of(model).layers(model):
-        names = _names(layer)
-        heads.append(
-            removal_order(
-                layer.attention_output.module.weight,
-                moments[names["attention_output"]],
-                layer.head_size,
-                ridge,
-            )
-        )
-        neurons.append(
-            removal_order(layer.ffn_out.module.weight, moments[names["ffn_out"]], 1, ridge, fraction)
-        )
-    return Importance(heads, neurons)
-
-
-@torch.no_grad()
-def removal_order(
-    weight: Tensor, moment: Tensor, group: int, ridge: float = 0.01, fraction: float = 0.0
-) -> Tensor:
-    """In what order groups of input columns go when the rest is refitted after every removal.
-
-    A group S costs ``sum over rows of w_S [H^-1]_SS^-1 w_S^T``; the cheapest goes, and weights and H^-1 follow.
-
-    Args:
-        weight: [out, in].
-        moment: [in, in], second moment of its inputs.
-        group: consecutive columns that go together; divides ``in``.
-        fraction: of the remaining groups, removed at once; at least one.
-
-    Returns:
-        [in / group], float32: 0 for the first to go.
-    """
-    rest = weight.detach().double().clone()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(moment, ridge)))
-    count = weight.shape[1] // group
-    order = torch.zeros(count, device=weight.device)
-    left = torch.arange(count, device=weight.device)
-    gone = 0
-    while len(left):
-        costs = _removal_costs(rest, inverse, group)
-        cheapest = costs.argsort(stable=True)[: max(1, int(fraction * len(left)))]
-        order[left[cheapest]] = torch.arange(gone, gone + len(cheapest), device=weight.device).float()
-        gone += len(cheapest)
-        stay = torch.ones(len(left), dtype=torch.bool, device=weight.device)
-        stay[cheapest] = False
-        rest, inverse = _without(rest, inverse, ~stay.repeat_interleave(group))
-        left = left[stay]
-    return order
-
-
-def _removal_costs(weight: Tensor, inverse: Tensor, group: int) -> Tensor:
-    """[groups], what removing each of them costs."""
-    if group == 1:
-        return weight.square().sum(dim=0) / inverse.diagonal()
-    count = weight.shape[1] // group
-    blocks = inverse.view(count, group, count, group).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    parts = weight.view(len(weight), count, group).permute(1, 2, 0)  # [groups, group, out]
-    return (parts * torch.linalg.solve(blocks, parts)).sum(dim=(1, 2))
-
-
-def _without(weight: Tensor, inverse: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and H^-1 of the columns that stay, after the exact update for the columns that go."""
-    stays = ~removed
-    shared = torch.linalg.solve(inverse[removed][:, removed], inverse[removed][:, stays])
-    after = weight[:, stays] - weight[:, removed] @ shared
-    return after, inverse[stays][:, stays] - inverse[stays][:, removed] @ shared
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
@@ -317,6 +43,11 @@ class LayerCut:
     """Heads kept, ascending."""
     neurons: tuple[int, ...]
     """Neurons kept, ascending."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> LayerCut:
+        """Build it from `dataclasses.asdict`, after a way through JSON."""
+        return cls(int(record["source"]), tuple(record["heads"]), tuple(record["neurons"]))
 
 
 Cut = tuple[LayerCut, ...]
@@ -378,6 +109,8 @@ def _checked_layers(layers: Sequence[int], total: int) -> Sequence[int]:
 
 
 def _kept(scores: list[Tensor], share: float, multiple: int, scope: str) -> list[tuple[int, ...]]:
+    if share == 1:
+        return [tuple(range(len(score))) for score in scores]
     for score in scores:
         if multiple < 1 or len(score) % multiple:
             raise ValueError(f"a multiple of {multiple} does not divide the {len(score)} neurons of a layer")
@@ -463,6 +196,38 @@ class Layout:
         return uniform and all(layer.heads == full for layer in self.layers)
 
 
+def is_cut(model: nn.Module) -> bool:
+    """Return whether structures were removed from the model."""
+    return getattr(model.config, CONFIG_KEY, None) is not None
+
+
+def layout_in(config: Mapping[str, Any]) -> Layout | None:
+    """Return the layout that a config.json holds; None for a stock model.
+
+    Raises:
+        ModelError: it is damaged, or has more layers, heads or neurons than the rest of the config allows.
+    """
+    if config.get(CONFIG_KEY) is None:
+        return None
+    layout = Layout.from_record(config[CONFIG_KEY])
+    heads, neurons = (int(config[key]) for key in ("num_attention_heads", "intermediate_size"))
+    fits = all(layer.heads <= heads and layer.neurons <= neurons for layer in layout.layers)
+    if not fits or len(layout.layers) != config["num_hidden_layers"]:
+        raise ModelError(
+            f"config.json: {CONFIG_KEY!r} does not fit num_hidden_layers, num_attention_heads and intermediate_size"
+        )
+    return layout
+
+
+def whole_config(model: nn.Module, whole: Layout) -> Any:
+    """Return a config of the model as it was before structures were removed, when its layout was ``whole``."""
+    config: Any = copy.deepcopy(model.config)
+    delattr(config, CONFIG_KEY)
+    config.num_hidden_layers = len(whole.layers)
+    config.intermediate_size = whole.layers[0].neurons
+    return config
+
+
 def layout_of(model: nn.Module) -> Layout:
     """The sizes that the model's layers have now, with the sources that its config remembers."""
     layers = architecture.of(model).layers(model)
@@ -514,18 +279,57 @@ def _require_within(part: LayerCut, layers: list[Layer]) -> None:
             )
 
 
-def _slice_layer(layer: Layer, part: LayerCut) -> None:
+def _entries(layer: Layer, part: LayerCut) -> tuple[Tensor, Tensor]:
+    """Return the rows of query, key and value that remain, and those of the FFN's first matrix."""
     device = layer.query.module.weight.device
     heads = torch.tensor(part.heads, device=device)
-    columns = (heads.unsqueeze(1) * layer.head_size + torch.arange(layer.head_size, device=device)).flatten()
-    neurons = torch.tensor(part.neurons, device=device)
+    rows = heads.unsqueeze(1) * layer.head_size + torch.arange(layer.head_size, device=device)
+    return rows.flatten(), torch.tensor(part.neurons, device=device)
+
+
+def _slice_layer(layer: Layer, part: LayerCut) -> None:
+    columns, neurons = _entries(layer, part)
     for linear in (layer.query.module, layer.key.module, layer.value.module):
         _keep_rows(linear, columns)
     _keep_columns(layer.attention_output.module, columns)
     _keep_rows(layer.ffn_in.module, neurons)
     _keep_columns(layer.ffn_out.module, neurons)
-    layer.attention.num_attention_heads = len(heads)
+    layer.attention.num_attention_heads = len(part.heads)
     layer.attention.all_head_size = len(columns)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a matrix of the smaller model is of one of the whole model."""
+
+    source: str
+    """Name in the whole model."""
+    dim: int
+    """Whether rows (0) or columns (1) are kept."""
+    kept: Tensor
+
+    def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Take it out of tensors shaped like the whole model's weights."""
+        return tensors[self.source].index_select(self.dim, self.kept)
+
+
+def pieces(model: nn.Module, cut: Cut) -> dict[str, Piece]:
+    """Return, by its name in the model that ``cut`` leaves, where every prunable matrix comes from.
+
+    Args:
+        model: before `slice_model`.
+    """
+    before = architecture.of(model).layers(model)
+    found = {}
+    for number, part in enumerate(cut):
+        layer = before[part.source]
+        heads, neurons = _entries(layer, part)
+        for role, matrix in layer.matrices().items():
+            name = f"{layer.path.rpartition('.')[0]}.{number}{matrix.name.removeprefix(layer.path)}"
+            kept = neurons if role in ("ffn_in", "ffn_out") else heads
+            dim = 1 if role in ("attention_output", "ffn_out") else 0
+            found[name] = Piece(matrix.name, dim, kept)
+    return found
 
 
 def _keep_rows(linear: nn.Linear, rows: Tensor) -> None:

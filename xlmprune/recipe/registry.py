@@ -45,6 +45,16 @@ SCHEDULES = {
     "continuous": "xlmprune.pruning.schedules:Continuous",
 }
 
+IMPORTANCES = {
+    "fisher": "xlmprune.pruning.measures:Fisher",
+    "gradient": "xlmprune.pruning.measures:Gradient",
+    "taylor": "xlmprune.pruning.measures:Taylor",
+    "magnitude": "xlmprune.pruning.measures:Magnitude",
+    "obs": "xlmprune.pruning.measures:Obs",
+    "criterion": "xlmprune.pruning.measures:Pooled",
+}
+"""How heads and neurons are ranked."""
+
 TASKS = {
     "quickstart": "xlmprune.quickstart.task:Quickstart",
     "xnli": "xlmprune.tasks.xnli:Xnli",
@@ -85,6 +95,7 @@ TABLES = {
     "criterion": CRITERIA,
     "regularizer": REGULARIZERS,
     "schedule": SCHEDULES,
+    "importance": IMPORTANCES,
     "task": TASKS,
     "form": FORMS,
     "family": FAMILIES,

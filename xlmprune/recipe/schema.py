@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from xlmprune.recipe.registry import FORMS, USUAL_FORMS
+from xlmprune.recipe.registry import FORMS, IMPORTANCES, USUAL_FORMS
 from xlmprune.recipe.yaml_text import dump_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -184,6 +184,8 @@ class TrainingRecipe(BaseModel):
     """Passes over the training set in each stage; a fraction is a part of a pass."""
     dense_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     """Passes in stage 0, before any pruning. By default `epochs_per_stage`."""
+    last_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """Passes in the last pruning stage, whose weights are exported. By default `epochs_per_stage`."""
     max_updates_per_stage: Annotated[int, Field(ge=1)] | None = None
     """End a stage after this many updates, for a scaled-down run. The report says so."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
@@ -198,6 +200,8 @@ class TrainingRecipe(BaseModel):
     """`linear`: the learning rate falls to zero within every stage. `constant`: it stays."""
     warmup_updates: Annotated[int, Field(ge=0)] = 0
     """Updates at the start of every stage in which the learning rate rises from zero."""
+    dense_warmup_updates: Annotated[int, Field(ge=0)] | None = None
+    """The same in stage 0. By default `warmup_updates`."""
     max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 256
     """Tokens of an example, special tokens included. Longer examples are cut, and the report counts them."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -206,8 +210,9 @@ class TrainingRecipe(BaseModel):
     """Scale the gradient down to this norm where it is larger; `null` never does."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device computes it quickly, else fp32. Weights, optimizer and measurements are always fp32."""
-    regularize_dense: bool = True
-    """Apply the regularizer in stage 0 too. With `false`, all methods get the same dense model and can share it."""
+    regularize_dense: bool = False
+    """Apply the regularizer in stage 0 too. By default it acts from the first pruning on, so that all methods prune the same
+    dense model and can share it. The report says which."""
     freeze_embeddings: bool = False
     """Do not train the embedding table. This saves memory, and languages without training text keep their embeddings."""
     keep: Literal["best", "last"] = "best"
@@ -227,6 +232,61 @@ class ReconstructRecipe(BaseModel):
     """How much weights are held to what they were, relative to the mean square of an input; more for few texts."""
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
+if TYPE_CHECKING:
+    FormName = str
+    ImportanceName = str
+else:
+    FormName = Literal[tuple(FORMS)]
+    ImportanceName = Literal[tuple(IMPORTANCES)]
+
+
+class StructureRecipe(BaseModel):
+    """Remove whole layers, attention heads and FFN neurons, so that the model is faster in every runtime."""
+
+    model_config = STRICT
+
+    layers: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)] | None = None
+    """Layers to keep: how many, evenly spaced from the first, or a list of them, from 0. By default all."""
+    heads: Share = 1.0
+    """Share of the attention heads to keep in the layers that remain; at least one of a layer stays."""
+    neurons: Share = 1.0
+    """Share of the FFN neurons to keep in the layers that remain."""
+    multiple: Annotated[int, Field(ge=1)] = 32
+    """A layer keeps neurons in multiples of this: kernels are slow at odd widths."""
+    importance: ImportanceName = "fisher"
+    """How heads and neurons are ranked. `fisher`: squared gradients of gates on unlabelled text, without labels. `gradient`
+    and `taylor`: gradients of gates on English training text with its labels. `magnitude`: the weights alone. `obs`: what
+    least squares on unlabelled text cannot make up for. `criterion`: the scores of `pruning.criterion`, summed over the
+    weights that a head or neuron owns."""
+    scope: Literal["layer", "global"] = "layer"
+    """`layer` keeps the same share of every layer. `global` ranks all layers together, so that widths differ."""
+    rounds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Pruning stages that remove a part each and train in between."""
+    languages: Annotated[list[str], Field(min_length=1)] | None = None
+    """Languages whose unlabelled text decides, here and in `reconstruct`; `null` for all that have some. One language makes
+    a model for that language."""
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return split_at_commas(value)
+
+    @field_validator("layers")
+    @classmethod
+    def _rising(cls, value: Any) -> Any:
+        if isinstance(value, list) and (min(value) < 0 or value != sorted(set(value))):
+            raise ValueError(f"layers {value}: expected rising numbers from 0, each once")
+        return value
+
+    @model_validator(mode="after")
+    def _removes_something(self) -> StructureRecipe:
+        if self.layers is None and self.heads == self.neurons == 1:
+            raise ValueError("nothing is removed; give `layers`, `heads` or `neurons`")
+        return self
+
+
 class PruningRecipe(BaseModel):
     """Which weights are pruned, and when."""
 
@@ -236,8 +296,12 @@ class PruningRecipe(BaseModel):
     """How the importance of weights is scored; the README lists criteria and their parameters."""
     scope: Literal["layer", "global"] | None = None
     """Rank weights within each matrix (`layer`) or over all of them (`global`). By default the criterion's own choice."""
-    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
-    """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row."""
+    pattern: Literal["unstructured", "2:4", "4:8", "structured"] = "unstructured"
+    """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row. `structured`: what `structure`
+    removes and no single weights; `schedule` is not read."""
+    structure: StructureRecipe | None = None
+    """Remove layers, heads and neurons in the first pruning stages. Give `pattern` or `schedule` too, and single weights of
+    what remains are pruned in the stages that follow."""
     schedule: Component = Component(name="geometric")
     """How the density falls from stage to stage; the README lists schedules and their parameters."""
     regrow: bool = False
@@ -248,6 +312,21 @@ class PruningRecipe(BaseModel):
     """Refit the remaining weights whenever weights are removed, on the text of `distillation.unlabelled`, else on the
     vocabulary's files with `{language}` in the name, else on English training text alone, which preserves English alone. It
     replaces the compensation of `obert`; `null` refits nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _structures_alone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("structure") and not {"schedule", "pattern"} & set(values):
+            return {**values, "pattern": "structured"}
+        return values
+
+    @model_validator(mode="after")
+    def _needs_structure(self) -> PruningRecipe:
+        if self.pattern == "structured" and self.structure is None:
+            raise ValueError(
+                "pattern structured needs `structure`, such as structure: {layers: 6, heads: 0.5}"
+            )
+        return self
 
 
 class DistillationRecipe(BaseModel):
@@ -338,12 +417,15 @@ class FloorRecipe(BaseModel):
     """Largest loss of the mean over the zero-shot languages, or of the train language if there are none."""
     worst_language_drop: Annotated[float, Field(ge=0)] | None = None
     """Largest loss of any language, the train language included."""
+    on: Literal["test", "dev", "unlabelled"] = "test"
+    """What a loss is measured on. `test`: scores on the test sets, so the files that ship were chosen on test scores. `dev`:
+    the score on dev of the train language alone. `unlabelled`: the percent of texts whose label changes, in every language
+    with text for `calibration`, else for the teacher or the vocabulary; no test text is read. The report says which."""
 
-
-if TYPE_CHECKING:
-    FormName = str
-else:
-    FormName = Literal[tuple(FORMS)]
+    @property
+    def limits(self) -> bool:
+        """Whether anything is limited."""
+        return self.zero_shot_drop is not None or self.worst_language_drop is not None
 
 
 class ExportRecipe(BaseModel):
@@ -399,6 +481,9 @@ class Recipe(BaseModel):
     base: Annotated[str | None, Field(exclude=True)] = None
     """Another recipe to start from: a file, relative to this one, or the name of a shipped recipe. Keys given here replace
     the base's keys. A section that has another `name` than in the base replaces the base's whole section."""
+    method: Annotated[str | None, Field(exclude=True)] = None
+    """A pruning method by name: its criterion, scope and regularizer, and for a published training scheme its schedule,
+    learning rate and teacher. It replaces these keys of the base; keys given here win over it. The README lists methods."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200), EXPORT]
     """Name of the run, in letters, digits and `_.-`. By default the file's name."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42

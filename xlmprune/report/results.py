@@ -16,15 +16,16 @@ from xlmprune.evaluation import baselines, intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
 from xlmprune.export.form import form_named
-from xlmprune.export.writing import MeasuredForm, dense_bytes
+from xlmprune.export.writing import MeasuredForm, dense_bytes, drops_of
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
+from xlmprune.pruning.structures import is_cut, layout_of
 from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import findings
 from xlmprune.training import moments
 
 if TYPE_CHECKING:
-    from xlmprune.recipe import Recipe
+    from xlmprune.recipe.schema import Recipe
     from xlmprune.training.outcome import Datasets, Outcome
 
 SCHEMA_VERSION = 1
@@ -55,7 +56,7 @@ def assemble(
     metric = data.task.metrics[0]
     measured = {entry.form.key: entry for entry in forms}
     languages = _languages(outcome, data, pruned, measured)
-    facts: dict[str, Any] = {
+    report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -85,23 +86,26 @@ def assemble(
     }
     for entry in forms:
         if entry.written.choice:
-            facts["quantization"] = entry.written.choice
+            report["quantization"] = entry.written.choice
     if refused:
-        facts["refused"] = dict(refused)
+        report["refused"] = dict(refused)
+    if forms and recipe.export.floor.limits:
+        lost = {entry.form.key: dict(drops_of(entry, pruned)) for entry in forms}
+        report["floor"] = {**recipe.export.floor.model_dump(), "lost": lost}
     if outcome.changes:
-        facts["changed_conditions"] = list(outcome.changes)
+        report["changed_conditions"] = list(outcome.changes)
     if data.unlabelled:
-        facts["unlabelled"] = dict(data.unlabelled)
+        report["unlabelled"] = dict(data.unlabelled)
     used = [*target_text(recipe), *([] if data.moments is None else moments.describe(data.moments))]
     if used:
-        facts["target_text"] = used
+        report["target_text"] = used
     if data.moments is not None:
-        facts["moments"] = dict(data.moments)
+        report["moments"] = dict(data.moments)
     if outcome.vocabulary is not None:
-        facts["vocabulary"] = outcome.vocabulary
+        report["vocabulary"] = outcome.vocabulary
     if len(data.task.metrics) > 1:
-        facts["other_metrics"] = _other_metrics(outcome, data, pruned, measured)
-    return facts
+        report["other_metrics"] = _other_metrics(outcome, data, pruned, measured)
+    return report
 
 
 def _languages(
@@ -166,7 +170,7 @@ def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> 
         return {column: evaluation.mean(row[column] for row in of.values()) for column in columns}
 
     zero_shot = {language: row for language, row in languages.items() if language != train_language}
-    facts: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "train_language": train_language,
         "english": {column: languages[train_language][column] for column in columns},
         "zero_shot_mean": means(zero_shot),
@@ -175,8 +179,8 @@ def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> 
     }
     if zero_shot:
         worst = min(zero_shot, key=lambda language: zero_shot[language]["delta"])
-        facts["worst"] = {"language": worst, "delta": zero_shot[worst]["delta"]}
-    return facts
+        summary["worst"] = {"language": worst, "delta": zero_shot[worst]["delta"]}
+    return summary
 
 
 def _travelling(notes: tuple[str, ...], origin: str) -> list[str]:
@@ -206,19 +210,36 @@ def _task(data: Datasets) -> dict[str, Any]:
 def _model(outcome: Outcome, max_length: int) -> dict[str, Any]:
     parameters, by_part = count_parameters(outcome.model), parameters_by_part(outcome.model)
     remain, prunable = remaining(outcome.masks.values())
-    removed = prunable - remain
+    left, whole = parameters - (prunable - remain), outcome.whole
     return {
         "name": outcome.origin["name"],
         "revision": outcome.origin["revision"],
         "licence": outcome.origin["licence"],
         "type": outcome.model.config.model_type,
-        "parameters": parameters,
-        "prunable": prunable,
-        "remaining": parameters - removed,
-        "encoder_density": remain / prunable,
-        "model_density": (parameters - removed) / parameters,
+        "parameters": whole.parameters,
+        "prunable": whole.prunable,
+        "remaining": left,
+        "encoder_density": remain / whole.prunable,
+        "model_density": left / whole.parameters,
         "parameters_by_part": by_part,
         "max_length": max_length,
+        **({"structure": _structure(outcome)} if is_cut(outcome.model) else {}),
+    }
+
+
+def _structure(outcome: Outcome) -> dict[str, Any]:
+    """Return the sizes that the layers have, and those that they had."""
+    layout, model = layout_of(outcome.model), outcome.model
+    whole = outcome.whole.layout
+    return {
+        **layout.record(),
+        "parameters": count_parameters(model),
+        "stock": layout.is_stock(model.config),
+        "whole": {
+            "layers": len(whole.layers),
+            "heads": whole.layers[0].heads,
+            "neurons": whole.layers[0].neurons,
+        },
     }
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import DataError, RecipeError
 from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.languages import language_name
@@ -26,7 +25,8 @@ from xlmprune.data.readers.files import fill
 from xlmprune.data.readers.lines import expand
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import TaskRecipe
-from xlmprune.recipe.yaml_text import plain_value
+from xlmprune.recipe.validation import validate_recipe
+from xlmprune.recipe.yaml_text import parse_yaml, plain_value
 
 if TYPE_CHECKING:
     from xlmprune.data.examples import Examples
@@ -242,8 +242,8 @@ def init(
     found = survey(path, kind, train_language, languages)
     pattern = os.path.relpath(expand(found.layout.pattern), out.absolute().parent)
     text = recipe_text(found, pattern.replace(os.sep, "/"), model, density)
-    values, _ = recipes.parse_yaml(text, str(out))
-    recipes.validate({"name": "mine", **values}, str(out))
+    values, _ = parse_yaml(text, str(out))
+    validate_recipe({"name": "mine", **values}, str(out))
     with explain_disk(out.absolute().parent):
         write_atomically(out, text)
     return found

@@ -14,7 +14,7 @@ from xlmprune.core.device import derive_seed, resolve_precision
 from xlmprune.data.encoding import IGNORE, Encoded, pad, training_order
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import Weights
-from xlmprune.recipe import TrainingRecipe
+from xlmprune.recipe.schema import TrainingRecipe
 from xlmprune.training.distillation import Share
 from xlmprune.training.teaching import Teaching
 
@@ -91,18 +91,22 @@ class Gradients:
             moment: numbers that tell this pruning from others; they decide which batches come.
         """
         weights = prunable(self.model)
-        seed = derive_seed(self.seed, "scoring", *moment)
-        order = training_order(self.train, self.batch_size, seed, 0)
         was_training = self.model.training
         self.model.eval()
         try:
-            for number in range(batches):
+            for batch in self.labelled(batches, *moment):
                 self.model.zero_grad(set_to_none=True)
-                self._loss(self._to_device(pad(self.train, order[number % len(order)]))).backward()
+                self._loss(batch).backward()
                 yield {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
         finally:
             self.model.zero_grad(set_to_none=True)
             self.model.train(was_training)
+
+    def labelled(self, batches: int, *moment: int) -> Iterator[dict[str, Tensor]]:
+        """Yield training batches on the model's device, from the first again where there are not so many."""
+        order = training_order(self.train, self.batch_size, derive_seed(self.seed, "scoring", *moment), 0)
+        for number in range(batches):
+            yield self._to_device(pad(self.train, order[number % len(order)]))
 
     def _rows(self, position: int) -> Any:
         epoch, number = divmod(position, self.batches_per_epoch)

@@ -20,9 +20,9 @@ from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
 from xlmprune.pruning.criteria import Criterion
-from xlmprune.pruning.masks import Weights, apply_masks, density
+from xlmprune.pruning.masks import Weights, apply_masks
 from xlmprune.pruning.reconstruction import Batch
-from xlmprune.recipe import TrainingRecipe
+from xlmprune.recipe.schema import TrainingRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
 from xlmprune.training.optimizer import (
@@ -102,7 +102,8 @@ class FinePruning:
         texts = [train, *([] if teaching is None or teaching.unlabelled is None else [teaching.unlabelled])]
         self.state = TrainState(model, method.criterion, teaching, compact_table(model, texts))
         self.gradients = Gradients(model, train, settings, seed, teaching)
-        self.pruner = Pruner(self.state, method, self.gradients, seed, moment_text)
+        temperature = 1.0 if teaching is None else teaching.settings.temperature
+        self.pruner = Pruner(self.state, method, self.gradients, seed, moment_text, temperature)
 
     def run(self) -> Iterator[Step | StageEnd]:
         """Yield every update and every stage's end, from where the state stands to the last stage.
@@ -125,7 +126,8 @@ class FinePruning:
 
     def updates_in_stage(self, stage: int) -> int:
         """Return the number of updates in a stage."""
-        return updates_in_stage(self.settings, self.gradients.batches_per_epoch, stage)
+        last = len(self.method.densities) - 1
+        return updates_in_stage(self.settings, self.gradients.batches_per_epoch, stage, last)
 
     def reference(self) -> Weights | None:
         """Return what the regularizer compares with now; None while there is nothing, or it is off."""
@@ -151,6 +153,8 @@ class FinePruning:
         rate = learning_rate(self.settings, at.stage, at.update, total)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
+        regularizer_decay = self.method.regularizer.decay if self.reference() is not None else 0.0
+        state.optimizer.param_groups[0]["weight_decay"] = self.settings.weight_decay + regularizer_decay
         torch.manual_seed(derive_seed(self.seed, "dropout", at.stage, at.update))
         state.train_rows()
         self.model.train()
@@ -185,7 +189,7 @@ class FinePruning:
         # Masked before the norm is taken, so that pruned weights do not count in it.
         norms = mask_gradients(state.weights, state.masks if hidden else masks)
         # Stage 0 is the same bit for bit with every criterion that does not act on it, so that runs can share it.
-        watching = state.at.stage > 0 or criterion.acts_on_dense
+        watching = state.at.stage > 0 or self.method.acts_on_dense
         late = type(criterion).observe is not Criterion.observe and watching and not early
         norm = clip(self.model, self.settings.gradient_clip, norms, None if late else state.optimizer)
         if late and math.isfinite(norm):
@@ -244,8 +248,9 @@ class FinePruning:
                 self.teaching.consider(self.model, dev, self.method.densities[at.stage])
         last = at.losses[-max(1, len(at.losses) // 10) :]
         loss, seconds = sum(last) / max(1, len(last)), time.perf_counter() - started
+        stage = at.stage
         state.end_stage()
-        return StageEnd(at.stage, density(state.nonzero_masks()), loss, seconds, dev)
+        return StageEnd(stage, state.density(), loss, seconds, dev)
 
 
 def _diverged(loss: float, norm: float, stage: int, update: int, rate: float) -> TrainingError:

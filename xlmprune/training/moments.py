@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from xlmprune.core.device import derive_seed
+from xlmprune.core.errors import DataError
 from xlmprune.core.languages import language_name
 from xlmprune.data.encoding import encode
 from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
 from xlmprune.pruning.reconstruction import Batch, draw_evenly, text_batches
-from xlmprune.recipe import Recipe, ReconstructRecipe, VocabularyRecipe
+from xlmprune.recipe.schema import Recipe, ReconstructRecipe, VocabularyRecipe
 from xlmprune.training.datasets import UNLABELLED, Texts
 from xlmprune.training.method import Method
 
@@ -69,6 +70,8 @@ def choose_moment_text(recipe: Recipe, texts: Texts, method: Method) -> MomentTe
     if not uses:
         return None
     source, parts = _source(recipe, texts)
+    if method.structure is not None and method.structure.languages is not None:
+        parts = _of_languages(parts, method.structure.languages, source)
     count = (method.reconstruct or ReconstructRecipe()).texts
     seed = derive_seed(recipe.seed, "moments")
     rows = draw_evenly({language: len(part) for language, part in parts.items()}, count, seed)
@@ -76,6 +79,18 @@ def choose_moment_text(recipe: Recipe, texts: Texts, method: Method) -> MomentTe
     return MomentText(
         source, uses, drawn, tuple(language for language in texts.tests if language not in drawn)
     )
+
+
+def _of_languages(
+    parts: Mapping[str, Examples], languages: Sequence[str], source: str
+) -> Mapping[str, Examples]:
+    missing = [language for language in languages if not len(parts.get(language, ()))]
+    if missing:
+        raise DataError(
+            f"pruning.structure.languages: there is no text in {', '.join(map(language_name, missing))}; {source} has text "
+            f"in {', '.join(language for language, part in parts.items() if len(part))}"
+        )
+    return {language: parts[language] for language in languages}
 
 
 def _source(recipe: Recipe, texts: Texts) -> tuple[str, Mapping[str, Examples]]:

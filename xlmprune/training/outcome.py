@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from xlmprune.data.encoding import Encoded
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.pruning.masks import Masks
+from xlmprune.training.state import Sizes
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Outcome:
     """Facts about vocabulary trimming; None where the vocabulary was kept."""
     device: torch.device
     masks: Masks
+    whole: Sizes
+    """Numbers of parameters before anything was pruned."""
     layers: Sequence[Mapping[str, Any]]
     """Density, norm and alignment of every prunable matrix."""
     stages: Sequence[Mapping[str, Any]]

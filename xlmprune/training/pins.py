@@ -6,10 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import RecipeError
 from xlmprune.core.hub import commit_of
-from xlmprune.recipe import Recipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.loading import read_recipe
+from xlmprune.recipe.schema import Recipe
 from xlmprune.tasks import CorpusTask
 
 
@@ -40,7 +41,7 @@ def pin(recipe: Recipe, run: Path | None = None) -> Recipe:
 def _recipe_in(run: Path | None) -> dict[str, Any]:
     with suppress(RecipeError):
         if run is not None and (run / "recipe.yaml").is_file():
-            return recipes.read(run / "recipe.yaml")[0]
+            return read_recipe(run / "recipe.yaml")[0]
     return {}
 
 

@@ -13,11 +13,13 @@ from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
-from xlmprune.recipe import Recipe, TrainingRecipe, VocabularyRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import Recipe, TrainingRecipe, VocabularyRecipe
 from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
+from xlmprune.training.shrinking import planned_densities
 
 ACTIVATION_COPIES = 18
 """Tensors of [batch, tokens, hidden] that one encoder layer keeps for its backward pass, measured on XLM-R base."""
@@ -48,16 +50,22 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
     measured_on = choose_moment_text(recipe, texts, method)
+    memory, sizes = estimate_memory(recipe, model), _sizes(model)
+    shares = [1.0] if method.structure is None else [1.0, *planned_densities(model, method.structure)]
     stages: list[dict[str, Any]] = [
-        _stage_plan(recipe.training, batches, stage, density)
+        _stage_plan(
+            recipe.training,
+            batches,
+            stage,
+            len(method.densities) - 1,
+            density * shares[min(stage, len(shares) - 1)],
+        )
         for stage, density in enumerate(method.densities)
     ]
     return {
         "name": recipe.name,
         "model": recipe.model.name,
-        "parameters": count_parameters(model),
-        "parameters_by_part": parameters_by_part(model),
-        "prunable": sum(weight.numel() for weight in prunable(model).values()),
+        **sizes,
         "languages": list(texts.tests),
         "train_language": recipe.task.train_language,
         "train_examples": count,
@@ -71,14 +79,22 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "regularizer": recipe.regularizer.name,
         "device": str(where),
         "precision": str(resolve_precision(recipe.training.precision, where)).removeprefix("torch."),
-        "memory": estimate_memory(recipe, model),
+        "memory": memory,
+    }
+
+
+def _sizes(model: torch.nn.Module) -> dict[str, Any]:
+    return {
+        "parameters": count_parameters(model),
+        "parameters_by_part": parameters_by_part(model),
+        "prunable": sum(weight.numel() for weight in prunable(model).values()),
     }
 
 
 def _stage_plan(
-    settings: TrainingRecipe, batches_per_epoch: int, stage: int, density: float
+    settings: TrainingRecipe, batches_per_epoch: int, stage: int, last: int, density: float
 ) -> dict[str, Any]:
-    updates = updates_in_stage(settings, batches_per_epoch, stage)
+    updates = updates_in_stage(settings, batches_per_epoch, stage, last)
     rates = (learning_rate(settings, stage, update, updates) for update in range(updates))
     return {"stage": stage, "encoder_density": density, "updates": updates, "peak_learning_rate": max(rates)}
 

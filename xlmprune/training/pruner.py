@@ -11,10 +11,11 @@ from torch import Tensor
 
 from xlmprune.core.device import derive_seed
 from xlmprune.pruning.criteria import PruningContext
-from xlmprune.pruning.masks import Masks, apply_masks, full_masks
+from xlmprune.pruning.masks import Masks, Scores, apply_masks, full_masks
 from xlmprune.pruning.reconstruction import Batch, Moments, input_moments, refit
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
+from xlmprune.training.shrinking import Shrinker
 from xlmprune.training.state import TrainState
 
 
@@ -27,6 +28,7 @@ class Pruner:
         gradients: for criteria that need data when they score.
         seed: the run's.
         moment_text: batches on the model's device to measure activations on, where the method reads second moments.
+        temperature: the teacher's.
     """
 
     def __init__(
@@ -36,14 +38,30 @@ class Pruner:
         gradients: Gradients,
         seed: int,
         moment_text: Sequence[Batch] = (),
+        temperature: float = 1.0,
     ) -> None:
         self.state, self.method, self.gradients, self.seed = state, method, gradients, seed
         self.moment_text = moment_text
+        self.shrinker: Shrinker | None = None
+        if method.structure is not None:
+            self.shrinker = Shrinker(
+                state,
+                method.structure,
+                method.reconstruct,
+                gradients,
+                seed,
+                self._scores,
+                moment_text,
+                temperature,
+            )
 
     def before_stage(self) -> None:
-        """Choose the masks of a stage, unless they change within it."""
-        if self.state.at.stage > 0 and self.method.continuous is None:
-            self._prune(self.method.densities[self.state.at.stage], final=True)
+        """Remove the structures of a stage, or choose its masks, unless they change within it."""
+        stage = self.state.at.stage
+        if self.shrinker is not None and 0 < stage <= self.method.rounds:
+            self.shrinker.shrink(stage)
+        elif stage > 0 and self.method.continuous is None:
+            self._prune(self.method.densities[stage], final=True)
 
     def after_update(self, total: int) -> None:
         """Prune within a continuous stage where its schedule says so.
@@ -99,13 +117,19 @@ class Pruner:
         Args:
             final: whether pruned weights lose their values, though the criterion keeps them while they may return.
         """
+        state, before, context = self.state, self.state.masks, self._context(density)
+        state.masks = self.method.selection.masks(self.method.criterion, context)
+        self._make_up(context, {name: before[name] & ~mask for name, mask in state.masks.items()})
+        if final or not (self.method.regrow and self.method.criterion.keeps_pruned_values):
+            apply_masks(state.weights, state.masks)
+
+    def _context(self, density: float) -> PruningContext:
         state, stage, update = self.state, self.state.at.stage, self.state.at.update
         # Within a stage, each pruning draws for itself.
         moment = (stage, update) if self.method.continuous is not None else (stage,)
-        before = state.masks
-        context = PruningContext(
+        return PruningContext(
             weights={name: weight.detach() for name, weight in state.weights.items()},
-            masks=full_masks(state.weights) if self.method.regrow else before,
+            masks=full_masks(state.weights) if self.method.regrow else state.masks,
             reference=state.pretrained,
             stage=stage,
             seed=derive_seed(self.seed, "prune", *moment),
@@ -115,10 +139,12 @@ class Pruner:
             gradients=lambda batches: self.gradients.of_cross_entropy(batches, *moment),
             moments=cache(self._measure_moments),
         )
-        state.masks = self.method.selection.masks(self.method.criterion, context)
-        self._make_up(context, {name: before[name] & ~mask for name, mask in state.masks.items()})
-        if final or not (self.method.regrow and self.method.criterion.keeps_pruned_values):
-            apply_masks(state.weights, state.masks)
+
+    def _scores(self) -> Scores:
+        """Score single weights, for structures that own them."""
+        context = self._context(self.method.densities[-1])
+        scores = self.method.criterion.scores(context)
+        return {name: scores[name].where(mask, 0.0) for name, mask in context.masks.items()}
 
     def _make_up(self, context: PruningContext, removed: Masks) -> None:
         """Adjust the remaining weights for those removed: by the criterion's own means, or by least squares."""

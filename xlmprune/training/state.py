@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from xlmprune.models.loading import prunable
+from xlmprune.models.loading import count_parameters, prunable
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.masks import Masks, Weights, full_masks, nonzero, pack_bits, remaining, unpack_bits
 from xlmprune.pruning.regularizers.cosine import alignment
-from xlmprune.recipe import TrainingRecipe
+from xlmprune.pruning.structures import Cut, LayerCut, Layout, layout_of, pieces, slice_model
+from xlmprune.recipe.schema import TrainingRecipe
 from xlmprune.training.optimizer import new_optimizer
 from xlmprune.training.table import CompactTable
 from xlmprune.training.teaching import Teaching
@@ -42,6 +43,17 @@ class Position:
     """Highest score on dev in this stage."""
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How large the model was before anything was pruned."""
+
+    layout: Layout
+
+    parameters: int
+    prunable: int
+    """Entries of the matrices that are pruned."""
+
+
 class TrainState:
     """A model in training, with all that a resumed run needs.
 
@@ -63,6 +75,13 @@ class TrainState:
         self.model, self.criterion, self.teaching, self.table = model, criterion, teaching, table
         self.device = next(model.parameters()).device
         self.weights: Weights = prunable(model)
+        self.whole = Sizes(
+            layout_of(model),
+            count_parameters(model),
+            sum(weight.numel() for weight in self.weights.values()),
+        )
+        self.cuts: list[Cut] = []
+        """What was removed as a whole, round by round."""
         self.pretrained: Weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.finetuned: Weights = {}
         """Weights after stage 0, where the regularizer compares with them."""
@@ -119,8 +138,29 @@ class TrainState:
         """Put the model back to its pretrained ``parameters``, and the criterion to its start."""
         self.all_rows()
         self.model.load_state_dict(parameters)
+        self._renew_criterion()
+
+    def _renew_criterion(self) -> None:
         if self._fresh_criterion:
             self.criterion.load_state({key: t.to(self.device) for key, t in self._fresh_criterion.items()})
+
+    def shrink(self, cut: Cut) -> None:
+        """Remove layers, heads and neurons for good; the criterion starts anew, since what it knew had other shapes."""
+        self.all_rows()
+        found = pieces(self.model, cut)
+        slice_model(self.model, cut)
+        self.weights = prunable(self.model)
+        self.pretrained, self.finetuned = (
+            {name: piece.of(tensors) for name, piece in found.items()} if tensors else {}
+            for tensors in (self.pretrained, self.finetuned)
+        )
+        self.masks = full_masks(self.weights)
+        self._renew_criterion()
+        self.cuts.append(cut)
+
+    def density(self) -> float:
+        """Return the share of the prunable weights, as many as there were before pruning, that are not zero."""
+        return remaining(self.nonzero_masks().values())[0] / self.whole.prunable
 
     def nonzero_masks(self) -> Masks:
         """Return which weights are not zero, which is what is exported.
@@ -171,12 +211,17 @@ class TrainState:
     def progress(self) -> dict[str, Any]:
         """Return the numbers beside the tensors."""
         teaching = None if self.teaching is None else self.teaching.progress()
-        return {**copy.deepcopy(asdict(self.at)), "teaching": teaching}
+        cuts = [[asdict(part) for part in cut] for cut in self.cuts]
+        return {**copy.deepcopy(asdict(self.at)), "teaching": teaching, "cuts": cuts}
 
     def restore(self, tensors: Tensors, progress: dict[str, Any], settings: TrainingRecipe) -> None:
         """Stand where `tensors` and `progress` were taken."""
         self.at = Position(**{key: copy.copy(progress[key]) for key in asdict(self.at)})
         self.all_rows()
+        if self.teaching is not None:  # the teacher has the layers of the whole model
+            self.teaching.restore(self.model, tensors.get("teacher", {}), progress["teaching"])
+        for cut in progress["cuts"][len(self.cuts) :]:
+            self.shrink(tuple(LayerCut.from_record(part) for part in cut))
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors["model"][name])
@@ -189,8 +234,6 @@ class TrainState:
         self.best_criterion = self._file(tensors, "best_criterion")
         if "criterion" in tensors:
             self.criterion.load_state(self._file(tensors, "criterion"))
-        if self.teaching is not None:
-            self.teaching.restore(self.model, tensors.get("teacher", {}), progress["teaching"])
         if self.at.begun:
             self.train_rows()
             self.optimizer = new_optimizer(self.model, settings)

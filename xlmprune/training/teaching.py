@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from xlmprune.core.device import derive_seed
 from xlmprune.data.encoding import Encoded, pad, training_order
-from xlmprune.recipe import DistillationRecipe
+from xlmprune.pruning.structures import layout_of
+from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.training.distillation import WHOLE, Share, TeacherChoice, labelled_loss, unlabelled_loss
 
 
@@ -53,6 +54,7 @@ class Teaching:
         """Compute the loss of a labelled batch, cross-entropy included: a scalar; ``share`` as in `labelled_loss`."""
         student, ours = self._answers(model, batch, autocast)
         teacher, theirs = self._ask(batch, autocast)
+        theirs = followed(model, theirs)
         mask = batch["attention_mask"]
         return labelled_loss(self.settings, student, teacher, batch["labels"], ours, theirs, mask, share)
 
@@ -62,6 +64,7 @@ class Teaching:
         """Compute the loss of an unlabelled batch: a scalar; ``share`` as in `labelled_loss`."""
         student, ours = self._answers(model, batch, autocast)
         teacher, theirs = self._ask(batch, autocast)
+        theirs = followed(model, theirs)
         mask = batch["attention_mask"]
         return unlabelled_loss(self.settings, student, teacher, batch.get("where"), ours, theirs, mask, share)
 
@@ -128,13 +131,12 @@ class Teaching:
         self.choice.restore(progress)
 
 
-def join_encoded(parts: Sequence[Encoded]) -> Encoded:
-    """Join several unlabelled sets."""
-    words = [array for part in parts for array in part.words or []]
-    ids = [array for part in parts for array in part.input_ids]
-    return Encoded(
-        ids, None, words or None, np.concatenate([part.truncated for part in parts]), special=parts[0].special
-    )
+def followed(student: nn.Module, states: Sequence[Tensor]) -> list[Tensor]:
+    """Return the teacher's hidden states that the student's layers stand for: each the last of the layers it replaces."""
+    if not states:
+        return []
+    sources = [layer.source for layer in layout_of(student).layers]
+    return [states[end] for end in (*(source - 1 for source in sources[1:]), len(states) - 1)]
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -1,0 +1,173 @@
+"""Remove layers, heads and neurons at the beginning of a stage, and refit what remains to the larger model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from xlmprune.core.device import derive_seed
+from xlmprune.core.errors import RecipeError
+from xlmprune.models import architecture
+from xlmprune.models.loading import prunable
+from xlmprune.pruning.importance import Importance
+from xlmprune.pruning.masks import Scores
+from xlmprune.pruning.measures import Evidence, Measure
+from xlmprune.pruning.reconstruction import Batch, Fit, reconstruct
+from xlmprune.pruning.structures import Cut, choose, layout_of, slice_model, spaced_layers
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import ReconstructRecipe, StructureRecipe
+from xlmprune.training.gradients import Gradients
+from xlmprune.training.state import TrainState
+
+
+class Shrinker:
+    """Makes the model of a run smaller, in one round or several.
+
+    Args:
+        state: model, reference and masks change in it.
+        settings: the recipe's `pruning.structure`.
+        refit: how what remains is refitted; None where it is not.
+        gradients: labelled text, for importance that reads labels.
+        seed: the run's.
+        scores: gives the criterion's scores of single weights.
+        text: unlabelled text on the model's device.
+        temperature: of the answers that Fisher importance draws; the teacher's, where there is one.
+
+    Raises:
+        RecipeError: the model does not have what the recipe asks for.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        settings: StructureRecipe,
+        refit: ReconstructRecipe | None,
+        gradients: Gradients,
+        seed: int,
+        scores: Callable[[], Scores],
+        text: Sequence[Batch] = (),
+        temperature: float = 1.0,
+    ) -> None:
+        self.state, self.settings, self.refit, self.scores = state, settings, refit, scores
+        self.gradients, self.seed, self.text, self.temperature = gradients, seed, text, temperature
+        require_possible(state.model, settings, refit is not None)
+
+    def shrink(self, stage: int) -> list[Fit]:
+        """Remove the part of a stage, from 1; return how well output projections were refitted."""
+        state = self.state
+        state.all_rows()
+        state.model.eval()
+        cut = round_cut(state.model, self.settings, self._importance(stage), stage)
+        before = None if self.refit is None else copy_of_layers(state.model)
+        state.shrink(cut)
+        if before is None or self.refit is None:
+            return []
+        state.model.eval()
+        return reconstruct(
+            before, state.model, self.text, [part.source for part in cut], ridge=self.refit.ridge
+        )
+
+    def _importance(self, stage: int) -> Importance:
+        settings = self.refit or ReconstructRecipe()
+        batches = max(1, settings.texts // self.gradients.batch_size)
+        evidence = Evidence(
+            self.state.model,
+            self.state.weights,
+            self.text,
+            lambda: self.gradients.labelled(batches, stage),
+            self.scores,
+            self.temperature,
+            settings.ridge,
+            derive_seed(self.seed, "importance", stage),
+        )
+        measure: Measure = registry.load("importance", self.settings.importance)()
+        return measure.importance(evidence)
+
+
+def round_cut(model: nn.Module, settings: StructureRecipe, importance: Importance, stage: int) -> Cut:
+    """Choose what a stage leaves of the model as it is now."""
+    share = 1 / settings.rounds
+    return choose(
+        importance,
+        round_layers(settings, [layer.source for layer in layout_of(model).layers], stage),
+        settings.heads**share,
+        settings.neurons**share,
+        settings.multiple,
+        settings.scope,
+    )
+
+
+def planned_densities(model: nn.Module, settings: StructureRecipe) -> list[float]:
+    """Return the density after each round, of a model that is made smaller on the way; any device will do, `meta` too.
+
+    Raises:
+        RecipeError: the model does not have what the recipe asks for.
+    """
+    require_possible(model, settings, refitted=False)
+    whole = sum(weight.numel() for weight in prunable(model).values())
+    densities = []
+    for stage in range(1, settings.rounds + 1):
+        layers = architecture.of(model).layers(model)
+        worth = Importance(
+            [torch.arange(float(layer.heads)) for layer in layers],
+            [torch.arange(float(layer.neurons)) for layer in layers],
+        )
+        slice_model(model, round_cut(model, settings, worth, stage))
+        densities.append(sum(weight.numel() for weight in prunable(model).values()) / whole)
+    return densities
+
+
+def round_layers(settings: StructureRecipe, sources: Sequence[int], stage: int) -> list[int]:
+    """Return which of the layers that are left remain after a stage.
+
+    Args:
+        sources: which layer of the whole model each of those left was.
+        stage: from 1; the last round leaves what the recipe asks for.
+
+    Returns:
+        Places in ``sources``. Earlier rounds also keep some of the layers that will go, evenly spaced.
+    """
+    kept = settings.layers
+    if kept is None:
+        return list(range(len(sources)))
+    left = settings.rounds - stage
+    if isinstance(kept, int):
+        count = kept + (len(sources) - kept) * left // (left + 1)
+        return list(spaced_layers(len(sources), count))
+    going = [place for place, source in enumerate(sources) if source not in kept]
+    stay = len(going) * left // (left + 1)
+    spared = {going[number] for number in spaced_layers(len(going), stay)} if stay else set()
+    return [place for place, source in enumerate(sources) if source in kept or place in spared]
+
+
+def require_possible(model: nn.Module, settings: StructureRecipe, refitted: bool) -> None:
+    """Raise RecipeError if the model does not have what the recipe asks for, before anything is trained."""
+    family = architecture.of(model)
+    if family.norm_first and refitted:
+        raise RecipeError(
+            f"pruning.reconstruct: models of type {family.model_type!r} normalise before each part of a layer; what "
+            "structure leaves is refitted only where LayerNorm follows. Leave reconstruct out"
+        )
+    layers = family.layers(model)
+    asked, total = settings.layers, len(layers)
+    highest = asked if isinstance(asked, int) else max(asked) + 1 if asked else 0
+    if highest > total:
+        raise RecipeError(
+            f"pruning.structure.layers: {asked} asked for; the model has {total} layers"
+            + ("" if isinstance(asked, int) else f", 0 to {total - 1}")
+        )
+    odd = next((layer.neurons for layer in layers if layer.neurons % settings.multiple), None)
+    if settings.neurons < 1 and odd is not None:
+        raise RecipeError(
+            f"pruning.structure.multiple: {settings.multiple} does not divide the {odd} neurons of a layer"
+        )
+
+
+def copy_of_layers(model: nn.Module) -> Any:
+    """Copy a model for reading; embeddings, the largest part, are shared."""
+    shared = architecture.of(model).embeddings(model)
+    return copy.deepcopy(model, {id(shared): shared}).eval()
