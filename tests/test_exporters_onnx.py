@@ -4,7 +4,7 @@ import onnxruntime
 import pytest
 import torch
 import traced
-from tiny import tiny_masks, tiny_model
+from tiny import tiny_graph, tiny_masks, tiny_model
 
 from xlmprune.core.errors import BundleError
 from xlmprune.export import graph as exporter
