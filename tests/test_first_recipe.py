@@ -110,6 +110,18 @@ def test_arguments_decide(tmp_path, monkeypatch):
     assert build_component(recipe, "schedule").densities()[-1] == pytest.approx(0.5, abs=2e-3)
 
 
+def test_text_without_labels_teaches(tmp_path, monkeypatch):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "data", "--out", "r.yaml", "--text", "text/{language}.txt"])
+    assert result.exit_code == 0, result.output
+    recipe = load_recipe("r.yaml")
+    assert recipe.distillation.unlabelled == str(tmp_path / "text" / "{language}.txt")
+    assert 'unlabelled: "text/{language}.txt"' in (tmp_path / "r.yaml").read_text()
+    assert recipe.pruning.criterion.name == "pins"
+    assert recipe.pruning.reconstruct is not None
+
+
 def test_it_asks_on_a_terminal(tmp_path, monkeypatch):
     write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
     monkeypatch.chdir(tmp_path)
@@ -126,6 +138,7 @@ def test_it_asks_on_a_terminal(tmp_path, monkeypatch):
         (["nowhere"], "nowhere: no such folder"),
         (["empty"], "no training and test files found"),
         (["data", "--density", "3"], "expected a number between 0 and 1"),
+        (["data", "--text", "text.txt"], "expected a pattern with {language}"),
         (["data", "--task", "clasification"], "did you mean 'classification'"),
         (["data", "--task", "ranking"], "no kind of task can read these files"),
         (["data", "--languages", "de,xx"], "no test set for language 'xx'"),

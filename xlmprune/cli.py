@@ -484,6 +484,10 @@ def init(
         str, typer.Option(help="Hub model, local folder, or quickstart (small, for a CPU).")
     ] = "FacebookAI/xlm-roberta-base",
     density: Annotated[float, typer.Option(help="Share of the encoder's weights to keep.")] = 0.31,
+    text: Annotated[
+        str,
+        typer.Option(help="Text without labels in the languages you serve: 'text/{language}.txt'."),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Look at your data files and write a commented recipe for them.
@@ -505,7 +509,7 @@ def init(
             "init: give a folder of data files, or a pattern such as 'data/{language}.{split}.tsv'"
         )
     asked = [code.strip() for code in languages.split(",") if code.strip()]
-    found = first_recipe.init(data, out, task or None, train_language, asked, model, density)
+    found = first_recipe.init(data, out, task or None, train_language, asked, model, density, text)
     if as_json:
         _print_json(vars(found) | {"layout": vars(found.layout), "recipe": str(out)})
         return
