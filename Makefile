@@ -19,13 +19,14 @@ INSTALLED := .venv/installed
 INSTALLED_TEST := .venv/installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test campaigns lint docs constraints clean
+.PHONY: help quickstart test campaigns lint audit docs constraints clean
 
 help:
 	@echo "make quickstart   prune a real multilingual model in minutes and report on every language"
 	@echo "make test         run the linter, the type checker and the tests"
-	@echo "make campaigns    kill runs, damage checkpoints and fill disks at random, and count what held"
+	@echo "make campaigns    kill runs, damage checkpoints and bundles, fill disks at random, and count what held"
 	@echo "make lint         run the linter and the type checker"
+	@echo "make audit        look for known vulnerabilities of the installed packages (pip-audit, needs PyPI)"
 	@echo "make docs         renew the generated tables and help pages in the documentation"
 	@echo "make constraints  write the versions in .venv to constraints.txt"
 	@echo "make clean        remove .venv, builds and caches; runs/ stays"
@@ -44,6 +45,14 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy xlmprune
+
+# In an environment of its own, so that .venv holds what constraints.txt says. PyPI has no record of builds such as torch 2.13.0+cpu,
+# so their version is asked for without the build. xlmprune itself is not on PyPI.
+audit: $(INSTALLED_TEST)
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install pip-audit
+	$(PIP) freeze --all --exclude-editable | sed -nE 's/^([A-Za-z0-9._-]+==[^+ ]+).*/\1/p' > .venv/audit/requirements.txt
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip -r .venv/audit/requirements.txt
 
 # torch comes first: it is the largest package, and TORCH_INDEX applies to it alone.
 # The stamp file is newer than its sources, so nothing is installed twice.

@@ -58,6 +58,8 @@ def campaign(description: str, count: int, case: Callable[[random.Random, Runs],
             seed = options.seed + tried
             wrong = case(random.Random(seed), runs)
             tried += 1
+            if tried % 50 == 0:
+                print(f"{tried} tried, {len(failed)} failed", file=sys.stderr)
             if wrong is not None:
                 failed[seed] = wrong
                 print(f"seed {seed}: {wrong}", file=sys.stderr)

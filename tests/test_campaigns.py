@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-CAMPAIGNS = sorted((Path(__file__).parent / "campaigns").glob("*.py"))
+ON_BUNDLES = ("flips.py", "hostile_bundles.py")
+"""`test_verify.py` runs a slice of these, where the model that they need is exported already."""
+
+CAMPAIGNS = sorted(
+    file for file in (Path(__file__).parent / "campaigns").glob("*.py") if file.name not in ON_BUNDLES
+)
 
 ALL = """
 import runpy, sys

@@ -54,6 +54,17 @@ def test_saved_is_read_back_and_the_one_before_is_kept(tmp_path):
         assert kept == ["saved-000002", "saved-000003"]
 
 
+def test_a_checkpoint_that_a_kill_left_behind_its_two_successors_is_deleted(tmp_path):
+    with open_started(tmp_path / "run") as folder:
+        for stage in (1, 2, 3):
+            folder.save(tensors(stage), {"stage": stage})
+        # Killed after the third was in place, and before the first was deleted.
+        shutil.copytree(folder.checkpoints / "saved-000002", folder.checkpoints / "saved-000001")
+    with open_started(tmp_path / "run") as folder:
+        kept = sorted(path.name for path in folder.checkpoints.glob("saved-*"))
+        assert kept == ["saved-000002", "saved-000003"]
+
+
 def test_nothing_is_pickled(tmp_path):
     with open_started(tmp_path / "run") as folder:
         folder.save(tensors(1), {"stage": 1})

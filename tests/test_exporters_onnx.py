@@ -4,11 +4,13 @@ import onnxruntime
 import pytest
 import torch
 import traced
-from tiny import tiny_masks, tiny_model
+from tiny import tiny_graph, tiny_masks, tiny_model
 
 from xlmprune.core.errors import BundleError
 from xlmprune.export import graph as exporter
 from xlmprune.export.form import form_named
+from xlmprune.export.graph import lowest_ir_version
+from xlmprune.export.runtime import OLDEST_RUNTIME, onnx_files
 
 pytestmark = pytest.mark.usefixtures("traced_anew")
 
@@ -118,7 +120,7 @@ def test_a_large_model_has_its_weights_beside_it(tmp_path, exported):
     before = proto.SerializeToString(deterministic=True)
     files = exporter.save_onnx(proto, tmp_path / "model.onnx", external_above=1000)
     assert [file.name for file in files] == ["model.onnx", "model.onnx.data"]
-    assert files == exporter.files_of(tmp_path / "model.onnx")
+    assert files == onnx_files(tmp_path / "model.onnx")
     assert proto.SerializeToString(deterministic=True) == before
     assert files[0].stat().st_size < len(before) / 2
     session = onnxruntime.InferenceSession(files[0])
@@ -132,7 +134,7 @@ def test_a_large_model_has_its_weights_beside_it(tmp_path, exported):
     with pytest.raises(BundleError, match="missing"):
         exporter.load_onnx(files[0])
     exporter.save_onnx(proto, tmp_path / "model.onnx")
-    assert exporter.files_of(tmp_path / "model.onnx") == [tmp_path / "model.onnx"]
+    assert onnx_files(tmp_path / "model.onnx") == [tmp_path / "model.onnx"]
 
 
 def test_what_cannot_be_exported_or_read_is_refused(tmp_path):
@@ -158,3 +160,17 @@ def test_equal_weights_count_each_though_the_graph_holds_one():
     counted = exporter.weight_bytes(graph) + merged
     dense = sum(4 * parameter.numel() for parameter in model.parameters())
     assert dense <= counted < dense + 1000
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(18, 8), (20, 9), (21, 10), (23, 11)])
+def test_the_format_is_no_newer_than_the_operators_need(opset, ir_version):
+    """Runtimes refuse a file of a newer format even where they have every operator of it."""
+    graph = tiny_graph()
+    graph.opset_import[0].version = opset
+    assert lowest_ir_version(graph) == ir_version
+    assert opset in OLDEST_RUNTIME
+
+
+def test_the_exported_file_has_that_format():
+    graph = tiny_graph()
+    assert (graph.opset_import[0].version, graph.ir_version) == (20, 9)

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from xlmprune.core import formatting
 from xlmprune.core.languages import language_name
+from xlmprune.export.runtime import OLDEST_RUNTIME
 from xlmprune.report import charts, findings
 from xlmprune.report.model_card import render as model_card
 from xlmprune.report.pages import render_html, render_markdown, results_table, write
@@ -376,6 +377,16 @@ def test_the_card_opens_with_what_hubs_read():
     assert "zh" in facts["language"]
     results = facts["model-index"][0]["results"]
     assert {result["dataset"]["config"] for result in results} == set(sample_report()["languages"])
+
+
+def test_the_card_names_the_oldest_runtime_that_opens_the_files():
+    report = sample_report()
+    report["recipe"].setdefault("export", {})["opset"] = 18
+    assert "opset 18; ONNX Runtime 1.15 and newer open them" in model_card(report)
+    table = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    oldest = " | ".join(OLDEST_RUNTIME[opset] for opset in (18, 19, 20, 21, 22, 23, 24))
+    assert OLDEST_RUNTIME[24] == OLDEST_RUNTIME[25]
+    assert f"| oldest ONNX Runtime | {oldest} |" in table
 
 
 def test_an_unknown_licence_is_said_to_be_unknown():

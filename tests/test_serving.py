@@ -63,10 +63,12 @@ def test_onnx_runtime_sends_nothing_home(bundles, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["text", "pair"])
-@pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_answers_are_those_of_pytorch_in_order(bundles, kind, batch_size):
+@pytest.mark.parametrize(("batch_size", "look_ahead"), [(1, 1), (5, 12), (5, 4096), (64, 64)])
+def test_answers_are_those_of_pytorch_in_order(bundles, kind, batch_size, look_ahead):
     texts = tiny_texts(kind)
-    answers = list(predict(Bundle(bundles[kind], threads=1), iter(texts), batch_size=batch_size))
+    answers = list(
+        predict(Bundle(bundles[kind], threads=1), iter(texts), batch_size=batch_size, look_ahead=look_ahead)
+    )
     assert len(answers) == len(texts) == 32
     for text, answer in zip(texts, answers, strict=True):
         found = (answer["text"], answer["text_pair"]) if kind == "pair" else answer["text"]
@@ -140,6 +142,55 @@ def test_a_text_of_another_kind_is_named(bundles, kind, texts, sentence):
         list(predict(Bundle(bundles[kind], threads=1), texts, batch_size=1))
 
 
+def test_texts_of_like_length_share_a_call_within_the_look_ahead(bundles):
+    bundle = Bundle(bundles["text"], threads=1)
+    widths, taken = [], []
+    real = bundle.forward()
+
+    def forward(ids, mask):
+        widths.append(ids.shape[1])
+        return real(ids, mask)
+
+    bundle.forward = lambda form="": forward
+
+    def texts():
+        for number in range(24):
+            taken.append(number)
+            yield "свет " * (number % 3 * 4 + 1)
+
+    answers = predict(bundle, texts(), batch_size=4, look_ahead=12)
+    first = next(answers)
+    assert first["text"] == "свет "
+    assert taken == list(range(12)), "a stream is read no further than the look-ahead"
+    assert len(set(widths)) == len(widths) == 3, "each call has texts of one length"
+    assert len([first, *answers]) == 24
+
+
+def test_a_stream_is_answered_as_it_comes(bundles):
+    command = [sys.executable, "-m", "xlmprune", "predict", str(bundles["text"])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for text in ("свет", "light"):
+            process.stdin.write(f"{text}\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["text"] == text
+        process.stdin.close()
+        assert process.stdout.read() == ""
+
+
+def test_a_file_that_is_not_what_the_manifest_says_is_refused_before_it_is_used(copy):
+    whole = {name: (copy / name).read_bytes() for name in ("config.json", "tokenizer.json", "model.onnx")}
+    for name, content in whole.items():
+        (copy / name).write_bytes(content + b" ")
+        with pytest.raises(BundleError, match=rf"{name} has .* bytes, .* expected.* --no-verify"):
+            Bundle(copy).tokenizer, Bundle(copy).session()
+        (copy / name).write_bytes(content)
+    Bundle(copy).session()
+    (copy / "manifest.json").unlink()
+    with pytest.raises(BundleError, match=r"manifest\.json is missing"):
+        Bundle(copy)
+    assert Bundle(copy, verify=False).session()
+
+
 def test_nothing_and_empty_texts(bundles):
     assert list(predict(Bundle(bundles["text"], 1), [])) == []
     assert [answer["truncated"] for answer in predict(Bundle(bundles["text"], 1), ["", " "])] == [
@@ -202,7 +253,7 @@ def rewrite(folder, change):
 def test_a_config_that_does_not_fit_is_refused(copy, change, sentence):
     rewrite(copy, change)
     with pytest.raises(BundleError, match=sentence):
-        Bundle(copy)
+        Bundle(copy, verify=False)
 
 
 def test_missing_and_damaged_files_are_named(copy, tmp_path):
@@ -210,32 +261,32 @@ def test_missing_and_damaged_files_are_named(copy, tmp_path):
         Bundle(tmp_path / "nowhere")
     (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json is damaged"):
-        Bundle(copy).tokenizer  # noqa: B018
+        Bundle(copy, verify=False).tokenizer  # noqa: B018
     (copy / "tokenizer.json").unlink()
     with pytest.raises(BundleError, match=r"tokenizer\.json is missing"):
-        Bundle(copy).tokenizer  # noqa: B018
+        Bundle(copy, verify=False).tokenizer  # noqa: B018
     whole = (copy / "model.onnx").read_bytes()
     for damaged in (b"", b"not a model", whole[: len(whole) // 2]):
         (copy / "model.onnx").write_bytes(damaged)
         with pytest.raises(BundleError, match=r"model\.onnx cannot be opened by ONNX Runtime"):
-            Bundle(copy).session()
+            Bundle(copy, verify=False).session()
     (copy / "model.onnx").unlink()
     with pytest.raises(BundleError, match=r"has no ONNX file; expected model\.onnx"):
-        Bundle(copy).session()
+        Bundle(copy, verify=False).session()
     (copy / "config.json").write_text("{")
     with pytest.raises(BundleError, match=r"config\.json is damaged"):
-        Bundle(copy)
+        Bundle(copy, verify=False)
 
 
 def test_a_model_of_another_task_is_refused(copy, bundles):
     shutil.copyfile(bundles["tokens"] / "model.onnx", copy / "model.onnx")
     with pytest.raises(BundleError, match="expected logits for 3 labels"):
-        Bundle(copy).session()
+        Bundle(copy, verify=False).session()
     graph = onnx.load(bundles["text"] / "model.onnx")
     other = onnx.compose.add_prefix(graph, "x_")
     onnx.save(other, copy / "model.onnx")
     with pytest.raises(BundleError, match="expected input_ids and attention_mask"):
-        Bundle(copy).session()
+        Bundle(copy, verify=False).session()
 
 
 def test_a_packed_file_without_optimization_is_announced(copy):

@@ -2,12 +2,13 @@
 
 import gzip
 import io
+import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from xlmprune.bundle.texts import read_texts
+from xlmprune.bundle.texts import Arriving, read_texts
 from xlmprune.core.errors import DataError
 
 
@@ -50,3 +51,19 @@ def test_damaged_gzip_is_named(tmp_path):
     file.write_bytes(gzip.compress(b"one\n" * 1000)[:-9])
     with pytest.raises(DataError, match="damaged gzip"):
         list(read_texts(None, file))
+
+
+def test_lines_of_a_pipe_are_given_as_they_arrive():
+    reading, writing = os.pipe()
+    arriving = Arriving(reading)
+    lines = iter(arriving)
+    assert not arriving.ready()
+    os.write(writing, b"eins\nzw")
+    assert arriving.ready()
+    assert next(lines) == b"eins"
+    assert not arriving.ready(), "half a line is no line"
+    os.write(writing, b"ei\n\ndrei")
+    os.close(writing)
+    assert list(lines) == [b"zwei", b"", b"drei"]
+    assert arriving.ready(), "at the end nothing is waited for"
+    os.close(reading)

@@ -116,9 +116,9 @@ def tiny_bundle(
     packed: bool = False,
 ) -> Path:
     """A whole bundle in ``folder``, with everything but report and model card."""
-    from xlmprune.bundle import golden, manifest
+    from xlmprune.bundle import golden
     from xlmprune.export import graph as onnx
-    from xlmprune.export import packing, quantization, runtime, triton
+    from xlmprune.export import manifest, packing, quantization, runtime, triton
     from xlmprune.export import sparse as safetensors
     from xlmprune.export.form import form_named
     from xlmprune.export.fp16 import halve
@@ -153,7 +153,7 @@ def tiny_bundle(
         onnx.save_onnx(proto, folder / form_named(form).file)
         forward = runtime.forward_of(runtime.open_session(folder / form_named(form).file, threads=1))
         arrays[f"logits.{form}"] = forward(feed["input_ids"], feed["attention_mask"])
-    golden.write(folder, arrays)
+    golden.write(folder, arrays, tiny_examples(kind))
     if forms:
         triton.write_triton(folder / "triton", "tiny", folder / form_named(forms[0]).file, labels, kind)
     manifest.write(folder, {"python": "3"}, "0" * 64)
@@ -178,14 +178,21 @@ def tiny_graph(kind: str = "text", labels: Sequence[str] = ("no", "maybe", "yes"
     return onnx.load_from_string(_exported_bytes(same, tuple(labels), density))
 
 
-def tiny_batch(kind: str = "text") -> dict[str, np.ndarray]:
-    """The sample sentences as one padded batch."""
-    from xlmprune.data.encoding import encode, pad
+def tiny_examples(kind: str = "text"):
+    """The sample sentences as examples without labels."""
     from xlmprune.data.examples import Examples
 
     texts = tiny_texts(kind)
     first, second = ([list(part) for part in zip(*texts, strict=True)]) if kind == "pair" else (texts, None)
-    return pad(encode(tiny_tokenizer(), Examples("", "", first, second), MAX_LENGTH), range(len(texts)))
+    return Examples("", "", first, second)
+
+
+def tiny_batch(kind: str = "text") -> dict[str, np.ndarray]:
+    """The sample sentences as one padded batch."""
+    from xlmprune.data.encoding import encode, pad
+
+    examples = tiny_examples(kind)
+    return pad(encode(tiny_tokenizer(), examples, MAX_LENGTH), range(len(examples.first)))
 
 
 def entropy_bits(density: float) -> float:

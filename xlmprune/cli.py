@@ -95,6 +95,9 @@ Form = Annotated[
     str, typer.Option(help=f"ONNX file to use: {', '.join(FORMS)}. Default: the first in the bundle.")
 ]
 Threads = Annotated[int, typer.Option(help="Threads for ONNX Runtime. 0: ONNX Runtime decides.")]
+Verify = Annotated[
+    bool, typer.Option("--verify/--no-verify", help="Compare the files with the bundle's manifest first.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")]
 AllowChange = Annotated[
     bool,
@@ -256,6 +259,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in one call.")] = 64,
     threads: Threads = 0,
+    verify: Verify = True,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle with ONNX Runtime in every language.
@@ -266,7 +270,7 @@ def evaluate(
     from xlmprune.bundle import evaluate as scoring
 
     wanted = [code.strip() for code in languages.split(",") if code.strip()]
-    facts = scoring.evaluate_bundle(bundle, form, set_, wanted, batch_size, threads, predictions)
+    facts = scoring.evaluate_bundle(bundle, form, set_, wanted, batch_size, threads, predictions, verify)
     _print(facts, as_json, scoring.render)
     scoring.require(facts, minimum)
 
@@ -284,6 +288,7 @@ def predict(
     form: Form = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in one call.")] = 32,
     threads: Threads = 0,
+    verify: Verify = True,
 ) -> None:
     """Print labels and probabilities for texts, as JSON lines.
 
@@ -296,21 +301,23 @@ def predict(
         raise DataError(
             f'no text. Try: xlmprune predict {bundle} "your text", or --file FILE, or send texts through a pipe'
         )
-    opened = scoring.open_bundle(bundle, form, threads)
+    opened = scoring.open_bundle(bundle, form, threads, verify)
     form = form or opened.served
-    for result in scoring.predict(opened, scoring.read_texts(texts, file), form, batch_size):
+    waiting, ready = scoring.open_texts(texts, file)
+    for result in scoring.predict(opened, waiting, form, batch_size, ready=ready):
         typer.echo(json.dumps(result, ensure_ascii=False))
 
 
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint, model folder, file or bundle.")],
+    verify: Verify = True,
     as_json: Json = False,
 ) -> None:
     """Show density, norms and bytes of a model or bundle by layer."""
     from xlmprune.bundle import inspect as inspection
 
-    _print(inspection.inspect(path), as_json, inspection.render)
+    _print(inspection.inspect(path, verify), as_json, inspection.render)
 
 
 @app.command()
@@ -337,6 +344,7 @@ def verify(bundle: Bundle, threads: Threads = 0, as_json: Json = False) -> None:
 def unpack(
     bundle: Bundle,
     out: Annotated[Path | None, typer.Option(help="Output folder. Default: <bundle>-unpacked.")] = None,
+    verify: Verify = True,
 ) -> None:
     """Write plain safetensors and plain ONNX from packed files.
 
@@ -345,7 +353,7 @@ def unpack(
     from xlmprune.bundle.unpack import unpack_bundle
 
     folder = out or _beside(bundle, "-unpacked")
-    for file in unpack_bundle(bundle, folder):
+    for file in unpack_bundle(bundle, folder, verify):
         typer.echo(str(folder / file))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xlmprune.bundle import bench, golden, manifest
+from xlmprune.bundle import bench, golden
 from xlmprune.core.device import explain_full_gpu, resolve_device
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
@@ -14,7 +14,7 @@ from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder
 from xlmprune.core.stopping import interruptible
 from xlmprune.evaluation.scores import Scores
-from xlmprune.export import writing
+from xlmprune.export import manifest, writing
 from xlmprune.export.triton import write_triton
 from xlmprune.export.writing import MeasuredForm
 from xlmprune.pruning.structures import is_cut
@@ -23,6 +23,7 @@ from xlmprune.recipe.schema import Recipe
 from xlmprune.report import pages, results
 from xlmprune.training import checkpoint, dense
 from xlmprune.training.outcome import Datasets, Outcome
+from xlmprune.training.pins import pin
 from xlmprune.training.run import Training
 
 
@@ -78,6 +79,7 @@ def run(
     """
     reporter = reporter or Reporter()
     where = resolve_device(device)
+    recipe = pin(recipe, None if fresh else out)
     with (
         interruptible(),
         reporter,
@@ -141,7 +143,7 @@ def publish(
     with explain_disk(folder.path):
         refused = writing.refuse(forms, pruned, recipe.export.floor, data.train_language, unfinished)
         shipped = [entry.form for entry in forms if entry.form.name not in refused]
-        golden.write(unfinished, writing.golden_arrays(outcome, data.tests, shipped, unfinished))
+        golden.write(unfinished, *writing.golden_arrays(outcome, data.tests, shipped, unfinished))
         if recipe.export.triton and shipped:
             first = unfinished / shipped[0].file
             write_triton(unfinished / "triton", recipe.name, first, data.task.labels, data.task.kind)

@@ -24,7 +24,7 @@ from xlmprune.core import machine, own_process
 from xlmprune.core.errors import BundleError
 from xlmprune.core.formatting import decimals, percent, size
 from xlmprune.core.tables import Table, rich_table, tabulate
-from xlmprune.export.runtime import open_session
+from xlmprune.export.runtime import onnx_files, open_session
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -248,8 +248,7 @@ def _loads(
 
 def bytes_of(path: Path) -> int:
     """Bytes of an ONNX file and of the weights beside it, if it has any there."""
-    beside = path.with_name(path.name + ".data")
-    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+    return sum(file.stat().st_size for file in onnx_files(path))
 
 
 def load_once(path: Path, threads: int) -> dict[str, Any]:

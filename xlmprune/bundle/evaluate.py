@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.bundle.session import Bundle, predict
-from xlmprune.bundle.texts import read_texts
+from xlmprune.bundle.texts import open_texts
 from xlmprune.core.errors import BundleError, RecipeError, ShortfallError
 from xlmprune.core.formatting import DASH, decimals, number
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
+from xlmprune.export import manifest
 from xlmprune.recipe import registry
 from xlmprune.recipe.loading import apply_overrides, read_recipe
 from xlmprune.recipe.schema import Recipe, TaskRecipe
 from xlmprune.recipe.validation import validate_task
 from xlmprune.tasks.metrics import Logits
 
-__all__ = ["evaluate", "evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
+__all__ = ["evaluate", "evaluate_bundle", "open_bundle", "open_texts", "predict", "render", "require"]
 
 
 def evaluate(
@@ -32,6 +33,7 @@ def evaluate(
     task: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     threads: int = 0,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Measure a bundle with ONNX Runtime in every language.
 
@@ -41,28 +43,32 @@ def evaluate(
         form: the ONNX file to measure, for example ``int8``; by default the first that the bundle has.
         task: keys of the recipe's section ``task`` that differ from those of the run, for example
             ``{"path": "data/{language}.tsv"}``.
+        verify: compare the files with the bundle's manifest first.
 
     Returns:
         ``form``, ``metric``, ``languages`` {code: {n, score, ci95}}, ``zero_shot_mean`` and ``all_mean``.
     """
     overrides = [f"task.{key}={json.dumps(value)}" for key, value in (task or {}).items()]
-    return evaluate_bundle(Path(bundle), form, overrides, languages, batch_size, threads)
+    return evaluate_bundle(Path(bundle), form, overrides, languages, batch_size, threads, verify=verify)
 
 
-def open_bundle(path: Path, form: str = "", threads: int = 0) -> Bundle:
+REPORT = "report.json"
+
+
+def open_bundle(path: Path, form: str = "", threads: int = 0, verify: bool = True) -> Bundle:
     """The bundle at ``path``, checked to hold ``form``."""
-    bundle = Bundle(path, threads=threads)
+    bundle = Bundle(path, threads, verify)
     bundle.named(form)
     return bundle
 
 
 def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
     """The task a bundle was measured on, as its report says, with ``overrides`` such as ``task.path=…``."""
-    file = path / "report.json"
+    file = path / REPORT
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = manifest.read_json(file)
         values = _own_recipe(path, report.get("recipe_sha256")) or report["recipe"]
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, BundleError, KeyError) as error:
         raise BundleError(
             f"{file}: cannot be read ({error}); it says what task the bundle was measured on"
         ) from None
@@ -95,6 +101,7 @@ def evaluate_bundle(
     batch_size: int = 64,
     threads: int = 0,
     predictions: Path | None = None,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Score one form of a bundle on every language.
 
@@ -102,7 +109,9 @@ def evaluate_bundle(
         ``form``, ``metric``, ``languages`` {code: {n, score, ci95, others…}}, ``zero_shot_mean``, ``all_mean``,
         ``max_test_examples`` (the cap a language, None for all).
     """
-    bundle = open_bundle(path, form, threads)
+    bundle = open_bundle(path, form, threads, verify)
+    if verify:
+        manifest.require(path, REPORT)
     form = bundle.named(form)
     settings = task_of(path, overrides)
     if languages:

@@ -18,7 +18,8 @@ from xlmprune.core.errors import BundleError
 from xlmprune.core.files import SAFETENSORS_FILE
 from xlmprune.core.formatting import decimals, number, percent
 from xlmprune.core.tables import Table, rich_table, tabulate
-from xlmprune.export import sparse
+from xlmprune.export import manifest, sparse
+from xlmprune.export.runtime import onnx_files
 from xlmprune.models import architecture
 
 DTYPES = {
@@ -48,8 +49,11 @@ class Stored:
     """In the file, mask or scales included."""
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
+def inspect(path: str | Path, verify: bool = True) -> dict[str, Any]:
     """Density, norms and bytes of whatever lies at ``path``.
+
+    Args:
+        verify: compare the files of a bundle with its manifest first.
 
     Returns:
         ``path``, ``what`` (bundle, model, checkpoint, safetensors, onnx), ``parameters``, ``prunable``,
@@ -63,7 +67,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """
     found = Path(path)
     if found.is_dir():
-        return {"path": found.resolve().name, **_inspect_folder(found)}
+        return {"path": found.resolve().name, **_inspect_folder(found, verify)}
     if not found.is_file():
         raise BundleError(f"{found}: no such file or folder")
     if found.suffix == ".onnx":
@@ -73,16 +77,19 @@ def inspect(path: str | Path) -> dict[str, Any]:
     raise BundleError(f"{found}: expected a folder, or a file that ends in .onnx or .safetensors")
 
 
-def _inspect_folder(folder: Path) -> dict[str, Any]:
+def _inspect_folder(folder: Path, verify: bool) -> dict[str, Any]:
     for inside in ("bundle", "checkpoint"):  # a run's folder
         if (folder / "recipe.yaml").is_file() and (folder / inside).is_dir():
-            return _inspect_folder(folder / inside)
+            return _inspect_folder(folder / inside, verify)
     saved = sorted(folder.glob(f"{SAVED}[0-9]*"))
     if saved:
-        return _inspect_folder(saved[-1])
+        return _inspect_folder(saved[-1], verify)
     if folder.name.startswith(SAVED):
         return {"what": "checkpoint", **_inspect_checkpoint(folder)}
     config = sparse.read_config(folder)
+    if verify and manifest.is_bundle(folder, config):
+        listed = [file for pattern in ("*.onnx", "*.onnx.data") for file in sorted(folder.glob(pattern))]
+        manifest.require(folder, "config.json", SAFETENSORS_FILE, *(file.name for file in listed))
     if "xlmprune" not in config:
         return {"what": "model", **_inspect_safetensors(*_shards(folder))}
     facts = {"what": "bundle", **_inspect_safetensors(folder / SAFETENSORS_FILE)}
@@ -140,9 +147,16 @@ def _read_safetensors(path: Path, count: Callable[[str, np.ndarray], int] | None
 
 
 def _floats(path: Path, name: str, raw: np.ndarray, dtype: str) -> np.ndarray:
+    try:
+        return _as_floats(path, name, raw, dtype)
+    except ValueError as error:
+        raise BundleError(f"{path}: {name} is damaged: {error}") from error
+
+
+def _as_floats(path: Path, name: str, raw: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "BF16":
         return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    if dtype not in DTYPES:
+    if str(dtype) not in DTYPES:
         raise BundleError(f"{path}: {name} is {dtype}, which cannot be inspected")
     return np.frombuffer(raw, DTYPES[dtype])
 
@@ -168,9 +182,7 @@ def _inspect_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def _size_onnx(path: Path) -> int:
-    from xlmprune.export.graph import files_of
-
-    return sum(file.stat().st_size for file in files_of(path))
+    return sum(file.stat().st_size for file in onnx_files(path))
 
 
 def _read_onnx(path: Path) -> Iterator[Stored]:

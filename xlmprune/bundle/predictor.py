@@ -59,13 +59,21 @@ class Predictor:
         form: the ONNX file to use, for example ``int8``; by default the one that the bundle's model card serves.
         threads: threads of ONNX Runtime; 0 lets it decide.
         batch_size: texts in one call of the model.
+        verify: compare each file with the bundle's manifest before it is used.
 
     Raises:
         BundleError: the bundle is damaged, or does not have this form.
     """
 
-    def __init__(self, bundle: str | Path, form: str = "", threads: int = 0, batch_size: int = 32) -> None:
-        self._bundle = Bundle(bundle, threads)
+    def __init__(
+        self,
+        bundle: str | Path,
+        form: str = "",
+        threads: int = 0,
+        batch_size: int = 32,
+        verify: bool = True,
+    ) -> None:
+        self._bundle = Bundle(bundle, threads, verify)
         self._forward = self._bundle.forward(form or self._bundle.served)
         self._batch_size = batch_size
 

@@ -7,10 +7,8 @@ for answer in predict(bundle, ["Der Mann schläft.", "ผู้ชายกำ�
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,10 +17,16 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from xlmprune.core.errors import BundleError, DataError
-from xlmprune.data.encoding import encode, pad
+from xlmprune.data.encoding import encode
 from xlmprune.data.examples import Examples, Kind
+from xlmprune.evaluation.scores import collect
+from xlmprune.export import manifest
 from xlmprune.export.form import expected_files, form_named, forms_in
-from xlmprune.export.runtime import Forward, check_signature, forward_of
+from xlmprune.export.runtime import Forward, check_signature, forward_of, onnx_files
+from xlmprune.export.sparse import read_config
+
+SHORTEST, LONGEST = 2, 1_000_000
+"""Tokens that a model may say it reads at most."""
 
 
 class Bundle:
@@ -31,16 +35,19 @@ class Bundle:
     Args:
         path: the folder.
         threads: of ONNX Runtime, per session; 0 lets it choose.
+        verify: compare each file with the manifest before it is used; False opens the folder as it is.
 
     Raises:
         BundleError: a file is missing, damaged, or does not belong to the others. Sessions are opened when first
             used, and raise it then.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, threads: int = 0, verify: bool = True) -> None:
         self.path = Path(path)
         self.threads = threads
-        self.config = _read_config(self.path)
+        self.verify = verify
+        self._require("config.json")
+        self.config = read_config(self.path)
         """`config.json`, whole."""
         facts = self.config.get("xlmprune")
         if not isinstance(facts, dict):
@@ -51,8 +58,10 @@ class Bundle:
             self.kind: Kind = facts["kind"]
             self.labels: tuple[str, ...] = tuple(facts["labels"])
             self.max_length = int(facts["max_length"])
+            if not SHORTEST <= self.max_length <= LONGEST:
+                raise ValueError(f"max_length {self.max_length}")
             named = {int(index): label for index, label in self.config["id2label"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(
                 f"{self.path / 'config.json'}: {error} is missing or not what was written"
             ) from error
@@ -68,12 +77,17 @@ class Bundle:
         """Names of the forms that are there."""
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
+    def _require(self, *names: str) -> None:
+        if self.verify and self.path.is_dir():
+            manifest.require(self.path, *names)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer, which neither pads nor truncates by itself."""
         path = self.path / "tokenizer.json"
         if not path.is_file():
             raise BundleError(f"{path} is missing")
+        self._require(path.name)
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
@@ -107,6 +121,7 @@ class Bundle:
         """The session of one form, opened once. Raises BundleError where the file is not this bundle's model."""
         form = self.named(form)
         if form not in self._sessions:
+            self._require(*(file.name for file in onnx_files(self.file(form))))
             session = form_named(form).open(self.file(form), self.threads)
             check_signature(session, self.file(form), len(self.labels), self.kind)
             self._sessions[form] = session
@@ -129,33 +144,30 @@ class Bundle:
         return forward_of(self.session(form))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not folder.is_dir():
-        raise BundleError(f"{folder}: no such folder; expected a bundle written by xlmprune")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{path} is missing; expected a bundle written by xlmprune") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise BundleError(f"{path} is damaged: expected a JSON object")
-    return config
-
-
 # --- predict ---------------------------------------------------------------------------------------------------------
 
 
+LOOK_AHEAD = 4096
+"""Texts that `predict` reads before it answers the first of them, to batch those of like length."""
+
+
 def predict(
-    bundle: Bundle, texts: Iterable[Any], form: str = "", batch_size: int = 32
+    bundle: Bundle,
+    texts: Iterable[Any],
+    form: str = "",
+    batch_size: int = 32,
+    look_ahead: int = LOOK_AHEAD,
+    ready: Callable[[], bool] = lambda: True,
 ) -> Iterator[dict[str, Any]]:
     """Label texts, in their order.
 
     Args:
         texts: for the kind `text` strings; for `pair` two strings; for `tokens` a list of words, or a string, whose
             words are what spaces separate.
-        batch_size: texts are taken from the iterable so many at a time.
+        batch_size: texts in a call.
+        look_ahead: texts are taken from the iterable so many at a time, and texts of like length share a call, which
+            saves padding.
+        ready: tells whether a further text can be had without waiting. If not, those that are there are answered first.
 
     Yields:
         ``text`` (and ``text_pair``), ``label``, ``probabilities`` {label: p} and ``truncated``, true where the text was
@@ -165,22 +177,37 @@ def predict(
     Raises:
         DataError: a text is not of the bundle's kind; says which.
     """
-    waiting = iter(texts)
     forward = bundle.forward(form)
     done = 0
-    while batch := list(islice(waiting, batch_size)):
-        examples = as_examples(bundle.kind, batch, done)
-        encoded = encode(bundle.tokenizer, examples, bundle.max_length)
-        feed = pad(encoded, range(len(batch)))
-        scores = softmax(forward(feed["input_ids"], feed["attention_mask"]))
-        for row in range(len(batch)):
-            truncated = bool(encoded.truncated[row])
-            if encoded.words is None:
-                yield {**_inputs(examples, row), **_label(bundle.labels, scores[row]), "truncated": truncated}
-            else:
-                tagged = _tags(bundle.labels, scores[row][encoded.words[row]], len(examples.first[row]))
-                yield {"words": examples.first[row], **tagged, "truncated": truncated}
-        done += len(batch)
+    for part in _parts(texts, look_ahead, ready):
+        examples = as_examples(bundle.kind, part, done)
+        yield from _answer(bundle, forward, examples, batch_size)
+        done += len(part)
+
+
+def _parts(texts: Iterable[Any], size: int, ready: Callable[[], bool]) -> Iterator[list[Any]]:
+    part: list[Any] = []
+    for text in texts:
+        part.append(text)
+        if len(part) == size or not ready():
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _answer(
+    bundle: Bundle, forward: Forward, examples: Examples, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    encoded = encode(bundle.tokenizer, examples, bundle.max_length)
+    for row, logits in enumerate(collect(forward, encoded, batch_size)):
+        truncated = bool(encoded.truncated[row])
+        if encoded.words is None:
+            answer = _label(bundle.labels, softmax(logits))
+            yield {**_inputs(examples, row), **answer, "truncated": truncated}
+        else:
+            tagged = _tags(bundle.labels, softmax(logits), len(examples.first[row]))
+            yield {"words": examples.first[row], **tagged, "truncated": truncated}
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -2,15 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import os
+import select
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from xlmprune.core.errors import DataError
 from xlmprune.data.readers.lines import count_of, parse_json
+
+
+class Arriving:
+    """The lines of a stream of the system, as they arrive."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lines: deque[bytes] = deque()
+        self._rest = b""
+        self._ended = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Wait for lines and yield each as soon as it is there."""
+        while self._lines or not self._ended:
+            if self._lines:
+                yield self._lines.popleft()
+            else:
+                self._read()
+
+    def ready(self) -> bool:
+        """Read what has arrived, and tell whether a whole line is among it or the stream has ended."""
+        while not self._lines and not self._ended and select.select([self._descriptor], [], [], 0)[0]:
+            self._read()
+        return bool(self._lines) or self._ended
+
+    def _read(self) -> None:
+        found = os.read(self._descriptor, 1 << 20)
+        *lines, self._rest = (self._rest + found).split(b"\n")
+        self._lines.extend(lines)
+        if not found:
+            self._ended = True
+            self._lines.extend([self._rest] if self._rest else [])
+
+
+def open_texts(
+    arguments: Sequence[str] | None, file: Path | None
+) -> tuple[Iterator[Any], Callable[[], bool]]:
+    """Return what `read_texts` does, and a function that tells whether the next text can be had without waiting."""
+    if not arguments and (file is None or str(file) == "-"):
+        with contextlib.suppress(OSError, ValueError):  # where stdin is an object of Python's
+            arriving = Arriving(sys.stdin.fileno())
+            return _lines(arriving, "stdin"), arriving.ready
+    return read_texts(arguments, file), lambda: True
 
 
 def read_texts(arguments: Sequence[str] | None, file: Path | None) -> Iterator[Any]:

@@ -9,15 +9,19 @@ from pathlib import Path
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.export import graph as onnx_export
-from xlmprune.export import packing
+from xlmprune.export import manifest, packing
 from xlmprune.export import sparse as safetensors_export
 from xlmprune.export.form import all_forms, expected_files, forms_in
+from xlmprune.export.runtime import onnx_files
 
 
-def unpack_bundle(bundle: Path, out: Path) -> list[str]:
+def unpack_bundle(bundle: Path, out: Path, verify: bool = True) -> list[str]:
     """Write ``out``: a plain model folder that `from_pretrained` accepts, and every ONNX file without packing.
 
-    Graphs that this bundle does not have are removed from ``out``.
+    Graphs that this bundle does not have are removed from ``out``. The manifest there lists what was written.
+
+    Args:
+        verify: compare the bundle's files with its manifest first.
 
     Returns:
         Names of the files written, relative to ``out``.
@@ -32,15 +36,22 @@ def unpack_bundle(bundle: Path, out: Path) -> list[str]:
         raise BundleError(
             f"{out} lies inside the bundle, which must stay as it is; unpack it into another folder"
         )
+    if verify:
+        graphs = [file.name for graph in forms_in(bundle).values() for file in onnx_files(graph)]
+        manifest.require(bundle, *safetensors_export.FILES, *graphs)
     with explain_disk(out):
-        written = safetensors_export.unpack(bundle, out)
+        written = safetensors_export.unpack(bundle, out, verify=False)
         for file in forms_in(bundle).values():
             proto = packing.unpack(onnx_export.load_onnx(file))
             written += onnx_export.save_onnx(proto, out / file.name)
         # Of another bundle unpacked here before; left there, they would be taken for this one's.
         for form in all_forms().values():
-            for stale in {*onnx_export.files_of(out / form.file)} - {*written}:
+            for stale in {*onnx_files(out / form.file)} - {*written}:
                 stale.unlink(missing_ok=True)
+        if (bundle / manifest.FILE).is_file():
+            facts = manifest.read(bundle)
+            manifest.write(out, facts["versions"], facts["recipe_sha256"], written)
+            written.append(out / manifest.FILE)
     return [path.relative_to(out).as_posix() for path in written]
 
 

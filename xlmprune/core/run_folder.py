@@ -173,9 +173,10 @@ class RunFolder:
                     yield f"checkpoint/{entry.name}"
 
     def _delete_leftovers(self) -> None:
-        """Delete what a crash left unfinished; all of it has names that only this tool gives."""
+        """Delete what a crash left unfinished, or did not come to delete; only this tool gives these names."""
         unfinished = (entry for entry in self.own.iterdir() if entry.is_dir())
-        for leftover in [*unfinished, *self.checkpoints.glob(".partial-*")]:
+        superseded = (old for _, old in checkpoints.saved_in(self.checkpoints)[: -checkpoints.KEPT])
+        for leftover in [*unfinished, *self.checkpoints.glob(".partial-*"), *superseded]:
             shutil.rmtree(leftover)
 
     def _claim(self) -> None:

@@ -124,7 +124,7 @@ class Form(ABC):
         """
         from onnx.helper import set_model_props
 
-        from xlmprune.export.graph import save_onnx, weight_bytes, with_graph
+        from xlmprune.export.graph import lowest_ir_version, save_onnx, weight_bytes, with_graph
         from xlmprune.export.packing import pack
 
         proto, choice = self.convert(graph, material)
@@ -133,6 +133,7 @@ class Form(ABC):
         known = {entry.key: entry.value for entry in proto.metadata_props}
         ours = {"xlmprune_version": __version__, "form": self.name, **properties}
         set_model_props(proto, known | ours)
+        proto.ir_version = lowest_ir_version(proto)
         save_onnx(proto, path)
         return Written(dense_bytes, weight_bytes(graph) + reference().merged_bytes(model, graph), choice)
 

@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError, Message
 from xlmprune._version import __version__
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import replacing
+from xlmprune.export import manifest
 from xlmprune.export.runtime import PACKED
 from xlmprune.models import architecture
 
@@ -88,6 +89,7 @@ def export_onnx(
     _name_matrices(proto)
     _clean(proto)
     proto.graph.name = model.config.model_type  # type: ignore[union-attr, assignment]
+    proto.ir_version = lowest_ir_version(proto)
     onnx.helper.set_model_props(proto, dict(properties or {}))
     if path is not None:
         save_onnx(proto, path)
@@ -148,6 +150,14 @@ def _clean(proto: onnx.ModelProto) -> None:
     proto.producer_name, proto.producer_version = "xlmprune", __version__
 
 
+def lowest_ir_version(proto: onnx.ModelProto) -> int:
+    """Return the lowest version of the file format that the operators of a graph need.
+
+    The exporter writes a higher one, which older runtimes refuse to open though they have every operator.
+    """
+    return onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +199,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     Raises:
         BundleError: missing or damaged.
     """
+    manifest.require_file(path)
     try:
         proto = onnx.load(path, load_external_data=False)
         for outside in {path.parent / name for name in _locations(proto)}:
@@ -210,12 +221,6 @@ def _locations(proto: onnx.ModelProto) -> set[str]:
     return {
         entry.value for t in proto.graph.initializer for entry in t.external_data if entry.key == "location"
     }
-
-
-def files_of(path: Path) -> list[Path]:
-    """The ONNX file and, where it has one, the file of its weights."""
-    data = path.with_name(path.name + ".data")
-    return [path, data] if data.is_file() else [path]
 
 
 def parameter_of(name: str) -> str | None:

@@ -26,6 +26,7 @@ Zeros come back as +0.0.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +40,7 @@ from onnx import TensorProto, helper, numpy_helper
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import temporary_folder
 from xlmprune.export.codes import find_pattern, join_digits, pattern_bytes, pattern_ranks
-from xlmprune.export.graph import with_graph
+from xlmprune.export.graph import weight_bytes, with_graph
 from xlmprune.export.runtime import PACKED, open_session
 
 LOWEST_OPSET = 18
@@ -47,6 +48,9 @@ LOWEST_OPSET = 18
 
 PREFIX = PACKED
 """Begins the name of every node and initializer that packing adds; the rest is the matrix and a part of it."""
+
+LARGEST_EXPANSION = 1000
+"""Entries of a packed matrix for each byte of the file at most."""
 
 BELOW = 0.6
 SMALLEST = 4096
@@ -362,10 +366,12 @@ def unpack(proto: onnx.ModelProto) -> onnx.ModelProto:
     producers = {output: node for node in ours for output in node.output}
     constants = {t.name: t for t in proto.graph.initializer if t.name.startswith(PREFIX)}
     dense = []
+    largest = LARGEST_EXPANSION * weight_bytes(proto)
     for name in names:
         try:
+            _check_sizes(ours, constants, largest)
             dense.append(numpy_helper.from_array(_evaluate(name, producers, constants), name))
-        except (ValueError, IndexError, KeyError, TypeError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, RecursionError, MemoryError) as error:
             raise BundleError(
                 f"packed matrix {name!r} cannot be rebuilt ({error}): the file is damaged; "
                 "write the bundle again"
@@ -374,6 +380,17 @@ def unpack(proto: onnx.ModelProto) -> onnx.ModelProto:
     kept = [t for t in proto.graph.initializer if not t.name.startswith(PREFIX)]
     info = [entry for entry in proto.graph.value_info if not entry.name.startswith(PREFIX)]
     return with_graph(proto, node=nodes, initializer=[*kept, *dense], value_info=info)
+
+
+def _check_sizes(
+    nodes: Iterable[onnx.NodeProto], constants: dict[str, onnx.TensorProto], largest: int
+) -> None:
+    """Refuse matrices that no file of this size holds, before memory is asked for."""
+    for node in nodes:
+        if node.op_type == "ConstantOfShape":
+            shape = numpy_helper.to_array(constants[node.input[0]]).tolist()
+            if min(shape, default=0) < 0 or math.prod(shape) > largest:
+                raise ValueError(f"a matrix of {shape} in a file that holds at most {largest:,} entries")
 
 
 def _evaluate(
@@ -429,10 +446,17 @@ def unfolded(path: Path, inputs: dict[str, np.ndarray], optimize: bool = True) -
     """The rebuilding nodes that this machine's ONNX Runtime still executes in every call; none where it folds.
 
     Opens the file, with or without graph optimization, and runs it once on ``inputs``.
+
+    Raises:
+        MachineError: the folder for temporary files is full.
     """
     with temporary_folder() as folder:
         session = open_session(path, optimize=optimize, profile=folder / "profile")
         session.run(None, inputs)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        text = Path(session.end_profiling()).read_text(encoding="utf-8")
+        try:
+            events = json.loads(text)
+        except ValueError as error:  # the runtime does not say that it could not write
+            raise OSError(errno.ENOSPC, "the runtime's profile is cut short") from error
     names = {event["name"] for event in events if event.get("cat") == "Node"}
     return sorted(name.removesuffix("_kernel_time") for name in names if name.startswith(PREFIX))

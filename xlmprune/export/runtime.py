@@ -5,7 +5,9 @@ Needs numpy and onnxruntime only, since servers come through here.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,19 @@ Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`input_ids`, `attention_mask` [batch, tokens] to logits [batch, labels] or [batch, tokens, labels]."""
 
 INPUTS = ("input_ids", "attention_mask")
+
+OLDEST_RUNTIME = {
+    18: "1.15",
+    19: "1.16",
+    20: "1.17",
+    21: "1.18",
+    22: "1.21",
+    23: "1.23",
+    24: "1.24",
+    25: "1.24",
+}
+"""Opset to the oldest ONNX Runtime that opens and runs our files, packed and dense, fp32, fp16 and INT8. Measured with
+1.15.1, 1.16.3, 1.17.3, 1.18.1, 1.19.2, 1.20.1, 1.21.1, 1.22.1, 1.23.2 and 1.24.4; older ones were not tried."""
 
 PACKED = "xlmprune.packed/"
 """Begins names in an ONNX file whose matrices the runtime has to rebuild when it opens it (see `export/packing.py`)."""
@@ -62,6 +77,7 @@ def open_session(
         raise BundleError(
             f"{path} cannot be opened by ONNX Runtime {onnxruntime.__version__}: {first}"
         ) from error
+    _give_back_memory()
     if not optimize and _contains(path, PACKED.encode()):
         warnings.warn(
             f"{path} is packed and was opened without graph optimization: its matrices are rebuilt at every call. Use at "
@@ -71,16 +87,42 @@ def open_session(
     return session
 
 
+def _give_back_memory() -> None:
+    """Return to the system what opening a file needed only for a while: a packed file leaves hundreds of MB behind.
+
+    glibc keeps freed memory for later; other C libraries have no such call, and do without.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def onnx_files(path: Path) -> list[Path]:
+    """Return the ONNX file and, where it has one, the file of its weights."""
+    data = path.with_name(path.name + ".data")
+    return [path, data] if data.is_file() else [path]
+
+
 def _contains(path: Path, text: bytes) -> bool:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(text) >= 0
 
 
 def forward_of(session: onnxruntime.InferenceSession) -> Forward:
-    """Return a function from numpy `input_ids`, `attention_mask` to numpy fp32 logits."""
+    """Return a function from numpy `input_ids`, `attention_mask` to numpy fp32 logits.
+
+    The function raises BundleError where the graph fails on its inputs.
+    """
 
     def forward(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+        try:
+            return session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            first = str(error).strip().splitlines()[0]
+            raise BundleError(
+                f"the model cannot be run on {list(input_ids.shape)} tokens: {first}"
+            ) from error
 
     return forward
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,9 @@ import numpy as np
 
 from xlmprune.core.errors import BundleError, ModelError
 from xlmprune.core.files import SAFETENSORS_FILE, replacing
-from xlmprune.export import codes
+from xlmprune.export import codes, manifest
 from xlmprune.models import architecture
-from xlmprune.models.checkpoint import name_some
+from xlmprune.models.checkpoint import check_config, name_some
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 LAYOUT = 1
 KEY = "xlmprune"
 MASK = ".mask"
+
+FILES = (SAFETENSORS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
+"""What `unpack` reads."""
+
+LARGEST_EXPANSION = 1000
+"""Weights for each byte of a file at most; a model of which one weight in 5,000 remains has about 400."""
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -112,9 +118,11 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(header["__metadata__"][KEY])
         layout, matrices = facts["layout"], facts["matrices"]
-        for name, entry in matrices.items():
-            int(entry["kept"]), [int(side) for side in entry["shape"]], entry["code"]["name"], str(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for entry in matrices.values():
+            if not all(manifest.is_count(value) for value in (entry["kept"], *entry["shape"])):
+                raise ValueError(f"kept {entry['kept']!r} of shape {entry['shape']!r}")
+            entry["code"]["name"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
             f"{path}: the description of its pruned matrices is damaged ({error}); export again"
         ) from error
@@ -123,6 +131,11 @@ def read_facts(path: Path) -> dict[str, Any]:
             f"{path} has sparse layout {layout}, expected {LAYOUT}; use the xlmprune that wrote it"
         )
     _check_sparse_header(path, header, matrices)
+    entries = sum(math.prod(entry["shape"]) for entry in matrices.values())
+    if entries > LARGEST_EXPANSION * path.stat().st_size:
+        raise BundleError(
+            f"{path}: its {path.stat().st_size:,} bytes describe {entries:,} weights, which no pruned model does"
+        )
     return facts
 
 
@@ -132,6 +145,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         BundleError: missing, not safetensors, of another length than the header says, or with a key twice.
     """
+    manifest.require_file(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -140,12 +154,17 @@ def read_header(path: Path) -> dict[str, Any]:
                 raise BundleError(f"{path} is not a safetensors file, or is cut short: {size:,} bytes found")
             text = file.read(length)
         header = json.loads(text, object_pairs_hook=lambda pairs: _once(path, pairs))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        for entry in entries:
+            begin, end = entry["data_offsets"]
+            if not all(map(manifest.is_count, (begin, end, *entry["shape"]))) or begin > end:
+                raise ValueError(f"shape {entry['shape']!r} at {begin!r} to {end!r}")
+        ends = [entry["data_offsets"][1] for entry in entries]
     except FileNotFoundError:
         raise BundleError(f"{path} is missing") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path} is not a safetensors file, or its header is damaged ({error})") from error
     expected = 8 + length + max(ends, default=0)
     if size != expected:
@@ -233,31 +252,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         BundleError: it is missing or not JSON.
     """
-    path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return manifest.read_json(folder / "config.json")
     except FileNotFoundError:
-        what = (
-            "no such folder"
-            if not folder.is_dir()
-            else "config.json is missing; expected a folder written by xlmprune"
-        )
-        raise BundleError(f"{folder}: {what}") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise BundleError(f"{path}: expected a JSON object")
-    return config
+        missing = "config.json is missing" if folder.is_dir() else "no such folder"
+        raise BundleError(f"{folder}: {missing}; expected a folder written by xlmprune") from None
 
 
-def load(bundle: str | Path) -> nn.Module:
-    """The PyTorch model of a bundle (or of any folder with config.json and model.safetensors), in eval mode.
+def load(bundle: str | Path, verify: bool = True) -> nn.Module:
+    """Load the PyTorch model of a bundle (or of any folder with config.json and model.safetensors), in eval mode.
 
     Weights are bit for bit those that were saved. Nothing of the bundle is executed.
+
+    Args:
+        verify: compare the files of a bundle with its manifest first. A folder without a manifest and without the
+            section `xlmprune` in config.json is no bundle, and is opened as it is.
 
     Raises:
         BundleError: a parameter is missing, foreign, or of another size; a file is missing or damaged.
     """
+    import torch
     import transformers
     from transformers.initialization import no_init_weights
 
@@ -265,41 +279,82 @@ def load(bundle: str | Path) -> nn.Module:
 
     folder = Path(bundle)
     config = read_config(folder)
-    wanted = (config.get("architectures") or [None])[0]
+    if verify and manifest.is_bundle(folder, config):
+        manifest.require(folder, "config.json", SAFETENSORS_FILE)
+    named = config.get("architectures")
+    wanted = named[0] if isinstance(named, list) and named else None
     known = {name for family in architecture.families() for name in family.heads.values()}
     if wanted not in known:
         raise BundleError(
             f"{folder / 'config.json'}: architecture {wanted!r} found; expected one of {', '.join(sorted(known))}"
         )
     path = folder / SAFETENSORS_FILE
+    _check_settings(folder, config, len(read_header(path)))
     try:
         layout = layout_in(config)
     except (ModelError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{folder}: {error}") from error
-    tensors = read_sparse(path)
-    with no_init_weights():
+
+    def build() -> nn.Module:
         head = getattr(transformers, wanted)
         model = head(head.config_class(**config))
         if layout is not None:
             resize(model, layout)
-    _check_keys(path, tensors, model.state_dict())
+        return model
+
+    try:
+        with torch.device("meta"):
+            shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
+    except Exception as error:  # a configuration can be wrong in as many ways as transformers has lines
+        raise BundleError(f"{folder / 'config.json'} describes no model: {error}") from error
+    # Compared before memory is asked for: a small file may claim to be a large model.
+    _check_keys(path, _shapes(path), shapes)
+    tensors = read_sparse(path)
+    with no_init_weights():
+        model = build()
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval()
 
 
-def _check_keys(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    missing, foreign = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+def _check_settings(folder: Path, config: Mapping[str, Any], tensors: int) -> None:
+    """Refuse numbers that no model has, before anything is built from them."""
+    path = folder / "config.json"
+    try:
+        check_config(str(folder), config)
+    except ModelError as error:
+        raise BundleError(str(error)) from None
+    layers = config.get("num_hidden_layers", 0)
+    if layers > tensors:
+        raise BundleError(
+            f"{path}: num_hidden_layers is {layers}, and {SAFETENSORS_FILE} holds {tensors} tensors"
+        )
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of a file, by name, without reading any."""
+    header, matrices = read_header(path), read_facts(path).get("matrices", {})
+    masks = {name + MASK for name in matrices}
+    return {
+        name: tuple(matrices[name]["shape"] if name in matrices else entry["shape"])
+        for name, entry in header.items()
+        if name != "__metadata__" and name not in masks
+    }
+
+
+def _check_keys(path: Path, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> None:
+    missing, foreign = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing:
         raise BundleError(f"{path}: {name_some(missing)} missing; the model of config.json needs every one")
     if foreign:
         raise BundleError(f"{path}: {name_some(foreign)} found, which the model of config.json does not have")
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            found, expected = list(tensor.shape), list(wanted[name].shape)
-            raise BundleError(f"{path}: {name} is {found}, expected {expected} from config.json")
+    for name, shape in found.items():
+        if tuple(shape) != tuple(wanted[name]):
+            raise BundleError(
+                f"{path}: {name} is {list(shape)}, expected {list(wanted[name])} from config.json"
+            )
 
 
-def unpack(bundle: Path, out: Path) -> list[Path]:
+def unpack(bundle: Path, out: Path, verify: bool = True) -> list[Path]:
     """Write ``out`` as a plain model folder, which `from_pretrained` and every tool accept.
 
     Returns:
@@ -308,10 +363,10 @@ def unpack(bundle: Path, out: Path) -> list[Path]:
     Raises:
         BundleError: the bundle is damaged.
     """
-    model = load(bundle)
+    model = load(bundle, verify)
     save_dense(model, out / SAFETENSORS_FILE)
     written = [out / SAFETENSORS_FILE]
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in FILES[1:]:
         if (bundle / name).is_file():
             with replacing(out / name) as partial:
                 shutil.copyfile(bundle / name, partial)

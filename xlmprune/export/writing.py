@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,14 +18,15 @@ from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk
 from xlmprune.core.run_folder import RunFolder
 from xlmprune.data.encoding import Encoded, pad
+from xlmprune.data.examples import Examples
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.agreement import Agreement
 from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.export import sparse
 from xlmprune.export.floor import DECIDED_ON, Drops, Yardstick, faults
 from xlmprune.export.form import Form, Material, TextSource, Written, form_named, reference
-from xlmprune.export.graph import export_onnx, files_of
-from xlmprune.export.runtime import INPUTS, forward_of
+from xlmprune.export.graph import export_onnx
+from xlmprune.export.runtime import INPUTS, forward_of, onnx_files
 from xlmprune.models import loading
 from xlmprune.pruning.masks import density
 from xlmprune.pruning.structures import whole_config
@@ -277,7 +278,7 @@ def refuse(
                 f"{entry.form.file} is not shipped: against the pruned model {' and '.join(said)} "
                 f"({DECIDED_ON[floor.on]})"
             )
-            for file in files_of(folder / entry.form.file):
+            for file in onnx_files(folder / entry.form.file):
                 file.unlink()
     return refused
 
@@ -287,27 +288,33 @@ def refuse(
 
 def golden_arrays(
     outcome: Outcome, tests: Mapping[str, TestSet], forms: Sequence[Form], folder: Path
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], Examples]:
     """Run one batch of texts through PyTorch and every form in ``folder``.
 
     Returns:
-        ``input_ids``, ``attention_mask``, ``logits.pytorch`` and ``logits.<form>``.
+        ``input_ids``, ``attention_mask``, ``logits.pytorch`` and ``logits.<form>``; and the texts of the batch.
     """
-    batch = _golden_batch(tests)
+    batch, texts = _golden_batch(tests)
     feed = [batch[name] for name in INPUTS]
     arrays = {name: batch[name] for name in INPUTS}
     for form in forms:
         arrays[f"logits.{form.name}"] = forward_of(form.open(folder / form.file))(*feed)
     arrays["logits.pytorch"] = loading.forward_of(outcome.model, outcome.device)(*feed)
-    return arrays
+    return arrays, texts
 
 
-def _golden_batch(tests: Mapping[str, TestSet]) -> dict[str, np.ndarray]:
-    """One padded batch with the first short examples of every language."""
-    rows = []
+def _golden_batch(tests: Mapping[str, TestSet]) -> tuple[dict[str, np.ndarray], Examples]:
+    """Take two short examples of every language: as one padded batch, and as texts."""
+    rows: list[np.ndarray] = []
+    first: list[Any] = []
+    second: list[str] = []
     for test in tests.values():
         shortest = np.argsort([len(ids) for ids in test.encoded.input_ids], kind="stable")
-        rows += [test.encoded.input_ids[row] for row in shortest[[0, len(shortest) // 2]]]
+        for row in shortest[[0, len(shortest) // 2]]:
+            rows.append(test.encoded.input_ids[row])
+            first.append(test.examples.first[row])
+            if test.examples.second is not None:
+                second.append(test.examples.second[row])
     special = next(iter(tests.values())).encoded.special
     plain = Encoded(rows, None, None, np.zeros(len(rows), dtype=bool), special=special)
-    return pad(plain, range(len(rows)))
+    return pad(plain, range(len(rows))), Examples("", "", first, second or None)

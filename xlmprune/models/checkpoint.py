@@ -25,6 +25,7 @@ LIMITS = {
     "vocab_size": 16_777_216,
     "max_position_embeddings": 16_777_216,
     "type_vocab_size": 65_536,
+    "num_labels": 1_000_000,
 }
 """Largest values of config.json. Each must also be at least 1."""
 

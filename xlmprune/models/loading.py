@@ -342,7 +342,7 @@ def read_start(folder: Path, kind: Kind) -> Pretrained:
     damaged = ModelError(f"{folder}: the run's starting weights are damaged; start again with --fresh")
     try:
         with _quiet_transformers():
-            config = transformers.AutoConfig.from_pretrained(folder)
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             head = head_class(config, kind)
             model, info = head.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         origin = json.loads((folder / "origin.json").read_text(encoding="utf-8"))

@@ -84,7 +84,7 @@ class ModelRecipe(Named):
     name: str = "FacebookAI/xlm-roberta-base"
     """A model of the hub, a local folder, or `quickstart`."""
     revision: str | None = None
-    """A commit, tag or branch of the hub, to pin the model."""
+    """A commit, tag or branch of the hub, to pin the model. A run fills it in."""
     vocabulary: Literal["keep"] | VocabularyRecipe = "keep"
     """`keep` every piece of the vocabulary, or trim it to the pieces that occur in text of your languages."""
 
@@ -101,6 +101,8 @@ class TaskRecipe(Named):
     path: Annotated[str | None, RUNNING] = None
     """For `xglue` the official folder; for `files` a pattern with `{language}` and `{split}`. It is relative to the recipe's
     file; `~` is your home folder."""
+    revision: str | None = None
+    """A commit, tag or branch of the hub, to pin the data set. A run fills it in."""
     train_language: str = "en"
     """The language of the training examples. Its dev set decides everything that is chosen."""
     languages: Literal["all"] | list[str] = "all"

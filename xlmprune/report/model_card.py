@@ -11,6 +11,7 @@ from typing import Any
 from xlmprune.core.formatting import plain
 from xlmprune.core.languages import language_name
 from xlmprune.export.form import Form, all_forms
+from xlmprune.export.runtime import OLDEST_RUNTIME
 from xlmprune.report.findings import Report, train_language
 from xlmprune.report.tables import file_table, language_table
 from xlmprune.report.templating import sections, squeeze, template_environment
@@ -56,6 +57,8 @@ def render(report: Report) -> str:
         "regularizer": report.get("recipe", {}).get("regularizer"),
         "max_length": model.get("max_length"),
         "served": "" if served is None else served.file,
+        "opset": (opset := report.get("recipe", {}).get("export", {}).get("opset")),
+        "oldest_runtime": OLDEST_RUNTIME.get(opset),
         "texts": TEXTS.get(task.get("name", ""), ANY_TEXTS),
         "model_licence": model.get("licence") or UNKNOWN,
         "data_licence": task.get("licence") or UNKNOWN,

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune.bundle.inspect import inspect
-from xlmprune.bundle.manifest import sha256_of
-from xlmprune.core.files import SAFETENSORS_FILE
+from xlmprune.core.files import SAFETENSORS_FILE, sha256_of
 from xlmprune.core.languages import language_name
 from xlmprune.core.machine import environment
 from xlmprune.data.encoding import length_statistics
@@ -65,7 +64,7 @@ def assemble(
         "recipe_sha256": recipe.sha256(),
         "environment": environment(outcome.device),
         "scaled_down": scaled_down(recipe),
-        "task": _task(data),
+        "task": {**_task(data), "revision": recipe.task.revision},
         "model": _model(outcome, data.max_length),
         "warnings": warnings(outcome, data),
         "languages": languages,

@@ -7,6 +7,7 @@ never by number, because sources number labels differently.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,7 +185,7 @@ def _hub(recipe: TaskRecipe, hub: HubSet | None, xglue: Layout | None) -> Source
     from xlmprune.data.readers.xglue import HOW_TO_GET
 
     if hub is not None:
-        return Hub(hub)
+        return Hub(replace(hub, revision=recipe.revision or hub.revision))
     if xglue is not None:
         raise DataError(
             f"task {recipe.name!r} has no copy on the hub that loads without a script. {HOW_TO_GET}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import zlib
@@ -11,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
+
+LARGEST_EXPANSION = 100
+"""Bytes for each byte of a gzipped file at most. Text has about 4; lines that repeat again and again have 1,000."""
+SMALL = 10_000_000
+"""Bytes that any gzipped file may have."""
 
 
 def expand(path: str) -> str:
@@ -34,7 +40,7 @@ def read_text(path: Path) -> str:
     try:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
+            raw = _gunzip(raw, path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged gzip file ({error}); copy or download it again") from error
     except OSError as error:
@@ -54,6 +60,18 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise DataError(f"{path}: empty file")
     return text
+
+
+def _gunzip(raw: bytes, path: Path) -> bytes:
+    limit = max(SMALL, LARGEST_EXPANSION * len(raw))
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+        found = file.read(limit + 1)
+    if len(found) > limit:
+        raise DataError(
+            f"{path}: its {len(raw):,} bytes expand to more than {limit:,}, and text does not compress that well. If it is "
+            "what you want, unzip it (gunzip) and give the plain file"
+        )
+    return found
 
 
 def read_lines(path: Path) -> list[str]:
