@@ -494,7 +494,15 @@ def test_learning_rate_decays_to_zero_and_restarts_each_stage():
 )
 def test_updates_in_a_stage(epochs, cap, expected):
     recipe = make_recipe(training={"epochs_per_stage": epochs, "max_updates_per_stage": cap})
-    assert updates_in_stage(recipe.training, 3, 1) == expected
+    assert updates_in_stage(recipe.training, 3, 1, last=2) == expected
+
+
+def test_the_last_stage_may_be_longer():
+    settings = make_recipe(
+        training={"epochs_per_stage": 2, "dense_epochs": 3, "last_epochs": 5, "max_updates_per_stage": 12}
+    ).training
+    assert [updates_in_stage(settings, 3, stage, last=2) for stage in range(3)] == [9, 6, 12]
+    assert updates_in_stage(settings, 3, 0, last=0) == 9
 
 
 def test_cross_entropy_of_unlabelled_positions_is_left_out():
@@ -755,7 +763,7 @@ def test_criteria_see_the_regularizer_only_if_asked(included):
     for strength in (0.0, 50.0):
         recipe = make_recipe(
             regularizer={"name": "l2", "strength": strength},
-            training={"gradient_clip": None},
+            training={"gradient_clip": None, "regularize_dense": True},
             pruning={"criterion": "pins", "observe_regularizer": included},
         )
         pruner = make_pruner(recipe, tiny_classifier(), examples())

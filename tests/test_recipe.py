@@ -544,7 +544,7 @@ def test_the_resolved_recipe_works_from_any_folder(tmp_path, monkeypatch):
 def test_every_key_says_what_it_changes():
     """Declared in the schema; a new key counts as training until it says otherwise."""
     found = {}
-    for path, _, _ in _leaves(load_recipe("quickstart_small").resolved()):
+    for path, _, _ in _leaves(load_recipe("quickstart_paper").resolved()):
         found.setdefault(effect_of(path), set()).add(".".join(path))
     assert found["running"] == {"task.path", "training.checkpoint_minutes", "evaluation.batch_size"}
     assert found["measuring"] == {
@@ -555,7 +555,7 @@ def test_every_key_says_what_it_changes():
     assert found["export"] == {"name"} | {
         key for keys in found.values() for key in keys if key.startswith("export.")
     }
-    assert {"seed", "pruning.criterion.name", "distillation.weight", "pruning.schedule.stages"} <= found[
+    assert {"seed", "pruning.criterion.name", "training.learning_rate", "pruning.schedule.stages"} <= found[
         "training"
     ]
 

@@ -284,7 +284,7 @@ def test_layers_are_spaced_from_the_first():
         ({"layers": []}, "at least one"),
         ({"heads": 0}, "at least one of every layer"),
         ({"neurons": 1.5}, "not in"),
-        ({"multiple": 48}, "does not divide"),
+        ({"neurons": 0.5, "multiple": 48}, "does not divide"),
         ({"multiple": 0}, "does not divide"),
         ({"scope": "model"}, "neither"),
     ],

@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 from xlmprune.cli import app
 from xlmprune.core.errors import DataError
 from xlmprune.core.progress import Reporter
-from xlmprune.data.encoding import encode
+from xlmprune.data.encoding import encode, join_encoded
 from xlmprune.data.examples import Examples, normalize
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.recipe.loading import load_recipe
 from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.training.checkpoint import open_run
 from xlmprune.training.run import Training
-from xlmprune.training.teaching import Teaching, join_encoded
+from xlmprune.training.teaching import Teaching
 
 
 class Task:

@@ -109,19 +109,18 @@ def _checked_layers(layers: Sequence[int], total: int) -> Sequence[int]:
 
 
 def _kept(scores: list[Tensor], share: float, multiple: int, scope: str) -> list[tuple[int, ...]]:
-    if share == 1:
-        return [tuple(range(len(score))) for score in scores]
     for score in scores:
-        if multiple < 1 or len(score) % multiple:
+        if multiple < 1 or (share < 1 and len(score) % multiple):
             raise ValueError(f"a multiple of {multiple} does not divide the {len(score)} neurons of a layer")
         if score.isnan().any():
             raise ValueError("an importance is not a number")
-    sizes = [len(score) // multiple for score in scores]
-    wanted = [max(1, round(share * size)) for size in sizes]
+    if scope not in ("layer", "global"):
+        raise ValueError(f"scope {scope!r} is neither 'layer' nor 'global'")
+    if share == 1:
+        return [tuple(range(len(score))) for score in scores]
+    wanted = [max(1, round(share * len(score) / multiple)) for score in scores]
     if scope == "global":
         wanted = _apportioned(scores, sum(wanted), multiple)
-    elif scope != "layer":
-        raise ValueError(f"scope {scope!r} is neither 'layer' nor 'global'")
     return [
         tuple(sorted(score.argsort(descending=True, stable=True)[: count * multiple].tolist()))
         for score, count in zip(scores, wanted)
