@@ -69,7 +69,9 @@ def runs(tmp_path_factory):
     for layout, export in LAYOUTS.items():
         recipe = write_recipe(folder, name="forms", export=export)
         out = folder / layout.replace(" ", "-")
-        result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(out)])
+        result = CliRunner().invoke(
+            app, ["compress", str(recipe), "--out", str(out), "--set", "training.regularize_dense=true"]
+        )
         assert result.exit_code == 0, result.output
         result = CliRunner().invoke(app, ["unpack", str(out / "bundle"), "--out", str(out / "plain")])
         assert result.exit_code == 0, result.output

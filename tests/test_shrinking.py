@@ -131,6 +131,7 @@ def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, m
     again.parent.mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(FinePruning, "_update", interrupted)
+        given["export"] = {"onnx": []}
         assert compress(workplace, again, **given).exit_code != 0
     assert calls == [2]
     assert compress(workplace, again, **given).exit_code == 0
