@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder, start_damage
 from xlmprune.core.stopping import StopRequest, interruptible
+from xlmprune.data.examples import Kind
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
-from xlmprune.export import writing
-from xlmprune.export.form import Material, TextSource
+from xlmprune.export import sizing, writing
+from xlmprune.export.form import Material, TextSource, form_named
 from xlmprune.export.triton import write_triton
 from xlmprune.export.writing import MeasuredForm
 from xlmprune.models import vocabulary
@@ -34,6 +36,7 @@ from xlmprune.models.loading import (
     Pretrained,
     fit_to_tokenizer,
     forward_of,
+    load_config,
     load_pretrained,
     read_start,
     save_start,
@@ -44,7 +47,7 @@ from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import pages as report
 from xlmprune.report import results
 from xlmprune.tasks.metrics import Logits
-from xlmprune.training import checkpoint, conditions, dense, moments
+from xlmprune.training import checkpoint, conditions, dense, moments, planning
 from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts
 from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
@@ -208,6 +211,9 @@ class Training:
         model, tokenizer = self.pretrained.model, self.pretrained.tokenizer
         length, batch_size = recipe.training.max_length, recipe.evaluation.batch_size
         check_length(recipe.model.name, model.config, length)
+        self.settled = settle_budget(recipe, model.config, task.kind, reporter.say, folder)
+        if self.settled is not None and method.structure is not None:
+            method = replace(method, structure=self.settled.applied(method.structure))
         self.data = encode_texts(texts, tokenizer, recipe.task.train_language, length)
         if measured_on is not None:
             marks = {**self.data.fingerprints, **measured_on.fingerprints(self.data.fingerprints)}
@@ -307,6 +313,7 @@ class Training:
             dense=self.scores.dense,
             dense_others=self.scores.dense_others,
             changes=tuple(self.changes),
+            budget=None if self.settled is None else self.settled.facts(),
         )
 
     def _log(self, step: Step) -> None:
@@ -377,6 +384,64 @@ class Training:
     def _write_repairs(self) -> None:
         for repair in self.folder.repairs:
             self.folder.events.write("damaged", **repair)
+
+
+def settle_budget(
+    recipe: Recipe, config: Any, kind: Kind, say: Callable[[str], None], folder: RunFolder | None = None
+) -> sizing.Settled | None:
+    """Choose the sizes that meet `pruning.structure.budget`; a run folder keeps them. None where there is no budget.
+
+    Args:
+        config: of the model as training begins.
+    """
+    structure = recipe.pruning.structure
+    if structure is None or structure.budget is None:
+        return None
+    budget, source = structure.budget, sizing.Source(recipe.model.name, config, kind)
+    exporting = sizing.Exporting(budget.form, recipe.export.opset, recipe.export.embeddings)
+    settle = partial(sizing.settle, structure, budget, source, exporting, bench.medians, say)
+    settled = settle() if folder is None else sizing.settle_once(folder.budget, settle)
+    say(settled.sentence())
+    return settled
+
+
+def plan(
+    recipe: Recipe, device: str = "auto", say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Plan a run, as `training.planning.plan` does, with what a budget resolves to.
+
+    Args:
+        say: told what is measured.
+    """
+    structure = recipe.pruning.structure
+    if structure is None or structure.budget is None:
+        return planning.plan(recipe, device)
+    task = registry.load("task", recipe.task.name)(recipe.task)
+    trimmed = structure.budget.bytes is not None and recipe.model.vocabulary != "keep"
+    config = _load_model(recipe, task)[0].model.config if trimmed else load_config(recipe.model, task.labels)
+    settled = settle_budget(recipe, config, task.kind, say)
+    assert settled is not None
+    pruning = recipe.pruning.model_copy(update={"structure": settled.applied(structure)})
+    found = planning.plan(recipe.model_copy(update={"pruning": pruning}), device)
+    return {**found, "budget": {**settled.facts(), "sentence": settled.sentence()}}
+
+
+def model_to_size(
+    name: str, form: str, overrides: Sequence[str] = ()
+) -> tuple[sizing.Source, sizing.Exporting]:
+    """Return the model of a bundle or recipe and how its files are written, for a table of what its sizes cost.
+
+    Args:
+        name: folder of a bundle, or a recipe as `xlmprune compress` takes it.
+        overrides: of a recipe, ``a.b=value`` each.
+    """
+    form_named(form)
+    if Path(name).is_dir():
+        return sizing.source_of_bundle(Path(name)), sizing.exporting_of_bundle(Path(name), form)
+    recipe = recipes.load(name, overrides)
+    task = registry.load("task", recipe.task.name)(recipe.task)
+    source = sizing.Source(recipe.model.name, load_config(recipe.model, task.labels), task.kind)
+    return source, sizing.Exporting(form, recipe.export.opset, recipe.export.embeddings)
 
 
 VOCABULARY_FILE = "vocabulary.json"
