@@ -145,7 +145,13 @@ def round_layers(settings: StructureRecipe, sources: Sequence[int], stage: int) 
 
 
 def require_possible(model: nn.Module, settings: StructureRecipe, refitted: bool) -> None:
-    """Raise RecipeError if the model does not have what the recipe asks for, before anything is trained."""
+    """Raise RecipeError if the model does not have what the recipe asks for, before anything is trained.
+
+    Raises:
+        ValueError: nobody turned the budget into sizes (`export.sizing`).
+    """
+    if settings.budget is not None:
+        raise ValueError("the budget of pruning.structure is not settled")
     family = architecture.of(model)
     if family.norm_first and refitted:
         raise RecipeError(
