@@ -34,7 +34,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/xlmprune compress recipes/quickstart.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 campaigns: $(INSTALLED_TEST)
 	failed=0; for file in tests/campaigns/*.py; do \

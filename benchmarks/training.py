@@ -32,7 +32,7 @@ from xlmprune.bundle import bench
 from xlmprune.data.encoding import Encoded, pad
 from xlmprune.data.special import SpecialTokens
 from xlmprune.models.loading import prunable
-from xlmprune.recipe import Component, PruningRecipe, TrainingRecipe
+from xlmprune.recipe.schema import Component, PruningRecipe, TrainingRecipe
 from xlmprune.training.loop import FinePruning, Step
 from xlmprune.training.method import build_method
 from xlmprune.training.optimizer import clip, mask_gradients

@@ -16,10 +16,15 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from xlmprune import recipe as recipes
 from xlmprune.export.form import all_forms
 from xlmprune.recipe import registry
+from xlmprune.recipe.catalog import shipped_recipes
+from xlmprune.recipe.effects import effect_of
 from xlmprune.recipe.fields import describe_type, sections
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.methods import METHODS
+from xlmprune.recipe.schema import Component, Recipe
+from xlmprune.recipe.validation import build_component
 
 ROOT = Path(__file__).parent.parent
 FILES = ("README.md", "docs/commands.md", "docs/methods.md", "docs/recipe.md")
@@ -40,15 +45,21 @@ def make(name: str) -> str:
         return "\n\n".join(f"## {command}\n\n{make(f'help {command}')}" for command in command_names())
     if kind == "recipes":
         headings = ["recipe", "task and source", "model", "criterion and regularizer", "encoder weights left"]
-        return _table(headings, [describe_recipe(key) for key in recipes.shipped()])
+        return _table(headings, [describe_recipe(key) for key in shipped_recipes()])
     if name == "recipe keys":
         return recipe_reference()
     if name == "tasks":
         rows = [[f"`{key}`", describe("task", key)] for key in registry.TABLES["task"]]
         return _table(["task", "what is asked, and how it is scored"], rows)
+    if name == "importance":
+        rows = [[f"`{key}`", describe("importance", key)] for key in registry.IMPORTANCES]
+        return _table(["importance", "how heads and neurons are ranked"], rows)
     if name == "family":
         rows = [[f"`{key}`", describe_family(key)] for key in registry.FAMILIES]
         return _table(["model type", "models"], rows)
+    if name == "methods":
+        rows = [[f"`{key}`", preset.text] for key, preset in METHODS.items()]
+        return _table(["method", "what it is, and what differs from the paper"], rows)
     if name == "form":
         rows = [[f"`{key}`", describe(name, key), f"`{form.file}`"] for key, form in all_forms().items()]
         return _table(["form", "what it is", "file"], rows)
@@ -120,9 +131,8 @@ def command_help(arguments: list[str]) -> str:
 
 def describe_recipe(name: str) -> list[str]:
     """A line of the table of shipped recipes."""
-    recipe = recipes.load(name)
-    densities = recipes.build(recipe, "schedule").densities()
-    strength = getattr(recipes.build(recipe, "regularizer"), "strength", None)
+    recipe = load_recipe(name)
+    strength = getattr(build_component(recipe, "regularizer"), "strength", None)
     source = "" if recipe.task.name == "quickstart" else f", {recipe.task.source}"
     model = recipe.model.name.rpartition("/")[2]
     if recipe.model.vocabulary != "keep":
@@ -133,20 +143,30 @@ def describe_recipe(name: str) -> list[str]:
         model,
         f"{recipe.pruning.criterion.name}, {recipe.regularizer.name}"
         + (f" {strength:g}" if strength else ""),
-        f"{100 * densities[-1]:.3g}% in {len(densities)} stages",
+        _left(recipe),
     ]
+
+
+def _left(recipe: Recipe) -> str:
+    """Say what remains: of weights, or of layers, heads and neurons."""
+    structure = recipe.pruning.structure
+    if recipe.pruning.pattern == "structured" and structure is not None:
+        asked = {"layers": structure.layers, "heads": structure.heads, "neurons": structure.neurons}
+        return ", ".join(f"{key} {value}" for key, value in asked.items() if value not in (None, 1))
+    densities = build_component(recipe, "schedule").densities()
+    return f"{100 * densities[-1]:.3g}% in {len(densities)} stage{'s' if len(densities) > 1 else ''}"
 
 
 def recipe_reference() -> str:
     """Every key of a recipe: type, default, and the sentence under its field in the code."""
-    return "\n\n".join(_section(path, model) for path, model in _sections(recipes.Recipe, ""))
+    return "\n\n".join(_section(path, model) for path, model in _sections(Recipe, ""))
 
 
 def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
     yield path, model
     for key, field in model.model_fields.items():
         for inner in sections(field.annotation):
-            if inner is not recipes.Component:
+            if inner is not Component:
                 yield from _sections(inner, f"{path}.{key}".lstrip("."))
 
 
@@ -154,7 +174,7 @@ def _section(path: str, model: type[BaseModel]) -> str:
     rows = []
     for key, field in model.model_fields.items():
         within = (*(path.split(".") if path else ()), key)
-        changes = "" if sections(field.annotation) or key == "base" else recipes.effect_of(within)
+        changes = "" if sections(field.annotation) or key in ("base", "method") else effect_of(within)
         meaning = " ".join((field.description or "").split())
         rows.append([f"`{key}`", describe_type(field.annotation), _default(field), changes, meaning])
     title = f"`{path}`" if path else "The recipe"
@@ -166,7 +186,7 @@ def _default(field: FieldInfo) -> str:
     value = field.default
     if field.is_required():
         return "required"
-    if isinstance(value, recipes.Component):
+    if isinstance(value, Component):
         return f"`{value.name}`"
     if isinstance(value, BaseModel):
         return ""

@@ -10,6 +10,7 @@ machine and one set of library versions. `test_golden_run.py` pins one of the ru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -32,6 +33,7 @@ BASE: dict[str, Any] = {
         "epochs_per_stage": 1,
         "batch_size": 8,
         "learning_rate": 5e-3,
+        "regularize_dense": True,
         "max_length": 32,
         "precision": "fp32",
     },
@@ -116,6 +118,19 @@ def run(folder: Path, name: str) -> Path:
     write_recipe(folder, name)
     command = [sys.executable, "-m", "xlmprune", "compress", f"{name}.yaml", "--out", f"runs/{name}"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return folder / "runs" / name
+
+
+def run_here(folder: Path, name: str) -> Path:
+    """Do what `run` does in this process, where PyTorch is imported already."""
+    from typer.testing import CliRunner
+
+    from xlmprune.cli import app
+
+    write_recipe(folder, name)
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, ["compress", f"{name}.yaml", "--out", f"runs/{name}"])
+    assert done.exit_code == 0, done.output
     return folder / "runs" / name
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -44,16 +45,10 @@ def followed(tmp_path_factory):
     recipe = {"name": "my_intents", **golden.BASE, "task": golden.TEXT, "model": {"name": "./model"}}
     (folder / "my_intents.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     code = "".join(re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines(), folder / "runs" / "my_intents"
+    printed = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        exec(compile(code, "docs/python.md", "exec"), {"__name__": "__main__"})
+    return printed.getvalue().splitlines(), folder / "runs" / "my_intents"
 
 
 def test_the_page_runs_from_top_to_bottom(followed):

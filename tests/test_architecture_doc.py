@@ -82,7 +82,14 @@ def execute(folder: Path, *arguments: str, cwd: Path = ROOT) -> str:
 
 
 def test_every_kind_of_component_has_its_steps():
-    assert set(lines_of_the_page()) == {"CRITERIA", "REGULARIZERS", "TASKS", "FAMILIES", "FORMS"}
+    assert set(lines_of_the_page()) == {
+        "CRITERIA",
+        "REGULARIZERS",
+        "TASKS",
+        "FAMILIES",
+        "FORMS",
+        "IMPORTANCES",
+    }
     assert len(files_of_the_page()) >= len(lines_of_the_page())
 
 
@@ -100,19 +107,17 @@ def test_the_tests_of_its_kind_pick_up_a_new_component(extended):
     assert "test_every_task_has_its_line_and_a_docstring PASSED" in told
 
 
-def test_the_gradient_of_the_regularizer_is_that_of_autograd(extended):
-    code = """
-    import additions, torch
-    from xlmprune.recipe import registry
-    term = registry.load("regularizer", "pseudo_huber")(strength=0.5)
-    weights = {"a": torch.randn(4, 3, dtype=torch.float64, requires_grad=True)}
-    reference = {"a": torch.randn(4, 3, dtype=torch.float64)}
-    term(weights, reference).backward()
-    expected, weights["a"].grad = weights["a"].grad, None
-    term.add_gradient(weights, reference, None)
-    assert torch.allclose(weights["a"].grad, expected), (weights["a"].grad, expected)
-    """
-    execute(extended, "-c", textwrap.dedent(code))
+GRADIENT = """
+import additions, torch
+from xlmprune.recipe import registry
+term = registry.load("regularizer", "pseudo_huber")(strength=0.5)
+weights = {"a": torch.randn(4, 3, dtype=torch.float64, requires_grad=True)}
+reference = {"a": torch.randn(4, 3, dtype=torch.float64)}
+term(weights, reference).backward()
+expected, weights["a"].grad = weights["a"].grad, None
+term.add_gradient(weights, reference, None)
+assert torch.allclose(weights["a"].grad, expected), (weights["a"].grad, expected)
+"""
 
 
 def write_model(folder: Path) -> None:
@@ -133,10 +138,12 @@ def write_model(folder: Path) -> None:
     save_tokenizer(tiny_tokenizer(), folder, 40)
 
 
-def test_a_recipe_uses_all_of_them(extended, tmp_path):
+def test_a_recipe_uses_all_of_them_and_the_gradient_is_that_of_autograd(extended, tmp_path):
     golden.write_inputs(tmp_path)
-    steps = dict(re.findall(r"^3\. Use it in a recipe: `(\w+): (.*)`\.$", PAGE, re.M))
-    values = {key: yaml.safe_load(value) for key, value in steps.items()}
+    values: dict = {}
+    for key, text in re.findall(r"^3\. Use it in a recipe: `(\w+): (.*)`\.$", PAGE, re.M):
+        value = yaml.safe_load(text)
+        values[key] = {**values.get(key, {}), **value} if key == "pruning" else value
     assert {"pruning", "regularizer", "task", "model", "export"} <= set(values)
     write_model(tmp_path / values["model"]["name"])
     for language, sentences in golden.SENTENCES.items():
@@ -152,7 +159,7 @@ def test_a_recipe_uses_all_of_them(extended, tmp_path):
     }
     recipe["pruning"] |= {"schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 1}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    code = "import additions; from xlmprune.cli import main; main()"
+    code = GRADIENT + "from xlmprune.cli import main; main()"
     report = json.loads(execute(extended, "-c", code, "compress", "mine.yaml", "--json", cwd=tmp_path))
     assert report["recipe"]["pruning"]["criterion"]["name"] == "steady"
     assert report["recipe"]["regularizer"]["name"] == "pseudo_huber"
@@ -160,7 +167,8 @@ def test_a_recipe_uses_all_of_them(extended, tmp_path):
     assert (tmp_path / "runs" / "extended" / "bundle" / "model.rounded.onnx").is_file()
     assert Path(report["model"]["name"]) == Path(values["model"]["name"])
     assert report["task"]["labels"] == ["negative", "positive"]
-    assert report["stages"][-1]["encoder_density"] == pytest.approx(0.7, abs=0.01)
+    assert [layer["heads"] for layer in report["model"]["structure"]["layers"]] == [1, 1]
+    assert report["stages"][-1]["encoder_density"] == pytest.approx(0.7 * 0.75, abs=0.01)
 
 
 def test_the_table_of_rooms_is_the_floor_plan_that_imports_obey():

@@ -13,15 +13,17 @@ import pytest
 import torch
 import yaml
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import MachineError, ModelError, RecipeError
 from xlmprune.core.files import explain_disk
 from xlmprune.core.run_folder import start_damage
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.schema import Recipe
+from xlmprune.recipe.yaml_text import parse_yaml
 from xlmprune.training.checkpoint import open_run
 
 
 def make_recipe(**changes):
-    return recipes.Recipe.model_validate({"name": "tiny", "task": {"name": "quickstart"}, **changes})
+    return Recipe.model_validate({"name": "tiny", "task": {"name": "quickstart"}, **changes})
 
 
 def tensors(value):
@@ -219,7 +221,7 @@ def test_a_folder_of_a_version_that_had_fewer_keys_goes_on(tmp_path):
     with open_started(tmp_path / "run") as folder:
         folder.save(tensors(1), {})
     file = tmp_path / "run" / "recipe.yaml"
-    values, _ = recipes.parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    values, _ = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     del values["evaluation"]["stage_interval"]
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     with open_run(tmp_path / "run", make_recipe()) as folder:
@@ -328,11 +330,11 @@ def test_places_that_cannot_hold_a_run(tmp_path):
 FULL_DISK = """
 import resource, signal, sys, torch
 from pathlib import Path
-from xlmprune import recipe as recipes
+from xlmprune.recipe.schema import Recipe
 from xlmprune.core.errors import MachineError
 from xlmprune.training.checkpoint import open_run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-recipe = recipes.Recipe.model_validate({"name": "tiny", "task": {"name": "quickstart"}})
+recipe = Recipe.model_validate({"name": "tiny", "task": {"name": "quickstart"}})
 with open_run(Path(sys.argv[1]), recipe) as folder:
     folder.save_start(lambda target: (target / "config.json").write_text("{}"))
     folder.save({"model": {"a": torch.ones(10)}}, {"stage": 1})
@@ -362,7 +364,7 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path):
 
 def test_recipe_file_alone_repeats_the_run(tmp_path):
     with open_run(tmp_path / "run", make_recipe(seed=3)) as folder:
-        again = recipes.load(str(folder.path / "recipe.yaml"))
+        again = load_recipe(str(folder.path / "recipe.yaml"))
     assert again == make_recipe(seed=3)
 
 

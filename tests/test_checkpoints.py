@@ -18,7 +18,7 @@ from xlmprune.core.errors import ModelError
 from xlmprune.export import sparse
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import load_pretrained, save_start, save_tokenizer
-from xlmprune.recipe import ModelRecipe
+from xlmprune.recipe.schema import ModelRecipe
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from test_report import HOSTILE, Page
 from typer.testing import CliRunner
 
 from xlmprune import pipeline
-from xlmprune import recipe as recipes
 from xlmprune.cli import app
 from xlmprune.compare import local, pages, plan, results, running, work
 from xlmprune.compare import ray as ray_executor
@@ -35,6 +34,9 @@ from xlmprune.core import own_process
 from xlmprune.core.errors import DataError, MachineError, RecipeError
 from xlmprune.core.progress import Reporter
 from xlmprune.evaluation import score_file
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.registry import CRITERIA
+from xlmprune.recipe.validation import build_component
 from xlmprune.training.dense import dense_key
 
 
@@ -75,7 +77,7 @@ def comparison_file(folder, name="mine.yaml", **values):
 
 
 def load(base, *overrides):
-    return recipes.load(str(base), list(overrides))
+    return load_recipe(str(base), list(overrides))
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -178,6 +180,121 @@ def test_the_dense_stage_is_the_same_for_all_unless_the_recipe_says_otherwise(ba
     assert (plan.SHARED_DENSE in made.notes) != given
 
 
+def test_a_run_alone_and_a_run_of_a_comparison_are_trained_alike():
+    alone = load_recipe("xnli_cosine")
+    (cell,) = plan.read(
+        "xnli_cosine", ["regularizer={name: cosine, strength: 100.0, reference: pretrained}"]
+    ).cells
+    assert not alone.training.regularize_dense
+    assert cell.recipe.model_copy(update={"name": alone.name}) == alone
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_row_may_name_a_method_and_change_it(base, tmp_path, order):
+    row = {"method": "lamp", "pruning.criterion": {"name": "magnitude"}, "pruning.schedule.stages": 3}
+    file = comparison_file(tmp_path, recipe=str(base), methods={"A": dict(list(row.items())[::order])})
+    (cell,) = plan.read(file).cells
+    assert (cell.recipe.pruning.criterion.name, cell.recipe.pruning.scope) == ("magnitude", "global")
+    assert plan.read(str(base), ["method=l2,lamp"]).methods == ["l2", "lamp"]
+    with pytest.raises(RecipeError, match=r"methods\.A: method=.*no method is called 'lam'"):
+        plan.read(comparison_file(tmp_path, recipe=str(base), methods={"A": {"method": "lam"}}))
+
+
+def test_a_comparison_may_start_from_another(base, tmp_path):
+    below = tmp_path / "below"
+    below.mkdir()
+    (below / "own.yaml").write_text(base.read_text().replace("batch_size: 8", "batch_size: 4"))
+    comparison_file(
+        below,
+        "one.yaml",
+        recipe="own.yaml",
+        set={"training.max_length": 16, "export.triton": False},
+        methods={"A": {}, "B": {"regularizer": "none"}},
+        vary={"seed": [1, 2]},
+        baseline="A",
+    )
+    made = plan.read(
+        comparison_file(tmp_path, base="below/one.yaml", set={"training.max_length": 24}, vary={"seed": [5]})
+    )
+    assert (made.name, made.methods, made.seeds, made.baseline) == ("mine", ["A", "B"], [5], "A")
+    training = made.cells[0].recipe.training
+    assert (training.max_length, training.batch_size) == (24, 4)
+    assert not made.cells[0].recipe.export.triton
+    rows = plan.read(comparison_file(tmp_path, base="below/one.yaml", methods={"C": {}}, baseline=None))
+    assert (rows.methods, rows.seeds, rows.baseline) == (["C"], [1, 2], None)
+    assert plan.read(comparison_file(tmp_path, base="table1_xnli", vary={"seed": [7]})).tasks == ["xnli"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ("tabel1", {}, "base: no file .*tabel1, and no shipped comparison.*did you mean 'table1'"),
+        ("mine.yaml", {}, "base 'mine.yaml' leads back"),
+        ("other.yaml", {"base": "mine.yaml", "set": {}}, "base 'mine.yaml' leads back"),
+        ("other.yaml", {"task": "xnli"}, "base 'other.yaml' is a recipe; name it with `recipe`"),
+        ("other.yaml", {"set": {}, "methdos": {}}, "other.yaml, line [0-9]: unknown key 'methdos'"),
+    ],
+)
+def test_bases_of_comparisons_that_cannot_be(tmp_path, first, second, said):
+    comparison_file(tmp_path, "other.yaml", **second)
+    with pytest.raises(RecipeError, match=said):
+        plan.read(comparison_file(tmp_path, base=first, vary={"seed": [1]}))
+
+
+def test_what_the_rows_are_is_written_beside_them(compared):
+    _, out, _, comparison = compared
+    by_method = {entry["method"]: entry for entry in comparison["settings"]}
+    assert by_method["cosine"]["regularizer"] == "cosine"
+    assert "| cosine | magnitude | layer | cosine |" in (out / "comparison.md").read_text()
+    row = plan.settings(load("quickstart", "method=l2"))
+    assert row["regularizer"] == "l2 strength=0.01 decoupled=true"
+
+
+def test_what_restarts_needs_as_many_updates_as_stage_0_and_the_others_stages(base):
+    published = "{name: continuous, every: 1, restart: true, final_density: 0.25}"
+    for epochs, even in ((6, True), (4, False)):
+        made = plan.read(
+            comparison_file(
+                base.parent,
+                recipe=str(base),
+                methods={
+                    "staged": {},
+                    "published": {
+                        "pruning.schedule": yaml.safe_load(published),
+                        "training.epochs_per_stage": epochs,
+                    },
+                },
+            )
+        )
+        assert (not [note for note in made.notes if "Budgets differ" in note]) == even
+
+
+def test_table_1_takes_the_papers_number_for_parts_of_speech():
+    metrics = {cell.task: cell.recipe.task.metric for cell in plan.read("table1").cells}
+    assert metrics["POS"] == "pos_xglue"
+    assert {metric for task, metric in metrics.items() if task != "POS"} == {None}
+
+
+@pytest.mark.parametrize("name", ["quickstart_methods", "table1", "table1_xnli"])
+def test_the_large_comparisons_have_every_method(name):
+    made = plan.read(name)
+    chosen = {cell.recipe.pruning.criterion.name for cell in made.cells}
+    assert chosen >= set(CRITERIA) - {"wanda", "sparsegpt"}
+    regularizers = {cell.method: cell.recipe.regularizer for cell in made.cells}
+    for method, regularizer in regularizers.items():
+        decays = regularizer.parameters == {"strength": 0.01, "decoupled": True}
+        assert decays == method.startswith("L2-"), method
+    if name == "quickstart_methods":
+        seeds = {m: sorted(cell.seed for cell in made.cells if cell.method == m) for m in made.methods}
+        thrice = {"L2-MBP", "Cosine-MBP", "Frobenius-MBP", "PINS", "PINS score"}
+        assert {method for method, listed in seeds.items() if listed == [1, 2, 3]} == thrice
+        assert all(listed == [1] for method, listed in seeds.items() if method not in thrice)
+        shared = {
+            cell.method for cell in made.cells if dense_key(cell.recipe) == dense_key(made.cells[0].recipe)
+        }
+        assert shared >= {"L2-MBP", "Cosine-MBP", "Frobenius-MBP", "PINS", "PLATON", "oBERT", "L0-MBP"}
+
+
 def test_unequal_budgets_are_said(base):
     assert "random" not in " ".join(plan.read(str(base), ["pruning.criterion=random,lamp"]).notes)
     (note,) = plan.read(str(base), ["training.epochs_per_stage=1,2"]).notes[1:]
@@ -251,7 +368,7 @@ def test_shipped_comparisons_are_valid_and_say_how_to_run(name):
     assert any(f"xlmprune compare {name}" in line for line in text.splitlines() if line.startswith("#"))
     assert len(made.cells) > 1
     assert plan.read(f"recipes/comparisons/{name}.yaml") == made
-    densities = {recipes.build(cell.recipe, "schedule").densities()[-1] for cell in made.cells}
+    densities = {build_component(cell.recipe, "schedule").densities()[-1] for cell in made.cells}
     assert len({round(density, 2) for density in densities}) == 1, "one final density"
     assert not [note for note in made.notes if "Budgets differ" in note]
 
@@ -261,15 +378,19 @@ def test_every_method_of_table_1_on_xnli_has_a_recipe_of_its_own():
     recipes_of = {
         "Random": "random", "Global-Random": "global_random", "L0-MBP": "l0", "L2-MBP": "l2",
         "L2-Global-MBP": "l2_global", "L2-Gradient-MBP": "gradient", "Lookahead": "lookahead", "LAMP": "lamp",
-        "PINS score": "pins_score", "Cosine-MBP": "cosine", "Frobenius-MBP": "frobenius",
+        "PINS score": "pins_score", "Cosine-MBP": "cosine", "Frobenius-MBP": "frobenius", "PINS": "pins",
+        "PLATON": "platon", "Movement": "movement", "oBERT": "obert",
     }  # fmt: skip
-    assert set(made.methods) == set(recipes_of)
+    assert set(made.methods) == {*recipes_of, "Eq. 6"}
     for cell in made.cells:
-        own = recipes.load(f"xnli_{recipes_of[cell.method]}")
-        assert cell.recipe.pruning == own.pruning
-        assert recipes.build(cell.recipe, "regularizer") == recipes.build(own, "regularizer")
-        shared = cell.recipe.training.model_copy(update={"regularize_dense": True})
-        assert shared == own.training
+        if cell.method not in recipes_of:
+            continue
+        own = load_recipe(f"xnli_{recipes_of[cell.method]}")
+        assert cell.recipe.pruning.criterion == own.pruning.criterion
+        assert cell.recipe.distillation == own.distillation
+        assert build_component(cell.recipe, "regularizer") == build_component(own, "regularizer")
+        if own.pruning.schedule.name == "geometric":
+            assert (cell.recipe.training, cell.recipe.pruning) == (own.training, own.pruning)
 
 
 # --- the whole command -----------------------------------------------------------------------------------------------
@@ -611,12 +732,11 @@ def test_what_each_of_several_gets(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in local.share(1, 2, "auto")
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_an_interrupted_comparison_has_saved(base, tmp_path, jobs):
+def test_an_interrupted_comparison_has_saved(base, tmp_path):
     """SIGTERM at the command: the runs in progress stop with a checkpoint, and the command is interrupted."""
-    made = [f"training.learning_rate={','.join(['1e-2', '1e-3'][:jobs])}"]
+    made = ["training.learning_rate=1e-2,1e-3"]
     long = ["training.dense_epochs=5000", "training.checkpoint_minutes=60", "training.keep=last"]
-    command = ["compare", base, "--out", tmp_path, "--device", "cpu", "--jobs", jobs]
+    command = ["compare", base, "--out", tmp_path, "--device", "cpu", "--jobs", 2]
     command += [part for text in made for part in ("--vary", text)]
     command += [part for text in long for part in ("--set", text)]
     folders = [tmp_path / cell.name for cell in plan.read(str(base), made, long).cells]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load, save
+from tiny import follows
 from torch import nn
 
 from xlmprune.pruning.criteria import Criterion, PruningContext
@@ -50,7 +51,7 @@ from xlmprune.pruning.criteria.platon import Platon, sensitivity
 from xlmprune.pruning.criteria.random import Random
 from xlmprune.pruning.criteria.smoothing import Smoothed, confidence
 from xlmprune.pruning.criteria.ties import break_ties
-from xlmprune.pruning.masks import apply_masks, density, follows, full_masks, keep_top, select
+from xlmprune.pruning.masks import apply_masks, density, full_masks, keep_top, select
 from xlmprune.pruning.reconstruction import input_moments
 from xlmprune.recipe.registry import CRITERIA
 from xlmprune.recipe.registry import load as load_component

@@ -7,14 +7,16 @@ from test_pipeline import report_of, write_data, write_model, write_recipe
 from typer.testing import CliRunner
 
 from xlmprune import pipeline
-from xlmprune import recipe as recipes
 from xlmprune.cli import app
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import ModelError, RecipeError
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import start_damage
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.schema import Recipe
 from xlmprune.training import dense
 from xlmprune.training.checkpoint import open_run
+from xlmprune.training.run import Training
 
 QUIET = Reporter(Console(quiet=True))
 
@@ -43,7 +45,7 @@ def base(workplace):
 
 
 def load(base, *overrides):
-    return recipes.load(str(base), list(overrides))
+    return load_recipe(str(base), list(overrides))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,6 @@ def load(base, *overrides):
         "training.freeze_embeddings=true",
         "training.keep=last",
         "training.precision=fp32",
-        "training.epochs_per_stage=0.5",
         "evaluation.batch_size=3",
         "evaluation.max_stage_examples=3",
         "regularizer.strength=3",
@@ -70,7 +71,8 @@ def load(base, *overrides):
     ],
 )
 def test_what_the_dense_stage_reads(base, override):
-    assert dense.dense_key(load(base)) != dense.dense_key(load(base, override))
+    regularized = "training.regularize_dense=true"
+    assert dense.dense_key(load(base, regularized)) != dense.dense_key(load(base, regularized, override))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,12 @@ def test_what_the_dense_stage_reads(base, override):
         ["pruning.schedule.stages=5"],
         ["training.dense_learning_rate=1e-2", "training.learning_rate=1e-3"],
         ["training.epochs_per_stage=7"],
+        ["training.epochs_per_stage=0.5"],
         ["distillation={teacher: finetuned}"],
+        ["regularizer=none"],
+        ["regularizer={name: l2, decoupled: true, strength: 0.01}"],
+        ["pruning.criterion=pins", "pruning.schedule={name: continuous, restart: true}"],
+        ["training.warmup_updates=3", "training.dense_warmup_updates=0"],
         ["export.triton=false"],
     ],
     ids=lambda overrides: overrides[0],
@@ -96,7 +103,7 @@ def test_what_it_does_not_read(base, overrides):
 def test_the_key_of_a_dense_stage_outlives_new_keys_of_recipes(base):
     """It is made of what differs from the defaults, so that a newer version finds what an older one trained."""
     recipe = load(base)
-    wider = type("Wider", (recipes.Recipe,), {"__annotations__": {"new_key": int}, "new_key": 3})
+    wider = type("Wider", (Recipe,), {"__annotations__": {"new_key": int}, "new_key": 3})
     values = {key: getattr(recipe, key) for key in type(recipe).model_fields}
     assert dense.dense_key(wider.model_construct(**values)) == dense.dense_key(recipe)
 
@@ -122,7 +129,7 @@ def run_stages(recipe, folder, start_from=None):
         if start_from is not None:
             assert dense.start_from(start_from, recipe, run)
             assert not dense.start_from(start_from, recipe, run), "a run that has begun is left as it is"
-        pipeline.Training(recipe, run, resolve_device("cpu"), QUIET).run()
+        Training(recipe, run, resolve_device("cpu"), QUIET).run()
         tensors, state = run.latest(print)
         return tensors, state, run.events.read()
 
@@ -139,6 +146,8 @@ def trained():
         ["regularizer=cosine", "pruning.scope=global"],
         ["pruning.criterion=l0", "evaluation.max_stage_examples=3"],
         ["pruning.criterion=pins"],
+        ["method=pins", "pruning.schedule.every=1", "distillation.ask_every=2"],
+        ["method=l2"],
         ["distillation={teacher: best_so_far, unlabelled: TEXT}"],
         ["distillation={teacher: finetuned}", "regularizer={name: frobenius, reference: finetuned}"],
     ],

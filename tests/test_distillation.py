@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from xlmprune.data.encoding import IGNORE
-from xlmprune.recipe import DistillationRecipe
+from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.training.distillation import (
     TeacherChoice,
     certainty,

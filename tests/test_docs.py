@@ -15,9 +15,10 @@ from test_report import small_bundle
 from typer.testing import CliRunner
 
 from xlmprune import __version__
-from xlmprune import recipe as recipes
 from xlmprune.cli import app
 from xlmprune.core import errors
+from xlmprune.recipe.catalog import shipped_recipes
+from xlmprune.recipe.loading import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -42,7 +43,7 @@ def test_every_component_recipe_and_command_is_in_the_documentation():
     from xlmprune.recipe.registry import TABLES
 
     methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    for name in [*(name for table in TABLES.values() for name in table), *recipes.shipped()]:
+    for name in [*(name for table in TABLES.values() for name in table), *shipped_recipes()]:
         assert f"| `{name}` |" in methods
     commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     for command in renew.command_names():
@@ -75,7 +76,7 @@ def test_links_lead_somewhere(page):
 def test_recipes_in_the_documentation_are_valid(tmp_path, text):
     file = tmp_path / "mine.yaml"
     file.write_text(text, encoding="utf-8")
-    recipes.load(str(file))
+    load_recipe(str(file))
 
 
 def test_three_lines_are_enough_for_your_own_data(tmp_path):
@@ -94,7 +95,7 @@ def test_three_lines_are_enough_for_your_own_data(tmp_path):
     assert len(shortest.splitlines()) == 4
     file = tmp_path / "mine.yaml"
     file.write_text(shortest.replace("data/", f"{tmp_path.as_posix()}/data/"), encoding="utf-8")
-    recipe = recipes.load(str(file))
+    recipe = load_recipe(str(file))
     task = registry.load("task", recipe.task.name)(recipe.task)
     assert task.languages() == ("en", "sw")
     assert task.labels == ("farewell", "greeting")
@@ -131,7 +132,7 @@ def test_every_shape_of_data_that_the_page_shows_is_read(file, content, recipe, 
         Path(name).write_text(content, encoding="utf-8")
     shutil.copy(name, name.replace("en.", "de."))
     Path("mine.yaml").write_text(recipe, encoding="utf-8")
-    resolved = recipes.load("mine.yaml")
+    resolved = load_recipe("mine.yaml")
     task = registry.load("task", resolved.task.name)(resolved.task)
     examples = task.examples("en", "train")
     assert (len(examples), task.labels) == READ[resolved.name]

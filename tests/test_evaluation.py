@@ -128,3 +128,29 @@ def test_a_capped_test_set_has_the_token_ids_of_its_examples():
         2 + "abcdefgh".index(t) for t in test.examples.first
     ]
     assert whole.sample(None) is whole.sample(8) is whole
+
+
+def test_languages_share_batches_and_each_gets_its_own_logits():
+    sets = {
+        language: evaluation.TestSet(
+            Examples(language, "", ["x"] * len(lengths), labels=[0] * len(lengths)), encoded(lengths)
+        )
+        for language, lengths in {"en": [5, 2, 9], "de": [3], "fr": [8, 4]}.items()
+    }
+    shapes = []
+
+    def forward(ids, mask):
+        shapes.append(ids.shape)
+        return np.stack([mask.sum(axis=1), np.zeros(len(ids))], axis=1).astype(np.float32)
+
+    class Task:
+        metrics = (Accuracy(),)
+        labels = ("a", "b")
+
+    measured = evaluation.evaluate(forward, sets, Task, 2)
+    found = {name: [int(row[0]) for row in logits] for name, _, logits in measured}
+    assert found == {"en": [5, 2, 9], "de": [3], "fr": [8, 4]}
+    assert len(shapes) == 3
+    shapes.clear()
+    assert len(list(evaluation.evaluate(forward, sets, Task, 2, apart=True))) == 3
+    assert len(shapes) == 4

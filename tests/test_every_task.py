@@ -5,18 +5,23 @@ import json
 import numpy as np
 import pytest
 import yaml
-from test_pipeline import report_of, write_model
+from test_pipeline import report_of
 from test_tasks import LANGUAGES, PAPER, SAMPLE
+from tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
 from xlmprune.cli import app
+from xlmprune.models.loading import save_tokenizer
 
 TRAINING = {"epochs_per_stage": 1, "batch_size": 4, "learning_rate": 1e-3, "max_length": 48}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_model(labels=("a", "b"), layers=1).roberta.save_pretrained(folder)
+    save_tokenizer(tiny_tokenizer(), folder, 64)
+    return folder
 
 
 @pytest.mark.parametrize("name", PAPER)

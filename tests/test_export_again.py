@@ -8,11 +8,11 @@ import torch
 from test_pipeline import report_of, write_data, write_model, write_recipe
 from typer.testing import CliRunner
 
-from xlmprune import pipeline
-from xlmprune import recipe as recipes
 from xlmprune.cli import app
 from xlmprune.core.progress import Reporter
+from xlmprune.recipe.loading import load_recipe
 from xlmprune.training.checkpoint import open_run
+from xlmprune.training.run import Training
 
 SHORT = {"training": {"dense_epochs": 1, "epochs_per_stage": 1}, "export": {"onnx": []}}
 
@@ -63,7 +63,7 @@ def test_a_bundle_is_made_again_without_training(finished):
         assert {key: after["languages"][language][key] for key in ("n", "dense", "pruned")} == {
             key: row[key] for key in ("n", "dense", "pruned")
         }
-    settings = recipes.load(str(run / "recipe.yaml"))
+    settings = load_recipe(str(run / "recipe.yaml"))
     assert (settings.export.onnx, settings.export.safetensors, settings.name) == (["fp32"], "dense", "other")
     assert after["recipe_sha256"] == settings.sha256()
 
@@ -103,7 +103,7 @@ def test_only_a_finished_run_is_exported_again(finished, tmp_path):
     missing = xlmprune("export", tmp_path)
     assert missing.exit_code == 2
     assert "is not a run folder" in missing.stderr
-    interrupted(recipes.load(str(recipe)), tmp_path / "run")
+    interrupted(load_recipe(str(recipe)), tmp_path / "run")
     result = xlmprune("export", tmp_path / "run")
     assert result.exit_code == 2
     assert "training has not ended (stage 2 of 3)" in result.stderr
@@ -112,12 +112,12 @@ def test_only_a_finished_run_is_exported_again(finished, tmp_path):
 def interrupted(recipe, run):
     """Stop a run after stage 1."""
     with open_run(run, recipe) as folder:
-        pipeline.Training(recipe, folder, torch.device("cpu"), Reporter()).run(until=1)
+        Training(recipe, folder, torch.device("cpu"), Reporter()).run(until=1)
 
 
 def test_what_does_not_alter_training_may_change_on_resume(finished, tmp_path):
     recipe, run = finished
-    interrupted(recipes.load(str(recipe)), tmp_path / "run")
+    interrupted(load_recipe(str(recipe)), tmp_path / "run")
     options = [
         "training.checkpoint_minutes=3",
         "evaluation.batch_size=7",
@@ -136,7 +136,7 @@ def test_what_does_not_alter_training_may_change_on_resume(finished, tmp_path):
     assert "regularizer.strength is" in refused.stderr
     result = xlmprune(*command)
     assert result.exit_code == 0, result.output
-    resumed = recipes.load(str(tmp_path / "run" / "recipe.yaml"))
+    resumed = load_recipe(str(tmp_path / "run" / "recipe.yaml"))
     assert (resumed.training.checkpoint_minutes, resumed.evaluation.batch_size) == (3, 7)
     assert not (tmp_path / "run" / "bundle" / "triton").exists()
     ours, whole = report_of(tmp_path / "run"), report_of(run)

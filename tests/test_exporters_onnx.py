@@ -3,11 +3,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny import tiny_graph, tiny_masks, tiny_model
+import traced
+from tiny import tiny_masks, tiny_model
 
 from xlmprune.core.errors import BundleError
 from xlmprune.export import graph as exporter
 from xlmprune.export.form import form_named
+
+pytestmark = pytest.mark.usefixtures("traced_anew")
 
 
 def batch(rows, length, seed=0):
@@ -25,10 +28,10 @@ def torch_logits(model, feed):
 
 
 @pytest.fixture(scope="module")
-def exported():
+def exported(traced_anew):
     model = tiny_model()
     tiny_masks(model)
-    proto = tiny_graph()
+    proto = exporter.export_onnx(model)
     onnx.helper.set_model_props(proto, {"task": "xnli"})
     return model, proto
 
@@ -93,6 +96,21 @@ def test_two_exports_are_the_same_bytes_and_say_nothing(exported, capfd):
     again = exporter.export_onnx(model, properties={"task": "xnli"})
     assert again.SerializeToString(deterministic=True) == proto.SerializeToString(deterministic=True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_trace_that_other_tests_share_gives_the_same_bytes(monkeypatch):
+    model, other = tiny_model(layers=1), tiny_model(layers=1)
+    for made, seed in ((model, 1), (other, 2)):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.normal_(generator=generator)
+    traced_anew = exporter.export_onnx(model)
+    monkeypatch.setattr(torch.onnx, "export", traced.export)
+    exporter.export_onnx(other)
+    monkeypatch.setattr(traced, "EXPORT", None)
+    shared = exporter.export_onnx(model)
+    assert shared.SerializeToString(deterministic=True) == traced_anew.SerializeToString(deterministic=True)
 
 
 def test_a_large_model_has_its_weights_beside_it(tmp_path, exported):

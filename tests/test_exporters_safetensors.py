@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import tiny_masks, tiny_model, tiny_tokenizer
+from tiny import entropy_bits, tiny_masks, tiny_model, tiny_tokenizer
 
 from xlmprune.core.errors import BundleError
 from xlmprune.export import sparse
@@ -74,7 +74,6 @@ def test_half_precision_stays_half_precision(tmp_path):
 
 
 def test_bytes_are_near_the_bound_and_repeatable(tmp_path):
-    from xlmprune.export.codes import entropy_bits
 
     model = tiny_model(hidden=128)
     masks = tiny_masks(model, 0.1)

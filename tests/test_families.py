@@ -26,7 +26,8 @@ from xlmprune.export import sparse
 from xlmprune.models import architecture
 from xlmprune.models.loading import load_pretrained, save_tokenizer
 from xlmprune.models.segments import segment_ids
-from xlmprune.recipe import ModelRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import ModelRecipe
 
 PACKAGE = Path(__file__).parents[1] / "xlmprune"
 

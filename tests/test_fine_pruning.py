@@ -12,15 +12,16 @@ from transformers import (
     XLMRobertaForTokenClassification,
 )
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import ModelError, TrainingError
 from xlmprune.data.encoding import IGNORE, Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
 from xlmprune.pruning.reconstruction import input_moments, text_batches
 from xlmprune.pruning.regularizers.cosine import alignment
-from xlmprune.recipe import DistillationRecipe
 from xlmprune.recipe.registry import CRITERIA
+from xlmprune.recipe.registry import load as load_component
+from xlmprune.recipe.schema import DistillationRecipe, PruningRecipe, Recipe
+from xlmprune.recipe.validation import build_component
 from xlmprune.training.gradients import cross_entropy
 from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
@@ -78,7 +79,7 @@ def make_recipe(**sections):
     }
     for section, entries in sections.items():
         values[section] = {**values.get(section, {}), **entries} if isinstance(entries, dict) else entries
-    return recipes.Recipe.model_validate(values)
+    return Recipe.model_validate(values)
 
 
 def make_pruner(recipe, model, train, dev=None, teaching=None):
@@ -129,7 +130,7 @@ def test_story_of_a_run():
 def test_training_learns_the_task():
     model = tiny_classifier(initializer_range=0.3)
     recipe = make_recipe(
-        training={"epochs_per_stage": 50, "learning_rate": 2e-2},
+        training={"epochs_per_stage": 50, "learning_rate": 2e-2, "regularize_dense": True},
         pruning={"schedule": {"name": "geometric", "stages": 1}},
     )
     ends = [event for event in drive(make_pruner(recipe, model, examples())) if isinstance(event, StageEnd)]
@@ -449,6 +450,34 @@ def test_strong_alignment_holds_the_weights_to_the_pretrained_ones():
     assert found["cosine"] > found["none"] + 0.01
 
 
+def test_decoupled_l2_is_adamws_decay_of_the_prunable_matrices_from_the_first_pruning_on():
+    found, rate, strength = {}, 0.01, 3.0
+    for name, regularizer in (
+        ("none", "none"),
+        ("l2", {"name": "l2", "strength": strength, "decoupled": True}),
+    ):
+        recipe = make_recipe(
+            regularizer=regularizer,
+            training={"max_updates_per_stage": 1, "learning_rate": rate, "keep": "last"},
+            pruning={"schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 1}},
+        )
+        pruner = make_pruner(recipe, tiny_classifier(), examples())
+        states = []
+        for event in pruner.run():
+            if isinstance(event, StageEnd):
+                states.append({n: p.detach().clone() for n, p in pruner.model.named_parameters()})
+        found[name] = (states, pruner.state)
+    (plain, state), (decayed, _) = found["none"], found["l2"]
+    for name, before in plain[0].items():
+        assert torch.equal(decayed[0][name], before), "stage 0 is not regularized by default"
+        if name in state.weights:
+            expected = plain[1][name] - rate * strength * before * state.masks[name]
+            assert torch.allclose(decayed[1][name], expected, atol=1e-6)
+            assert not torch.equal(decayed[1][name], plain[1][name])
+        else:
+            assert torch.equal(decayed[1][name], plain[1][name])
+
+
 def test_learning_rate_decays_to_zero_and_restarts_each_stage():
     steps = [
         event
@@ -487,32 +516,45 @@ def nonzero_count(pruner):
     return sum(int((weight != 0).sum()) for weight in pruner.state.weights.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "scope", "pattern"),
-    [
-        *((name, None, "unstructured") for name in CRITERIA),
-        ("l0", "global", "unstructured"),
-        ("l0", "layer", "2:4"),
-        ("magnitude", "layer", "4:8"),
-    ],
-)
-def test_the_reported_density_is_the_share_of_weights_that_are_not_zero(name, scope, pattern):
-    fewer = {"obert": {"batches": 4}, "l0": {"strength": 1e4, "learning_rate": 0.5}}
+QUICK = {"obert": {"batches": 2}, "l0": {"strength": 1e4, "learning_rate": 0.5}}
+CHOSEN = [("unstructured", "layer"), ("unstructured", "global"), ("2:4", "layer"), ("4:8", "layer")]
+SHAPES = {
+    "geometric": {"step_fraction": 0.4, "stages": 2},
+    "linear": {"final_density": 0.3, "stages": 2},
+    "cubic": {"final_density": 0.3, "stages": 2},
+    "continuous": {"final_density": 0.3, "every": 1, "warm_up": 0.1, "cool_down": 0.3},
+}
+
+
+@pytest.mark.parametrize("schedule", SHAPES)
+@pytest.mark.parametrize(("pattern", "scope"), CHOSEN)
+@pytest.mark.parametrize("name", CRITERIA)
+def test_the_reported_density_is_the_share_of_weights_that_are_not_zero(name, scope, pattern, schedule):
+    """Every criterion, scope, pattern and schedule, with pruned weights that return wherever they may."""
+    criterion = {"name": name, **QUICK.get(name, {})}
+    regrow = schedule == "continuous" and load_component("criterion", name).scores_pruned
+    shape = {"name": schedule, **SHAPES[schedule]}
+    if pattern != "unstructured" and schedule != "continuous":
+        shape["stages"] = 1
     recipe = make_recipe(
-        pruning={"criterion": {"name": name, **fewer.get(name, {})}, "scope": scope, "pattern": pattern}
-    )
-    pruner = make_pruner(recipe, tiny_classifier(), examples())
+        pruning={
+            "criterion": criterion, "scope": scope, "pattern": pattern, "schedule": shape, "regrow": regrow
+        },
+        training={"epochs_per_stage": 1, "dense_epochs": 0.3},
+    )  # fmt: skip
+    pruner = make_pruner(recipe, tiny_classifier(num_hidden_layers=1), examples())
     sizes = [weight.numel() for weight in pruner.state.weights.values()]
-    for event in pruner.run():
-        if isinstance(event, StageEnd):
-            share = 0.7**event.stage if pattern == "unstructured" else (1.0 if event.stage == 0 else 0.5)
-            total = pruner.method.selection.scope == "global" and pattern == "unstructured"
-            exact = round(sum(sizes) * share) if total else sum(round(size * share) for size in sizes)
-            assert nonzero_count(pruner) == exact
-            assert event.density == exact / sum(sizes)
-            assert np.average([layer["density"] for layer in pruner.state.layers()], weights=sizes) == (
-                pytest.approx(event.density)
-            )
+    wanted = [1.0, *build_component(recipe, "schedule").densities()]
+    ends = [event for event in drive(pruner) if isinstance(event, StageEnd)]
+    for end in ends:
+        share = wanted[end.stage] if pattern == "unstructured" else (1.0 if end.stage == 0 else 0.5)
+        whole = scope == "global" and pattern == "unstructured"
+        exact = round(sum(sizes) * share) if whole else sum(round(size * share) for size in sizes)
+        assert end.density == exact / sum(sizes)
+    assert nonzero_count(pruner) == exact
+    assert sum(int(mask.sum()) for mask in pruner.state.nonzero_masks().values()) == exact
+    reported = np.average([layer["density"] for layer in pruner.state.layers()], weights=sizes)
+    assert reported == pytest.approx(ends[-1].density)
 
 
 def test_a_mask_that_is_not_what_is_there_is_an_internal_error():
@@ -552,7 +594,7 @@ def continuous_pruner(method, epochs=10, dev=None, teaching=None, **sections):
         training={"epochs_per_stage": epochs, "dense_epochs": 1, "warmup_updates": 3, "weight_decay": 0.01},
         **sections,
     )
-    pruning = recipes.PruningRecipe.model_validate({"schedule": CONTINUOUS, **PUBLISHED[method]})
+    pruning = PruningRecipe.model_validate({"schedule": CONTINUOUS, **PUBLISHED[method]})
     model = tiny_classifier()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     built = build_method(pruning, recipe.regularizer)

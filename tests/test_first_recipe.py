@@ -6,10 +6,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from xlmprune import recipe as recipes
 from xlmprune.cli import app
 from xlmprune.core.errors import DataError, RecipeError
 from xlmprune.recipe import registry
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.validation import build_component
 from xlmprune.tasks import first_recipe
 
 TEXTS = "".join(f"a text about thing {i}\t{('good', 'bad', 'no')[i % 3]}\n" for i in range(30))
@@ -76,13 +77,13 @@ def test_files_are_understood(tmp_path, text, names, kind, pattern, splits):
     assert (found.kind, found.layout.splits) == (kind, splits)
     assert found.layout.pattern == (tmp_path / "data" / pattern).as_posix()
     assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8").count(f'path: "data/{pattern}"') == 1
-    recipe = recipes.load(str(tmp_path / "recipe.yaml"))
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"))
     task = registry.load("task", recipe.task.name)(recipe.task)
     assert task.labels == found.labels
     assert task.languages() == tuple(recipe.task.languages) == found.languages
     assert len(task.examples("en", "train")) == found.counts["train"]
     assert recipe.training.keep == ("best" if found.counts["dev"] else "last")
-    densities = recipes.build(recipe, "schedule").densities()
+    densities = build_component(recipe, "schedule").densities()
     assert densities[-1] == pytest.approx(0.31, abs=2e-3)
 
 
@@ -104,9 +105,21 @@ def test_arguments_decide(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, [*command, "--model", "quickstart", "--density", "0.5", "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["languages"] == ["de", "no"]
-    recipe = recipes.load("r.yaml")
+    recipe = load_recipe("r.yaml")
     assert (recipe.model.name, recipe.task.train_language) == ("quickstart", "de")
-    assert recipes.build(recipe, "schedule").densities()[-1] == pytest.approx(0.5, abs=2e-3)
+    assert build_component(recipe, "schedule").densities()[-1] == pytest.approx(0.5, abs=2e-3)
+
+
+def test_text_without_labels_teaches(tmp_path, monkeypatch):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "data", "--out", "r.yaml", "--text", "text/{language}.txt"])
+    assert result.exit_code == 0, result.output
+    recipe = load_recipe("r.yaml")
+    assert recipe.distillation.unlabelled == str(tmp_path / "text" / "{language}.txt")
+    assert 'unlabelled: "text/{language}.txt"' in (tmp_path / "r.yaml").read_text()
+    assert recipe.pruning.criterion.name == "pins"
+    assert recipe.pruning.reconstruct is not None
 
 
 def test_it_asks_on_a_terminal(tmp_path, monkeypatch):
@@ -115,7 +128,7 @@ def test_it_asks_on_a_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr("xlmprune.cli._is_terminal", lambda: True)
     result = CliRunner().invoke(app, ["init"], input="data\n\n\nquickstart\n0.4\n")
     assert result.exit_code == 0, result.output
-    assert recipes.load("recipe.yaml").model.name == "quickstart"
+    assert load_recipe("recipe.yaml").model.name == "quickstart"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +138,7 @@ def test_it_asks_on_a_terminal(tmp_path, monkeypatch):
         (["nowhere"], "nowhere: no such folder"),
         (["empty"], "no training and test files found"),
         (["data", "--density", "3"], "expected a number between 0 and 1"),
+        (["data", "--text", "text.txt"], "expected a pattern with {language}"),
         (["data", "--task", "clasification"], "did you mean 'classification'"),
         (["data", "--task", "ranking"], "no kind of task can read these files"),
         (["data", "--languages", "de,xx"], "no test set for language 'xx'"),

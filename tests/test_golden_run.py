@@ -23,7 +23,7 @@ MASKS = "998ed4ca1ee26b9dfa8aea06de4d311e59a5de7b13d893eb32630d681e9cf76f"
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
     golden.write_inputs(folder)
-    return golden.run(folder, "cosine")
+    return golden.run_here(folder, "cosine")
 
 
 def test_losses_of_every_stage(finished):

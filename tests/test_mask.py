@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import follows
 
 from xlmprune.pruning.masks import (
     apply_masks,
     attainable,
     density,
-    follows,
     full_masks,
     keep_of_each,
     keep_top,

@@ -18,7 +18,7 @@ from xlmprune.models.loading import (
     save_start,
     save_tokenizer,
 )
-from xlmprune.recipe import ModelRecipe
+from xlmprune.recipe.schema import ModelRecipe
 
 
 def normalizing_tokenizer() -> Tokenizer:

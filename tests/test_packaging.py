@@ -72,9 +72,10 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel):
 
 def test_recipes_and_templates_are_found_from_another_folder(wheel, tmp_path):
     code = (
-        "import xlmprune.report.pages, xlmprune.recipe\n"
+        "import xlmprune.report.pages\n"
+        "from xlmprune.recipe.catalog import find_recipe\n"
         f"assert xlmprune.__file__.startswith({str(wheel)!r}), xlmprune.__file__\n"
-        "print(xlmprune.recipe.find('quickstart'))\n"
+        "print(find_recipe('quickstart'))\n"
         "print(xlmprune.report.pages.render_html({'name': 'outside'}))\n"
     )
     result = run_installed(wheel, tmp_path, "-c", code)
@@ -111,7 +112,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a bundle that a run has left."""
     folder = tmp_path_factory.mktemp("served")
     golden.write_inputs(folder)
-    golden.run(folder, "cosine")
+    golden.run_here(folder, "cosine")
     return folder
 
 

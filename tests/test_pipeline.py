@@ -333,29 +333,32 @@ def test_another_recipe_in_the_folder_is_refused(finished):
     assert "--fresh" in result.stderr
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_report(finished, workplace, tmp_path):
-    """SIGKILL, again and again at growing delays, until a run gets through."""
-    recipe = finished[0] / "recipe.yaml"
-    command = [sys.executable, "-m", "xlmprune", "compress", str(recipe), "--out", str(tmp_path / "run")]
-    command += ["--device", "cpu"]
-    kills = 0
-    for delay in (4.0, 5.0, 6.0, 8.0, 120.0):
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
-        )
-        try:
-            _, errors = process.communicate(timeout=delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            continue
-        assert process.returncode == 0, errors.decode()
-        break
+def test_killed_it_ends_with_the_same_report(workplace, uninterrupted, interrupted_once, tmp_path):
+    """SIGKILL after the first checkpoint, and again while the bundle is written; `campaigns/kills.py` draws the moments."""
+    out, kills = tmp_path / "run", 0
+    command = [
+        sys.executable,
+        "-m",
+        "xlmprune",
+        "compress",
+        interrupted_once[0],
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
+    for moment in ("checkpoint/saved-*", ".xlmprune/bundle/*", "never"):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            while process.poll() is None and not list(out.glob(moment)):
+                time.sleep(0.005)
+            process.kill()
+            errors = process.stderr.read()
+        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+        kills += process.returncode != 0
     assert kills >= 1
-    ours, theirs = report_of(tmp_path / "run"), report_of(finished[0])
-    assert ours["languages"] == theirs["languages"]
-    assert ours["layers"] == theirs["layers"]
+    ours = report_of(out)
+    assert ours["languages"] == uninterrupted["languages"]
+    assert ours["layers"] == uninterrupted["layers"]
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     stages = [event["stage"] for event in events if event["event"] == "stage"]
     assert stages == [0, 1, 2, 3]
@@ -575,7 +578,7 @@ def test_the_floor_counts_the_train_language_too(tmp_path, lost, floor, said):
     from xlmprune.evaluation.scores import Score
     from xlmprune.export import writing
     from xlmprune.export.form import Written, form_named
-    from xlmprune.recipe import FloorRecipe
+    from xlmprune.recipe.schema import FloorRecipe
 
     def scores(drop):
         return {code: Score(90.0 - drop * points, {}, np.ones((1, 2))) for code, points in lost.items()}

@@ -24,7 +24,8 @@ from xlmprune.models import vocabulary
 from xlmprune.quickstart import intents
 from xlmprune.quickstart import task as quickstart
 from xlmprune.quickstart.task import Quickstart
-from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import TaskRecipe
 
 
 def content(*templates: str, intent: str = "HassMediaNext", **more: dict) -> dict:
@@ -59,7 +60,9 @@ def test_what_is_drawn_is_what_the_template_says(template: str):
     found = drawn(content(template, expansion_rules=rules))
     assert set(found) <= possible
     # Comparison ignores case, spaces and punctuation: "a-b" is "a b".
-    assert {intents.fold(text) for text in found} == {intents.fold(text) for text in possible}
+    assert {intents.normalize_wording(text) for text in found} == {
+        intents.normalize_wording(text) for text in possible
+    }
 
 
 def test_slots_are_filled_with_names_digits_and_values():
@@ -233,7 +236,7 @@ def test_no_sentence_is_in_two_parts_nor_has_two_labels(language: str):
     ours = task()
     ours.languages()
     parts = {
-        part: [intents.fold(text) for text in chain.from_iterable(by_label)]
+        part: [intents.normalize_wording(text) for text in chain.from_iterable(by_label)]
         for part, by_label in ours._parts(language).items()
     }
     everything = list(chain.from_iterable(parts.values()))
@@ -281,7 +284,9 @@ def test_tested_wordings_are_varied():
     for language in ("de", "th", "ko"):
         found = intents.draw(language, 48)
         assert min(found.wordings.values()) >= 8
-        assert all(len(set(map(intents.fold, texts))) == len(texts) for texts in found.by_label.values())
+        assert all(
+            len(set(map(intents.normalize_wording, texts))) == len(texts) for texts in found.by_label.values()
+        )
 
 
 def test_languages_are_taken_as_listed_with_the_train_language_first():

@@ -8,7 +8,8 @@ from real_data import require_data
 from tiny import tiny_tokenizer
 
 from xlmprune.data.encoding import encode, length_statistics, pad
-from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import TaskRecipe
 
 FOLDERS = {
     "xnli": ("xnli", "{language}.{split}.tsv.gz", 15),

@@ -7,38 +7,44 @@ import pytest
 import yaml
 from campaigns import recipes as campaign
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import RecipeError
+from xlmprune.recipe.catalog import shipped_recipes
+from xlmprune.recipe.editors import json_schema
+from xlmprune.recipe.effects import differences, effect_of
+from xlmprune.recipe.loading import load_recipe, recipe_of
+from xlmprune.recipe.methods import METHODS
+from xlmprune.recipe.validation import build_component
+from xlmprune.recipe.yaml_text import parse_yaml
 
 MINIMAL = "task: {name: xnli}\n"
 
 
-def write(tmp_path, text):
-    file = tmp_path / "mine.yaml"
+def write(tmp_path, text, name="mine.yaml"):
+    file = tmp_path / name
     file.write_text(text, encoding="utf-8")
     return str(file)
 
 
 def refusal(tmp_path, text, *overrides):
     with pytest.raises(RecipeError) as caught:
-        recipes.load(write(tmp_path, text), overrides)
+        load_recipe(write(tmp_path, text), overrides)
     return str(caught.value)
 
 
 def test_defaults_are_the_papers(tmp_path):
-    recipe = recipes.load(write(tmp_path, MINIMAL))
+    recipe = load_recipe(write(tmp_path, MINIMAL))
     assert recipe.name == "mine"
     assert recipe.training.learning_rate == 5e-6
     assert recipe.training.epochs_per_stage == 15
     assert recipe.training.weight_decay == 0
-    densities = recipes.build(recipe, "schedule").densities()
+    densities = build_component(recipe, "schedule").densities()
     assert len(densities) == 11
     assert densities[-1] == pytest.approx(0.9**11)
-    assert recipes.build(recipe, "regularizer").strength == 100
+    assert build_component(recipe, "regularizer").strength == 100
 
 
 def test_norwegian_is_a_language(tmp_path):
-    recipe = recipes.load(write(tmp_path, "task: {name: xnli, languages: [en, no, on, yes]}\n"))
+    recipe = load_recipe(write(tmp_path, "task: {name: xnli, languages: [en, no, on, yes]}\n"))
     assert recipe.task.languages == ["en", "no", "on", "yes"]
 
 
@@ -58,7 +64,7 @@ def test_norwegian_is_a_language(tmp_path):
     ],
 )
 def test_yaml_values_mean_what_they_look_like(text, value):
-    parsed, _ = recipes.parse_yaml(f"key: {text}", "here")
+    parsed, _ = parse_yaml(f"key: {text}", "here")
     assert parsed == {"key": value}
     assert type(parsed["key"]) is type(value)
 
@@ -161,7 +167,7 @@ def test_binary_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not UTF-8"):
-        recipes.load(str(file))
+        load_recipe(str(file))
 
 
 @pytest.mark.parametrize(
@@ -183,9 +189,9 @@ def test_labels_that_cannot_be_told_apart_are_refused(tmp_path, labels, expected
 
 
 def test_numbers_are_label_names(tmp_path):
-    recipe = recipes.load(write(tmp_path, "task: {name: qam, labels: [0, 1]}\n"))
+    recipe = load_recipe(write(tmp_path, "task: {name: qam, labels: [0, 1]}\n"))
     assert recipe.task.labels == ["0", "1"]
-    assert recipes.load(write(tmp_path, recipe.to_yaml())) == recipe
+    assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
 
 
 @pytest.mark.parametrize(
@@ -202,60 +208,60 @@ def test_a_value_that_opens_with_a_brace_needs_quotes(tmp_path, path):
         assert "line" in said
     file = write(tmp_path, MINIMAL)
     with pytest.raises(RecipeError) as caught:
-        recipes.load(file, [f"task.path={path}"])
+        load_recipe(file, [f"task.path={path}"])
     assert hint in str(caught.value)
     assert f"--set task.path={path}" in str(caught.value)
-    recipe = recipes.load(file, [f'task.path="{path}"'])
+    recipe = load_recipe(file, [f'task.path="{path}"'])
     assert recipe.task.path == str(Path.cwd() / path)
 
 
 def test_overrides_reach_inside_and_are_checked(tmp_path):
     file = write(tmp_path, MINIMAL)
-    recipe = recipes.load(
+    recipe = load_recipe(
         file, ["training.batch_size=8", "task.languages=[de, no]", "regularizer.strength=10"]
     )
     assert recipe.training.batch_size == 8
     assert recipe.task.languages == ["de", "no"]
     assert recipe.regularizer.name == "cosine"
     with pytest.raises(RecipeError, match=r"'regularizer\.name' is missing"):
-        recipes.load(file, ["regularizer={}"])
+        load_recipe(file, ["regularizer={}"])
     with pytest.raises(RecipeError, match=r"--set training\.batchsize=8: unknown key"):
-        recipes.load(file, ["training.batchsize=8"])
+        load_recipe(file, ["training.batchsize=8"])
     with pytest.raises(RecipeError, match="expected key=value"):
-        recipes.load(file, ["training.batch_size"])
+        load_recipe(file, ["training.batch_size"])
     with pytest.raises(RecipeError, match=r"--set seed\.x=8: seed"):
-        recipes.load(file, ["seed.x=8"])
+        load_recipe(file, ["seed.x=8"])
     with pytest.raises(RecipeError, match="seed is 1 and has no keys"):
-        recipes.load(file, ["seed=1", "seed.x=8"])
+        load_recipe(file, ["seed=1", "seed.x=8"])
 
 
 def test_resolved_recipe_is_read_back_equal(tmp_path):
-    recipe = recipes.load(
+    recipe = load_recipe(
         write(tmp_path, MINIMAL + "pruning: {criterion: magnitude, schedule: {name: cubic, stages: 3}}\n")
     )
-    again = recipes.load(write(tmp_path, recipe.to_yaml()))
+    again = load_recipe(write(tmp_path, recipe.to_yaml()))
     assert again == recipe
     assert again.sha256() == recipe.sha256()
 
 
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(RecipeError, match="'quickstart'"):
-        recipes.load("quikstart")
+        load_recipe("quikstart")
 
 
-@pytest.mark.parametrize("name", sorted(recipes.shipped()))
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_shipped_recipes_are_valid_and_say_how_to_run(name):
-    file = recipes.shipped()[name]
-    recipe = recipes.load(name)
+    file = shipped_recipes()[name]
+    recipe = load_recipe(name)
     assert recipe.name == name
     head = file.read_text(encoding="utf-8").splitlines()
     comment = head[: next(i for i, line in enumerate(head) if not line.startswith("#"))]
     assert any(f"xlmprune compress recipes/{name}.yaml" in line for line in comment)
-    assert recipes.load(f"recipes/{name}.yaml") == recipe
+    assert load_recipe(f"recipes/{name}.yaml") == recipe
 
 
 def test_schema_accepts_the_shipped_recipes():
-    schema = recipes.json_schema()
+    schema = json_schema()
     json.dumps(schema)
     names = schema["$defs"]["Regularizer"]["anyOf"][0]["enum"]
     assert "cosine" in names
@@ -288,13 +294,13 @@ def test_a_file_name_that_is_no_name_becomes_one(tmp_path):
     file = tmp_path / "my first récipe (2).yaml"
     values = {"task": {"name": "quickstart"}}
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    assert recipes.load(str(file)).name == "my_first_r_cipe_2_"
+    assert load_recipe(str(file)).name == "my_first_r_cipe_2_"
 
 
 @pytest.mark.parametrize("text", ["seed: !!int abc", "seed: !!timestamp x", "seed: !mine 1"])
 def test_tags_are_refused(text):
     with pytest.raises(RecipeError, match=r"x\.yaml, line 1: tags such as !\S+ are not read"):
-        recipes.parse_yaml(text, "x.yaml")
+        parse_yaml(text, "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +321,7 @@ def test_tags_are_refused(text):
 )
 def test_what_no_recipe_needs_is_refused_early(text):
     with pytest.raises(RecipeError, match="mine"):
-        recipes.parse_yaml(text, "mine.yaml")
+        parse_yaml(text, "mine.yaml")
 
 
 @pytest.mark.parametrize(
@@ -340,19 +346,89 @@ def test_what_no_recipe_needs_is_refused_early(text):
     ],
 )
 def test_text_that_looks_like_another_value_is_written_with_quotes(tmp_path, label):
-    recipe = recipes.load(write(tmp_path, f"task: {{name: xnli, metric: {json.dumps(label)}}}"))
+    recipe = load_recipe(write(tmp_path, f"task: {{name: xnli, metric: {json.dumps(label)}}}"))
     assert recipe.task.metric == label
-    assert recipes.load(write(tmp_path, recipe.to_yaml())) == recipe
+    assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
 
 
 def test_a_bare_name_is_enough_and_a_list_may_be_text(tmp_path):
     text = "task: quickstart\nmodel: quickstart\nregularizer: none\n"
-    recipe = recipes.load(
+    recipe = load_recipe(
         write(tmp_path, text), ["task.languages=en, de", "export.onnx=int8", "model.revision=x"]
     )
     assert (recipe.task.name, recipe.model.name, recipe.model.revision) == ("quickstart", "quickstart", "x")
     assert recipe.task.languages == ["en", "de"]
     assert recipe.export.onnx == ["int8"]
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+PAPERS_TASKS = ("xnli", "nc", "ner", "pawsx", "pos", "qam", "qadsm", "wpr")
+
+
+@pytest.mark.parametrize("task", PAPERS_TASKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_task_has_every_method_by_one_key(task, method):
+    base, recipe = load_recipe(f"{task}_cosine"), load_recipe(f"{task}_cosine", [f"method={method}"])
+    wanted = METHODS[method].values
+    assert recipe.name == f"{task}_cosine.{method}"
+    assert recipe.pruning.criterion.name == wanted["pruning"]["criterion"]["name"]
+    assert recipe.pruning.scope == wanted["pruning"]["scope"]
+    assert recipe.regularizer.model_dump() == wanted["regularizer"]
+    assert (recipe.task, recipe.model, recipe.export) == (base.task, base.model, base.export)
+    dense = recipe.training.dense_learning_rate or recipe.training.learning_rate
+    assert dense == base.training.learning_rate
+    assert (recipe.training.dense_epochs or recipe.training.epochs_per_stage) == 15
+    assert "method" not in recipe.resolved()
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("xnli_")])
+def test_a_shipped_recipe_of_a_method_is_the_method(name):
+    text = shipped_recipes()[name].read_text(encoding="utf-8")
+    method = name.removeprefix("xnli_")
+    if method not in METHODS:
+        assert "method:" not in text
+        return
+    chosen = load_recipe("xnli_cosine", [f"method={method}", f"name={name}"])
+    assert load_recipe(name) == chosen
+
+
+def test_keys_beside_a_method_win_wherever_they_stand(tmp_path):
+    text = "pruning: {scope: layer, criterion: {window: 3}}\nmethod: pins\ntraining: {learning_rate: 1.0}\n"
+    recipe = load_recipe(write(tmp_path, "base: xnli_cosine\n" + text))
+    assert recipe.pruning.scope == "layer"
+    assert recipe.pruning.criterion.parameters == {"beta1": 0.85, "beta2": 0.99, "window": 3}
+    assert (recipe.training.learning_rate, recipe.training.dense_learning_rate) == (1.0, 5e-6)
+    for options in (["pruning.scope=layer", "method=pins"], ["method=pins", "pruning.scope=layer"]):
+        assert load_recipe("xnli_cosine", options).pruning.scope == "layer"
+    below = write(tmp_path, "base: xnli_pins\nmethod: l2\n", "below.yaml")
+    assert load_recipe(below).pruning.criterion.name == "magnitude"
+    assert load_recipe(below, ["method=lamp"]).pruning.criterion.name == "lamp"
+    assert load_recipe(below, ["method=lamp", "name=mine"]).name == "mine"
+
+
+def test_a_mapping_may_name_a_method_too():
+    recipe = recipe_of({"method": "lamp", "task": {"name": "xnli"}, "pruning": {"scope": "layer"}}, {})
+    assert (recipe.pruning.criterion.name, recipe.pruning.scope, recipe.regularizer.name) == (
+        "lamp",
+        "layer",
+        "none",
+    )
+    assert recipe_of("xnli_cosine", {"method": "l2"}).name == "xnli_cosine.l2"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("\nmethod: pinz", [], r"mine.yaml, line 2: method: no method is called 'pinz'; did you mean 'pins'"),
+        ("\nmethod: [l2]", [], r"line 2: method: no method is called"),
+        ("", ["method=lampp"], r"--set method=lampp: no method is called 'lampp'; did you mean 'lamp'"),
+        ("", ["method={name: l2}"], r"--set method=.*no method is called"),
+    ],
+)
+def test_methods_that_do_not_exist(tmp_path, text, options, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(write(tmp_path, MINIMAL.rstrip("\n") + text), options)
 
 
 # --- base -------------------------------------------------------------------------------------------------------------
@@ -362,7 +438,7 @@ def test_a_recipe_may_start_from_another(tmp_path):
     (tmp_path / "below.yaml").write_text(
         "base: xnli_cosine\nname: below\nseed: 7\ntask: {name: pos, languages: [de]}\ntraining: {batch_size: 8}\n"
     )
-    recipe = recipes.load(
+    recipe = load_recipe(
         write(tmp_path, "base: below.yaml\ntraining: {max_length: 64}\nregularizer: {strength: 3}\n"),
         ["training.warmup_updates=5"],
     )
@@ -373,7 +449,7 @@ def test_a_recipe_may_start_from_another(tmp_path):
     assert (training.batch_size, training.max_length, training.warmup_updates) == (8, 64, 5)
     assert recipe.regularizer.parameters == {"strength": 3, "reference": "pretrained"}
     assert "base" not in recipe.resolved()
-    assert recipes.load(write(tmp_path, recipe.to_yaml())) == recipe
+    assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
 
 
 def test_a_section_with_another_name_keeps_nothing_of_the_base(tmp_path):
@@ -381,7 +457,7 @@ def test_a_section_with_another_name_keeps_nothing_of_the_base(tmp_path):
         "task: {name: nc, source: xglue, path: here}\npruning: {criterion: {name: gradient, batches: 3}}\n"
     )
     text = "base: below.yaml\ntask: xnli\npruning: {criterion: {name: gradient}, schedule: cubic}\nregularizer: none"
-    recipe = recipes.load(write(tmp_path, text))
+    recipe = load_recipe(write(tmp_path, text))
     assert (recipe.task.source, recipe.task.path) == ("hub", None)
     assert recipe.regularizer.parameters == {}
     assert recipe.pruning.criterion.parameters == {"batches": 3}
@@ -405,16 +481,16 @@ def test_bases_that_cannot_be_used_are_refused(tmp_path, text, expected):
     (tmp_path / "wrong.yaml").write_text("task: xnli\nsead: 1\n")
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(RecipeError, match=expected):
-        recipes.load(write(tmp_path, text + "\n"))
+        load_recipe(write(tmp_path, text + "\n"))
 
 
 def test_a_base_is_read_from_files_only(tmp_path):
     with pytest.raises(RecipeError, match="--set base=quickstart: "):
-        recipes.load(write(tmp_path, MINIMAL), ["base=quickstart"])
+        load_recipe(write(tmp_path, MINIMAL), ["base=quickstart"])
 
 
 def test_every_key_has_a_description():
-    schema = recipes.json_schema()
+    schema = json_schema()
     keys = [
         (name, key, facts)
         for name, part in {**schema["$defs"], "Recipe": schema}.items()
@@ -440,26 +516,26 @@ def test_paths_are_relative_to_the_recipe(tmp_path, monkeypatch):
         "distillation: {unlabelled: '~/{language}.txt'}\nexport: {calibration: 'text/{language}.txt'}\n"
     )
     monkeypatch.chdir(tmp_path)
-    recipe = recipes.load(write(tmp_path, "base: mine/below.yaml"))
+    recipe = load_recipe(write(tmp_path, "base: mine/below.yaml"))
     assert recipe.task.path == str(tmp_path / "mine/data/{language}.{split}.tsv")
     assert recipe.model.name == str(tmp_path / "models/small")
     assert recipe.model.vocabulary.files == [str(tmp_path / "{language}.txt"), "/abs.txt"]
     assert recipe.distillation.unlabelled == "~/{language}.txt"
     assert recipe.export.calibration == str(tmp_path / "mine/text/{language}.txt")
-    given = recipes.load("mine.yaml", ["task.path=here/{language}.tsv", "model.name=models/small"])
+    given = load_recipe("mine.yaml", ["task.path=here/{language}.tsv", "model.name=models/small"])
     assert given.task.path == str(tmp_path / "here/{language}.tsv")
     assert given.model.name == str(tmp_path / "models/small")
 
 
 def test_the_resolved_recipe_works_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = recipes.load("nc_cosine")
+    recipe = load_recipe("nc_cosine")
     assert recipe.task.path == str(tmp_path / "data/xglue_full_dataset")
     assert recipe.model.name == "FacebookAI/xlm-roberta-base"
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "recipe.yaml").write_text(recipe.to_yaml())
     monkeypatch.chdir("/")
-    assert recipes.load(str(tmp_path / "runs" / "recipe.yaml")) == recipe
+    assert load_recipe(str(tmp_path / "runs" / "recipe.yaml")) == recipe
 
 
 # --- what a key changes -----------------------------------------------------------------------------------------------
@@ -468,8 +544,8 @@ def test_the_resolved_recipe_works_from_any_folder(tmp_path, monkeypatch):
 def test_every_key_says_what_it_changes():
     """Declared in the schema; a new key counts as training until it says otherwise."""
     found = {}
-    for path, _, _ in _leaves(recipes.load("quickstart_small").resolved()):
-        found.setdefault(recipes.effect_of(path), set()).add(".".join(path))
+    for path, _, _ in _leaves(load_recipe("quickstart_small").resolved()):
+        found.setdefault(effect_of(path), set()).add(".".join(path))
     assert found["running"] == {"task.path", "training.checkpoint_minutes", "evaluation.batch_size"}
     assert found["measuring"] == {
         "task.test_split",
@@ -479,13 +555,13 @@ def test_every_key_says_what_it_changes():
     assert found["export"] == {"name"} | {
         key for keys in found.values() for key in keys if key.startswith("export.")
     }
-    assert {"seed", "pruning.criterion.name", "distillation.weight", "regularizer.strength"} <= found[
+    assert {"seed", "pruning.criterion.name", "distillation.weight", "pruning.schedule.stages"} <= found[
         "training"
     ]
 
 
 def _leaves(values):
-    return [(d.path, d.before, d.now) for d in recipes.differences(values, _none(values))]
+    return [(d.path, d.before, d.now) for d in differences(values, _none(values))]
 
 
 def _none(values):
@@ -494,10 +570,10 @@ def _none(values):
 
 def test_differences_name_every_key_with_both_values():
     one, other = (
-        recipes.load("xnli_cosine"),
-        recipes.load("xnli_cosine", ["export.opset=19", "regularizer=none"]),
+        load_recipe("xnli_cosine"),
+        load_recipe("xnli_cosine", ["export.opset=19", "regularizer=none"]),
     )
-    found = list(recipes.differences(one.resolved(), other.resolved()))
+    found = list(differences(one.resolved(), other.resolved()))
     assert {(difference.path, difference.effect) for difference in found} == {
         (("export", "opset"), "export"),
         (("regularizer", "name"), "training"),
@@ -505,7 +581,7 @@ def test_differences_name_every_key_with_both_values():
         (("regularizer", "reference"), "training"),
     }
     assert "export.opset is 20 there and 19 here" in map(str, found)
-    assert list(recipes.differences(one.resolved(), one.resolved())) == []
+    assert list(differences(one.resolved(), one.resolved())) == []
 
 
 # --- what others send -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_batch, tiny_model, tiny_special
+from tiny import follows, tiny_batch, tiny_model, tiny_special
 
 from xlmprune.core.errors import DataError, ModelError
 from xlmprune.data.encoding import Encoded
@@ -15,7 +15,7 @@ from xlmprune.models.loading import prunable
 from xlmprune.pruning.criteria.sparsegpt import sparsegpt, sparsegpt_scores
 from xlmprune.pruning.criteria.wanda import wanda
 from xlmprune.pruning.importance import magnitude_importance
-from xlmprune.pruning.masks import follows, select
+from xlmprune.pruning.masks import select
 from xlmprune.pruning.reconstruction import (
     Normal,
     damped,

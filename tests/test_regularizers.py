@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from xlmprune.pruning.masks import apply_masks, full_masks, select
 from xlmprune.pruning.regularizers import Reference, Regularizer
 from xlmprune.pruning.regularizers.both import Both
-from xlmprune.pruning.regularizers.cosine import Cosine, RowLengths, alignment, kept_energy, unit_cosines
+from xlmprune.pruning.regularizers.cosine import Cosine, RowLengths, alignment, unit_cosines
 from xlmprune.pruning.regularizers.cosine_layer import CosineLayer, layer_cosine
 from xlmprune.pruning.regularizers.frobenius import Frobenius, distance, squared_distance
 from xlmprune.pruning.regularizers.l2 import L2
@@ -34,6 +34,13 @@ VARIANTS = [
     Frobenius(strength=0.7, squared=False, reduction="mean"),
     Both(strength=0.5, cosine=3.0, frobenius=0.2),
 ]
+
+
+def kept_energy(reference, mask):
+    """Return the highest alignment with ``reference`` of weights under ``mask``: those proportional to what it keeps."""
+    lengths = torch.linalg.vector_norm(reference, dim=1)
+    kept = torch.linalg.vector_norm(reference * mask, dim=1)
+    return torch.where(lengths > 0, kept / lengths, 0).mean()
 
 
 def described(regularizer):
@@ -347,6 +354,16 @@ def test_l2_by_hand():
     mask = {"w": torch.tensor([[True, False, True]])}
     assert float(add_masked(L2(strength=0.1), leaf, leaf, mask)) == pytest.approx(2.5)
     assert torch.allclose(leaf["w"].grad, torch.tensor([[0.6, 0.0, -0.8]]))
+
+
+def test_decoupled_l2_leaves_loss_and_gradient_alone():
+    leaf = {"w": torch.tensor([[3.0, 0.0, -4.0]], requires_grad=True)}
+    (leaf["w"] * 2).sum().backward()
+    decay = L2(strength=0.01, decoupled=True)
+    assert decay.decay == 0.01
+    assert L2(strength=0.01).decay == 0
+    assert float(decay.add_gradient(leaf, leaf, None)) == float(decay(leaf, leaf)) == 0
+    assert leaf["w"].grad.tolist() == [[2, 2, 2]]
 
 
 def test_both_is_the_sum():

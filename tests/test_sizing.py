@@ -22,7 +22,7 @@ from xlmprune.export.form import all_forms
 from xlmprune.export.graph import export_onnx
 from xlmprune.export.runtime import forward_of, open_session
 from xlmprune.models.loading import count_parameters
-from xlmprune.pruning.budget import Size, SizedFile, SizeTable, Timing
+from xlmprune.pruning.budget import Settled, Size, SizedFile, SizeTable, Timing
 from xlmprune.recipe.schema import StructureRecipe
 from xlmprune.training.loop import FinePruning
 from xlmprune.training.shrinking import require_possible
@@ -142,7 +142,7 @@ def test_a_run_measures_once_and_resumes_with_what_was_chosen(workplace, tmp_pat
         return update(self, total)
 
     monkeypatch.setattr(sizing, "measure", measure)
-    run, given = tmp_path / "run", sections(workplace, latency_ms=6, speedup=2)
+    run, given = tmp_path / "run", sections(workplace, latency_ms=6.1, speedup=2)
     with monkeypatch.context() as patch:
         patch.setattr(FinePruning, "_update", interrupted)
         assert compress(workplace, run, **given).exit_code != 0
@@ -150,7 +150,7 @@ def test_a_run_measures_once_and_resumes_with_what_was_chosen(workplace, tmp_pat
     result = compress(workplace, run, **given)
     assert result.exit_code == 0, result.output
     assert measured == [(INT8, [(1, 64, 1)])]
-    # Two layers: 1 + 2 * (1 + 12 / 8) = 6 ms, worth (12 / 32 / 2) ** 0.5 = 0.43. One layer at most 0.25.
+    # Two layers take 1 + 2 * (1 + 12 / 8) = 6 ms and are worth (12 / 32 / 2) ** 0.5 = 0.43, one layer at most 0.25.
     found = report_of(run)["model"]["structure"]
     assert [(layer["heads"], layer["neurons"]) for layer in found["layers"]] == [(1, 12), (1, 12)]
     assert found["budget"]["chosen"] == {"layers": 2, "heads": 1, "neurons": 12}
@@ -249,7 +249,7 @@ def test_bytes_may_have_a_unit(given, meant):
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "budget.json").write_text("{}")
     with pytest.raises(ModelError, match=r"budget\.json: is damaged"):
-        sizing.Settled.read(tmp_path / "budget.json")
+        Settled.read(tmp_path / "budget.json")
     (tmp_path / "table.json").write_text('{"files": []}')
     with pytest.raises(RecipeError, match=r"table\.json cannot be read: it is no table of sizes"):
         sizing.read_table(tmp_path / "table.json", source(), INT8)

@@ -12,7 +12,8 @@ from xlmprune.data.readers.labels import in_order
 from xlmprune.data.readers.lines import read_lines
 from xlmprune.data.readers.token_files import read_json_tokens, read_tokens
 from xlmprune.data.readers.xglue import Layout, Xglue
-from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import TaskRecipe
 
 PAIRS = "premise\thypothesis\tlabel\nRain fell.\tIt rained.\tyes\nฝนตก\tไม่มีฝน\tno\n"
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from tiny import tiny_tokenizer
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import DataError, RecipeError
 from xlmprune.data.encoding import encode
 from xlmprune.evaluation.predictions import write_predictions
-from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.catalog import shipped_recipes
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.schema import TaskRecipe
 from xlmprune.tasks.metrics import METRICS
 
 SAMPLE = Path(__file__).parent / "data" / "xglue_sample"
@@ -321,8 +323,8 @@ print([name for name in {heavy!r} if name in sys.modules])
 @pytest.mark.parametrize("method", ["cosine", "frobenius"])
 @pytest.mark.parametrize("name", PAPER)
 def test_every_task_of_the_paper_has_its_recipes(name, method):
-    file = recipes.shipped()[f"{name}_{method}"]
-    recipe = recipes.load(str(file))
+    file = shipped_recipes()[f"{name}_{method}"]
+    recipe = load_recipe(str(file))
     text = file.read_text()
     assert f"# xlmprune compress recipes/{file.name}\n" in text
     assert "# Hardware: " in text

@@ -9,16 +9,16 @@ from test_pipeline import report_of, workplace, write_recipe  # noqa: F401
 from tiny import SENTENCES, tiny_tokenizer
 from typer.testing import CliRunner
 
-from xlmprune import pipeline
-from xlmprune import recipe as recipes
 from xlmprune.cli import app
 from xlmprune.core.errors import DataError
 from xlmprune.core.progress import Reporter
 from xlmprune.data.encoding import encode
-from xlmprune.data.examples import Examples, fold
+from xlmprune.data.examples import Examples, normalize
 from xlmprune.data.unlabelled import unlabelled_examples
-from xlmprune.recipe import DistillationRecipe
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.training.checkpoint import open_run
+from xlmprune.training.run import Training
 from xlmprune.training.teaching import Teaching, join_encoded
 
 
@@ -82,11 +82,11 @@ def test_copies_of_what_is_measured_are_left_out(tmp_path, kind, copy):
 
 def test_marks_and_signs_tell_texts_apart():
     """Vowels of Hindi and Thai are marks; a text of signs alone is itself."""
-    assert fold("की") != fold("का")
-    assert fold("ที่") != fold("ท")
-    assert fold("Ｌｉｃｈｔ 1") == fold("licht１")
-    assert fold("?") != fold("!")
-    assert fold(" ? ") == fold("?")
+    assert normalize("की") != normalize("का")
+    assert normalize("ที่") != normalize("ท")
+    assert normalize("Ｌｉｃｈｔ 1") == normalize("licht１")
+    assert normalize("?") != normalize("!")
+    assert normalize(" ? ") == normalize("?")
 
 
 def test_a_pair_is_left_out_if_either_text_is_measured(tmp_path):
@@ -176,11 +176,11 @@ def test_a_run_does_not_go_on_with_other_unlabelled_text(workplace, tmp_path):  
     given = write_recipe(
         workplace, name="taught", distillation={"unlabelled": str(tmp_path / "{language}.txt")}
     )
-    recipe = recipes.load(str(given))
+    recipe = load_recipe(str(given))
 
     def go(out, until):
         with open_run(out, recipe) as folder:
-            pipeline.Training(recipe, folder, torch.device("cpu"), Reporter()).run(until)
+            Training(recipe, folder, torch.device("cpu"), Reporter()).run(until)
 
     go(tmp_path / "run", 1)
     text.write_text("ganz etwas anderes\nund noch einer\n", encoding="utf-8")

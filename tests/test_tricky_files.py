@@ -7,7 +7,8 @@ import pytest
 from campaigns import data_files as campaign
 
 from xlmprune.core.errors import DataError
-from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import TaskRecipe
 
 
 def task_of(folder, content, name="classification", suffix="tsv", split="train", **fields):

@@ -5,20 +5,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from xlmprune import recipe as recipes
 from xlmprune.data.examples import Examples
 from xlmprune.data.readers import Corpus
 from xlmprune.data.readers.hub import Hub, HubSet
 from xlmprune.data.readers.rows import Rows
 from xlmprune.data.unlabelled import unlabelled_examples, vocabulary_texts
-from xlmprune.pipeline import calibration_text
-from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.export.writing import calibration_text
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import Recipe, TaskRecipe
 from xlmprune.report.results import target_text
 
 
 def recipe(**sections):
     values = {"name": "x", "task": {"name": "quickstart"}, **sections}
-    return recipes.Recipe.model_validate(values)
+    return Recipe.model_validate(values)
 
 
 DISTILLED = {"teacher": "finetuned", "unlabelled": "task"}

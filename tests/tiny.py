@@ -6,6 +6,7 @@ The tokenizer has every character of its sample sentences in eight scripts, and 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -185,3 +186,22 @@ def tiny_batch(kind: str = "text") -> dict[str, np.ndarray]:
     texts = tiny_texts(kind)
     first, second = ([list(part) for part in zip(*texts, strict=True)]) if kind == "pair" else (texts, None)
     return pad(encode(tiny_tokenizer(), Examples("", "", first, second), MAX_LENGTH), range(len(texts)))
+
+
+def entropy_bits(density: float) -> float:
+    """H(p): bits an entry that a mask of this density takes at least, if it has no structure."""
+    if density in (0.0, 1.0):
+        return 0.0
+    return -density * math.log2(density) - (1 - density) * math.log2(1 - density)
+
+
+def follows(mask: torch.Tensor, pattern: str) -> bool:
+    """Does ``mask`` [out, in] keep at most N of every M consecutive inputs? Always, if unstructured."""
+    if pattern == "unstructured":
+        return True
+    from xlmprune.pruning.masks import parse_pattern
+
+    keep, group = parse_pattern(pattern)
+    if mask.shape[-1] % group:
+        return False
+    return bool((mask.reshape(-1, group).sum(dim=1) <= keep).all())

@@ -74,9 +74,9 @@ app.add_typer(recipes_app, name="recipes")
 
 def _shipped_names(incomplete: str) -> list[str]:
     """Complete the name of a shipped recipe for the shell."""
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.catalog import shipped_recipes
 
-    return [name for name in recipes.shipped() if name.startswith(incomplete)]
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
 RECIPE = typer.Argument(
@@ -204,14 +204,15 @@ def compress(
 
     After a crash or Ctrl-C, run the same command again: the run resumes from its last checkpoint.
     """
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.loading import load_recipe
 
-    resolved = recipes.load(recipe, set_)
+    resolved = load_recipe(recipe, set_)
     if dry_run:
-        from xlmprune import pipeline
+        from xlmprune.bundle import bench as benching
+        from xlmprune.export import sizing
         from xlmprune.training import planning
 
-        _print(pipeline.plan(resolved, device, _say), as_json, planning.render)
+        _print(sizing.plan(resolved, device, benching.medians, _say), as_json, planning.render)
         return
     from xlmprune import pipeline
     from xlmprune.report.pages import results_table
@@ -442,12 +443,11 @@ def _write_latency_table(
     """Measure what sizes of the model of a bundle or a recipe cost."""
     from functools import partial
 
-    from xlmprune import pipeline
     from xlmprune.bundle import bench as benching
     from xlmprune.core.files import explain_disk
     from xlmprune.export import sizing
 
-    source, exporting = pipeline.model_to_size(name, form, set_)
+    source, exporting = sizing.model_to_size(name, form, set_)
     timer = partial(benching.medians, seconds=seconds)
     table = sizing.measure(source, exporting, list(product(*counts)), timer, _say)
     with explain_disk(file.parent):
@@ -545,6 +545,10 @@ def init(
         str, typer.Option(help="Hub model, local folder, or quickstart (small, for a CPU).")
     ] = "FacebookAI/xlm-roberta-base",
     density: Annotated[float, typer.Option(help="Share of the encoder's weights to keep.")] = 0.31,
+    text: Annotated[
+        str,
+        typer.Option(help="Text without labels in the languages you serve: 'text/{language}.txt'."),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Look at your data files and write a commented recipe for them.
@@ -566,7 +570,7 @@ def init(
             "init: give a folder of data files, or a pattern such as 'data/{language}.{split}.tsv'"
         )
     asked = [code.strip() for code in languages.split(",") if code.strip()]
-    found = first_recipe.init(data, out, task or None, train_language, asked, model, density)
+    found = first_recipe.init(data, out, task or None, train_language, asked, model, density, text)
     if as_json:
         _print_json(vars(found) | {"layout": vars(found.layout), "recipe": str(out)})
         return
@@ -585,9 +589,9 @@ def doctor(as_json: Json = False) -> None:
 @recipes_app.command("list")
 def list_recipes(as_json: Json = False) -> None:
     """List the shipped recipes with their first line."""
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.catalog import shipped_recipes
 
-    found = {name: _headline(file) for name, file in recipes.shipped().items()}
+    found = {name: _headline(file) for name, file in shipped_recipes().items()}
     if as_json:
         _print_json(found)
         return
@@ -607,25 +611,25 @@ def show_recipe(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe.", autocompletion=_shipped_names)],
 ) -> None:
     """Print a shipped recipe as it is written."""
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.catalog import find_recipe
 
-    typer.echo(recipes.find(name).read_text(encoding="utf-8"), nl=False)
+    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
 
 
 @recipes_app.command("validate")
 def validate_recipe(recipe: Annotated[str, RECIPE], set_: Set = []) -> None:
     """Check a recipe and print it with all defaults filled in."""
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.loading import load_recipe
 
-    typer.echo(recipes.load(recipe, set_).to_yaml(), nl=False)
+    typer.echo(load_recipe(recipe, set_).to_yaml(), nl=False)
 
 
 @recipes_app.command("schema")
 def print_schema() -> None:
     """Print a JSON Schema of recipes for editors."""
-    from xlmprune import recipe as recipes
+    from xlmprune.recipe.editors import json_schema
 
-    _print_json(recipes.json_schema())
+    _print_json(json_schema())
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
-from xlmprune.recipe import TaskRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import TaskRecipe
 
 WORDS = (
     "river bank Überraschung naïve ฝนตก 打开 ночь שלום مرحبا नमस्ते Ελλάδα 1,5 ; a;b x|y # ## -- “quoted” it's ﬁne 🙂 👩‍🚀 "

@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import RecipeError
-from xlmprune.recipe.yaml_text import dump_yaml
+from xlmprune.recipe.catalog import shipped_recipes
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.yaml_text import dump_yaml, parse_yaml
 
 LIMIT = 20
 """Seconds that reading one recipe may take, on a busy machine."""
@@ -276,7 +277,7 @@ VALUES = [
 def other_values(text: str, draw: random.Random) -> str:
     """Replace, add or drop values in the tree: what comes out is YAML, and often a recipe."""
     try:
-        values, _ = recipes.parse_yaml(text, "mine.yaml")
+        values, _ = parse_yaml(text, "mine.yaml")
     except RecipeError:
         return text
     for _ in range(draw.choice([1, 1, 2, 4])):
@@ -312,8 +313,8 @@ WEIGHTS = [30, 4, 4, 4, 3, 4, 4, 0.1]
 def mutants(seed: int) -> Iterator[bytes]:
     """Yield mutated recipes without end."""
     draw = random.Random(seed)
-    originals = [file.read_text(encoding="utf-8") for file in recipes.shipped().values()]
-    originals += [recipes.load(name).to_yaml() for name in recipes.shipped()] * 3
+    originals = [file.read_text(encoding="utf-8") for file in shipped_recipes().values()]
+    originals += [load_recipe(name).to_yaml() for name in shipped_recipes()] * 3
     originals = [
         "\n".join(line for line in text.splitlines() if not line.startswith("#")) + "\n" for text in originals
     ]
@@ -351,7 +352,7 @@ def outcome(file: Path) -> str:
     """
     try:
         with within(LIMIT):
-            recipe = recipes.load(str(file))
+            recipe = load_recipe(str(file))
     except RecipeError as error:
         said = str(error)
         if not said.strip() or "Traceback" in said or len(said.encode()) > 100_000:
@@ -359,7 +360,7 @@ def outcome(file: Path) -> str:
         return "refused"
     copy = file.with_name("copy.yaml")
     copy.write_text(recipe.to_yaml(), encoding="utf-8")
-    if recipes.load(str(copy)).resolved() != recipe.resolved():
+    if load_recipe(str(copy)).resolved() != recipe.resolved():
         raise ValueError("the resolved recipe is not read back equal")
     return "read"
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xlmprune import recipe
 from xlmprune.bundle.session import Bundle, predict
 from xlmprune.bundle.texts import read_texts
 from xlmprune.core.errors import BundleError, RecipeError, ShortfallError
@@ -17,7 +16,10 @@ from xlmprune.core.formatting import DASH, decimals, number
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.evaluation import intervals
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.recipe import Recipe, TaskRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.loading import apply_overrides, read_recipe
+from xlmprune.recipe.schema import Recipe, TaskRecipe
+from xlmprune.recipe.validation import validate_task
 from xlmprune.tasks.metrics import Logits
 
 __all__ = ["evaluate", "evaluate_bundle", "open_bundle", "predict", "read_texts", "render", "require"]
@@ -70,17 +72,17 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
         if name == key or name.partition(".")[0] not in TaskRecipe.model_fields:
             known = [f"task.{field}" for field in TaskRecipe.model_fields]
             raise RecipeError(f"--set {override}: unknown key {key!r} here; {registry.nearest(key, known)}")
-    given = recipe.apply_overrides(values, overrides)
-    return recipe.validate_task(values["task"], str(file), given)
+    given = apply_overrides(values, overrides)
+    return validate_task(values["task"], str(file), given)
 
 
 def _own_recipe(bundle: Path, sha256: str | None) -> dict[str, Any] | None:
     """The recipe beside a bundle that still lies in its run folder: unlike the report's, it has whole paths."""
     file = bundle.absolute().parent / "recipe.yaml"
     if file.is_file():
-        # Not `recipe.load`, which imports the components and PyTorch with them.
+        # Not `load_recipe`, which imports the components and PyTorch with them.
         with contextlib.suppress(RecipeError, ValueError):
-            found = Recipe.model_validate(recipe.read(file)[0])
+            found = Recipe.model_validate(read_recipe(file)[0])
             return found.resolved() if found.sha256() == sha256 else None
     return None
 

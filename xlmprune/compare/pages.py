@@ -34,7 +34,7 @@ def tables(comparison: Comparison) -> list[Table]:
     made: list[Table | None] = [*_headlines(comparison)]
     for task in comparison["tasks"]:
         made += [*_by_text(comparison, task), _by_density(comparison, task), _by_language(comparison, task)]
-    made += [_tests(comparison), _cells(comparison)]
+    made += [_tests(comparison), _settings(comparison), _cells(comparison)]
     return [table for table in made if table]
 
 
@@ -223,6 +223,32 @@ CELL_COLUMNS: dict[str, Callable[[Row], str]] = {
     "training": lambda cell: f"{cell['seconds']:.0f} s" if "seconds" in cell else DASH,
     "dense stage": lambda cell: cell["dense_key"],
 }
+
+
+SETTINGS = {
+    "criterion": "criterion",
+    "scope": "scope",
+    "regularizer": "regularizer",
+    "schedule": "schedule",
+    "regrow": "pruned weights return",
+    "teacher": "teacher",
+    "learning_rate": "learning rate",
+    "weight_decay": "weight decay",
+    "regularize_dense": "regularizer in stage 0",
+}
+
+
+def _settings(comparison: Comparison) -> Table | None:
+    """What each row stands for; columns that are empty everywhere are left out."""
+    rows = comparison.get("settings", [])
+    if not rows:
+        return None
+    columns: dict[str, Callable[[Row], str]] = {"method": lambda row: row["method"]}
+    for key, heading in SETTINGS.items():
+        if any(row[key] for row in rows):
+            columns[heading] = lambda row, key=key: row[key] or DASH  # type: ignore[misc]
+    note = "On the first task, where there are several. The recipe of every run is in its folder."
+    return tabulate("What the methods are", columns, rows, note, texts=len(columns))
 
 
 def _cells(comparison: Comparison) -> Table:

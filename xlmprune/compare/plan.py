@@ -2,12 +2,13 @@
 
 Cells come from ``--vary key=v1,v2`` or from a comparison file:
 
+    base: quickstart_methods                 # another comparison; keys given here replace its keys, `set` key by key
     recipe: quickstart                       # a file or a shipped recipe
     set: {export.onnx: [fp32]}               # for every cell
     methods:                                 # rows; each a set of overrides, perhaps with seeds of its own
-      Random: {pruning.criterion: random, regularizer: none, seed: [1]}
-      L2-MBP: {regularizer: none}
-      Cosine-MBP: {regularizer: {name: cosine, strength: 100}}
+      Random: {method: random, seed: [1]}
+      L2-MBP: {method: l2}
+      Strong cosine: {method: cosine, regularizer.strength: 1000}
     tasks:                                   # columns; overrides, or a recipe of their own
       XNLI: {recipe: xnli_cosine}
     vary: {seed: [1, 2, 3]}                  # every combination
@@ -28,16 +29,21 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import RecipeError
-from xlmprune.recipe import STRICT, Recipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.catalog import find_recipe, shipped_recipes
+from xlmprune.recipe.loading import apply_overrides, read_recipe
+from xlmprune.recipe.schema import STRICT, Recipe
+from xlmprune.recipe.validation import build_component, validate_recipe
+from xlmprune.recipe.yaml_text import parse_yaml
+from xlmprune.training.method import build_method
 
 Overrides = dict[str, Any]
 """Dotted key of a recipe to its value."""
 
 SHARED_DENSE = (
-    "Stage 0 is trained without the regularizer (training.regularize_dense: false), so all methods with the same seed "
-    "prune the same fine-tuned model."
+    "Stage 0 is trained without the regularizer (training.regularize_dense: false), as `xlmprune compress` does by default, "
+    "so methods with the same seed prune the same fine-tuned model."
 )
 
 
@@ -48,6 +54,9 @@ class ComparisonFile(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name of the comparison; by default the file's name."""
+    base: str | None = None
+    """Another comparison to start from: a file beside this one, or a shipped comparison. Keys given here replace its keys;
+    the overrides of `set` are put over its own one by one."""
     recipe: str | None = None
     """The recipe that every cell begins with: a file (relative to the comparison file, or to here) or a shipped recipe."""
     set: Overrides = {}
@@ -60,8 +69,6 @@ class ComparisonFile(BaseModel):
     """Keys with their values; every combination is run. `seed` is averaged over, `task…` makes columns, others rows."""
     baseline: str | None = None
     """The method that the others are tested against; by default every pair is tested."""
-    share_dense: bool = True
-    """Train the dense stage once for all methods (without regularizer), where the recipe does not say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def read(
         raise RecipeError(
             f"baseline {baseline!r} is no method here; {registry.nearest(baseline, plan.methods)}"
         )
-    shared = given.share_dense and not all(cell.recipe.training.regularize_dense for cell in cells)
+    shared = not any(cell.recipe.training.regularize_dense for cell in cells)
     notes = (*([SHARED_DENSE] if shared else []), *_uneven_budgets(cells), *_extra_passes(cells))
     return Plan(given.name, file.name, cells, baseline, notes)
 
@@ -139,7 +146,7 @@ def read(
 
 def shipped() -> dict[str, Path]:
     """Name and file of every comparison that comes with the package."""
-    folders = {file.parent / "comparisons" for file in recipes.shipped().values()}
+    folders = {file.parent / "comparisons" for file in shipped_recipes().values()}
     return {file.stem: file for folder in sorted(folders) for file in sorted(folder.glob("*.yaml"))}
 
 
@@ -152,11 +159,11 @@ def _find(name: str) -> Path:
     ):
         return known[file.stem]
     try:
-        return recipes.find(name)
+        return find_recipe(name)
     except RecipeError:
         if file.is_dir():
             raise
-        nearest = registry.nearest(file.stem, [*recipes.shipped(), *known])
+        nearest = registry.nearest(file.stem, [*shipped_recipes(), *known])
         raise RecipeError(
             f"no recipe or comparison at {name}, and no shipped one has this name; {nearest}"
         ) from None
@@ -164,7 +171,7 @@ def _find(name: str) -> Path:
 
 def _parse(file: Path) -> tuple[dict[str, Any], dict[Any, int]]:
     try:
-        values, lines = recipes.parse_yaml(file.read_text(encoding="utf-8-sig"), str(file))
+        values, lines = parse_yaml(file.read_text(encoding="utf-8-sig"), str(file))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{file}: not UTF-8 text (byte {error.start})") from None
     if not isinstance(values, dict):
@@ -174,18 +181,61 @@ def _parse(file: Path) -> tuple[dict[str, Any], dict[Any, int]]:
     return values, lines
 
 
-def _read_file(file: Path) -> ComparisonFile:
+KEYS = {"recipe", "methods", "tasks", "vary", "set"}
+"""Keys of a comparison file that a recipe does not have."""
+
+
+def _read_file(file: Path, above: tuple[Path, ...] = ()) -> ComparisonFile:
     values, lines = _parse(file)
-    if not {"recipe", "methods", "tasks", "vary", "set"} & set(values):  # a recipe has none of these keys
+    if not KEYS & set(values):
         return ComparisonFile(name=values.get("name", file.stem), recipe=str(file))
     for section in ("methods", "tasks"):
         if isinstance(values.get(section), dict):
             # `L2-MBP:` with nothing after it runs the recipe without changes.
             values[section] = {label: {} if o is None else o for label, o in values[section].items()}
     try:
-        return ComparisonFile.model_validate({"name": file.stem, **values})
+        given = ComparisonFile.model_validate({"name": file.stem, **values})
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(error, lines, file))) from None
+    return given if given.base is None else _over_base(given, file, (*above, file.resolve()))
+
+
+def _over_base(given: ComparisonFile, file: Path, above: tuple[Path, ...]) -> ComparisonFile:
+    """Put the keys of a comparison over those of its base.
+
+    Args:
+        above: the files that led here, this one the last.
+    """
+    assert given.base is not None
+    beside, known = file.parent / given.base, shipped()
+    found = beside if beside.is_file() else known.get(given.base)
+    if found is None:
+        raise RecipeError(
+            f"{file}: base: no file {beside}, and no shipped comparison is called {given.base!r}; "
+            f"{registry.nearest(given.base, list(known))}"
+        )
+    if found.resolve() in above:
+        raise RecipeError(f"{file}: base {given.base!r} leads back to a comparison that is based on it")
+    if not KEYS & set(_parse(found)[0]):
+        raise RecipeError(f"{file}: base {given.base!r} is a recipe; name it with `recipe`")
+    below = _read_file(found, above)
+    own = {key: getattr(given, key) for key in given.model_fields_set if key != "base"}
+    own["set"] = below.set | given.set
+    return below.model_copy(update={**_anchored(below, found.parent), **own})
+
+
+def _anchored(given: ComparisonFile, folder: Path) -> dict[str, Any]:
+    """The recipes that a comparison in ``folder`` names, such that another file may name them too."""
+
+    def path(recipe: Any) -> Any:
+        beside = folder / recipe if isinstance(recipe, str) else None
+        return str(beside) if beside is not None and beside.is_file() else recipe
+
+    tasks = {
+        label: overrides | ({"recipe": path(overrides["recipe"])} if "recipe" in overrides else {})
+        for label, overrides in given.tasks.items()
+    }
+    return {"recipe": path(given.recipe), "tasks": tasks}
 
 
 def _explain(error: ValidationError, lines: dict[Any, int], file: Path) -> Iterator[str]:
@@ -265,7 +315,7 @@ def _parse_vary(text: str) -> tuple[str, list[Any]]:
     key, equals, listed = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--vary {text}: expected key=value1,value2, such as seed=1,2,3")
-    values, _ = recipes.parse_yaml(f"[{listed}]", f"--vary {text}")
+    values, _ = parse_yaml(f"[{listed}]", f"--vary {text}")
     return key.strip(), values
 
 
@@ -281,7 +331,7 @@ def _axis(key: str, values: list[Any], source: str) -> list[_Choice]:
     ]
 
 
-NAMED = ("regularizer", "pruning.criterion", "pruning.schedule", "task.name")
+NAMED = ("method", "regularizer", "pruning.criterion", "pruning.schedule", "task.name")
 """Keys whose values need no key beside them to be understood."""
 
 
@@ -308,18 +358,15 @@ def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequen
     if base is None:
         raise RecipeError(f"{file}: `recipe` is missing: the recipe that every cell begins with")
     origin = file.parent / base
-    origin = origin if origin.is_file() and origin != file else recipes.find(base)
-    values, lines = copy.deepcopy(recipes.read(origin))
-    if given.share_dense and isinstance(values.setdefault("training", {}), dict):
-        values["training"].setdefault("regularize_dense", False)
+    origin = origin if origin.is_file() and origin != file else find_recipe(base)
+    values, lines = copy.deepcopy(read_recipe(origin))
     values["name"] = "cell"
     sources: dict[Any, str] = {}
     for part in [*parts, *choices.row, *choices.seed]:
-        for key, value in part.overrides.items():
+        for key, value in sorted(part.overrides.items(), key=lambda entry: entry[0] != "method"):
             sources |= dict.fromkeys(_put(values, key, value, part.source), part.source)
-    for text in options:
-        sources |= dict.fromkeys(recipes.apply_overrides(values, [text]), f"--set {text}")
-    recipe = recipes.validate(values, str(origin), lines, sources)
+    sources |= apply_overrides(values, options)
+    recipe = validate_recipe(values, str(origin), lines, sources)
     method = ", ".join(choice.label for choice in choices.row) or given.name
     task = ", ".join(choice.label for choice in choices.column) or recipe.task.name
     return Cell("", method, task, recipe.seed, recipe)
@@ -328,7 +375,7 @@ def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequen
 def _put(values: dict[str, Any], key: str, value: Any, source: str) -> Iterable[Any]:
     """Set a dotted key; returns the path that was set."""
     try:
-        return recipes.apply_overrides(values, [f"{key}={json.dumps(value, allow_nan=False)}"])
+        return apply_overrides(values, [f"{key}={json.dumps(value, allow_nan=False)}"])
     except RecipeError as error:
         raise RecipeError(f"{source}: {str(error).removeprefix('--set ')}") from None
     except (TypeError, ValueError):
@@ -374,7 +421,47 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
 
 # --- what a reader must know -----------------------------------------------------------------------------------------
 
-BUDGET = ("epochs_per_stage", "dense_epochs", "last_epochs", "max_updates_per_stage", "batch_size")
+
+def _budget(recipe: Recipe) -> str:
+    """What the weights that ship have been trained for, all stages together."""
+    training, method = recipe.training, build_method(recipe.pruning, recipe.regularizer)
+    every = training.epochs_per_stage
+    stages = [training.dense_epochs or every, *[every] * (len(method.densities) - 1)]
+    if len(stages) > 1:
+        stages[-1] = training.last_epochs or every
+    if method.continuous is not None and method.continuous.restart:
+        del stages[0]  # what it learned is not in the weights
+    cap = training.max_updates_per_stage
+    updates = None if cap is None else cap * len(stages)
+    return json.dumps([round(sum(stages), 6), updates, training.batch_size, recipe.task.max_train_examples])
+
+
+def settings(recipe: Recipe) -> dict[str, str]:
+    """What makes a method: how weights are chosen, when, and what is added to the loss; defaults filled in."""
+    pruning, distillation, training = recipe.pruning, recipe.distillation, recipe.training
+    parts = {
+        table: " ".join([component.name, *(f"{k}={_plain(v)}" for k, v in component.parameters.items())])
+        for table, _, component in recipe.components()
+    }
+    scope = pruning.scope or build_component(recipe, "criterion").default_scope
+    teacher: str = "" if distillation is None else distillation.teacher
+    if distillation is not None and distillation.unlabelled is not None:
+        teacher += " on text"
+    return {
+        **parts,
+        "scope": scope if pruning.pattern == "unstructured" else pruning.pattern,
+        "regrow": "yes" if pruning.regrow else "",
+        "teacher": teacher,
+        "learning_rate": f"{training.learning_rate:g}",
+        "weight_decay": f"{training.weight_decay:g}" if training.weight_decay else "",
+        "regularize_dense": "yes" if training.regularize_dense else "",
+    }
+
+
+def _plain(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _uneven_budgets(cells: Sequence[Cell]) -> Iterator[str]:
@@ -383,10 +470,7 @@ def _uneven_budgets(cells: Sequence[Cell]) -> Iterator[str]:
         budgets: dict[str, dict[str, None]] = {}
         for cell in cells:
             if cell.task == task:
-                schedule = recipes.build(cell.recipe, "schedule").densities()
-                training = [getattr(cell.recipe.training, key) for key in BUDGET]
-                budget = json.dumps([training, len(schedule), cell.recipe.task.max_train_examples])
-                budgets.setdefault(budget, {})[cell.method] = None
+                budgets.setdefault(_budget(cell.recipe), {})[cell.method] = None
         if len(budgets) > 1:
             groups = "; ".join(", ".join(methods) for methods in budgets.values())
             yield f"Budgets differ: on {task} these groups of methods train for different lengths: {groups}."
@@ -397,7 +481,7 @@ def _extra_passes(cells: Sequence[Cell]) -> Iterator[str]:
     found: dict[str, dict[str, None]] = {}
     for cell in cells:
         settings = cell.recipe.distillation
-        criterion = recipes.build(cell.recipe, "criterion")
+        criterion = build_component(cell.recipe, "criterion")
         extra = []
         if settings is not None:
             extra.append("a teacher's answers on every batch")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xlmprune.compare.plan import Cell, Plan
+from xlmprune.compare.plan import Cell, Plan, settings
 from xlmprune.compare.work import Outcome
 from xlmprune.core.errors import DataError
 from xlmprune.evaluation import score_file
@@ -59,6 +59,10 @@ def assemble(plan: Plan, outcomes: Mapping[str, Outcome], out: Path, tests: bool
         "tasks": plan.tasks,
         "seeds": plan.seeds,
         "baseline": plan.baseline,
+        "settings": [
+            {"method": method, **settings(next(cell.recipe for cell in plan.cells if cell.method == method))}
+            for method in plan.methods
+        ],
         "notes": [*plan.notes, *_notes(plan, cells), *untested],
         "scaled_down": list(dict.fromkeys(note for cell in cells for note in cell.get("scaled_down", []))),
         "rows": rows,

@@ -15,8 +15,8 @@ from xlmprune.compare.work import INTERRUPTED, Executor, Outcome, Work
 from xlmprune.core.errors import MachineError, RecipeError, XlmpruneError
 from xlmprune.core.files import write_atomically
 from xlmprune.core.progress import Reporter
-from xlmprune.recipe import Recipe
 from xlmprune.recipe.registry import nearest
+from xlmprune.recipe.schema import Recipe
 from xlmprune.training.checkpoint import open_run
 from xlmprune.training.dense import dense_key, dense_recipe
 

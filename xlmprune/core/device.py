@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -50,3 +52,20 @@ def derive_seed(*parts: int | str) -> int:
     """A seed for one purpose, from the run's seed and what tells the purpose apart; the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextmanager
+def explain_full_gpu() -> Iterator[None]:
+    """Explain in a sentence that the GPU's memory is full.
+
+    Raises:
+        MachineError: PyTorch could not allocate GPU memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            f"the GPU's memory is full ({str(error).split(chr(10))[0]}) The last checkpoint is kept. Raise "
+            "training.gradient_accumulation (the result stays that of the whole batch), or lower training.batch_size, "
+            "training.max_length or evaluation.batch_size; a changed recipe starts over with --fresh"
+        ) from error

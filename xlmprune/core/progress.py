@@ -33,6 +33,12 @@ class Reporter:
         self._clock = _Clock()
         self._last_line = 0.0
 
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def say(self, text: str) -> None:
         """Print one line that stays on the screen."""
         if self.level != "quiet":
@@ -55,8 +61,8 @@ class Reporter:
     def step(self, stage: int, stages: int, density: float, number: int, total: int, loss: float) -> None:
         """Report one update."""
         self._clock.at(number)
-        what, facts = f"stage {stage}/{stages}", f"{self._clock.rate()} loss {loss:.4f}"
-        self._show(what, facts, number, total, f"{what}  {density:6.1%} of the encoder  update")
+        what, status = f"stage {stage}/{stages}", f"{self._clock.rate()} loss {loss:.4f}"
+        self._show(what, status, number, total, f"{what}  {density:6.1%} of the encoder  update")
 
     def track(self, items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
         """Show progress over ``items``, for example over languages that are measured."""
@@ -66,35 +72,35 @@ class Reporter:
             self._show(what, "", number, total, what)
         self.stop()
 
-    def _show(self, what: str, facts: str, number: int, total: int, logged: str) -> None:
+    def _show(self, what: str, status: str, number: int, total: int, logged: str) -> None:
         left = self._clock.left(total)
         if self.level == "quiet":
             pass
         elif self.console.is_terminal and self.level == "normal":
-            self._live(what, facts, left, number, total)
+            self._live(what, status, left, number, total)
         elif (
             self._clock.now - max(self._last_line, self._clock.started) >= LINE_EVERY_SECONDS
             and number < total
         ):
             self._last_line = self._clock.now
-            self._print("  ".join(filter(None, (f"{logged} {number}/{total}", facts, left))))
+            self._print("  ".join(filter(None, (f"{logged} {number}/{total}", status, left))))
         if number >= total:
             self.stop()
 
-    def _live(self, what: str, facts: str, left: str, number: int, total: int) -> None:
+    def _live(self, what: str, status: str, left: str, number: int, total: int) -> None:
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("{task.fields[what]}"),
                 BarColumn(bar_width=None),
-                TextColumn("{task.completed}/{task.total} {task.fields[facts]}"),
+                TextColumn("{task.completed}/{task.total} {task.fields[status]}"),
                 TextColumn("{task.fields[left]}"),
                 console=self.console,
                 expand=True,
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task("", total=total, what=what, facts="", left="")
-        self._bar.update(self._task, completed=number, total=total, what=what, facts=facts, left=left)
+            self._task = self._bar.add_task("", total=total, what=what, status="", left="")
+        self._bar.update(self._task, completed=number, total=total, what=what, status=status, left=left)
 
     def stop(self) -> None:
         """Remove the live line."""

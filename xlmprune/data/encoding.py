@@ -71,6 +71,15 @@ class Encoded:
         )
 
 
+def join_encoded(parts: Sequence[Encoded]) -> Encoded:
+    """Join several sets of one tokenizer, without their labels."""
+    words = [array for part in parts for array in part.words or []]
+    ids = [array for part in parts for array in part.input_ids]
+    return Encoded(
+        ids, None, words or None, np.concatenate([part.truncated for part in parts]), special=parts[0].special
+    )
+
+
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
     """Turn examples into token ids of at most ``max_length``.
 

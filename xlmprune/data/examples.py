@@ -108,10 +108,10 @@ def _sample_groups(groups: Sequence[str], count: int) -> list[int]:
     return sorted(rows)
 
 
-def fold(text: str) -> str:
+def normalize(text: str) -> str:
     """Reduce a text to its letters, marks and digits in one case, to compare it; a text without any stays whole.
 
     Two copies of a sentence are often spaced or punctuated differently, for instance if one was split into words.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in folded if unicodedata.category(c)[0] in "LMN") or text.strip()
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in plain if unicodedata.category(c)[0] in "LMN") or text.strip()

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from difflib import SequenceMatcher
 
-from xlmprune.data.examples import Examples, fold
+from xlmprune.data.examples import Examples, normalize
 
 SHINGLE = 4
 """Letters in a piece by which similar sentences are looked up."""
@@ -37,7 +37,7 @@ class TestTexts:
         self._sentences: list[str] = []
         self._by_shingle: dict[str, list[int]] = defaultdict(list)
         for examples in sets:
-            texts = set(map(fold, texts_of(examples)))
+            texts = set(map(normalize, texts_of(examples)))
             if examples.kind == "tokens":
                 for text in sorted(texts - self._exact):
                     for shingle in _shingles(text):
@@ -47,7 +47,7 @@ class TestTexts:
 
     def has(self, line: str) -> bool:
         """Tell whether a text, or either text of a pair with a tab between, is one of them."""
-        return any(self._has(fold(text)) for text in line.split("\t"))
+        return any(self._has(normalize(text)) for text in line.split("\t"))
 
     def _has(self, text: str) -> bool:
         if text in self._exact:

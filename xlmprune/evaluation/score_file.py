@@ -78,6 +78,3 @@ def read(path: Path) -> ExampleScores:
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read as the scores of a run ({error})") from error
-
-
-__all__ = ["NAME", "ExampleScores", "fingerprint", "read", "write"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xlmprune.data.encoding import Encoded, batches_by_length, encode, pad
+from xlmprune.data.encoding import Encoded, batches_by_length, encode, join_encoded, pad
 from xlmprune.data.examples import Examples
 from xlmprune.tasks.metrics import Logits, Metric
 
@@ -94,13 +94,38 @@ def score(logits: Logits, examples: Examples, metrics: tuple[Metric, ...], label
     return Score(float(metrics[0].value(statistics.sum(axis=0))), others, statistics)
 
 
+TOGETHER = 4096
+"""Examples of several languages that share batches, at most, unless one language has more."""
+
+
 def evaluate(
-    forward: Forward, sets: Mapping[str, TestSet], task: Any, batch_size: int
+    forward: Forward, sets: Mapping[str, TestSet], task: Any, batch_size: int, apart: bool = False
 ) -> Iterator[tuple[str, Score, Logits]]:
-    """Yield (language, score, logits) of every test set, one after the other."""
-    for language, test in sets.items():
-        logits = collect(forward, test.encoded, batch_size)
-        yield language, score(logits, test.examples, task.metrics, task.labels), logits
+    """Yield (language, score, logits) of every test set, one after the other.
+
+    Args:
+        apart: let no two languages share a batch. Small test sets are padded more, and a form whose answers depend on the
+            batch (INT8) answers as it does when one language is measured alone.
+    """
+    for languages in _shared(sets, 1 if apart else TOGETHER):
+        joined = join_encoded([sets[language].encoded for language in languages])
+        logits = collect(forward, joined, batch_size)
+        for language in languages:
+            test = sets[language]
+            own, logits = logits[: len(test.encoded)], logits[len(test.encoded) :]
+            yield language, score(own, test.examples, task.metrics, task.labels), own
+
+
+def _shared(sets: Mapping[str, TestSet], most: int) -> Iterator[list[str]]:
+    """Yield languages, in their order, that are measured together."""
+    group: list[str] = []
+    for language in sets:
+        if group and sum(len(sets[one].encoded) for one in [*group, language]) > most:
+            yield group
+            group = []
+        group.append(language)
+    if group:
+        yield group
 
 
 def require_scorable(task: Any, tests: Iterable[Examples]) -> None:

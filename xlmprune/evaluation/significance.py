@@ -40,12 +40,12 @@ def randomization_test(
 ) -> Test:
     """Exchange the two models' answers example by example, at random, and see how often they differ as much.
 
-    Examples at the same place of every language are exchanged together, and so are an example's answers under all
+    Examples at the same index of every language are exchanged together, and so are an example's answers under all
     seeds. Test sets are often translations of one another, and counting them as independent would make small
     differences look certain.
 
     Args:
-        first, second: one entry for each seed, equal seeds at equal places; all with the same languages and, for each
+        first, second: one entry for each seed, equal seeds at equal indices; all with the same languages and, for each
             language, the same examples.
         metric: what turns summed statistics into a score, such as accuracy or F1.
         rounds: random exchanges.
@@ -88,9 +88,9 @@ def _stack(runs: Sequence[Statistics]) -> np.ndarray:
     longest = max((len(run[language]) for run in runs for language in languages), default=0)
     width = runs[0][languages[0]].shape[1] if languages else 0
     stacked = np.zeros((longest, len(runs), len(languages), width))
-    for place, run in enumerate(runs):
+    for index, run in enumerate(runs):
         for column, language in enumerate(languages):
-            stacked[: len(run[language]), place, column] = run[language]
+            stacked[: len(run[language]), index, column] = run[language]
     return stacked
 
 

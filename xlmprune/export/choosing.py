@@ -104,17 +104,17 @@ class _Questions:
 
     def figures(self, exact: Sequence[Logits], found: Sequence[Logits]) -> dict[str, float]:
         """Percent: the score on dev, and the mean over languages of the labels that stayed."""
-        facts: dict[str, float] = {}
+        measured: dict[str, float] = {}
         if self.dev is not None:
             score = evaluation.score(found[0], self.dev.examples, self.task.metrics, self.task.labels)
-            facts["dev"] = score.value
+            measured["dev"] = score.value
         shares = []
         for before, after in list(zip(exact, found, strict=True))[1 if self.dev else 0 :]:
             agreement = Agreement()
             agreement.add(before, after)
             shares.append(100 * agreement.agreement)
-        facts["agreement"] = float(np.mean(shares))
-        return facts
+        measured["agreement"] = float(np.mean(shares))
+        return measured
 
     def margins(self) -> dict[str, float]:
         """Points that each figure may fall."""

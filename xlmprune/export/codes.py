@@ -67,13 +67,6 @@ def decode(code: dict[str, Any], data: np.ndarray, entries: int) -> np.ndarray:
     )
 
 
-def entropy_bits(density: float) -> float:
-    """H(p): bits an entry that a mask of this density takes at least, if it has no structure."""
-    if density in (0.0, 1.0):
-        return 0.0
-    return -density * math.log2(density) - (1 - density) * math.log2(1 - density)
-
-
 # --- bitmask ---------------------------------------------------------------------------------------------------------
 
 
@@ -136,14 +129,14 @@ def _decode_rice(data: np.ndarray, entries: int, low_bits: int, count: int, mark
             count, low_bits
         )
         low = np.zeros(count, dtype=np.int64)
-        for place in range(low_bits):
-            low |= bits[:, place].astype(np.int64) << place
+        for bit in range(low_bits):
+            low |= bits[:, bit].astype(np.int64) << bit
         steps = ((steps - 1) << low_bits) + low + 1
-    places = np.cumsum(steps) - 1
-    if count and int(places[-1]) >= entries:
-        raise ValueError(f"an entry at {int(places[-1])} is marked, and there are {entries}")
+    indices = np.cumsum(steps) - 1
+    if count and int(indices[-1]) >= entries:
+        raise ValueError(f"an entry at {int(indices[-1])} is marked, and there are {entries}")
     mask = np.full(entries, marks == "pruned")
-    mask[places] = marks == "remaining"
+    mask[indices] = marks == "remaining"
     return mask
 
 
@@ -201,8 +194,8 @@ def _decode_pattern(data: np.ndarray, entries: int, n: int, m: int) -> np.ndarra
         raise ValueError(f"{data.size} bytes found, {4 * -(-entries // (m * width))} expected for {n}:{m}")
     words = np.ascontiguousarray(data).view("<u4").astype(np.uint32)
     digits = np.empty((len(words), width), dtype=np.uint32)
-    for place in range(width):
-        words, digits[:, place] = np.divmod(words, np.uint32(len(patterns)))
+    for column in range(width):
+        words, digits[:, column] = np.divmod(words, np.uint32(len(patterns)))
     if words.any() or digits.ravel()[entries // m :].any():
         raise ValueError("digits are set behind the last group")
     groups = patterns[digits.ravel()[: entries // m]]

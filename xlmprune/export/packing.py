@@ -6,9 +6,9 @@ which is the default; with optimization off the matrices are rebuilt in every ca
 
 A matrix of n entries, row by row, becomes
 
-    mask     -> flat mask [n] -> NonZero -> places [1, non-zeros]            `bits`, `n:m`
-    gaps     -> digits -> CumSum         -> places [1, non-zeros]            `gaps`, for a density below about 0.2
-    zeros [1, n], places, values -> ScatterElements -> Reshape -> the matrix, under its old name
+    mask     -> flat mask [n] -> NonZero -> indices [1, non-zeros]            `bits`, `n:m`
+    gaps     -> digits -> CumSum         -> indices [1, non-zeros]            `gaps`, for a density below about 0.2
+    zeros [1, n], indices, values -> ScatterElements -> Reshape -> the matrix, under its old name
 
 `bits`  one bit an entry, little-endian: BitwiseAnd with 1, 2, 4, … 128.
 `n:m`   each group's pattern as a digit among the m-over-n, several digits in a byte or an int32, a table gives the mask.
@@ -16,9 +16,9 @@ A matrix of n entries, row by row, becomes
 `gaps`  the distance from one non-zero to the next as a digit, several in an int32; where the distance is too long for a
         digit, a zero is stored on the way.
 
-The smallest code is taken, matrix by matrix. Scattering to places takes a third of the memory of gathering by the running
+The smallest code is taken, matrix by matrix. Scattering to indices takes a third of the memory of gathering by the running
 sum of the mask, and half the time: everything that is folded stays in memory until the last matrix is done, and the sum has
-four bytes for every entry, the places eight for every non-zero. The number of non-zeros is written into `value_info`:
+four bytes for every entry, the indices eight for every non-zero. The number of non-zeros is written into `value_info`:
 ONNX Runtime 1.27 to 1.31 fold nothing whose size they do not know before.
 
 Zeros come back as +0.0.
@@ -151,10 +151,10 @@ def _pack_tensor(graph: _Graph, tensor: onnx.TensorProto, below: float) -> bool:
     if code.bytes + code.stored * values.itemsize >= values.nbytes:
         return False
     name, part = tensor.name, PREFIX + tensor.name
-    places = code.add(graph, name)
-    stored = graph.constant(f"{name}/values", values.ravel()[code.places()][None])
+    indices = code.add(graph, name)
+    stored = graph.constant(f"{name}/values", values.ravel()[code.indices()][None])
     zeros = _zeros(graph, values.dtype, (1, values.size))
-    flat = graph.node("ScatterElements", [zeros, places, stored], f"{part}/flat", axis=1)
+    flat = graph.node("ScatterElements", [zeros, indices, stored], f"{part}/flat", axis=1)
     shape = _shape(graph, values.shape)
     if transposed:
         matrix = graph.node("Reshape", [flat, shape], f"{part}/transposed")
@@ -175,20 +175,20 @@ def _shape(graph: _Graph, shape: tuple[int, ...]) -> str:
     return graph.constant(f"shape/{'x'.join(map(str, shape))}", np.array(shape, dtype=np.int64))
 
 
-# --- codes for the places of non-zeros -------------------------------------------------------------------------------
+# --- codes for the indices of non-zeros -------------------------------------------------------------------------------
 
 
 class _Code(Protocol):
     bytes: int
-    """What the places take in the file."""
+    """What the indices take in the file."""
     stored: int
     """How many values go with them."""
 
-    def places(self) -> np.ndarray:
+    def indices(self) -> np.ndarray:
         """Where the stored values lie in the flat matrix, int64 [stored]."""
 
     def add(self, graph: _Graph, name: str) -> str:
-        """The nodes that give the places, int64 or int32 [1, stored]."""
+        """The nodes that give the indices, int64 or int32 [1, stored]."""
 
 
 class _Bits:
@@ -199,7 +199,7 @@ class _Bits:
         self.stored = int(self.mask.sum())
         self.bytes = -(-self.mask.size // 8)
 
-    def places(self) -> np.ndarray:
+    def indices(self) -> np.ndarray:
         return np.flatnonzero(self.mask)
 
     def add(self, graph: _Graph, name: str) -> str:
@@ -221,7 +221,7 @@ class _Pattern:
         self.words = -(-self.mask.size // (m * digits))
         self.bytes = self.words * np.dtype(dtype).itemsize
 
-    def places(self) -> np.ndarray:
+    def indices(self) -> np.ndarray:
         return np.flatnonzero(self.mask)
 
     def add(self, graph: _Graph, name: str) -> str:
@@ -248,15 +248,15 @@ class _Pattern:
 class _Gaps:
     """Distances between non-zeros as digits; a zero is stored where one digit does not reach."""
 
-    def __init__(self, places: np.ndarray, digits: int) -> None:
+    def __init__(self, indices: np.ndarray, digits: int) -> None:
         self.base, self.digits = _largest_base(digits), digits
-        self.marked = places
-        steps = np.diff(places, prepend=0)
+        self.marked = indices
+        steps = np.diff(indices, prepend=0)
         self.stops = np.maximum(steps - 1, 0) // (self.base - 1)
-        self.stored = int(places.size + self.stops.sum())
+        self.stored = int(indices.size + self.stops.sum())
         self.bytes = 4 * -(-self.stored // digits)
 
-    def places(self) -> np.ndarray:
+    def indices(self) -> np.ndarray:
         return np.cumsum(self._steps())
 
     def _steps(self) -> np.ndarray:
@@ -286,11 +286,11 @@ def _patterns(mask: np.ndarray) -> Iterable[_Pattern]:
 
 
 def _gaps(mask: np.ndarray) -> Iterable[_Gaps]:
-    places = np.flatnonzero(mask)
-    if places.size > _GAPS_BELOW * mask.size:
+    indices = np.flatnonzero(mask)
+    if indices.size > _GAPS_BELOW * mask.size:
         return
     for digits in range(2, 11):
-        yield _Gaps(places, digits)
+        yield _Gaps(indices, digits)
 
 
 def _largest_base(digits: int) -> int:
@@ -314,14 +314,14 @@ def _add_digits(graph: _Graph, name: str, words: str, base: int, width: int) -> 
 def _places_of_mask(
     graph: _Graph, name: str, mask: str, size: int, count: int, cut: int | None = None
 ) -> str:
-    """The places of ``count`` marked entries among the first ``cut`` of a mask of ``size``."""
+    """The indices of ``count`` marked entries among the first ``cut`` of a mask of ``size``."""
     part = PREFIX + name
     flat = graph.node("Reshape", [mask, _shape(graph, (size,))], f"{part}/mask")
     if cut is not None:
         flat = _add_cut(graph, name, flat, cut, axis=0)
-    places = graph.node("NonZero", [flat], f"{part}/places")
-    graph.value_info.append(helper.make_tensor_value_info(places, TensorProto.INT64, [1, count]))
-    return places
+    indices = graph.node("NonZero", [flat], f"{part}/places")
+    graph.value_info.append(helper.make_tensor_value_info(indices, TensorProto.INT64, [1, count]))
+    return indices
 
 
 def _add_cut(graph: _Graph, name: str, data: str, length: int, axis: int) -> str:
@@ -349,18 +349,6 @@ def packed_names(proto: onnx.ModelProto) -> list[str]:
 def is_packed(proto: onnx.ModelProto) -> bool:
     """Does the graph rebuild any matrix?"""
     return bool(packed_names(proto))
-
-
-def packed_bytes(proto: onnx.ModelProto) -> dict[str, int]:
-    """Bytes that each packed matrix takes in the file: its mask or gaps and its values, without what matrices share."""
-    sizes = dict.fromkeys(packed_names(proto), 0)
-    for tensor in proto.graph.initializer:
-        if (
-            tensor.name.startswith(PREFIX)
-            and (name := tensor.name[len(PREFIX) :].rpartition("/")[0]) in sizes
-        ):
-            sizes[name] += len(tensor.raw_data)
-    return sizes
 
 
 def unpack(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -400,13 +388,13 @@ def _evaluate(
     return _OPERATORS[node.op_type](*inputs, **attributes)
 
 
-def _scatter(data: np.ndarray, places: np.ndarray, values: np.ndarray, axis: int) -> np.ndarray:
-    if places.shape != values.shape:
-        raise ValueError(f"{places.shape[axis]} places and {values.shape[axis]} values")
-    if places.size and not 0 <= int(places.min()) <= int(places.max()) < data.shape[axis]:
+def _scatter(data: np.ndarray, indices: np.ndarray, values: np.ndarray, axis: int) -> np.ndarray:
+    if indices.shape != values.shape:
+        raise ValueError(f"{indices.shape[axis]} indices and {values.shape[axis]} values")
+    if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < data.shape[axis]:
         raise ValueError(f"a value lies outside of the {data.shape[axis]} entries")
     out = data.copy()
-    np.put_along_axis(out, places.astype(np.int64), values, axis)
+    np.put_along_axis(out, indices.astype(np.int64), values, axis)
     return out
 
 

@@ -306,7 +306,7 @@ class Calibration:
     smoothing: dict[str, np.ndarray]
     """Matrix name to [in] factors, for inputs whose error they lower."""
     error: dict[str, float]
-    """Matrix name to the error of its product, relative to the product's spread, with smoothing."""
+    """Matrix name to the error of its product, relative to the product's standard deviation, with smoothing."""
     plain: dict[str, float]
     """The same without."""
     outlier: dict[str, float]
@@ -372,15 +372,15 @@ def smooth(x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray | None, float,
 
 
 def product_error(x: np.ndarray, weight: np.ndarray, exact: np.ndarray) -> float:
-    """Root mean square error of the INT8 product, relative to the spread of the exact one over tokens."""
+    """Root mean square error of the INT8 product, relative to the standard deviation of the exact one over tokens."""
     integers, scale = quantize_matrix(weight)
     low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     step = (high - low) / 255 or 1.0
     zero = np.rint(-low / step)
     rounded = (np.clip(np.rint(x / step) + zero, 0, 255) - zero).astype(np.float32)
     difference = (rounded @ integers.astype(np.float32)) * (step * scale) - exact
-    spread = float(((exact - exact.mean(0)) ** 2).sum())
-    return math.sqrt(float((difference**2).sum()) / spread) if spread else 0.0
+    variance = float(((exact - exact.mean(0)) ** 2).sum())
+    return math.sqrt(float((difference**2).sum()) / variance) if variance else 0.0
 
 
 def _activations(

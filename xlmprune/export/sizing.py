@@ -20,24 +20,27 @@ import torch
 from transformers.initialization import no_init_weights
 
 from xlmprune.core import machine
-from xlmprune.core.errors import BundleError, ModelError, RecipeError
+from xlmprune.core.errors import BundleError, RecipeError
 from xlmprune.core.files import temporary_folder, write_atomically
-from xlmprune.core.formatting import size as bytes_in_words
 from xlmprune.data.examples import Kind
 from xlmprune.export.form import expected_files, form_named, forms_in, reference
 from xlmprune.export.graph import TRANSPOSED, export_onnx, load_onnx, parameter_of, save_onnx, with_graph
 from xlmprune.export.quantization import INT4
 from xlmprune.export.sparse import read_config
 from xlmprune.models import architecture
-from xlmprune.models.loading import head_class
-from xlmprune.pruning.budget import Choice, Limits, Size, SizedFile, SizeTable, Timing, search
+from xlmprune.models.loading import head_class, load_config
+from xlmprune.pruning.budget import Limits, Settled, Size, SizedFile, SizeTable, Timing, search
 from xlmprune.pruning.structures import CONFIG_KEY, LayerLayout, Layout, resize
+from xlmprune.recipe import registry
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.training import planning
+from xlmprune.training.start import load_start
 
 if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from xlmprune.recipe.schema import BudgetRecipe, StructureRecipe
+    from xlmprune.recipe.schema import BudgetRecipe, Recipe, StructureRecipe
 
 Timer = Callable[[Mapping[str, Path], int, int, int], dict[str, float]]
 """Files by name, batch, tokens and threads to median milliseconds by name: `bundle.bench.medians`."""
@@ -243,75 +246,6 @@ def _model_in_words(facts: Mapping[str, Any]) -> str:
 # --- resolving --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Settled:
-    """What a budget became."""
-
-    asked: Mapping[str, Any]
-    """The limits, and under which conditions."""
-    whole: Size
-    choice: Choice
-    dense_ms: float | None
-    """Of the whole model's dense fp32 file; None where nothing was timed."""
-    table: Mapping[str, Any]
-    """Record of the `SizeTable` that decided."""
-
-    def applied(self, structure: StructureRecipe) -> StructureRecipe:
-        """Return the section with layers, heads and neurons in place of the budget."""
-        size, whole = self.choice.size, self.whole
-        return structure.model_copy(
-            update={
-                "budget": None,
-                "layers": size.layers,
-                "heads": size.heads / whole.heads,
-                "neurons": size.neurons / whole.neurons,
-            }
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the report says."""
-        return {
-            "asked": dict(self.asked),
-            "chosen": asdict(self.choice.size),
-            "predicted": {
-                "latency_ms": self.choice.latency_ms,
-                "speedup": self.choice.speedup,
-                "bytes": self.choice.bytes,
-                "dense_ms": self.dense_ms,
-            },
-        }
-
-    def sentence(self) -> str:
-        """Say what was chosen and what it should cost."""
-        choice, form = self.choice, self.asked["form"]
-        costs = [f"{bytes_in_words(choice.bytes)} without packing"]
-        if choice.latency_ms is not None and choice.speedup is not None:
-            costs = [
-                f"{choice.latency_ms:.3g} ms",
-                f"{choice.speedup:.3g} times as fast as dense fp32",
-                *costs,
-            ]
-        return f"the budget leaves {choice.size}; predicted for {form}: {', '.join(costs)}"
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON, so that a resumed run measures nothing."""
-        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def read(cls, path: Path) -> Settled:
-        """Read what `write` wrote.
-
-        Raises:
-            ModelError: the file is damaged.
-        """
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            choice = {**record["choice"], "size": Size(**record["choice"]["size"])}
-            return cls(**{**record, "whole": Size(**record["whole"]), "choice": Choice(**choice)})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path}: is damaged ({error}); use --fresh to start over") from error
-
-
 def settle(
     structure: StructureRecipe,
     budget: BudgetRecipe,
@@ -348,16 +282,54 @@ def settle(
     )
 
 
-def settle_once(file: Path, settle: Callable[[], Settled]) -> Settled:
-    """Return what ``file`` holds; where there is none, settle the budget and write it."""
-    if file.is_file():
-        return Settled.read(file)
-    settled = settle()
-    settled.write(file)
-    return settled
+def settle_recipe(
+    recipe: Recipe, config: Any, kind: Kind, timer: Timer, say: Say = lambda text: None
+) -> Settled | None:
+    """Choose the sizes that meet a recipe's budget; None where it has none.
+
+    Args:
+        config: of the model as training begins, its vocabulary trimmed.
+    """
+    structure = recipe.pruning.structure
+    if structure is None or structure.budget is None:
+        return None
+    source = Source(recipe.model.name, config, kind)
+    exporting = Exporting(structure.budget.form, recipe.export.opset, recipe.export.embeddings)
+    return settle(structure, structure.budget, source, exporting, timer, say)
 
 
-# --- the model of a bundle --------------------------------------------------------------------------------------------
+def plan(recipe: Recipe, device: str, timer: Timer, say: Say = lambda text: None) -> dict[str, Any]:
+    """Plan a run, as `training.planning.plan` does, with what a budget resolves to."""
+    structure = recipe.pruning.structure
+    if structure is None or structure.budget is None:
+        return planning.plan(recipe, device)
+    task = registry.load("task", recipe.task.name)(recipe.task)
+    trimmed = structure.budget.bytes is not None and recipe.model.vocabulary != "keep"
+    config = load_start(recipe, task)[0].model.config if trimmed else load_config(recipe.model, task.labels)
+    settled = settle_recipe(recipe, config, task.kind, timer, say)
+    assert settled is not None
+    pruning = recipe.pruning.model_copy(update={"structure": settled.applied(structure)})
+    found = planning.plan(recipe.model_copy(update={"pruning": pruning}), device)
+    return {**found, "budget": {**settled.facts(), "sentence": settled.sentence()}}
+
+
+# --- whose sizes are measured -----------------------------------------------------------------------------------------
+
+
+def model_to_size(name: str, form: str, overrides: Sequence[str] = ()) -> tuple[Source, Exporting]:
+    """Return the model of a bundle or recipe, and how its files are written.
+
+    Args:
+        name: folder of a bundle, or a recipe as `xlmprune compress` takes it.
+        overrides: of a recipe, ``a.b=value`` each.
+    """
+    form_named(form)
+    if Path(name).is_dir():
+        return source_of_bundle(Path(name)), exporting_of_bundle(Path(name), form)
+    recipe = load_recipe(name, overrides)
+    task = registry.load("task", recipe.task.name)(recipe.task)
+    source = Source(recipe.model.name, load_config(recipe.model, task.labels), task.kind)
+    return source, Exporting(form, recipe.export.opset, recipe.export.embeddings)
 
 
 def source_of_bundle(bundle: Path) -> Source:
@@ -373,7 +345,7 @@ def source_of_bundle(bundle: Path) -> Source:
         whole = facts.get("structure", {}).get("whole")
         config = config_of(values)
         if whole is not None:
-            delattr(config, CONFIG_KEY)
+            setattr(config, CONFIG_KEY, None)
             config.num_hidden_layers, config.intermediate_size = whole["layers"], whole["neurons"]
         return Source(facts["name"], config, kind)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -32,6 +32,7 @@ from xlmprune.core.errors import BundleError, ModelError
 from xlmprune.core.files import SAFETENSORS_FILE, replacing
 from xlmprune.export import codes
 from xlmprune.models import architecture
+from xlmprune.models.checkpoint import name_some
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -289,17 +290,13 @@ def load(bundle: str | Path) -> nn.Module:
 def _check_keys(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     missing, foreign = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing:
-        raise BundleError(f"{path}: {_some(missing)} missing; the model of config.json needs every one")
+        raise BundleError(f"{path}: {name_some(missing)} missing; the model of config.json needs every one")
     if foreign:
-        raise BundleError(f"{path}: {_some(foreign)} found, which the model of config.json does not have")
+        raise BundleError(f"{path}: {name_some(foreign)} found, which the model of config.json does not have")
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             found, expected = list(tensor.shape), list(wanted[name].shape)
             raise BundleError(f"{path}: {name} is {found}, expected {expected} from config.json")
-
-
-def _some(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def unpack(bundle: Path, out: Path) -> list[Path]:

@@ -168,11 +168,11 @@ def check_keys(
     foreign, lacking = sorted(unexpected), sorted(key for key in missing if family.part_of(key) != "head")
     for mark, cause in CAUSES:
         if found := [key for key in foreign if mark in key]:
-            raise ModelError(f"{name}: {_some(found)} cannot be used. {cause}")
+            raise ModelError(f"{name}: {name_some(found)} cannot be used. {cause}")
     deeper = [key for key in foreign if (index := family.layer_of(key)) is not None and index >= layers]
     if deeper:
         raise ModelError(
-            f"{name}: the checkpoint has more layers than num_hidden_layers in config.json ({layers}): {_some(deeper)}; "
+            f"{name}: the checkpoint has more layers than num_hidden_layers in config.json ({layers}): {name_some(deeper)}; "
             "config.json belongs to another model"
         )
     dropped = [
@@ -180,7 +180,7 @@ def check_keys(
     ]
     if dropped:
         raise ModelError(
-            f"{name}: {_some(dropped)} would be dropped: a model of type {family.model_type!r} has no such weights"
+            f"{name}: {name_some(dropped)} would be dropped: a model of type {family.model_type!r} has no such weights"
         )
     if lacking:
         raise ModelError(
@@ -193,7 +193,8 @@ def _is_buffer(key: str) -> bool:
     return key.endswith((".position_ids", ".token_type_ids"))
 
 
-def _some(names: list[str]) -> str:
+def name_some(names: list[str]) -> str:
+    """Name the first, and say how many more there are."""
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 

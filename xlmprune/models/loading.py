@@ -33,7 +33,7 @@ from xlmprune.models.segments import derive_segments
 from xlmprune.recipe import registry
 
 if TYPE_CHECKING:
-    from xlmprune.recipe import ModelRecipe
+    from xlmprune.recipe.schema import ModelRecipe
 
 
 OLDER_TOKENIZERS = ("sentencepiece.bpe.model", "vocab.txt")

@@ -10,14 +10,18 @@ of single heads and neurons decides later which of them remain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlmprune.core.errors import RecipeError
+from xlmprune.core.errors import ModelError, RecipeError
+from xlmprune.core.files import write_atomically
 from xlmprune.core.formatting import size as bytes_in_words
+from xlmprune.recipe.schema import StructureRecipe
 
 
 @dataclass(frozen=True)
@@ -333,3 +337,85 @@ def _unreachable(
 
 def _size_at(sizes: Sizes, index: int) -> Size:
     return Size(*(int(axis[index]) for axis in sizes))
+
+
+# --- what a run keeps -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a budget became."""
+
+    asked: Mapping[str, Any]
+    """The limits, and under which conditions."""
+    whole: Size
+    choice: Choice
+    dense_ms: float | None
+    """Of the whole model's dense fp32 file; None where nothing was timed."""
+    table: Mapping[str, Any]
+    """Record of the `SizeTable` that decided."""
+
+    def applied(self, structure: StructureRecipe) -> StructureRecipe:
+        """Return the section with layers, heads and neurons in place of the budget."""
+        size, whole = self.choice.size, self.whole
+        return structure.model_copy(
+            update={
+                "budget": None,
+                "layers": size.layers,
+                "heads": size.heads / whole.heads,
+                "neurons": size.neurons / whole.neurons,
+            }
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the report says."""
+        return {
+            "asked": dict(self.asked),
+            "chosen": asdict(self.choice.size),
+            "predicted": {
+                "latency_ms": self.choice.latency_ms,
+                "speedup": self.choice.speedup,
+                "bytes": self.choice.bytes,
+                "dense_ms": self.dense_ms,
+            },
+        }
+
+    def sentence(self) -> str:
+        """Say what was chosen and what it should cost."""
+        choice, form = self.choice, self.asked["form"]
+        costs = [f"{bytes_in_words(choice.bytes)} without packing"]
+        if choice.latency_ms is not None and choice.speedup is not None:
+            costs = [
+                f"{choice.latency_ms:.3g} ms",
+                f"{choice.speedup:.3g} times as fast as dense fp32",
+                *costs,
+            ]
+        return f"the budget leaves {choice.size}; predicted for {form}: {', '.join(costs)}"
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON, so that a resumed run measures nothing."""
+        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Settled:
+        """Read what `write` wrote.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            choice = {**record["choice"], "size": Size(**record["choice"]["size"])}
+            return cls(**{**record, "whole": Size(**record["whole"]), "choice": Choice(**choice)})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path}: is damaged ({error}); use --fresh to start over") from error
+
+
+def settle_once(file: Path, settle: Callable[[], Settled | None]) -> Settled | None:
+    """Return what ``file`` holds; where there is none, settle the budget and write it. None without a budget."""
+    if file.is_file():
+        return Settled.read(file)
+    settled = settle()
+    if settled is not None:
+        settled.write(file)
+    return settled

@@ -7,17 +7,17 @@ from collections.abc import Collection
 from xlmprune.recipe.registry import nearest
 
 
-def refuse_unknown_hooks(cls: type, hooks: Collection[str], facts: Collection[str]) -> None:
+def refuse_unknown_hooks(cls: type, hooks: Collection[str], declared: Collection[str]) -> None:
     """Check the public names that a subclass defines against those that its base declares.
 
     Args:
         hooks: names of methods that the loop calls.
-        facts: names of declared facts about the class.
+        declared: names of declared declared about the class.
 
     Raises:
         TypeError: a public method or class fact has a name that the base does not know; names the nearest one.
     """
-    known = sorted({*hooks, *facts})
+    known = sorted({*hooks, *declared})
     for name, value in vars(cls).items():
         method = callable(value) or isinstance(value, property | classmethod | staticmethod)
         if method and not name.startswith("_") and name not in known:

@@ -218,16 +218,6 @@ def attainable(density: float, pattern: str) -> float:
     return keep / group
 
 
-def follows(mask: Tensor, pattern: str) -> bool:
-    """Does ``mask`` [out, in] keep at most N of every M consecutive inputs? Always, if unstructured."""
-    if pattern == "unstructured":
-        return True
-    keep, group = parse_pattern(pattern)
-    if mask.shape[-1] % group:
-        return False
-    return bool((mask.reshape(-1, group).sum(dim=1) <= keep).all())
-
-
 def full_masks(weights: Weights) -> Masks:
     """Masks that keep everything."""
     return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}

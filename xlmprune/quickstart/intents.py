@@ -201,8 +201,10 @@ class _Templates:
                 continue
             text = self._fill(wording, source)
             # "Luna 20 %" is a command in some languages, but says nothing.
-            if (folded := fold(text)) not in seen and any(map(str.isalpha, _without_slots(wording))):
-                seen.add(folded)
+            if (plain := normalize_wording(text)) not in seen and any(
+                map(str.isalpha, _without_slots(wording))
+            ):
+                seen.add(plain)
                 (again if wording in wordings else fresh)[text] = wording
                 wordings.add(wording)
         return fresh | again
@@ -288,7 +290,7 @@ def _harmonic_numbers(count: int) -> tuple[float, ...]:
 
 def _form(wording: str) -> str:
     """A wording as it counts when those of two commands are compared: all slots alike."""
-    return fold(_without_slots(wording, "0"))
+    return normalize_wording(_without_slots(wording, "0"))
 
 
 def _without_slots(wording: str, instead: str = "") -> str:
@@ -299,10 +301,10 @@ def _tidy(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def fold(text: str) -> str:
+def normalize_wording(text: str) -> str:
     """A sentence as it counts when two are compared: case, spaces and punctuation do not.
 
-    Not `data.fold`, which also tells vowel signs apart: which Hindi and Malayalam sentences are drawn, and every score
-    measured on them, hangs on this one.
+    `data.examples.normalize` also tells vowel signs apart. This one does not, because it decides which Hindi and Malayalam
+    sentences are drawn, and so every score measured on them.
     """
     return "".join(character for character in text.casefold() if character.isalnum())

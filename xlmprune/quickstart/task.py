@@ -18,7 +18,7 @@ from xlmprune.quickstart import intents
 from xlmprune.tasks.metrics import Accuracy, main_first
 
 if TYPE_CHECKING:
-    from xlmprune.recipe import TaskRecipe
+    from xlmprune.recipe.schema import TaskRecipe
 
 LABELS = tuple(intents.COMMANDS)
 

@@ -9,14 +9,14 @@ from xlmprune.core.errors import RecipeError
 from xlmprune.recipe.registry import nearest
 
 
-def shipped() -> dict[str, Path]:
+def shipped_recipes() -> dict[str, Path]:
     """Name and file of every shipped recipe."""
     here = Path(__file__).parents[1]
     folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-def find(name: str) -> Path:
+def find_recipe(name: str) -> Path:
     """Find a recipe by its path, or a shipped recipe by its name.
 
     Raises:
@@ -25,7 +25,7 @@ def find(name: str) -> Path:
     file = Path(name)
     if os.path.isfile(file):  # noqa: PTH113 - false for a name that is too long, where Path raises
         return file
-    known = shipped()
+    known = shipped_recipes()
     # The README writes `recipes/quickstart.yaml`, which works without a checkout too.
     if name in known or (file.stem in known and file.parent == Path("recipes")):
         return known[file.stem]

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from xlmprune.recipe import registry
+from xlmprune.recipe.methods import METHODS
 from xlmprune.recipe.schema import Recipe
 
 
@@ -23,6 +24,7 @@ def json_schema() -> dict[str, Any]:
         description = owner["properties"][table]["description"]
         owner["properties"][table] = {"$ref": f"#/$defs/{table.capitalize()}", "description": description}
     definitions["TaskRecipe"]["properties"]["name"] |= {"enum": list(registry.TASKS)}
+    schema["properties"]["method"] |= {"anyOf": [{"enum": list(METHODS)}, {"type": "null"}]}
     for name in ("model", "task"):
         part, description = schema["properties"][name], Recipe.model_fields[name].description
         part |= {"anyOf": [{"$ref": part.pop("$ref")}, {"type": "string"}], "description": description}

@@ -1,7 +1,9 @@
-"""From a file to a recipe: its YAML, the recipe it is based on, and the options `--set`."""
+"""From a file to a recipe: its YAML, the recipe it is based on, its method, and the options `--set`."""
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +13,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from xlmprune.core.errors import RecipeError
-from xlmprune.recipe.catalog import find, shipped
+from xlmprune.recipe.catalog import find_recipe, shipped_recipes
 from xlmprune.recipe.fields import sections
+from xlmprune.recipe.methods import values_of
 from xlmprune.recipe.registry import nearest
-from xlmprune.recipe.schema import TASK_TEXT, Component, Named, Recipe
-from xlmprune.recipe.validation import validate
+from xlmprune.recipe.schema import TASK_TEXT, Component, Named, Recipe, TrainingRecipe
+from xlmprune.recipe.validation import validate_recipe
 from xlmprune.recipe.yaml_text import MAX_CHARACTERS, MAX_DEPTH, KeyPath, parse_yaml
 
 Positions = dict[KeyPath, str]
@@ -33,7 +36,7 @@ PATHS = (
 """Keys that hold paths. In a file they are relative to it; in a shipped recipe and in options, to the working directory."""
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
     Args:
@@ -43,30 +46,103 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: lists every fault, one a line, each with its position, what was found and what is allowed.
     """
-    file = find(name)
-    values, positions = read(file)
-    return validate(values, str(file), positions, apply_overrides(values, overrides))
+    file = find_recipe(name)
+    values, positions = read_recipe(file)
+    given = apply_overrides(values, overrides)
+    if ("method",) in given and ("name",) not in given:
+        values["name"] = f"{values['name']}.{_last_method(overrides)}"
+    return validate_recipe(values, str(file), positions, given)
 
 
-def read(file: Path) -> tuple[dict[str, Any], Positions]:
+def _last_method(overrides: Sequence[str]) -> str:
+    """The method that the options choose."""
+    parts = [option.partition("=") for option in overrides]
+    *_, last = (parse_yaml(text, "--set method")[0] for key, _, text in parts if key.strip() == "method")
+    return str(last)
+
+
+def recipe_of(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a file, of a shipped recipe's name, or of its keys as a mapping.
+
+    Args:
+        overrides: values of keys; a nested mapping changes only the keys that it has.
+
+    Raises:
+        RecipeError: lists every fault, one a line.
+    """
+    options = [f"{key}={json.dumps(value)}" for key, value in _flat(overrides)]
+    if not isinstance(source, Mapping):
+        return load_recipe(str(source), options)
+    own = json.loads(json.dumps(dict(source)))
+    values: dict[str, Any] = {}
+    if (method := own.pop("method", None)) is not None:
+        _apply_method(values, method, "recipe: method")
+    values = {"name": "recipe", **_merge(values, own)}
+    return validate_recipe(values, "recipe", None, apply_overrides(values, options))
+
+
+def _flat(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield ``("training.seed", 1)`` for ``{"training": {"seed": 1}}``; a mapping with a name is one value."""
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and "name" not in value:
+            yield from ((f"{key}.{inner}", entry) for inner, entry in _flat(value))
+        else:
+            yield key, value
+
+
+def read_recipe(file: Path) -> tuple[dict[str, Any], Positions]:
     """Read the values of a recipe, those of its base included, and the position of every key.
 
     Raises:
         RecipeError: the file cannot be read, or its base cannot be found or leads back to it.
     """
-    values, positions = _read_one(file)
-    name = values.pop("name", re.sub(r"[^A-Za-z0-9_.-]+", "_", file.stem).lstrip("_.-") or "recipe")
-    chain = [file.resolve()]
-    while (base := values.pop("base", None)) is not None:
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", file.stem).lstrip("_.-") or "recipe"
+    values: dict[str, Any] = {}
+    positions: Positions = {}
+    chain = list(_chain(file))
+    name = chain[0][0].get("name", name)
+    for own, own_positions in reversed(chain):
+        own.pop("name", None)
+        if (method := own.pop("method", None)) is not None:
+            _apply_method(values, method, f"{own_positions.pop(('method',))}: method")
+        values, positions = _merge(values, own), positions | own_positions
+    return {"name": name, **values}, positions
+
+
+def _chain(file: Path) -> Iterator[tuple[dict[str, Any], Positions]]:
+    """The values of a recipe, of its base, of that one's base, and so on."""
+    seen: list[Path] = []
+    while True:
+        seen.append(file.resolve())
+        values, positions = _read_one(file)
+        base = values.pop("base", None)
+        yield values, positions
+        if base is None:
+            return
         position = positions.pop(("base",))
         file = _find_base(base, file, position)
-        if file.resolve() in chain or len(chain) > MAX_DEPTH:
+        if file.resolve() in seen or len(seen) > MAX_DEPTH:
             raise RecipeError(f"{position}: base {base!r} leads back to a recipe that is based on it")
-        chain.append(file.resolve())
-        below, below_positions = _read_one(file)
-        below.pop("name", None)
-        values, positions = _merge(below, values), below_positions | positions
-    return {"name": name, **values}, positions
+
+
+DENSE_KEYS = {
+    "learning_rate": "dense_learning_rate",
+    "warmup_updates": "dense_warmup_updates",
+    "epochs_per_stage": "dense_epochs",
+}
+"""What stage 0 has of its own, by the key that it takes otherwise."""
+
+
+def _apply_method(values: dict[str, Any], name: Any, position: str) -> None:
+    """Put the method's values over ``values``. Stage 0 stays as it was, so that all methods prune the same dense model."""
+    chosen = copy.deepcopy(values_of(name, position))
+    given = values.get("training")
+    before = given if isinstance(given, dict) else {}
+    for key, dense_key in DENSE_KEYS.items():
+        if key in chosen.get("training", {}) and before.get(dense_key) is None:
+            default = TrainingRecipe.model_fields[key].default
+            chosen["training"][dense_key] = before.get(key, default)
+    values |= {section: _merge(values.get(section), part) for section, part in chosen.items()}
 
 
 def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
@@ -82,7 +158,7 @@ def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
     for path in NAMED:
         if (section := _holder(values, path)) is not None and isinstance(section[path[-1]], str):
             section[path[-1]] = {"name": section[path[-1]]}
-    is_shipped = file.resolve() in {known.resolve() for known in shipped().values()}
+    is_shipped = file.resolve() in {known.resolve() for known in shipped_recipes().values()}
     _anchor(values, Path.cwd() if is_shipped else file.absolute().parent)
     return values, {path: f"{file}, line {line}" for path, line in lines.items()}
 
@@ -118,7 +194,7 @@ def _find_base(base: Any, file: Path, position: str) -> Path:
         raise RecipeError(
             f"{position}: base: expected a file or the name of a shipped recipe, found {base!r:.50}"
         )
-    beside, known = file.parent / base, shipped()
+    beside, known = file.parent / base, shipped_recipes()
     if os.path.isfile(beside):  # noqa: PTH113 - false for a name that is too long, where Path raises
         return beside
     if base in known:
@@ -139,9 +215,12 @@ def _merge(base: Any, own: Any) -> Any:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[KeyPath, str]:
-    """Put each ``a.b=value`` into ``values``; return the option that set each path, for messages."""
+    """Put each ``a.b=value`` into ``values``; return the option that set each path, for messages.
+
+    A ``method`` goes first, so that the others win over it wherever they stand.
+    """
     given: dict[KeyPath, str] = {}
-    for override in overrides:
+    for override in sorted(overrides, key=lambda text: text.partition("=")[0].strip() != "method"):
         option = f"--set {override}"
         dotted, equals, text = override.partition("=")
         path = tuple(part.strip() for part in dotted.split("."))
@@ -150,7 +229,10 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[Ke
         if len(path) > MAX_DEPTH or path == ("base",):
             raise RecipeError(f"{option}: no value can be set there")
         value, _ = parse_yaml(text, option)
-        _section(values, path[:-1], option)[path[-1]] = value
+        if path == ("method",):
+            _apply_method(values, value, option)
+        else:
+            _section(values, path[:-1], option)[path[-1]] = value
         given[path] = option
     _anchor(values, Path.cwd())
     return given

@@ -199,6 +199,8 @@ class TrainingRecipe(BaseModel):
     """`linear`: the learning rate falls to zero within every stage. `constant`: it stays."""
     warmup_updates: Annotated[int, Field(ge=0)] = 0
     """Updates at the start of every stage in which the learning rate rises from zero."""
+    dense_warmup_updates: Annotated[int, Field(ge=0)] | None = None
+    """The same in stage 0. By default `warmup_updates`."""
     max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 256
     """Tokens of an example, special tokens included. Longer examples are cut, and the report counts them."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -207,8 +209,9 @@ class TrainingRecipe(BaseModel):
     """Scale the gradient down to this norm where it is larger; `null` never does."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device computes it quickly, else fp32. Weights, optimizer and measurements are always fp32."""
-    regularize_dense: bool = True
-    """Apply the regularizer in stage 0 too. With `false`, all methods get the same dense model and can share it."""
+    regularize_dense: bool = False
+    """Apply the regularizer in stage 0 too. By default it acts from the first pruning on, so that all methods prune the same
+    dense model and can share it. The report says which."""
     freeze_embeddings: bool = False
     """Do not train the embedding table. This saves memory, and languages without training text keep their embeddings."""
     keep: Literal["best", "last"] = "best"
@@ -465,6 +468,15 @@ class FloorRecipe(BaseModel):
     """Largest loss of the mean over the zero-shot languages, or of the train language if there are none."""
     worst_language_drop: Annotated[float, Field(ge=0)] | None = None
     """Largest loss of any language, the train language included."""
+    on: Literal["test", "dev", "unlabelled"] = "test"
+    """What a loss is measured on. `test`: scores on the test sets, so the files that ship were chosen on test scores. `dev`:
+    the score on dev of the train language alone. `unlabelled`: the percent of texts whose label changes, in every language
+    with text for `calibration`, else for the teacher or the vocabulary; no test text is read. The report says which."""
+
+    @property
+    def limits(self) -> bool:
+        """Whether anything is limited."""
+        return self.zero_shot_drop is not None or self.worst_language_drop is not None
 
 
 class ExportRecipe(BaseModel):
@@ -520,6 +532,9 @@ class Recipe(BaseModel):
     base: Annotated[str | None, Field(exclude=True)] = None
     """Another recipe to start from: a file, relative to this one, or the name of a shipped recipe. Keys given here replace
     the base's keys. A section that has another `name` than in the base replaces the base's whole section."""
+    method: Annotated[str | None, Field(exclude=True)] = None
+    """A pruning method by name: its criterion, scope and regularizer, and for a published training scheme its schedule,
+    learning rate and teacher. It replaces these keys of the base; keys given here win over it. The README lists methods."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200), EXPORT]
     """Name of the run, in letters, digits and `_.-`. By default the file's name."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42

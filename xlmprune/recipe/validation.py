@@ -10,11 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from xlmprune.core.errors import RecipeError
 from xlmprune.recipe import registry
 from xlmprune.recipe.explanations import Where, explain
-from xlmprune.recipe.schema import Recipe, TaskRecipe
+from xlmprune.recipe.schema import Component, Recipe, TaskRecipe
 from xlmprune.recipe.yaml_text import KeyPath
 
 
-def validate(
+def validate_recipe(
     values: dict[str, Any],
     origin: str,
     positions: Mapping[KeyPath, str] | None = None,
@@ -24,7 +24,7 @@ def validate(
 
     Args:
         origin: the file, for faults that have no position.
-        positions: of the keys, as `read` returns them.
+        positions: of the keys, as `read_recipe` returns them.
         given: what `apply_overrides` returned.
 
     Raises:
@@ -79,7 +79,7 @@ def _component_faults(recipe: Recipe, where: Where) -> Iterator[str]:
 def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """Keys that are valid alone but not together."""
     training, pruning, distillation = recipe.training, recipe.pruning, recipe.distillation
-    densities = build(recipe, "schedule").densities()
+    densities = build_component(recipe, "schedule").densities()
     if ":" in pruning.pattern:
         keep, of = map(int, pruning.pattern.split(":"))
         if pruning.scope == "global":
@@ -94,7 +94,7 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             )
     if training.gradient_accumulation > training.batch_size:
         yield ("training", "gradient_accumulation"), "more micro-batches than examples in a batch"
-    criterion, continuous = build(recipe, "criterion"), pruning.schedule.name == "continuous"
+    criterion, continuous = build_component(recipe, "criterion"), pruning.schedule.name == "continuous"
     if pruning.regrow and not continuous:
         yield ("pruning", "regrow"), "pruned weights can return only with the schedule continuous"
     if pruning.regrow and pruning.reconstruct is not None:
@@ -123,14 +123,33 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             ("distillation", "teacher"),
             f"{distillation.teacher} needs dev scores, and training.keep: last reads no dev examples",
         )
+    floor = recipe.export.floor
+    if floor.limits and floor.on == "dev" and training.keep == "last":
+        yield ("export", "floor"), "on: dev needs dev examples, and training.keep: last reads none"
+    if floor.limits and floor.on == "unlabelled" and not _has_unlabelled_text(recipe):
+        yield (
+            ("export", "floor"),
+            "on: unlabelled needs unlabelled text; give export.calibration: task, or files with {language} in the name",
+        )
     languages = recipe.task.languages
     if isinstance(languages, list) and len(set(languages)) != len(languages):
         yield ("task", "languages"), "a language is listed twice"
 
 
-def build(recipe: Recipe, table: str) -> Any:
+def _has_unlabelled_text(recipe: Recipe) -> bool:
+    files = recipe.model.vocabulary != "keep" and recipe.model.vocabulary.files
+    taught = recipe.distillation is not None and recipe.distillation.unlabelled
+    return bool(recipe.export.calibration or taught or files)
+
+
+def build_component(recipe: Recipe, table: str) -> Any:
     """Build the component of ``table`` that the recipe names, from its parameters."""
     for name, _, component in recipe.components():
         if name == table:
-            return TypeAdapter(registry.load(table, component.name)).validate_python(component.parameters)
+            return instantiate(table, component)
     raise KeyError(table)
+
+
+def instantiate(table: str, component: Component) -> Any:
+    """Build a component of ``table`` from its parameters."""
+    return TypeAdapter(registry.load(table, component.name)).validate_python(component.parameters)

@@ -15,6 +15,7 @@ from xlmprune.core.files import SAFETENSORS_FILE
 from xlmprune.core.formatting import amount, number, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
+from xlmprune.export.floor import DECIDED_ON
 from xlmprune.export.form import all_forms, reference
 from xlmprune.models import architecture
 
@@ -217,12 +218,12 @@ def _spread(counts: list[int]) -> str:
 
 def describe_vocabulary(report: Report) -> str:
     """What trimming the vocabulary took away; empty where it was kept."""
-    facts = report.get("vocabulary") or {}
-    if not facts.get("pieces"):
+    trim = report.get("vocabulary") or {}
+    if not trim.get("pieces"):
         return ""
     return (
-        f"Before training the vocabulary was trimmed to the languages served, from {number(facts.get('pieces_before'))}"
-        f" pieces to {number(facts['pieces'])}; that removed {amount(facts.get('parameters_removed'))} parameters, which"
+        f"Before training the vocabulary was trimmed to the languages served, from {number(trim.get('pieces_before'))}"
+        f" pieces to {number(trim['pieces'])}; that removed {amount(trim.get('parameters_removed'))} parameters, which"
         " the figures above no longer count."
     )
 
@@ -288,13 +289,42 @@ def describe_files(report: Report) -> str:
     return f"On disk: {', '.join(said)}{against}."
 
 
+def describe_floor(report: Report) -> str:
+    """Say what `export.floor` was decided on; empty without a floor."""
+    floor = report.get("floor")
+    if not floor:
+        return ""
+    limits = {"zero_shot_drop": "of the zero-shot mean", "worst_language_drop": "in any language"}
+    allowed = [
+        f"{floor[key]:g} points {words}" for key, words in limits.items() if floor.get(key) is not None
+    ]
+    said = (
+        f"A form may lose {' and '.join(allowed)} against the pruned model, decided {DECIDED_ON[floor['on']]}"
+    )
+    return said + (", which the report shows." if floor["on"] == "test" else "; no test score decided.")
+
+
+def describe_regularizer(report: Report) -> str:
+    """Say which regularizer acted, and whether in stage 0; empty without one."""
+    recipe = report.get("recipe") or {}
+    regularizer = recipe.get("regularizer") or {}
+    if regularizer.get("name", "none") == "none" or "regularize_dense" not in recipe.get("training", {}):
+        return ""
+    dense = recipe["training"]["regularize_dense"]
+    return f"The regularizer {regularizer['name']} acts " + (
+        "in every stage, the dense one included."
+        if dense
+        else "from the first pruning on, not in the dense stage."
+    )
+
+
 def speed_rows(report: Report) -> list[dict[str, Any]]:
     """Every file timed, with the width of its bar: its median latency as a share of the slowest."""
     speed = report.get("speed", {})
-    slowest = max((facts.get("median_ms") or 0 for facts in speed.values()), default=0) or 1
+    slowest = max((entry.get("median_ms") or 0 for entry in speed.values()), default=0) or 1
     return [
-        {"name": name, **facts, "width": (facts.get("median_ms") or 0) / slowest}
-        for name, facts in speed.items()
+        {"name": name, **entry, "width": (entry.get("median_ms") or 0) / slowest}
+        for name, entry in speed.items()
     ]
 
 
@@ -377,19 +407,19 @@ def file_rows(report: Report) -> list[dict[str, Any]]:
     """Files from the largest to the smallest, with the size of their dense counterpart where it is known."""
     dense = report.get("dense_bytes", {})
     largest = max(
-        [facts["bytes"] for facts in report.get("files", {}).values()] + list(dense.values()), default=1
+        [entry["bytes"] for entry in report.get("files", {}).values()] + list(dense.values()), default=1
     )
     listed = []
-    for name, facts in report.get("files", {}).items():
+    for name, entry in report.get("files", {}).items():
         before = dense.get(shipped_as().get(name, ""))
         listed.append(
             {
                 "name": name,
-                "bytes": facts["bytes"],
-                "sha256": facts.get("sha256"),
+                "bytes": entry["bytes"],
+                "sha256": entry.get("sha256"),
                 "dense": before,
-                "share": facts["bytes"] / before if before else None,
-                "width": facts["bytes"] / (largest or 1),
+                "share": entry["bytes"] / before if before else None,
+                "width": entry["bytes"] / (largest or 1),
                 "dense_width": before / (largest or 1) if before else None,
             }
         )

@@ -92,7 +92,7 @@ def metadata(report: Report) -> str:
         for code, entry in report.get("languages", {}).items()
         if (value := entry.get(served.key if served else "pruned", entry.get("pruned"))) is not None
     ]
-    facts: dict[str, Any] = {
+    card: dict[str, Any] = {
         "language": list(
             dict.fromkeys(code.split("-")[0].split("_")[0] for code in report.get("languages", {}))
         ),
@@ -103,8 +103,8 @@ def metadata(report: Report) -> str:
         "base_model": _hub_id(model.get("name")),
     }
     if results:
-        facts |= {"model_name": name, "eval_results": results}
-    return ModelCardData(**{key: value for key, value in facts.items() if value}).to_yaml()
+        card |= {"model_name": name, "eval_results": results}
+    return ModelCardData(**{key: value for key, value in card.items() if value}).to_yaml()
 
 
 def _hub_id(name: str | None) -> str | None:

@@ -17,7 +17,7 @@ from xlmprune.evaluation import baselines, intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
 from xlmprune.export.form import form_named
-from xlmprune.export.writing import MeasuredForm, dense_bytes
+from xlmprune.export.writing import MeasuredForm, dense_bytes, drops_of
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
 from xlmprune.pruning.structures import is_cut, layout_of
@@ -26,7 +26,7 @@ from xlmprune.report import findings
 from xlmprune.training import moments
 
 if TYPE_CHECKING:
-    from xlmprune.recipe import Recipe
+    from xlmprune.recipe.schema import Recipe
     from xlmprune.training.outcome import Datasets, Outcome
 
 SCHEMA_VERSION = 1
@@ -57,7 +57,7 @@ def assemble(
     metric = data.task.metrics[0]
     measured = {entry.form.key: entry for entry in forms}
     languages = _languages(outcome, data, pruned, measured)
-    facts: dict[str, Any] = {
+    report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -87,23 +87,26 @@ def assemble(
     }
     for entry in forms:
         if entry.written.choice:
-            facts["quantization"] = entry.written.choice
+            report["quantization"] = entry.written.choice
     if refused:
-        facts["refused"] = dict(refused)
+        report["refused"] = dict(refused)
+    if forms and recipe.export.floor.limits:
+        lost = {entry.form.key: dict(drops_of(entry, pruned)) for entry in forms}
+        report["floor"] = {**recipe.export.floor.model_dump(), "lost": lost}
     if outcome.changes:
-        facts["changed_conditions"] = list(outcome.changes)
+        report["changed_conditions"] = list(outcome.changes)
     if data.unlabelled:
-        facts["unlabelled"] = dict(data.unlabelled)
+        report["unlabelled"] = dict(data.unlabelled)
     used = [*target_text(recipe), *([] if data.moments is None else moments.describe(data.moments))]
     if used:
-        facts["target_text"] = used
+        report["target_text"] = used
     if data.moments is not None:
-        facts["moments"] = dict(data.moments)
+        report["moments"] = dict(data.moments)
     if outcome.vocabulary is not None:
-        facts["vocabulary"] = outcome.vocabulary
+        report["vocabulary"] = outcome.vocabulary
     if len(data.task.metrics) > 1:
-        facts["other_metrics"] = _other_metrics(outcome, data, pruned, measured)
-    return facts
+        report["other_metrics"] = _other_metrics(outcome, data, pruned, measured)
+    return report
 
 
 def _languages(
@@ -168,7 +171,7 @@ def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> 
         return {column: evaluation.mean(row[column] for row in of.values()) for column in columns}
 
     zero_shot = {language: row for language, row in languages.items() if language != train_language}
-    facts: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "train_language": train_language,
         "english": {column: languages[train_language][column] for column in columns},
         "zero_shot_mean": means(zero_shot),
@@ -177,8 +180,8 @@ def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> 
     }
     if zero_shot:
         worst = min(zero_shot, key=lambda language: zero_shot[language]["delta"])
-        facts["worst"] = {"language": worst, "delta": zero_shot[worst]["delta"]}
-    return facts
+        summary["worst"] = {"language": worst, "delta": zero_shot[worst]["delta"]}
+    return summary
 
 
 def _travelling(notes: tuple[str, ...], origin: str) -> list[str]:

@@ -147,16 +147,16 @@ def speed_table(report: Report) -> Table | None:
 
 def quantization_table(report: Report) -> Table | None:
     """The ways to quantise that were tried, and what each scored on English dev and unlabelled text."""
-    facts = report.get("quantization", {})
-    if not facts:
+    choice = report.get("quantization", {})
+    if not choice:
         return None
     exact = reference().title
-    entries = [{"name": exact, **facts.get("reference", {})}, *facts.get("tried", [])]
+    entries = [{"name": exact, **choice.get("reference", {})}, *choice.get("tried", [])]
     train = language_name(train_language(report) or "train")
     return _table(
-        f"How {facts.get('form', 'the quantized form')} was chosen",
+        f"How {choice.get('form', 'the quantized form')} was chosen",
         {
-            "variant": lambda row: row["name"] + (", chosen" if row["name"] == facts.get("chosen") else ""),
+            "variant": lambda row: row["name"] + (", chosen" if row["name"] == choice.get("chosen") else ""),
             "weights": lambda row: size(row.get("bytes")),
             f"{train} dev": lambda row: score(row.get("dev")),
             f"label agreement with {exact}": lambda row: percent(row["agreement"] / 100),
@@ -178,7 +178,7 @@ def parity_table(report: Report) -> Table | None:
             "same answer": lambda row: percent(row.get("agreement"), 2),
             "n": lambda row: number(row.get("n")),
         },
-        [{"form": form, **facts} for form, facts in report.get("parity", {}).items()],
+        [{"form": form, **entry} for form, entry in report.get("parity", {}).items()],
     )
 
 
@@ -212,7 +212,7 @@ def text_table(report: Report) -> Table | None:
             "texts truncated": lambda row: percent(row.get("truncated")),
             "unknown tokens": lambda row: percent(row.get("unknown"), 2),
         },
-        [{"language": language_name(code), **facts} for code, facts in report.get("text", {}).items()],
+        [{"language": language_name(code), **entry} for code, entry in report.get("text", {}).items()],
         "Test sets. A word is what spaces separate, which says little of Thai, Chinese or Japanese.",
     )
 
@@ -231,7 +231,7 @@ def vocabulary_table(report: Report) -> Table | None:
             "unknown before": lambda row: percent(row.get("unknown_before"), 2),
             "unknown": lambda row: percent(row.get("unknown"), 2),
         },
-        [{"language": language_name(code), **facts} for code, facts in languages.items()],
+        [{"language": language_name(code), **entry} for code, entry in languages.items()],
         "On the text that pieces were counted in, which holds no test set: mean tokens a text, the share of texts that are"
         " cut into the same pieces as before, and the share of tokens that are unknown.",
     )
@@ -252,11 +252,11 @@ def alignment_table(report: Report) -> Table | None:
 
 def environment_table(report: Report) -> Table | None:
     """Versions and hardware."""
-    facts = report.get("environment", {})
+    environment = report.get("environment", {})
     return _table(
         "Made with",
         {"what": lambda pair: pair[0], "version": lambda pair: str(pair[1])},
-        [*facts.items()],
+        [*environment.items()],
         texts=2,
     )
 

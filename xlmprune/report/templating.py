@@ -76,11 +76,13 @@ def sections(report: Report) -> dict[str, Any]:
     recipe = report.get("recipe")
     said = (
         findings.describe_density(report),
+        findings.describe_regularizer(report),
         findings.describe_structure(report),
         findings.describe_vocabulary(report),
         findings.describe_scores(report),
         findings.describe_unlabelled(report),
         findings.describe_files(report),
+        findings.describe_floor(report),
     )
     return {
         "name": report.get("name", "xlmprune run"),

@@ -18,7 +18,7 @@ from xlmprune.tasks.metrics import Accuracy, Metric, main_first
 if TYPE_CHECKING:
     from xlmprune.data.readers.hub import HubSet
     from xlmprune.data.readers.xglue import Layout
-    from xlmprune.recipe import TaskRecipe
+    from xlmprune.recipe.schema import TaskRecipe
 
 
 class Task(Protocol):

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlmprune import recipe as recipes
 from xlmprune.core.errors import DataError, RecipeError
 from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.languages import language_name
@@ -26,7 +25,8 @@ from xlmprune.data.readers.files import fill
 from xlmprune.data.readers.lines import expand
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import TaskRecipe
-from xlmprune.recipe.yaml_text import plain_value
+from xlmprune.recipe.validation import validate_recipe
+from xlmprune.recipe.yaml_text import parse_yaml, plain_value
 
 if TYPE_CHECKING:
     from xlmprune.data.examples import Examples
@@ -226,6 +226,7 @@ def init(
     languages: Sequence[str] = (),
     model: str = "FacebookAI/xlm-roberta-base",
     density: float = 0.31,
+    unlabelled: str = "",
 ) -> Survey:
     """Look at data files and write a recipe for them to ``out``; see `survey` and `recipe_text` for the arguments.
 
@@ -237,25 +238,35 @@ def init(
         raise RecipeError(f"{out}: exists already; choose another file with --out")
     if not 0 < density < 1:
         raise RecipeError(f"--density {density}: expected a number between 0 and 1, such as 0.31")
+    if unlabelled and "{language}" not in unlabelled:
+        raise RecipeError(
+            f"--text {unlabelled}: expected a pattern with {{language}}, such as text/{{language}}.txt"
+        )
     if kind is not None and kind not in KINDS:
         raise RecipeError(f"--task {kind}: {registry.nearest(kind, KINDS)}")
     found = survey(path, kind, train_language, languages)
     pattern = os.path.relpath(expand(found.layout.pattern), out.absolute().parent)
-    text = recipe_text(found, pattern.replace(os.sep, "/"), model, density)
-    values, _ = recipes.parse_yaml(text, str(out))
-    recipes.validate({"name": "mine", **values}, str(out))
+    near = (
+        os.path.relpath(expand(unlabelled), out.absolute().parent).replace(os.sep, "/") if unlabelled else ""
+    )
+    text = recipe_text(found, pattern.replace(os.sep, "/"), model, density, near)
+    values, _ = parse_yaml(text, str(out))
+    validate_recipe({"name": "mine", **values}, str(out))
     with explain_disk(out.absolute().parent):
         write_atomically(out, text)
     return found
 
 
-def recipe_text(found: Survey, pattern: str, model: str, density: float, stages: int = 6) -> str:
+def recipe_text(
+    found: Survey, pattern: str, model: str, density: float, unlabelled: str = "", stages: int = 3
+) -> str:
     """Write a commented recipe.
 
     Args:
         pattern: of the data files, relative to the recipe.
         model: where to start; `quickstart` needs no hub and trains on a CPU.
         density: share of the encoder's weights that remains at the end.
+        unlabelled: pattern of text files without labels, relative to the recipe; empty where there are none.
         stages: pruning stages.
     """
     small = model == "quickstart"
@@ -265,6 +276,7 @@ def recipe_text(found: Survey, pattern: str, model: str, density: float, stages:
     others = [language for language in found.languages if language != found.train_language]
     splits = [f"  {split}_split: {_scalar(word)}" for split, word in found.layout.splits.items()]
     shown = ", ".join(found.labels[:8]) + (", …" if len(found.labels) > 8 else "")
+    text = json.dumps(unlabelled or "text/{language}.txt", ensure_ascii=False)
     keep = "best" if found.counts["dev"] else "last"
     lines = [
         f"# Task {found.kind}: trained in {language_name(found.train_language)}, measured in {len(others)} more "
@@ -279,7 +291,7 @@ def recipe_text(found: Survey, pattern: str, model: str, density: float, stages:
         "model:",
         f"  name: {_scalar(model)}",
         "  # Trim the vocabulary to your languages for a much smaller file. It needs plain text, one sentence a line:",
-        "  # vocabulary: {files: [\"text/{language}.txt\"], max_size: 60000}",
+        f"  # vocabulary: {{files: [{text}], max_size: 60000}}",
         "task:",
         f"  name: {found.kind}",
         "  source: files",
@@ -300,8 +312,18 @@ def recipe_text(found: Survey, pattern: str, model: str, density: float, stages:
         "pruning:",
         f"  # {density:.0%} of the encoder's weights remain after {stages} stages. Fewer: a smaller file, lower scores.",
         f"  schedule: {{name: geometric, step_fraction: {1 - density ** (1 / stages):.4g}, stages: {stages}}}",
-        "# Keeps pruned weights close to the pretrained ones, so that the other languages lose less.",
-        "regularizer: {name: cosine, strength: 100.0}",
+        "  # PINS ranks weights by their gradients; least squares then refits those that remain.",
+        "  criterion: pins",
+        "  reconstruct: {ridge: 0.01}",
+        "  # For a faster model, remove layers, heads and neurons instead:",
+        "  # pattern: structured",
+        "  # structure: {layers: 6, heads: 0.5, neurons: 0.5}",
+        "regularizer: none",
+        "# The dense model teaches the pruned one its answers and hidden states.",
+        "distillation:",
+        "  hidden: 1.0",
+        "  # Text of the languages you serve, without labels, one sentence a line. It keeps these languages.",
+        f"  {'' if unlabelled else '# '}unlabelled: {text}",
         "export:",
         "  onnx: [fp32, int8]",
         "  # Do not ship a form that loses more points than this against the unquantized model:",

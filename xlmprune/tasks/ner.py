@@ -20,7 +20,7 @@ from xlmprune.tasks import CorpusTask
 from xlmprune.tasks.metrics import EntityF1
 
 if TYPE_CHECKING:
-    from xlmprune.recipe import TaskRecipe
+    from xlmprune.recipe.schema import TaskRecipe
 
 
 class Ner(CorpusTask):

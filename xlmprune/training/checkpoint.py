@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from xlmprune import recipe as recipes
 from xlmprune.core.checkpoints import DamagedError, Numbers
 from xlmprune.core.errors import DataError, RecipeError
 from xlmprune.core.run_folder import RunFolder
-from xlmprune.recipe import Recipe, TrainingRecipe
+from xlmprune.recipe.effects import MAY_CHANGE, differences
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.schema import Recipe, TrainingRecipe
+from xlmprune.recipe.validation import validate_recipe
+from xlmprune.recipe.yaml_text import parse_yaml
 from xlmprune.training.conditions import Conditions
 from xlmprune.training.datasets import UNLABELLED
 from xlmprune.training.stages import StageScores
@@ -31,24 +34,46 @@ def open_run(path: Path, recipe: Recipe, fresh: bool = False) -> RunFolder:
 
 def difference(recipe: Recipe, text: str, file: Path) -> str | None:
     """Say where the recipe that ``file`` holds differs from ``recipe``; None where they are equal."""
-    values, _ = recipes.parse_yaml(text, str(file))
+    values, _ = parse_yaml(text, str(file))
     # A file of an older version lacks keys that were added since; their defaults are what it meant. Where it is not valid
     # at all, the values as they stand show the difference.
     with suppress(RecipeError):
-        values = recipes.validate(values, str(file)).resolved()
+        values = validate_recipe(values, str(file)).resolved()
     return first_difference(values, recipe.resolved())
 
 
 def first_difference(found: Any, wanted: Any) -> str | None:
     """Name the first key in which two resolved recipes differ, with both values, among those that may not change."""
-    keys = (key for key in recipes.differences(found, wanted) if key.effect not in recipes.MAY_CHANGE)
+    keys = (key for key in differences(found, wanted) if key.effect not in MAY_CHANGE)
     return next(map(str, keys), None)
+
+
+def recipe_file(path: Path) -> Path:
+    """Return the resolved recipe of the run folder ``path``.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    file = path / "recipe.yaml"
+    if not file.is_file():
+        raise RecipeError(f"{path}: is not a run folder; it has no recipe.yaml")
+    return file
+
+
+def require_only_export_changes(path: Path, before: Recipe, now: Recipe) -> None:
+    """Raise RecipeError if the recipe of the finished run in ``path`` changed in more than its export."""
+    for key in differences(before.resolved(), now.resolved()):
+        if key.effect not in MAY_CHANGE:
+            name = ".".join(map(str, key.path))
+            raise RecipeError(
+                f"{path}: {name} changes {key.effect}; in a finished run only export settings can change"
+            )
 
 
 def require_same_export(folder: RunFolder, recipe: Recipe) -> None:
     """Raise RecipeError if the bundle of a finished run was made with other export settings."""
-    found = recipes.load(str(folder.path / "recipe.yaml")).resolved()
-    keys = [key for key in recipes.differences(found, recipe.resolved()) if key.effect == "export"]
+    found = load_recipe(str(folder.path / "recipe.yaml")).resolved()
+    keys = [key for key in differences(found, recipe.resolved()) if key.effect == "export"]
     if keys:
         options = (f"{'.'.join(map(str, key.path))}={json.dumps(key.now)}" for key in keys)
         command = " ".join(f"--set {shlex.quote(option)}" for option in options)
@@ -135,13 +160,3 @@ def _require_same_data(path: Path, numbers: Numbers, now: dict[str, str]) -> Non
 def after_stage_0(numbers: Numbers) -> bool:
     """Return whether a checkpoint was made right after stage 0."""
     return (numbers["progress"]["stage"], numbers["progress"]["update"]) == (1, 0)
-
-
-__all__ = [
-    "after_stage_0",
-    "difference",
-    "first_difference",
-    "open_run",
-    "restore",
-    "save",
-]

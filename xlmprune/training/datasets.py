@@ -10,16 +10,15 @@ from tokenizers import Tokenizer
 
 from xlmprune.core.errors import DataError
 from xlmprune.data.checks import warnings_about
-from xlmprune.data.encoding import Encoded, encode
+from xlmprune.data.encoding import Encoded, encode, join_encoded
 from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.models import architecture
-from xlmprune.recipe import DistillationRecipe, TaskRecipe
+from xlmprune.recipe.schema import DistillationRecipe, TaskRecipe
 from xlmprune.training.outcome import Datasets
-from xlmprune.training.teaching import join_encoded
 
 UNLABELLED = "unlabelled"
 """Start of the name of an unlabelled text's fingerprint."""

@@ -14,14 +14,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from xlmprune import recipe as recipes
 from xlmprune.core.checkpoints import Numbers, Tensors, read_newest, saved_in
 from xlmprune.core.errors import ModelError, RecipeError
 from xlmprune.core.run_folder import RunFolder, start_damage
-from xlmprune.recipe import Component, DistillationRecipe, ExportRecipe, PruningRecipe, Recipe
+from xlmprune.recipe.schema import Component, DistillationRecipe, ExportRecipe, PruningRecipe, Recipe
+from xlmprune.recipe.validation import validate_recipe
+from xlmprune.recipe.yaml_text import parse_yaml
 from xlmprune.training.checkpoint import after_stage_0, first_difference
 from xlmprune.training.distillation import TeacherChoice
 from xlmprune.training.method import Method, build_method
+from xlmprune.training.optimizer import warmup_updates
 
 
 def dense_recipe(recipe: Recipe) -> Recipe:
@@ -49,21 +51,22 @@ def _reduced(recipe: Recipe) -> Recipe:
     """
     training = recipe.training
     method = build_method(recipe.pruning, recipe.regularizer)
+    regularized = training.regularize_dense and _regularizes_dense(method)
     settings = training.model_copy(
         update={
             "dense_epochs": training.dense_epochs or training.epochs_per_stage,
-            # Whether a dev set is required depends on this being above 1; stage 0 reads nothing else of it.
-            "epochs_per_stage": 1.0 if training.epochs_per_stage <= 1 else 2.0,
+            "epochs_per_stage": 1.0,  # not read, since `dense_epochs` is given
             "learning_rate": training.dense_learning_rate or training.learning_rate,
             "last_epochs": None,
             "dense_learning_rate": None,
-            "regularize_dense": True,
+            "warmup_updates": warmup_updates(training, stage=0),
+            "dense_warmup_updates": None,
+            "regularize_dense": regularized,
         }
     )
     pruning, given = PruningRecipe(), recipe.pruning
-    if method.criterion.acts_on_dense:
+    if method.acts_on_dense:
         pruning = PruningRecipe(criterion=given.criterion, observe_regularizer=given.observe_regularizer)
-    regularized = training.regularize_dense and _regularizes_dense(method)
     return recipe.model_copy(
         update={
             "name": "dense",
@@ -126,8 +129,8 @@ def _require_same_stage_0(dense: Path, recipe: Recipe) -> None:
     file = dense / "recipe.yaml"
     if not file.is_file():
         raise ModelError(f"{dense}: is no run folder; it has no recipe.yaml")
-    values, _ = recipes.parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    found = recipes.validate(values, str(file))
+    values, _ = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    found = validate_recipe(values, str(file))
     if dense_key(found) != dense_key(recipe):
         said = first_difference(_reduced(found).resolved(), _reduced(recipe).resolved())
         raise RecipeError(f"{dense}: its stage 0 is not that of this recipe ({said})")
@@ -138,7 +141,7 @@ def _own_tensors(method: Method, distillation: DistillationRecipe | None, dense:
     own: Tensors = {name: dense[name] for name in ("model", "masks", "dense")}
     if method.regularizer.reference == "finetuned":
         own["finetuned"] = {name: dense["model"][name] for name in dense["masks"]}
-    if method.criterion.acts_on_dense:
+    if method.acts_on_dense:
         own["criterion"] = dense["criterion"]
     elif state := method.criterion.state():
         own["criterion"] = state
@@ -172,6 +175,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-__all__ = ["dense_key", "dense_recipe", "start_from"]

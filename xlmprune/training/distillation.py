@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from xlmprune.data.encoding import IGNORE
-from xlmprune.recipe import DistillationRecipe
+from xlmprune.recipe.schema import DistillationRecipe
 
 Share = tuple[float, float]
 """A part's share of the whole batch's items, and of its tokens, where a batch is computed in parts."""

@@ -14,7 +14,7 @@ from xlmprune.core.device import derive_seed, resolve_precision
 from xlmprune.data.encoding import IGNORE, Encoded, pad, training_order
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import Weights
-from xlmprune.recipe import TrainingRecipe
+from xlmprune.recipe.schema import TrainingRecipe
 from xlmprune.training.distillation import Share
 from xlmprune.training.teaching import Teaching
 

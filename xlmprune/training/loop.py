@@ -22,7 +22,7 @@ from xlmprune.data.encoding import Encoded
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.masks import Weights, apply_masks
 from xlmprune.pruning.reconstruction import Batch
-from xlmprune.recipe import TrainingRecipe
+from xlmprune.recipe.schema import TrainingRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
 from xlmprune.training.optimizer import (
@@ -153,6 +153,8 @@ class FinePruning:
         rate = learning_rate(self.settings, at.stage, at.update, total)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
+        regularizer_decay = self.method.regularizer.decay if self.reference() is not None else 0.0
+        state.optimizer.param_groups[0]["weight_decay"] = self.settings.weight_decay + regularizer_decay
         torch.manual_seed(derive_seed(self.seed, "dropout", at.stage, at.update))
         state.train_rows()
         self.model.train()
@@ -187,7 +189,7 @@ class FinePruning:
         # Masked before the norm is taken, so that pruned weights do not count in it.
         norms = mask_gradients(state.weights, state.masks if hidden else masks)
         # Stage 0 is the same bit for bit with every criterion that does not act on it, so that runs can share it.
-        watching = state.at.stage > 0 or criterion.acts_on_dense
+        watching = state.at.stage > 0 or self.method.acts_on_dense
         late = type(criterion).observe is not Criterion.observe and watching and not early
         norm = clip(self.model, self.settings.gradient_clip, norms, None if late else state.optimizer)
         if late and math.isfinite(norm):

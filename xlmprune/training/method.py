@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.regularizers import Regularizer
@@ -13,6 +10,7 @@ from xlmprune.pruning.schedules import Continuous
 from xlmprune.pruning.selection import Selection
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Component, PruningRecipe, ReconstructRecipe, StructureRecipe
+from xlmprune.recipe.validation import instantiate
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,12 @@ class Method:
         return 0 if self.structure is None else self.structure.rounds
 
     @property
+    def acts_on_dense(self) -> bool:
+        """Whether anything that the criterion sees in stage 0 matters later."""
+        restarts = self.continuous is not None and self.continuous.restart
+        return self.criterion.acts_on_dense and not restarts
+
+    @property
     def moment_uses(self) -> tuple[str, ...]:
         """What reads second moments of activations, by the recipe's keys; empty where nothing does."""
         if len(self.densities) == 1:
@@ -57,17 +61,17 @@ class Method:
 
 def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
     """Build the components that the sections name."""
-    criterion: Criterion = _build("criterion", pruning.criterion)
+    criterion: Criterion = instantiate("criterion", pruning.criterion)
     structured = pruning.pattern == "structured"
     selection = Selection(
         pruning.scope or criterion.default_scope, "unstructured" if structured else pruning.pattern
     )
-    schedule = _build("schedule", pruning.schedule)
+    schedule = instantiate("schedule", pruning.schedule)
     rounds = pruning.structure.rounds if pruning.structure else 0
     wanted = [1.0] * rounds + ([] if structured else list(schedule.densities()))
     return Method(
         criterion=criterion,
-        regularizer=_build("regularizer", regularizer),
+        regularizer=instantiate("regularizer", regularizer),
         selection=selection,
         densities=(1.0, *(selection.density(density) for density in wanted)),
         continuous=schedule if isinstance(schedule, Continuous) and not structured else None,
@@ -76,7 +80,3 @@ def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
         reconstruct=pruning.reconstruct,
         structure=pruning.structure,
     )
-
-
-def _build(table: str, component: Component) -> Any:
-    return TypeAdapter(registry.load(table, component.name)).validate_python(component.parameters)

@@ -7,22 +7,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn, optim
 
-from xlmprune.models import architecture
+from xlmprune.models import architecture, loading
 from xlmprune.pruning.masks import Masks, Weights
-from xlmprune.recipe import TrainingRecipe
+from xlmprune.recipe.schema import TrainingRecipe
 
 
 def new_optimizer(model: nn.Module, settings: TrainingRecipe) -> optim.AdamW:
-    """Return AdamW over the trainable parameters; only encoder and head matrices decay."""
-    decayed = architecture.of(model).decayed(model)
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    """Return AdamW over the trainable parameters; only encoder and head matrices decay.
+
+    The prunable matrices are the first group, so that a regularizer may set their decay.
+    """
+    decayed, prunable = architecture.of(model).decayed(model), loading.prunable(model)
+    groups: dict[int, list[nn.Parameter]] = {0: [], 1: [], 2: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[name in decayed].append(parameter)
+            groups[0 if name in prunable else 1 if name in decayed else 2].append(parameter)
     return optim.AdamW(
         [
-            {"params": groups[True], "weight_decay": settings.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
+            {"params": groups[0], "weight_decay": settings.weight_decay},
+            {"params": groups[1], "weight_decay": settings.weight_decay},
+            {"params": groups[2], "weight_decay": 0.0},
         ],
         lr=settings.learning_rate,
         betas=(0.9, 0.999),
@@ -47,6 +51,12 @@ LONGEST_WARM_UP = 0.1
 """Share of a stage that the learning rate's warm-up takes at most, so that a short stage reaches the learning rate."""
 
 
+def warmup_updates(settings: TrainingRecipe, stage: int) -> int:
+    """Return the updates of warm-up that the recipe asks for in a stage."""
+    dense = settings.dense_warmup_updates
+    return dense if stage == 0 and dense is not None else settings.warmup_updates
+
+
 def learning_rate(settings: TrainingRecipe, stage: int, update: int, total: int) -> float:
     """Return the learning rate of an update: it rises during warm-up, then falls to zero or stays, in every stage.
 
@@ -57,7 +67,7 @@ def learning_rate(settings: TrainingRecipe, stage: int, update: int, total: int)
     peak = settings.learning_rate
     if stage == 0 and settings.dense_learning_rate is not None:
         peak = settings.dense_learning_rate
-    warm_up = min(settings.warmup_updates, int(LONGEST_WARM_UP * total))
+    warm_up = min(warmup_updates(settings, stage), int(LONGEST_WARM_UP * total))
     if update < warm_up:
         return peak * (update + 1) / warm_up
     if settings.lr_schedule == "constant":

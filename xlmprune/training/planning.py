@@ -13,7 +13,8 @@ from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
-from xlmprune.recipe import Recipe, TrainingRecipe, VocabularyRecipe, registry
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import Recipe, TrainingRecipe, VocabularyRecipe
 from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text, describe

@@ -10,7 +10,7 @@ import numpy as np
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.evaluation.scores import Forward, Scores
-from xlmprune.recipe import EvaluationRecipe
+from xlmprune.recipe.schema import EvaluationRecipe
 from xlmprune.tasks.metrics import Logits
 from xlmprune.training.loop import StageEnd
 from xlmprune.training.outcome import Datasets

@@ -15,7 +15,7 @@ from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.masks import Masks, Weights, full_masks, nonzero, pack_bits, remaining, unpack_bits
 from xlmprune.pruning.regularizers.cosine import alignment
 from xlmprune.pruning.structures import Cut, LayerCut, Layout, layout_of, pieces, slice_model
-from xlmprune.recipe import TrainingRecipe
+from xlmprune.recipe.schema import TrainingRecipe
 from xlmprune.training.optimizer import new_optimizer
 from xlmprune.training.table import CompactTable
 from xlmprune.training.teaching import Teaching

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xlmprune.core.device import derive_seed
 from xlmprune.data.encoding import Encoded, pad, training_order
 from xlmprune.pruning.structures import layout_of
-from xlmprune.recipe import DistillationRecipe
+from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.training.distillation import WHOLE, Share, TeacherChoice, labelled_loss, unlabelled_loss
 
 
@@ -129,15 +129,6 @@ class Teaching:
             for name, parameter in self.teacher.named_parameters():
                 parameter.copy_(tensors[name])
         self.choice.restore(progress)
-
-
-def join_encoded(parts: Sequence[Encoded]) -> Encoded:
-    """Join several unlabelled sets."""
-    words = [array for part in parts for array in part.words or []]
-    ids = [array for part in parts for array in part.input_ids]
-    return Encoded(
-        ids, None, words or None, np.concatenate([part.truncated for part in parts]), special=parts[0].special
-    )
 
 
 def followed(student: nn.Module, states: Sequence[Tensor]) -> list[Tensor]:

@@ -27,7 +27,7 @@ from xlmprune.data.readers.rows import Rows, Source, Split
 if TYPE_CHECKING:
     from xlmprune.data.readers.hub import HubSet
     from xlmprune.data.readers.xglue import Layout
-    from xlmprune.recipe import TaskRecipe
+    from xlmprune.recipe.schema import TaskRecipe
 
 __all__ = ["Corpus", "Rows", "Source", "Split"]
 

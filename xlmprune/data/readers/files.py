@@ -20,7 +20,7 @@ from xlmprune.data.readers.tables import read_json_table, read_table, without_em
 from xlmprune.data.readers.token_files import read_json_tokens, read_tokens
 
 if TYPE_CHECKING:
-    from xlmprune.recipe import TaskRecipe
+    from xlmprune.recipe.schema import TaskRecipe
 
 
 class Files:

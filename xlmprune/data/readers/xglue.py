@@ -20,7 +20,7 @@ from xlmprune.data.readers.tables import read_table
 from xlmprune.data.readers.token_files import read_tokens
 
 if TYPE_CHECKING:
-    from xlmprune.recipe import TaskRecipe
+    from xlmprune.recipe.schema import TaskRecipe
 
 HOW_TO_GET = (
     "XGLUE is not downloaded for you: accept its terms at https://microsoft.github.io/XGLUE/, unpack "

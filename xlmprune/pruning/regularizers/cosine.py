@@ -52,19 +52,6 @@ def alignment(weight: Tensor, reference: Tensor) -> Tensor:
     return unit_cosines(weight, reference).abs().mean()
 
 
-def kept_energy(reference: Tensor, mask: Tensor) -> Tensor:
-    """The highest `alignment` that any weights under ``mask`` can have with ``reference``: a scalar in [0, 1].
-
-    Row by row ``||mask * reference|| / ||reference||``, reached by weights proportional to the masked
-    reference. What lies between an alignment and this bound is drift, and the regularizer can win it back;
-    the rest is pruned for good.
-    """
-    reference = at_least_float32(reference)
-    lengths = torch.linalg.vector_norm(reference, dim=1)
-    kept = torch.linalg.vector_norm(masked_copy(reference, {"": mask}, ""), dim=1)
-    return torch.where(lengths > EPSILON, kept / lengths.clamp_min(EPSILON), 0).mean()
-
-
 def alignment_gradient(
     weight: Tensor, reference: Tensor, reference_lengths: Tensor, absolute: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,8 @@
-"""Pull the weights that remain toward zero: ordinary weight decay, as a term of the loss.
+"""Pull the weights that remain toward zero: weight decay, as a term of the loss or AdamW's own.
 
-The alternative that alignment is compared with. The decay of AdamW, `training.weight_decay`, is not the same:
-it bypasses the optimizer's scaling and at usual learning rates hardly moves a weight.
+The alternative that alignment is compared with. `decoupled` is AdamW's own decay, which bypasses the optimizer's scaling
+and at usual learning rates hardly moves a weight. Unlike `training.weight_decay` it spares the head, and stage 0 too
+unless `training.regularize_dense` is set.
 """
 
 from __future__ import annotations
@@ -30,15 +31,27 @@ class L2(Regularizer):
     reference: Reference = "pretrained"
     """Not used; present in every regularizer."""
 
+    decoupled: bool = False
+    """Decay the prunable matrices as AdamW does, ``w -= learning_rate * strength * w``, instead of adding to the loss."""
+
+    @property
+    def decay(self) -> float:
+        """The strength, where AdamW applies it."""
+        return self.strength if self.decoupled else 0.0
+
     def __call__(self, weights: Weights, reference: Weights, masks: Masks | None = None) -> Tensor:
-        """``strength * sum of w ** 2``, differentiable."""
+        """``strength * sum of w ** 2``, differentiable; 0 where AdamW decays instead."""
+        if self.decoupled:
+            return next(iter(weights.values())).new_zeros(())
         return (
             self.strength * torch.stack([at_least_float32(w).square().sum() for w in weights.values()]).sum()
         )
 
     @torch.no_grad()
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
-        """Add ``2 * strength * w`` to every ``.grad``; returns the value."""
+        """Add ``2 * strength * w`` to every ``.grad``, nothing where AdamW decays instead; returns the value."""
+        if self.decoupled:
+            return torch.zeros(())
         value = torch.zeros((), dtype=torch.float64, device=next(iter(weights.values())).device)
         for parameter in weights.values():
             weight = at_least_float32(parameter.detach())

@@ -1,0 +1,246 @@
+"""A run's training: the loop with its data in a run folder. It logs, measures each stage, and saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from xlmprune.core.errors import RecipeError
+from xlmprune.core.files import explain_disk
+from xlmprune.core.languages import language_name
+from xlmprune.core.progress import Reporter
+from xlmprune.core.run_folder import RunFolder
+from xlmprune.core.stopping import StopRequest
+from xlmprune.data.examples import Kind
+from xlmprune.evaluation import baselines, score_file
+from xlmprune.evaluation import scores as evaluation
+from xlmprune.evaluation.scores import Score, Scores, TestSet
+from xlmprune.models.loading import forward_of, read_start
+from xlmprune.pruning.budget import Settled, settle_once
+from xlmprune.recipe import registry
+from xlmprune.recipe.schema import Recipe
+from xlmprune.tasks.metrics import Logits
+from xlmprune.training import checkpoint, conditions, moments
+from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts
+from xlmprune.training.loop import FinePruning, StageEnd, Step
+from xlmprune.training.method import build_method
+from xlmprune.training.moments import choose_moment_text
+from xlmprune.training.outcome import Outcome
+from xlmprune.training.stages import StageScores
+from xlmprune.training.start import open_start
+from xlmprune.training.teaching import Teaching
+
+
+class Training:
+    """The loop with its data in a run folder: it logs, measures each stage, and saves.
+
+    Args:
+        recipe: what to run.
+        folder: where checkpoints are; training stands where the newest one left it.
+        device: where to train.
+        reporter: says what happens.
+        allow_change: resume although conditions changed that alter results.
+        settle: chooses the sizes that meet the recipe's budget, for a model of this config and kind; None: there is none.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        device: torch.device,
+        reporter: Reporter,
+        allow_change: bool = False,
+        settle: Callable[[Recipe, Any, Kind], Settled | None] = lambda recipe, config, kind: None,
+    ) -> None:
+        self.settings, self.folder, self.reporter = recipe.training, folder, reporter
+        distillation = recipe.distillation
+        task = registry.load("task", recipe.task.name)(recipe.task)
+        reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
+        texts = read_texts(task, recipe.task, recipe.training.keep, distillation)
+        for warning in texts.warnings:
+            reporter.say(f"warning: {warning}")
+        method = build_method(recipe.pruning, recipe.regularizer)
+        measured_on = choose_moment_text(recipe, texts, method)
+        self.pretrained, self.vocabulary = open_start(recipe, task, folder, reporter)
+        model, tokenizer = self.pretrained.model, self.pretrained.tokenizer
+        length = recipe.training.max_length
+        check_length(recipe.model.name, model.config, length)
+        self.settled = settle_once(folder.budget, lambda: settle(recipe, model.config, task.kind))
+        if self.settled is not None and method.structure is not None:
+            reporter.say(self.settled.sentence())
+            method = replace(method, structure=self.settled.applied(method.structure))
+        self.data = encode_texts(texts, tokenizer, recipe.task.train_language, length)
+        if measured_on is not None:
+            marks = {**self.data.fingerprints, **measured_on.fingerprints(self.data.fingerprints)}
+            self.data = replace(self.data, moments=measured_on.record(), fingerprints=marks)
+        model.to(device)
+        self.forward = forward_of(model, device)
+        teaching = None
+        if distillation is not None:
+            text = encode_unlabelled(texts, tokenizer, length)
+            teaching = Teaching(distillation, text, recipe.training.batch_size, recipe.seed)
+        self.last = len(method.densities) - 1
+        self.pruner = FinePruning(
+            model,
+            self.data.train,
+            method,
+            recipe.training,
+            recipe.seed,
+            None if self.data.dev is None else self._dev_score,
+            teaching,
+            start=lambda: read_start(folder.start, task.kind).model.state_dict(),
+            moment_text=() if measured_on is None else measured_on.batches(tokenizer, length, str(device)),
+        )
+        self.scores = StageScores(self.data, recipe.evaluation, reporter.track)
+        self.conditions = conditions.conditions(device, recipe.training.precision)
+        self.changes: list[dict[str, Any]] = []
+        self._restore(recipe.sha256(), allow_change)
+        self._tell_moments()
+
+    def run(self, until: int | None = None) -> None:
+        """Drive the loop to its end, or to the end of stage ``until``.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM asked to stop; the run is saved as it stands.
+        """
+        if until is not None and self.pruner.state.at.stage > until:
+            return
+        saved = time.monotonic()
+        with StopRequest() as stop:
+            for event in self.pruner.run():
+                due = time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
+                if isinstance(event, StageEnd):
+                    self._close_stage(event)
+                    due = True
+                else:
+                    self._log(event)
+                    due = stop.asked or (due and event.number < event.total)
+                if due:
+                    self._save()
+                    saved = time.monotonic()
+                if stop.asked:
+                    raise KeyboardInterrupt
+                if isinstance(event, StageEnd) and event.stage == until:
+                    return
+
+    def require_end(self) -> None:
+        """Raise RecipeError if training has not ended."""
+        if self.pruner.state.at.stage <= self.last:
+            raise RecipeError(
+                f"{self.folder.path}: training has not ended (stage {self.pruner.state.at.stage} of {self.last}); resume it "
+                "with xlmprune compress"
+            )
+
+    def finish(self) -> tuple[Outcome, Scores, dict[str, Logits]]:
+        """Score the pruned model on every example, in fp32; its logits are what every export must reproduce."""
+        scores, logits = self.scores.measure_all(self.forward)
+        self._report_stage()
+        if self.last == 0:
+            self._save()  # with its scores, for runs that start from it
+        kept = score_file.ExampleScores(
+            self.data.task.metrics[0].name,
+            {language: score.statistics for language, score in scores.items()},
+            self.scores.dense,
+            {language: score_file.fingerprint(test.examples) for language, test in self.data.tests.items()},
+        )
+        with explain_disk(self.folder.path):
+            score_file.write(self.folder.path / score_file.NAME, kept)
+        return self._outcome(), scores, logits
+
+    def _outcome(self) -> Outcome:
+        state = self.pruner.state
+        return Outcome(
+            model=state.model.eval(),
+            tokenizer=self.pretrained.tokenizer,
+            origin=self.pretrained.origin,
+            vocabulary=self.vocabulary,
+            device=state.device,
+            masks=state.nonzero_masks(),
+            whole=state.whole,
+            layers=state.layers(),
+            stages=tuple(self.scores.rows),
+            dense=self.scores.dense,
+            dense_others=self.scores.dense_others,
+            changes=tuple(self.changes),
+            budget=None if self.settled is None else self.settled.facts(),
+        )
+
+    def _dev_score(self) -> float:
+        assert self.data.dev is not None
+        return self._score(self.data.dev).value
+
+    def _score(self, test: TestSet) -> Score:
+        logits = evaluation.collect(self.forward, test.encoded, self.scores.settings.batch_size)
+        return evaluation.score(logits, test.examples, self.data.task.metrics, self.data.task.labels)
+
+    def _log(self, step: Step) -> None:
+        self.reporter.step(step.stage, self.last, step.density, step.number, step.total, step.loss)
+        if step.number == step.total or step.number % 50 == 0:
+            self.folder.events.write("update", **vars(step))
+
+    def _close_stage(self, end: StageEnd) -> None:
+        """Measure a stage where the recipe asks for it; the last one is measured by `finish`, for its logits."""
+        self.scores.add_row(end, self.pruner.state.layers())
+        if end.stage < self.last:
+            if self.scores.is_due(end.stage):
+                self.scores.measure(self.forward, end.stage)
+            self._report_stage()
+        if end.stage == 0:
+            self._warn_if_nothing_learned()
+
+    def _report_stage(self) -> None:
+        row = self.scores.rows[-1]
+        self.folder.events.write("stage", **row)
+        self.reporter.say(self.scores.line(row, self.last))
+        if scored := row.get("languages"):
+            self.reporter.detail("  ".join(f"{code} {value:.1f}" for code, value in scored.items()))
+
+    def _warn_if_nothing_learned(self) -> None:
+        """Compare the dense model with its baselines on dev; a model at chance makes every later score meaningless."""
+        test, task = self.data.dev or self.data.tests[self.data.train_language], self.data.task
+        baseline = baselines.baselines(test.examples, task.metrics[0], task.labels)
+        score = self._score(test)
+        if baseline is not None and baselines.learned_nothing(score.statistics, task.metrics[0], baseline):
+            where = f"{language_name(self.data.train_language)} {'test' if self.data.dev is None else 'dev'}"
+            self.reporter.warn(baselines.describe(score.value, baseline, where))
+
+    def _tell_moments(self) -> None:
+        """Say on which text activations are measured, and log it once."""
+        record = self.data.moments
+        if record is None:
+            return
+        for sentence in moments.describe(record):
+            self.reporter.say(sentence)
+        if not any(event["event"] == "moments" for event in self.folder.events.read()):
+            self.folder.events.write("moments", **record)
+
+    def _save(self) -> None:
+        checkpoint.save(self.folder, self.pruner.state, self.scores, self.conditions, self.changes)
+
+    def _restore(self, recipe_sha256: str, allow_change: bool) -> None:
+        events, warn = self.folder.events, self.reporter.warn
+        numbers = checkpoint.restore(self.folder, self.pruner.state, self.scores, self.settings, warn)
+        if numbers is None:
+            events.cut(0)
+            events.write("start", recipe_sha256=recipe_sha256, conditions=self.conditions)
+            self._write_repairs()
+            return
+        at, changed = self.pruner.state.at, conditions.changes(numbers["conditions"], self.conditions)
+        self.changes = numbers["changes"]
+        if changed and at.stage <= self.last:  # with all stages trained, only measuring and export are left
+            conditions.require_allowed(changed, allow_change, self.folder.path)
+            self.changes.append({"stage": at.stage, "update": at.update, "changed": changed})
+            self.reporter.warn(
+                f"resuming under other conditions, so results may differ: {conditions.describe(changed)}"
+            )
+        events.write("resume", stage=at.stage, update=at.update, conditions=self.conditions, changed=changed)
+        self._write_repairs()
+        self.reporter.say(f"resuming at stage {at.stage}, update {at.update}")
+
+    def _write_repairs(self) -> None:
+        for repair in self.folder.repairs:
+            self.folder.events.write("damaged", **repair)
