@@ -140,7 +140,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         save_onnx(pack_by_running_sum(dense), files[f"{name} running sum"])
     del proto, form, dense
     facts["bench"] = bench.bench(
-        files, batches=(1,), lengths=(64,), threads=arguments.threads, seconds=20, say=print
+        files, batches=(1,), lengths=(64,), threads=(arguments.threads,), seconds=20, say=print
     )
     whole = files["fp32"].stat().st_size + 4 * HIDDEN * (XLMR_VOCABULARY - arguments.vocabulary)
     facts["of fp32 with the whole vocabulary"] = {

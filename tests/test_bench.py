@@ -54,7 +54,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def facts(files):
-    return bench.bench(files, batches=(1, 2), lengths=(8, 64), threads=1, repeats=8, loads=1)
+    return bench.bench(files, batches=(1, 2), lengths=(8, 64), threads=(1,), repeats=8, loads=1)
 
 
 def test_every_form_is_measured_for_every_batch_and_length(files, facts):
@@ -157,7 +157,20 @@ def test_a_small_vocabulary_is_measured_with_the_ids_it_has(tmp_path, rows):
         "small": write_model(tmp_path / "b.onnx", rows=rows),
     }
     assert bench.quick(files, seconds=0.05)["small"]["tokens"] == 64
-    assert len(bench.bench(files, (1,), (8,), threads=1, repeats=5, loads=1)["speed"]) == 2
+    assert len(bench.bench(files, (1,), (8,), threads=(1,), repeats=5, loads=1)["speed"]) == 2
+
+
+def test_several_numbers_of_threads_are_compared_each_with_its_own(files):
+    facts = bench.bench(files, (1,), (8,), threads=(1, 2), repeats=5, loads=1)
+    assert facts["threads"] == [1, 2]
+    found = [(entry["threads"], entry["form"]) for entry in facts["speed"]]
+    assert found == [(1, "slow"), (1, "fast"), (2, "slow"), (2, "fast")]
+    assert [entry["speedup"] for entry in facts["speed"] if entry["form"] == "slow"] == [1, 1]
+
+
+def test_medians_are_of_every_file(files):
+    found = bench.medians(files, 1, 64, 1, seconds=0.2)
+    assert found["slow"] > found["fast"] > 0
 
 
 def test_what_cannot_be_measured_is_said(tmp_path, files, capfd):
@@ -196,7 +209,8 @@ def test_the_tables_say_it_all(facts):
         "fast.onnx",
         "2 x 64",
         "speedup over slow",
-        "1 thread,",
+        "opened with 1 thread,",
+        "threads",
         onnxruntime.__version__,
     ):
         assert part in text

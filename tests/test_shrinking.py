@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file
 from test_moments import compress, report_of, workplace  # noqa: F401 - a fixture
 from test_pipeline import write_recipe
@@ -17,9 +18,10 @@ from xlmprune.bundle.session import Bundle
 from xlmprune.cli import app
 from xlmprune.core.errors import BundleError, RecipeError
 from xlmprune.export import sparse
+from xlmprune.pruning.structures import layout_of
 from xlmprune.recipe.schema import StructureRecipe
 from xlmprune.training.loop import FinePruning
-from xlmprune.training.shrinking import require_possible, round_layers
+from xlmprune.training.shrinking import planned_densities, require_possible, round_layers
 
 STRUCTURE = {"layers": 1, "heads": 0.5, "neurons": 0.5, "multiple": 4}
 
@@ -197,3 +199,14 @@ def test_a_dry_run_says_what_remains(workplace, tmp_path):  # noqa: F811
     assert result.exit_code == 0, result.output
     densities = [stage["encoder_density"] for stage in json.loads(result.stdout)["stages"]]
     assert densities == [1.0, 0.25, 0.125]
+
+
+@pytest.mark.parametrize(("heads", "rounds", "expected"), [(11 / 12, 3, 11), (0.25, 4, 3), (0.5, 1, 6)])
+def test_rounding_does_not_add_up_over_rounds(heads, rounds, expected):
+    config = transformers.XLMRobertaConfig(
+        vocab_size=16, hidden_size=24, num_hidden_layers=2, num_attention_heads=12, intermediate_size=192
+    )
+    model = transformers.XLMRobertaForSequenceClassification(config)
+    settings = StructureRecipe(heads=heads, neurons=23 / 48, multiple=4, rounds=rounds)
+    planned_densities(model, settings)
+    assert [(layer.heads, layer.neurons) for layer in layout_of(model).layers] == [(expected, 92)] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,6 +125,11 @@ def _options(
     """Accept options before the command."""
 
 
+def _say(text: str) -> None:
+    """Tell progress on stderr."""
+    typer.echo(text, err=True)
+
+
 def _is_terminal() -> bool:
     return sys.stdin.isatty()
 
@@ -205,9 +211,11 @@ def compress(
 
     resolved = load_recipe(recipe, set_)
     if dry_run:
+        from xlmprune.bundle import bench as benching
+        from xlmprune.export import sizing
         from xlmprune.training import planning
 
-        _print(planning.plan(resolved, device), as_json, planning.render)
+        _print(sizing.plan(resolved, device, benching.medians, _say), as_json, planning.render)
         return
     from xlmprune import pipeline
     from xlmprune.report.pages import results_table
@@ -365,36 +373,97 @@ def _beside(folder: Path, ending: str) -> Path:
 
 @app.command()
 def bench(
-    bundle: Bundle,
+    bundle: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE", help="The folder of an exported bundle. With --latency-table: or a recipe."
+        ),
+    ],
     against: Annotated[
         Path | None,
         typer.Option(help="Another bundle or an ONNX file to compare with. Default: the dense fp32 model."),
     ] = None,
-    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
-    lengths: Annotated[str, typer.Option(help="Text lengths in tokens, separated by commas.")] = "64,128",
-    threads: Annotated[int, typer.Option(min=0, help="Threads for ONNX Runtime. 0: all cores.")] = 0,
+    batches: Annotated[
+        str, typer.Option(help="Batch sizes, separated by commas. Default: 1,8; with --latency-table: 1.")
+    ] = "",
+    lengths: Annotated[
+        str,
+        typer.Option(
+            help="Text lengths in tokens, separated by commas. Default: 64,128; with --latency-table: 64."
+        ),
+    ] = "",
+    threads: Annotated[
+        str,
+        typer.Option(
+            help="Threads for ONNX Runtime; several separated by commas. Default: all cores; with --latency-table: 1."
+        ),
+    ] = "",
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Time to measure each batch size and length.")
+        float, typer.Option(min=0.1, help="Time to measure each batch size, length and number of threads.")
     ] = 10.0,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(
+            "--latency-table",
+            metavar="FILE",
+            help="Write what sizes of the model cost on this machine to FILE, for pruning.structure.budget.table.",
+        ),
+    ] = None,
+    form: Annotated[
+        str, typer.Option(help=f"With --latency-table: the form to measure, {', '.join(FORMS)}.")
+    ] = "int8",
+    set_: Set = [],
     as_json: Json = False,
 ) -> None:
     """Measure latency, throughput, memory and bytes of each file.
 
     The files take turns, so the ratios are reliable on a busy machine too.
     """
+    table = latency_table is not None
+    counts = (
+        _numbers(batches or ("1" if table else "1,8"), "--batches"),
+        _numbers(lengths or ("64" if table else "64,128"), "--lengths"),
+        # 0 has always stood for all cores.
+        [] if threads in ("", "0") and not table else _numbers(threads or "1", "--threads"),
+    )
+    if latency_table is not None:
+        _write_latency_table(bundle, latency_table, form, counts, seconds, set_, as_json)
+        return
+    if set_:
+        raise RecipeError("--set changes a recipe; it needs --latency-table")
     from xlmprune.bundle import bench as benching
     from xlmprune.bundle.unpack import contenders
 
-    with contenders(bundle, against) as files:
-        facts = benching.bench(
-            files,
-            batches=_numbers(batches, "--batches"),
-            lengths=_numbers(lengths, "--lengths"),
-            threads=threads or None,
-            seconds=seconds,
-            say=lambda text: typer.echo(text, err=True),
-        )
+    with contenders(Path(bundle), against) as files:
+        facts = benching.bench(files, *counts, seconds=seconds, say=_say)
     _print(facts, as_json, benching.render)
+
+
+def _write_latency_table(
+    name: str,
+    file: Path,
+    form: str,
+    counts: tuple[list[int], list[int], list[int]],
+    seconds: float,
+    set_: list[str],
+    as_json: bool,
+) -> None:
+    """Measure what sizes of the model of a bundle or a recipe cost."""
+    from functools import partial
+
+    from xlmprune.bundle import bench as benching
+    from xlmprune.core.files import explain_disk
+    from xlmprune.export import sizing
+
+    source, exporting = sizing.model_to_size(name, form, set_)
+    timer = partial(benching.medians, seconds=seconds)
+    table = sizing.measure(source, exporting, list(product(*counts)), timer, _say)
+    with explain_disk(file.parent):
+        sizing.write_table(table, file)
+    if as_json:
+        _print_json(table.record())
+    else:
+        typer.echo(str(file))
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder
 from xlmprune.core.stopping import interruptible
 from xlmprune.evaluation.scores import Scores
-from xlmprune.export import manifest, writing
+from xlmprune.export import manifest, sizing, writing
 from xlmprune.export.triton import write_triton
 from xlmprune.export.writing import MeasuredForm
 from xlmprune.pruning.structures import is_cut
@@ -93,7 +94,8 @@ def run(
             return require_all_forms(finished)
         if start_from is not None and not dense.start_from(start_from, recipe, folder):
             reporter.say(f"{out} holds this run already; it resumes, and --start-from is not read")
-        training = Training(recipe, folder, where, reporter, allow_change)
+        settle = partial(sizing.settle_recipe, timer=bench.medians, say=reporter.say)
+        training = Training(recipe, folder, where, reporter, allow_change, settle)
         if again:
             training.require_end()
         else:

@@ -22,7 +22,7 @@ import onnxruntime
 
 from xlmprune.core import machine, own_process
 from xlmprune.core.errors import BundleError
-from xlmprune.core.formatting import decimals, percent, size
+from xlmprune.core.formatting import decimals, number, percent, size
 from xlmprune.core.tables import Table, rich_table, tabulate
 from xlmprune.export.runtime import onnx_files, open_session
 
@@ -42,7 +42,7 @@ def bench(
     files: Mapping[str, Path],
     batches: Sequence[int] = (1, 8),
     lengths: Sequence[int] = (64, 128),
-    threads: int | None = None,
+    threads: Sequence[int] = (),
     repeats: int = 30,
     seconds: float = 10.0,
     loads: int = 3,
@@ -54,16 +54,17 @@ def bench(
         files: ONNX files by the name they are shown under.
         batches: texts in a call.
         lengths: tokens of every text.
-        threads: of ONNX Runtime, for every form; all processors that this process may use if None.
-        repeats: rounds at most for each batch and length, after one to warm up.
-        seconds: for each batch and length, after which no round begins once there are five.
+        threads: numbers of threads of ONNX Runtime; empty: one measurement with all processors that this process may use.
+        repeats: rounds at most for each batch, length and number of threads, after one to warm up.
+        seconds: for each of them, after which no round begins once there are five.
         loads: how often each form is opened in a fresh process.
         say: told what is measured next.
 
     Returns:
         `threads`, `machine`, `onnxruntime`, `first`; `files` {form: file, bytes, load_seconds, peak_bytes,
-        loaded_bytes}; `speed`, a list of {form, batch, tokens, rounds, median_ms, p95_ms, texts_per_second, speedup},
-        where `speedup` is how many times faster than the first form. Memory is what the process gained from before
+        loaded_bytes}, opened with the first number of threads; `speed`, a list of {form, batch, tokens, threads, rounds,
+        median_ms, p95_ms, texts_per_second, speedup}, where `speedup` is how many times faster than the first form with
+        as many threads. Memory is what the process gained from before
         the file was opened: at most while loading, and after it; None on systems that do not tell.
 
     Raises:
@@ -72,23 +73,39 @@ def bench(
     for path in files.values():
         if not Path(path).is_file():
             raise BundleError(f"{path} is not there; expected an ONNX file")
-    threads = threads or machine.processors()
+    threads = tuple(threads) or (machine.processors(),)
     facts: dict[str, Any] = {
-        "threads": threads,
+        "threads": list(threads),
         "machine": machine.describe(),
         "onnxruntime": onnxruntime.__version__,
         "first": next(iter(files)),
-        "files": _loads(files, threads, loads, say),
+        "files": _loads(files, threads[0], loads, say),
         "speed": [],
     }
-    sessions = {form: _open(path, threads) for form, path in files.items()}
-    ids = _ids_known(sessions)
-    for batch in batches:
-        for tokens in lengths:
-            say(f"{batch} x {tokens} tokens")
-            rounds = _rounds(sessions, batch, tokens, repeats, seconds, ids)
-            facts["speed"] += [_speed(form, rounds, batch, tokens) for form in rounds]
+    for count in threads:
+        sessions = {form: _open(path, count) for form, path in files.items()}
+        ids = _ids_known(sessions)
+        for batch in batches:
+            for tokens in lengths:
+                say(f"{batch} x {tokens} tokens, {_threads(count)}")
+                rounds = _rounds(sessions, batch, tokens, repeats, seconds, ids)
+                facts["speed"] += [
+                    {**_speed(form, rounds, batch, tokens), "threads": count} for form in rounds
+                ]
     return facts
+
+
+def medians(
+    files: Mapping[str, Path], batch: int, tokens: int, threads: int, seconds: float = 5.0
+) -> dict[str, float]:
+    """Return the median milliseconds of a call of every file; the files take turns.
+
+    Raises:
+        BundleError: a file cannot be opened, or does not take so many tokens.
+    """
+    sessions = {name: _open(path, threads) for name, path in files.items()}
+    rounds = _rounds(sessions, batch, tokens, 1000, seconds, _ids_known(sessions))
+    return {name: float(np.median(taken)) for name, taken in rounds.items()}
 
 
 def quick(
@@ -201,10 +218,10 @@ def _rounds(
     for form in order:
         sessions[form].run(None, inputs[form])
     end = time.perf_counter() + seconds
-    for number in range(repeats):
-        if number >= LEAST_ROUNDS and time.perf_counter() > end:
+    for turn in range(repeats):
+        if turn >= LEAST_ROUNDS and time.perf_counter() > end:
             break
-        for form in order if number % 2 == 0 else reversed(order):
+        for form in order if turn % 2 == 0 else reversed(order):
             start = time.perf_counter()
             sessions[form].run(None, inputs[form])
             taken[form].append(1e3 * (time.perf_counter() - start))
@@ -233,8 +250,8 @@ def _loads(
     files: Mapping[str, Path], threads: int, loads: int, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     measured: dict[str, list[dict[str, Any]]] = {form: [] for form in files}
-    for number in range(loads):
-        for form in list(files) if number % 2 == 0 else reversed(list(files)):
+    for turn in range(loads):
+        for form in list(files) if turn % 2 == 0 else reversed(list(files)):
             say(f"loading {form}")
             measured[form].append(load_once(files[form], threads))
     facts = {}
@@ -284,9 +301,13 @@ def render(facts: Mapping[str, Any]) -> RenderableType:
 
     machine = facts["machine"]
     known = ", ".join(machine.get("instructions", ())) or "not known"
-    threads = f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
-    note = f"{machine['processor']} ({known}), {threads}, ONNX Runtime {facts['onnxruntime']}"
+    opened = f"opened with {_threads(facts['threads'][0])}"
+    note = f"{machine['processor']} ({known}), {opened}, ONNX Runtime {facts['onnxruntime']}"
     return Group(rich_table(_file_table(facts)), "", rich_table(_speed_table(facts)), "", note)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
 
 
 def _file_table(facts: Mapping[str, Any]) -> Table:
@@ -309,6 +330,7 @@ def _speed_table(facts: Mapping[str, Any]) -> Table:
     columns: dict[str, Callable[[Any], str]] = {
         "texts x tokens": lambda row: f"{row['batch']} x {row['tokens']}",
         "form": lambda row: row["form"],
+        "threads": lambda row: number(row["threads"]),
         "median ms": lambda row: decimals(row["median_ms"]),
         "p95 ms": lambda row: decimals(row["p95_ms"]),
         "texts/s": lambda row: decimals(row["texts_per_second"], 1),

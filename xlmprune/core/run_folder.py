@@ -2,6 +2,7 @@
 
 .xlmprune/              shows that the folder is ours: the marker, the lock, and what is not finished yet
 recipe.yaml             the resolved recipe; another recipe in the same folder is refused
+budget.json             which sizes `pruning.structure.budget` chose, and the measurements; a resumed run reads them
 events.jsonl            what happened; cut back to the checkpoint when a run resumes
 checkpoint/start/       the model as the run began: pretrained weights, new head, trimmed vocabulary
 checkpoint/saved-<n>/   tensors in safetensors, numbers in state.json, SHA-256 of every file; renamed when complete
@@ -31,7 +32,7 @@ from xlmprune.core.locking import FolderLock
 
 OWN = ".xlmprune"
 MARKER = "run.json"
-NAMES = ("recipe.yaml", "events.jsonl", "scores.safetensors", "checkpoint", "bundle")
+NAMES = ("recipe.yaml", "events.jsonl", "scores.safetensors", "budget.json", "checkpoint", "bundle")
 """What a run writes beside its own folder."""
 
 Difference = Callable[[str, Path], str | None]
@@ -96,6 +97,10 @@ class RunFolder:
         return self.own / "bundle"
 
     @property
+    def budget(self) -> Path:
+        return self.path / "budget.json"
+
+    @property
     def start(self) -> Path:
         return self.checkpoints / "start"
 
@@ -155,7 +160,7 @@ class RunFolder:
                 folder.unlink()
             elif folder.exists():
                 folder.replace(self.own / f"discarded-{folder.name}")
-        for name in NAMES[:3]:
+        for name in NAMES[:4]:
             (self.path / name).unlink(missing_ok=True)
         self._delete_leftovers()
 

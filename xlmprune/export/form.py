@@ -101,6 +101,14 @@ class Form(ABC):
     def convert(self, graph: onnx.ModelProto, material: Material) -> tuple[onnx.ModelProto, dict[str, Any]]:
         """Make this form of the dense fp32 graph, which is left as it is; and say how it was chosen."""
 
+    def sample(self, graph: onnx.ModelProto, embeddings: Literal["int8", "int4"]) -> onnx.ModelProto:
+        """Make this form of a graph whose weights have no meaning, to learn its bytes and its speed.
+
+        Forms that read text override it.
+        """
+        nothing: Any = None
+        return self.convert(graph, nothing)[0]
+
     @abstractmethod
     def bytes_of(self, entries: int, matrix: bool) -> int:
         """Return the bytes of a parameter's values in this form; of a ``matrix`` or of a vector."""

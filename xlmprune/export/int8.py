@@ -5,7 +5,7 @@ How it quantizes is in `quantization.py`; which of several ways a run takes is m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from xlmprune.export.form import Form, Material, Tolerance
 
@@ -31,6 +31,12 @@ class Int8(Form):
 
         choice = quantized(graph, material)
         return choice.proto, {"form": self.title, **choice.facts()}
+
+    def sample(self, graph: onnx.ModelProto, embeddings: Literal["int8", "int4"]) -> onnx.ModelProto:
+        """Quantize without calibration."""
+        from xlmprune.export.quantization import quantize
+
+        return quantize(graph, embeddings=embeddings)
 
     def bytes_of(self, entries: int, matrix: bool) -> int:
         """One byte a value of a matrix, four of a vector."""

@@ -29,6 +29,7 @@ PATHS = (
     ("model", "name"),
     ("model", "vocabulary", "files"),
     ("task", "path"),
+    ("pruning", "structure", "budget", "table"),
     ("distillation", "unlabelled"),
     ("export", "calibration"),
 )

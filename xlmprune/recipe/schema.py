@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -242,6 +243,50 @@ else:
     ImportanceName = Literal[tuple(IMPORTANCES)]
 
 
+UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+class BudgetRecipe(BaseModel):
+    """What the model may cost when it is served. Give at least one of `latency_ms`, `speedup` and `bytes`; all are met."""
+
+    model_config = STRICT
+
+    latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """At most so many milliseconds for a call of the ONNX file."""
+    speedup: Annotated[float, Field(gt=0)] | None = None
+    """At least so many times as fast as the dense fp32 ONNX file of the whole model."""
+    bytes: Annotated[int, Field(ge=1)] | None = None
+    """At most so many bytes of the ONNX file without packing, as a number or such as `10.5 MB`. What `schedule` prunes later
+    is not counted."""
+    batch: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Texts in a call, for `latency_ms` and `speedup`."""
+    tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 64
+    """Tokens of each text in a call."""
+    threads: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Threads of ONNX Runtime."""
+    form: FormName = "int8"
+    """The ONNX form that is measured."""
+    table: Annotated[str | None, RUNNING] = None
+    """A file that `xlmprune bench --latency-table` wrote on the machine you serve from. It is relative to the recipe's file.
+    By default this machine is measured before training begins, which takes a minute or two."""
+
+    @field_validator("bytes", mode="before")
+    @classmethod
+    def _read_unit(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmg]?b)\s*", value.lower())
+        if found is None:
+            raise ValueError(f"{value!r}: expected a number of bytes, or such as 10.5 MB (B, kB, MB, GB)")
+        return int(float(found[1]) * UNITS[found[2]])
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> BudgetRecipe:
+        if self.latency_ms is None and self.speedup is None and self.bytes is None:
+            raise ValueError("nothing is limited; give `latency_ms`, `speedup` or `bytes`")
+        return self
+
+
 class StructureRecipe(BaseModel):
     """Remove whole layers, attention heads and FFN neurons, so that the model is faster in every runtime."""
 
@@ -253,6 +298,9 @@ class StructureRecipe(BaseModel):
     """Share of the attention heads to keep in the layers that remain; at least one of a layer stays."""
     neurons: Share = 1.0
     """Share of the FFN neurons to keep in the layers that remain."""
+    budget: BudgetRecipe | None = None
+    """What the model may cost, in place of `layers`, `heads` and `neurons`, which then follow before training begins: layers
+    count more than width, and heads and neurons count alike."""
     multiple: Annotated[int, Field(ge=1)] = 32
     """A layer keeps neurons in multiples of this: kernels are slow at odd widths."""
     importance: ImportanceName = "fisher"
@@ -282,8 +330,13 @@ class StructureRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _removes_something(self) -> StructureRecipe:
-        if self.layers is None and self.heads == self.neurons == 1:
-            raise ValueError("nothing is removed; give `layers`, `heads` or `neurons`")
+        unchanged = self.layers is None and self.heads == self.neurons == 1
+        if unchanged and self.budget is None:
+            raise ValueError("nothing is removed; give `layers`, `heads` or `neurons`, or a `budget`")
+        if not unchanged and self.budget is not None:
+            raise ValueError(
+                "`budget` chooses `layers`, `heads` and `neurons`; give either these or the budget"
+            )
         return self
 
 

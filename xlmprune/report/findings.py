@@ -182,11 +182,32 @@ def describe_structure(report: Report) -> str:
         f"{len(layers)} of {whole['layers']} layers remain, with {_spread(heads)} of {whole['heads']} attention heads and "
         f"{_spread(neurons)} of {number(whole['neurons'])} FFN neurons each: {amount(found['parameters'])} parameters."
     )
+    if "budget" in found:
+        said += f" {_describe_budget(found['budget'])}"
     if found["stock"]:
         return f"{said} Stock transformers loads the unpacked model."
     return (
         f"{said} The configuration of stock transformers cannot say these sizes: load the model with "
         "xlmprune.load, or serve the ONNX file."
+    )
+
+
+def _describe_budget(budget: Mapping[str, Any]) -> str:
+    asked, predicted = budget["asked"], budget["predicted"]
+    limits = [
+        *([f"at most {asked['latency_ms']:g} ms"] if asked["latency_ms"] is not None else []),
+        *([f"{asked['speedup']:g} times the speed of dense fp32"] if asked["speedup"] is not None else []),
+        *([f"at most {size(asked['bytes'])}"] if asked["bytes"] is not None else []),
+    ]
+    said = (
+        f"These sizes were chosen before training for a budget: the {asked['form']} file, {', '.join(limits)}"
+    )
+    if predicted["latency_ms"] is None:
+        return f"{said}. Predicted were {size(predicted['bytes'])} without packing."
+    return (
+        f"{said} (batch {asked['batch']}, {asked['tokens']} tokens, threads: {asked['threads']}). Predicted were "
+        f"{predicted['latency_ms']:.3g} ms, {predicted['speedup']:.3g} times the speed of dense fp32, and "
+        f"{size(predicted['bytes'])} without packing."
     )
 
 

@@ -240,6 +240,7 @@ def _structure(outcome: Outcome) -> dict[str, Any]:
             "heads": whole.layers[0].heads,
             "neurons": whole.layers[0].neurons,
         },
+        **({} if outcome.budget is None else {"budget": dict(outcome.budget)}),
     }
 
 

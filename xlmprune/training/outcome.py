@@ -63,3 +63,5 @@ class Outcome:
     """The task's further metrics of the dense model, by language and metric."""
     changes: Sequence[Mapping[str, Any]] = ()
     """Conditions that changed when the run resumed, each with its stage and update."""
+    budget: Mapping[str, Any] | None = None
+    """What `pruning.structure.budget` asked for, chose and predicted; None where there was none."""

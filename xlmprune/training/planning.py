@@ -157,6 +157,7 @@ def render(plan: dict[str, Any]) -> Any:
         *(Text(f"warning: {warning}", style="yellow") for warning in plan["warnings"]),
         *([_texts_line(plan["unlabelled"])] if plan["unlabelled"] else []),
         *(describe(plan["moments"]) if "moments" in plan else []),
+        *([plan["budget"]["sentence"]] if "budget" in plan else []),
         f"{plan['parameters']:,} parameters, {plan['prunable']:,} of them prunable "
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +15,12 @@ from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder
 from xlmprune.core.stopping import StopRequest
+from xlmprune.data.examples import Kind
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Score, Scores, TestSet
 from xlmprune.models.loading import forward_of, read_start
+from xlmprune.pruning.budget import Settled, settle_once
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe
 from xlmprune.tasks.metrics import Logits
@@ -41,6 +44,7 @@ class Training:
         device: where to train.
         reporter: says what happens.
         allow_change: resume although conditions changed that alter results.
+        settle: chooses the sizes that meet the recipe's budget, for a model of this config and kind; None: there is none.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Training:
         device: torch.device,
         reporter: Reporter,
         allow_change: bool = False,
+        settle: Callable[[Recipe, Any, Kind], Settled | None] = lambda recipe, config, kind: None,
     ) -> None:
         self.settings, self.folder, self.reporter = recipe.training, folder, reporter
         distillation = recipe.distillation
@@ -64,6 +69,10 @@ class Training:
         model, tokenizer = self.pretrained.model, self.pretrained.tokenizer
         length = recipe.training.max_length
         check_length(recipe.model.name, model.config, length)
+        self.settled = settle_once(folder.budget, lambda: settle(recipe, model.config, task.kind))
+        if self.settled is not None and method.structure is not None:
+            reporter.say(self.settled.sentence())
+            method = replace(method, structure=self.settled.applied(method.structure))
         self.data = encode_texts(texts, tokenizer, recipe.task.train_language, length)
         if measured_on is not None:
             marks = {**self.data.fingerprints, **measured_on.fingerprints(self.data.fingerprints)}
@@ -157,6 +166,7 @@ class Training:
             dense=self.scores.dense,
             dense_others=self.scores.dense_others,
             changes=tuple(self.changes),
+            budget=None if self.settled is None else self.settled.facts(),
         )
 
     def _dev_score(self) -> float:

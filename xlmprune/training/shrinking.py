@@ -17,7 +17,7 @@ from xlmprune.pruning.importance import Importance
 from xlmprune.pruning.masks import Scores
 from xlmprune.pruning.measures import Evidence, Measure
 from xlmprune.pruning.reconstruction import Batch, Fit, reconstruct
-from xlmprune.pruning.structures import Cut, choose, layout_of, slice_model, spaced_layers
+from xlmprune.pruning.structures import Cut, LayerLayout, choose, layout_of, slice_model, spaced_layers
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import ReconstructRecipe, StructureRecipe
 from xlmprune.training.gradients import Gradients
@@ -61,7 +61,9 @@ class Shrinker:
         state = self.state
         state.all_rows()
         state.model.eval()
-        cut = round_cut(state.model, self.settings, self._importance(stage), stage)
+        cut = round_cut(
+            state.model, self.settings, self._importance(stage), stage, state.whole.layout.layers[0]
+        )
         before = None if self.refit is None else copy_of_layers(state.model)
         state.shrink(cut)
         if before is None or self.refit is None:
@@ -88,14 +90,24 @@ class Shrinker:
         return measure.importance(evidence)
 
 
-def round_cut(model: nn.Module, settings: StructureRecipe, importance: Importance, stage: int) -> Cut:
-    """Choose what a stage leaves of the model as it is now."""
-    share = 1 / settings.rounds
+def round_cut(
+    model: nn.Module, settings: StructureRecipe, importance: Importance, stage: int, whole: LayerLayout
+) -> Cut:
+    """Choose what a stage leaves of the model as it is now.
+
+    Shares are counted from a layer of the ``whole`` model, so that rounding does not add up over the rounds.
+    """
+    left = layout_of(model).layers
+    progress = stage / settings.rounds
+
+    def share(asked: float, of_whole: int, now: list[int]) -> float:
+        return min(1.0, asked**progress * of_whole * len(now) / sum(now))
+
     return choose(
         importance,
-        round_layers(settings, [layer.source for layer in layout_of(model).layers], stage),
-        settings.heads**share,
-        settings.neurons**share,
+        round_layers(settings, [layer.source for layer in left], stage),
+        share(settings.heads, whole.heads, [layer.heads for layer in left]),
+        share(settings.neurons, whole.neurons, [layer.neurons for layer in left]),
         settings.multiple,
         settings.scope,
     )
@@ -109,6 +121,7 @@ def planned_densities(model: nn.Module, settings: StructureRecipe) -> list[float
     """
     require_possible(model, settings, refitted=False)
     whole = sum(weight.numel() for weight in prunable(model).values())
+    first = layout_of(model).layers[0]
     densities = []
     for stage in range(1, settings.rounds + 1):
         layers = architecture.of(model).layers(model)
@@ -116,7 +129,7 @@ def planned_densities(model: nn.Module, settings: StructureRecipe) -> list[float
             [torch.arange(float(layer.heads)) for layer in layers],
             [torch.arange(float(layer.neurons)) for layer in layers],
         )
-        slice_model(model, round_cut(model, settings, worth, stage))
+        slice_model(model, round_cut(model, settings, worth, stage, first))
         densities.append(sum(weight.numel() for weight in prunable(model).values()) / whole)
     return densities
 
@@ -145,7 +158,13 @@ def round_layers(settings: StructureRecipe, sources: Sequence[int], stage: int) 
 
 
 def require_possible(model: nn.Module, settings: StructureRecipe, refitted: bool) -> None:
-    """Raise RecipeError if the model does not have what the recipe asks for, before anything is trained."""
+    """Raise RecipeError if the model does not have what the recipe asks for, before anything is trained.
+
+    Raises:
+        ValueError: nobody turned the budget into sizes (`export.sizing`).
+    """
+    if settings.budget is not None:
+        raise ValueError("the budget of pruning.structure is not settled")
     family = architecture.of(model)
     if family.norm_first and refitted:
         raise RecipeError(

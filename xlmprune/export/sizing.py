@@ -1,0 +1,378 @@
+"""Measure what sizes of a model cost, and turn `pruning.structure.budget` into layers, heads and neurons.
+
+A table takes three exports: one layer, half the layers and all layers, the first two with a quarter of the heads. Narrower
+feed-forward parts and fewer embedding rows are cut out of these graphs, which saves minutes. Weights are random, since
+time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from transformers.initialization import no_init_weights
+
+from xlmprune.core import machine
+from xlmprune.core.errors import BundleError, RecipeError
+from xlmprune.core.files import temporary_folder, write_atomically
+from xlmprune.data.examples import Kind
+from xlmprune.export.form import expected_files, form_named, forms_in, reference
+from xlmprune.export.graph import TRANSPOSED, export_onnx, load_onnx, parameter_of, save_onnx, with_graph
+from xlmprune.export.quantization import INT4
+from xlmprune.export.sparse import read_config
+from xlmprune.models import architecture
+from xlmprune.models.loading import head_class, load_config
+from xlmprune.pruning.budget import Limits, Settled, Size, SizedFile, SizeTable, Timing, search
+from xlmprune.pruning.structures import CONFIG_KEY, LayerLayout, Layout, resize
+from xlmprune.recipe import registry
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.training import planning
+from xlmprune.training.start import load_start
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from xlmprune.recipe.schema import BudgetRecipe, Recipe, StructureRecipe
+
+Timer = Callable[[Mapping[str, Path], int, int, int], dict[str, float]]
+"""Files by name, batch, tokens and threads to median milliseconds by name: `bundle.bench.medians`."""
+
+Say = Callable[[str], None]
+
+ROWS = 1024
+"""Word embeddings of the models that are timed: looking up a row takes the same time in a table of any size."""
+
+NEURONS = (1, 4, 8, 16)
+"""Parts of the neurons that are timed: all, a quarter, an eighth, a sixteenth."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that a table is about."""
+
+    name: str
+    config: Any
+    """Of the whole model."""
+    kind: Kind
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a table holds of it, and what makes it the same model."""
+        size = self.size
+        return {
+            "name": self.name,
+            "type": self.config.model_type,
+            "hidden": self.config.hidden_size,
+            **asdict(size),
+        }
+
+    @property
+    def size(self) -> Size:
+        """Size of the whole model."""
+        config = self.config
+        return Size(config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
+
+
+@dataclass(frozen=True)
+class Exporting:
+    """How files are written; all of it changes what a size costs."""
+
+    form: str
+    opset: int
+    embeddings: Literal["int8", "int4"]
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    source: Source,
+    exporting: Exporting,
+    conditions: Sequence[tuple[int, int, int]],
+    timer: Timer,
+    say: Say = lambda text: None,
+) -> SizeTable:
+    """Write files of a few sizes and time them.
+
+    Args:
+        conditions: batch, tokens and threads; several are timed with the same files. None are needed to count bytes.
+        say: told what is done next.
+
+    Raises:
+        BundleError: the model does not take so many tokens.
+    """
+    with temporary_folder() as folder:
+        files, paths = [], {}
+        for number, (size, rows, graph) in enumerate(_graphs(source, exporting.opset, say)):
+            path = folder / f"{number}.onnx"
+            save_onnx(form_named(exporting.form).sample(graph, exporting.embeddings), path)
+            files.append(SizedFile(size, rows, path.stat().st_size))
+            paths[str(number)] = path
+            if size == source.size and rows == max(file.rows for file in files):
+                paths["dense"] = folder / "dense.onnx"
+                save_onnx(reference().sample(graph, exporting.embeddings), paths["dense"])
+        timings = []
+        for batch, tokens, threads in conditions:
+            say(f"timing {len(paths)} files: batch {batch}, {tokens} tokens, threads: {threads}")
+            taken = timer(paths, batch, tokens, threads)
+            ms = tuple(taken[str(number)] for number in range(len(files)))
+            timings.append(Timing(batch, tokens, threads, ms, taken["dense"]))
+    return SizeTable(
+        source.facts(),
+        exporting.form,
+        exporting.opset,
+        exporting.embeddings,
+        {**machine.describe(), "onnxruntime": machine.version_of("onnxruntime")},
+        tuple(files),
+        tuple(timings),
+    )
+
+
+def _graphs(source: Source, opset: int, say: Say) -> Iterator[tuple[Size, int, onnx.ModelProto]]:
+    """Yield the size, the embedding rows and the fp32 graph of every file."""
+    whole = source.size
+    few = max(1, whole.heads // 4)
+    depths = sorted({1, min(whole.layers, max(2, whole.layers // 2))})
+    rows = min(ROWS, source.config.vocab_size)
+    widths = _widths(whole.neurons)
+    for size in dict.fromkeys([*(Size(layers, few, whole.neurons) for layers in depths), whole]):
+        say(f"exporting {size}")
+        graph = export_onnx(random_model(source, size, rows), opset=opset)
+        for neurons in widths:
+            yield Size(size.layers, size.heads, neurons), rows, narrowed(graph, neurons, rows)
+        if size.layers == 1:
+            yield size, rows // 2, narrowed(graph, size.neurons, rows // 2)
+
+
+def _widths(neurons: int) -> list[int]:
+    """Return the widths to time, in multiples of 32 where those divide the whole width: kernels are slow at others."""
+    unit = math.gcd(neurons, 32)
+    return sorted({max(unit, neurons // part // unit * unit) for part in NEURONS})
+
+
+def random_model(source: Source, size: Size, rows: int) -> nn.Module:
+    """Return a model of this size with weights of no meaning, in eval mode."""
+    config = copy.deepcopy(source.config)
+    config.vocab_size, config.num_hidden_layers = rows, size.layers
+    with no_init_weights():
+        model = head_class(config, source.kind)(config).eval()
+    head_size = architecture.of(model).layers(model)[0].head_size
+    layer = LayerLayout(0, size.heads, size.neurons)
+    resize(model, Layout(head_size, (layer,) * size.layers))
+    with torch.no_grad():
+        for parameter in model.parameters():  # no two alike: the exporter would merge them
+            parameter.normal_(0.0, 0.02)
+    return model
+
+
+def narrowed(graph: onnx.ModelProto, neurons: int, rows: int) -> onnx.ModelProto:
+    """Return a graph with only the first neurons of each layer, and the first rows of the word embeddings."""
+    return with_graph(
+        graph, initializer=[_narrow(tensor, neurons, rows) for tensor in graph.graph.initializer]
+    )
+
+
+def _narrow(tensor: onnx.TensorProto, neurons: int, rows: int) -> onnx.TensorProto:
+    from onnx import numpy_helper
+
+    module = (parameter_of(tensor.name) or "").rpartition(".")[0]
+    found = architecture.find_matrix(module) if module else None
+    roles = found.roles if found else {}
+    if "ffn_in" in roles:
+        axis, kept = len(tensor.dims) - 1 if tensor.name.endswith(TRANSPOSED) else 0, neurons
+    elif "ffn_out" in roles and len(tensor.dims) == 2:
+        axis, kept = 0 if tensor.name.endswith(TRANSPOSED) else 1, neurons
+    elif architecture.is_word_embedding(tensor.name):
+        axis, kept = 0, rows
+    else:
+        return tensor
+    values = numpy_helper.to_array(tensor)
+    if values.shape[axis] <= kept:
+        return tensor
+    return numpy_helper.from_array(np.ascontiguousarray(values.take(range(kept), axis)), tensor.name)
+
+
+# --- tables as files --------------------------------------------------------------------------------------------------
+
+
+def write_table(table: SizeTable, path: Path) -> None:
+    """Write a table as JSON."""
+    write_atomically(path, json.dumps(table.record(), indent=1) + "\n")
+
+
+def read_table(path: Path, source: Source, exporting: Exporting) -> SizeTable:
+    """Read a table of this model in this form.
+
+    Raises:
+        RecipeError: the file is missing or damaged, or is the table of something else.
+    """
+    key = "pruning.structure.budget.table"
+    try:
+        table = SizeTable.from_record(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"{key}: {path} is not there; xlmprune bench --latency-table writes such a file"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{key}: {path} cannot be read: {error}") from error
+    facts = source.facts()
+    differing = [what for what in facts if what != "name" and table.model.get(what) != facts[what]]
+    if differing:
+        raise RecipeError(
+            f"{key}: {path} is the table of another model, {_model_in_words(table.model)}; this recipe's is "
+            f"{_model_in_words(facts)}"
+        )
+    for what, wanted in asdict(exporting).items():
+        if getattr(table, what) != wanted:
+            raise RecipeError(
+                f"{key}: {path} was measured with {what} {getattr(table, what)}; this recipe has {wanted}. Measure again "
+                "with xlmprune bench RECIPE --latency-table"
+            )
+    return table
+
+
+def _model_in_words(facts: Mapping[str, Any]) -> str:
+    size = Size(*(int(facts[key]) for key in ("layers", "heads", "neurons")))
+    return f"{facts.get('name')} ({facts.get('type')} of width {facts.get('hidden')}, {size})"
+
+
+# --- resolving --------------------------------------------------------------------------------------------------------
+
+
+def settle(
+    structure: StructureRecipe,
+    budget: BudgetRecipe,
+    source: Source,
+    exporting: Exporting,
+    timer: Timer,
+    say: Say = lambda text: None,
+) -> Settled:
+    """Choose the sizes that meet the budget.
+
+    Args:
+        source: the model as training begins, its vocabulary trimmed.
+
+    Raises:
+        RecipeError: the budget cannot be met, or its table is of something else.
+        BundleError: the model does not take texts of so many tokens.
+    """
+    timed = budget.latency_ms is not None or budget.speedup is not None
+    conditions = (budget.batch, budget.tokens, budget.threads)
+    if budget.table is not None:
+        table = read_table(Path(budget.table).expanduser(), source, exporting)
+    else:
+        say("measuring what sizes cost on this machine")
+        table = measure(source, exporting, [conditions] if timed else [], timer, say)
+    timing = table.timing(*conditions) if timed else None
+    limits = Limits(budget.latency_ms, budget.speedup, budget.bytes)
+    choice = search(limits, table, timing, source.config.vocab_size, structure.multiple)
+    return Settled(
+        {**budget.model_dump(exclude={"table"}), "multiple": structure.multiple},
+        table.whole,
+        choice,
+        None if timing is None else timing.dense_ms,
+        table.record(),
+    )
+
+
+def settle_recipe(
+    recipe: Recipe, config: Any, kind: Kind, timer: Timer, say: Say = lambda text: None
+) -> Settled | None:
+    """Choose the sizes that meet a recipe's budget; None where it has none.
+
+    Args:
+        config: of the model as training begins, its vocabulary trimmed.
+    """
+    structure = recipe.pruning.structure
+    if structure is None or structure.budget is None:
+        return None
+    source = Source(recipe.model.name, config, kind)
+    exporting = Exporting(structure.budget.form, recipe.export.opset, recipe.export.embeddings)
+    return settle(structure, structure.budget, source, exporting, timer, say)
+
+
+def plan(recipe: Recipe, device: str, timer: Timer, say: Say = lambda text: None) -> dict[str, Any]:
+    """Plan a run, as `training.planning.plan` does, with what a budget resolves to."""
+    structure = recipe.pruning.structure
+    if structure is None or structure.budget is None:
+        return planning.plan(recipe, device)
+    task = registry.load("task", recipe.task.name)(recipe.task)
+    trimmed = structure.budget.bytes is not None and recipe.model.vocabulary != "keep"
+    config = load_start(recipe, task)[0].model.config if trimmed else load_config(recipe.model, task.labels)
+    settled = settle_recipe(recipe, config, task.kind, timer, say)
+    assert settled is not None
+    pruning = recipe.pruning.model_copy(update={"structure": settled.applied(structure)})
+    found = planning.plan(recipe.model_copy(update={"pruning": pruning}), device)
+    return {**found, "budget": {**settled.facts(), "sentence": settled.sentence()}}
+
+
+# --- whose sizes are measured -----------------------------------------------------------------------------------------
+
+
+def model_to_size(name: str, form: str, overrides: Sequence[str] = ()) -> tuple[Source, Exporting]:
+    """Return the model of a bundle or recipe, and how its files are written.
+
+    Args:
+        name: folder of a bundle, or a recipe as `xlmprune compress` takes it.
+        overrides: of a recipe, ``a.b=value`` each.
+    """
+    form_named(form)
+    if Path(name).is_dir():
+        return source_of_bundle(Path(name)), exporting_of_bundle(Path(name), form)
+    recipe = load_recipe(name, overrides)
+    task = registry.load("task", recipe.task.name)(recipe.task)
+    source = Source(recipe.model.name, load_config(recipe.model, task.labels), task.kind)
+    return source, Exporting(form, recipe.export.opset, recipe.export.embeddings)
+
+
+def source_of_bundle(bundle: Path) -> Source:
+    """Return the whole model that a bundle was made from, as it was before structures were removed.
+
+    Raises:
+        BundleError: the folder is no bundle, or does not say what the whole model was.
+    """
+    values = read_config(bundle)
+    try:
+        report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+        facts, kind = report["model"], values["xlmprune"]["kind"]
+        whole = facts.get("structure", {}).get("whole")
+        config = config_of(values)
+        if whole is not None:
+            setattr(config, CONFIG_KEY, None)
+            config.num_hidden_layers, config.intermediate_size = whole["layers"], whole["neurons"]
+        return Source(facts["name"], config, kind)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{bundle}: its report.json and config.json do not describe a model ({error}); expected a bundle written by "
+            "xlmprune"
+        ) from error
+
+
+def config_of(values: Mapping[str, Any]) -> Any:
+    """Return a configuration of transformers from the values of a config.json."""
+    import transformers
+
+    family = architecture.named(values["model_type"])
+    return getattr(transformers, family.heads["text"]).config_class(**values)
+
+
+def exporting_of_bundle(bundle: Path, form: str) -> Exporting:
+    """Return how a bundle's files were written.
+
+    Raises:
+        BundleError: it has no ONNX file.
+    """
+    files = forms_in(bundle)
+    if not files:
+        raise BundleError(f"{bundle} has no ONNX file; expected a bundle with {expected_files()}")
+    graph = load_onnx(files.get(form, next(iter(files.values()))))
+    opset = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
+    is_int4 = any(tensor.name.endswith(INT4) for tensor in graph.graph.initializer)
+    return Exporting(form, opset, "int4" if is_int4 else "int8")
