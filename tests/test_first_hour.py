@@ -104,7 +104,7 @@ def test_curves_over_fewer_examples_than_the_table_say_so():
     report = report_of_languages(en=0.0, de=0.0)
     assert findings.describe_curve(report) == ""
     report["recipe"] = {"evaluation": {"max_stage_examples": 42}}
-    assert "first 42 test examples" in findings.describe_curve(report)
+    assert "sample of 42 test examples" in findings.describe_curve(report)
     report["recipe"]["evaluation"]["max_stage_examples"] = 100
     assert findings.describe_curve(report) == ""
 

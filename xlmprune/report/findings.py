@@ -147,7 +147,7 @@ def describe_curve(report: Report) -> str:
     most = max((entry.get("n") or 0 for entry in report.get("languages", {}).values()), default=0)
     if cap is None or cap >= most:
         return ""
-    return f"The curves use the first {cap} test examples of each language, the table uses all. So the two can differ."
+    return f"The curves use a sample of {cap} test examples of each language, and the table uses all. So the two can differ."
 
 
 def count_languages(count: int) -> str:
