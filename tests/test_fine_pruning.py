@@ -534,9 +534,15 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("schedule", SHAPES)
-@pytest.mark.parametrize(("pattern", "scope"), CHOSEN)
-@pytest.mark.parametrize("name", CRITERIA)
+PAIRS = [
+    (name, *chosen, list(SHAPES)[(row + column) % len(SHAPES)])
+    for row, name in enumerate(CRITERIA)
+    for column, chosen in enumerate(CHOSEN)
+]
+"""Every criterion with every pattern and with every schedule, and every pattern with every schedule."""
+
+
+@pytest.mark.parametrize(("name", "pattern", "scope", "schedule"), PAIRS)
 def test_the_reported_density_is_the_share_of_weights_that_are_not_zero(name, scope, pattern, schedule):
     """Every criterion, scope, pattern and schedule, with pruned weights that return wherever they may."""
     criterion = {"name": name, **QUICK.get(name, {})}

@@ -16,7 +16,7 @@ from xlmprune._version import __version__
 from xlmprune.core import own_process, streams
 from xlmprune.core.errors import DataError, RecipeError, ShortfallError, XlmpruneError
 from xlmprune.core.streams import OutputError
-from xlmprune.recipe.registry import FORMS
+from xlmprune.recipe.registry import FORMS, USUAL_FORMS
 
 if TYPE_CHECKING:
     from xlmprune.core.progress import Reporter
@@ -411,7 +411,7 @@ def bench(
     ] = None,
     form: Annotated[
         str, typer.Option(help=f"With --latency-table: the form to measure, {', '.join(FORMS)}.")
-    ] = "int8",
+    ] = USUAL_FORMS[-1],
     set_: Set = [],
     as_json: Json = False,
 ) -> None:

@@ -52,6 +52,9 @@ PREFIX = PACKED
 LARGEST_EXPANSION = 1000
 """Entries of a packed matrix for each byte of the file at most."""
 
+SMALL = 1 << 24
+"""Entries that a packed matrix of any file may have: one that is all zeros takes hardly a byte."""
+
 BELOW = 0.6
 SMALLEST = 4096
 """Entries from which a matrix is packed; a smaller one would gain less than its nodes take."""
@@ -366,7 +369,7 @@ def unpack(proto: onnx.ModelProto) -> onnx.ModelProto:
     producers = {output: node for node in ours for output in node.output}
     constants = {t.name: t for t in proto.graph.initializer if t.name.startswith(PREFIX)}
     dense = []
-    largest = LARGEST_EXPANSION * weight_bytes(proto)
+    largest = max(SMALL, LARGEST_EXPANSION * weight_bytes(proto))
     for name in names:
         try:
             _check_sizes(ours, constants, largest)

@@ -47,6 +47,9 @@ FILES = (SAFETENSORS_FILE, "config.json", "tokenizer.json", "tokenizer_config.js
 LARGEST_EXPANSION = 1000
 """Weights for each byte of a file at most; a model of which one weight in 5,000 remains has about 400."""
 
+SMALL = 1 << 24
+"""Weights that any file may describe."""
+
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
@@ -132,7 +135,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         )
     _check_sparse_header(path, header, matrices)
     entries = sum(math.prod(entry["shape"]) for entry in matrices.values())
-    if entries > LARGEST_EXPANSION * path.stat().st_size:
+    if entries > max(SMALL, LARGEST_EXPANSION * path.stat().st_size):
         raise BundleError(
             f"{path}: its {path.stat().st_size:,} bytes describe {entries:,} weights, which no pruned model does"
         )
