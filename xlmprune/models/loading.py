@@ -192,7 +192,7 @@ def _notes(model: Any) -> tuple[str, ...]:
     if share < SPARSE_START:
         return ()
     return (
-        f"{share:.1%} of the checkpoint's prunable weights are zero: it was pruned before. Training lets them grow "
+        f"{share:.1%} of the checkpoint's prunable weights are zero: it was pruned or quantized before. Training lets them grow "
         "back, and pruning starts from all weights",
     )
 
