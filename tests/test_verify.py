@@ -306,6 +306,15 @@ def test_a_profile_that_a_full_disk_cut_short_says_nothing_of_the_bundle(packed,
     assert "is full (the runtime's profile is cut short)" in checks[PACKED].detail
 
 
+def test_a_form_that_was_taken_out_is_found_by_its_answers(tmp_path):
+    """A server would fall back to another form, whose answers differ a little."""
+    copy = tiny_bundle(tmp_path / "bundle", forms=("fp32", "int8"))
+    (copy / "model.int8.onnx").unlink()
+    reseal(copy)
+    found = failures(copy)
+    assert "golden.safetensors holds its answers" in found["model.int8.onnx: golden logits"]
+
+
 def test_another_model_in_its_place_is_found_by_its_answers(copy):
     graph = onnx.load(copy / "model.onnx")
     for tensor in graph.graph.initializer:

@@ -70,6 +70,7 @@ def _checks(path: Path, threads: int) -> Iterator[Check]:
     yield _attempt("tokenizer", partial(_check_tokenizer, opened))
     if not opened.forms:
         yield _attempt("forms", partial(_check_without_forms, path))
+    yield from _guarded("forms", partial(_check_measured_forms, opened))
     for form in opened.forms:
         file = form_named(form).file
         yield _attempt(f"{file}: graph", partial(_check_graph, opened, form))
@@ -175,6 +176,14 @@ def _check_without_forms(path: Path) -> str:
     if listed:
         raise BundleError(f"has no {expected_files()}, and its manifest lists {', '.join(sorted(listed))}")
     return "none was shipped: this bundle holds weights for PyTorch, and nothing to serve"
+
+
+def _check_measured_forms(bundle: Bundle) -> Iterator[Check]:
+    """Every form whose answers are stored must be there: without it, another form would answer in its place."""
+    answered = set(golden.read(bundle.path).logits) & set(all_forms())
+    for form in sorted(answered - set(bundle.forms)):
+        detail = f"is missing, and {golden.FILE} holds its answers"
+        yield Check(f"{form_named(form).file}: golden logits", False, detail)
 
 
 def _check_tokenizer(bundle: Bundle) -> str:
