@@ -195,7 +195,7 @@ def _takes(session: onnxruntime.InferenceSession, tokens: int, ids: int) -> bool
 def _runs(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> bool:
     try:
         session.run(None, inputs)
-    except Exception:  # as above
+    except Exception:  # ONNX Runtime raises several types for an input that it refuses
         return False
     return True
 
