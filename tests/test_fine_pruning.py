@@ -490,11 +490,29 @@ def test_learning_rate_decays_to_zero_and_restarts_each_stage():
 
 
 @pytest.mark.parametrize(
-    ("epochs", "cap", "expected"), [(2, None, 6), (0.5, None, 2), (0.01, None, 1), (2, 4, 4)]
+    ("epochs", "cap", "expected"),
+    [(2, None, 6), (0.5, None, 2), (0.01, None, 1), (2, 4, 4), (0, None, 0), (0, 4, 0)],
 )
 def test_updates_in_a_stage(epochs, cap, expected):
     recipe = make_recipe(training={"epochs_per_stage": epochs, "max_updates_per_stage": cap})
     assert updates_in_stage(recipe.training, 3, 1, last=2) == expected
+
+
+def test_pruning_without_training_afterwards_only_masks_the_dense_model():
+    recipe = make_recipe(
+        training={"dense_epochs": 2, "epochs_per_stage": 0},
+        pruning={"schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1}},
+    )
+    pruner = make_pruner(recipe, tiny_classifier(), examples(), dev=lambda: 50.0)
+    dense, ends = {}, []
+    for event in pruner.run():
+        if isinstance(event, StageEnd):
+            ends.append(event)
+            dense = dense or {name: weight.detach().clone() for name, weight in pruner.state.weights.items()}
+    assert (ends[0].loss is None, ends[1].loss, ends[1].dev) == (False, None, 50.0)
+    assert pruner.state.density() == pytest.approx(0.5, abs=0.01)
+    for name, weight in pruner.state.weights.items():
+        assert torch.equal(weight, dense[name].where(pruner.state.masks[name], 0.0))
 
 
 def test_the_last_stage_may_be_longer():

@@ -126,6 +126,16 @@ def test_unknown_task(tmp_path):
         ("pruning: {schedule: {name: geometric, step_fraction: 1.5}}", "pruning.schedule.step_fraction"),
         ("model: {vocabulary: {min_count: 2}}", "keep_languages_of"),
         ("training: {batch_size: 2, gradient_accumulation: 4}", "more micro-batches"),
+        ("training: {epochs_per_stage: 0}", "say how long stage 0 trains: dense_epochs"),
+        ("training: {dense_epochs: 0}", "training.dense_epochs: must be greater than 0"),
+        (
+            "training: {epochs_per_stage: 0, dense_epochs: 2}\npruning: {criterion: l0}",
+            "the criterion l0 learns what to prune in the stages after stage 0",
+        ),
+        (
+            "training: {epochs_per_stage: 0, dense_epochs: 2}\npruning: {criterion: pins, schedule: {name: continuous}}",
+            "the schedule continuous prunes while it trains",
+        ),
         (
             "pruning: {schedule: {name: geometric, stages: 100000000}}",
             "stages: must be less than or equal to 1000",

@@ -181,11 +181,11 @@ class TrainingRecipe(BaseModel):
 
     model_config = STRICT
 
-    epochs_per_stage: Annotated[float, Field(gt=0, le=1_000_000)] = 15
-    """Passes over the training set in each stage; a fraction is a part of a pass."""
+    epochs_per_stage: Annotated[float, Field(ge=0, le=1_000_000)] = 15
+    """Passes over the training set in each stage; a fraction is a part of a pass. 0: prune without training afterwards."""
     dense_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
-    """Passes in stage 0, before any pruning. By default `epochs_per_stage`."""
-    last_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """Passes in stage 0, before any pruning. By default `epochs_per_stage`; needed where that is 0."""
+    last_epochs: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
     """Passes in the last pruning stage, whose weights are exported. By default `epochs_per_stage`."""
     max_updates_per_stage: Annotated[int, Field(ge=1)] | None = None
     """End a stage after this many updates, for a scaled-down run. The report says so."""

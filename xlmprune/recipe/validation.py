@@ -95,6 +95,7 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if training.gradient_accumulation > training.batch_size:
         yield ("training", "gradient_accumulation"), "more micro-batches than examples in a batch"
     criterion, continuous = build_component(recipe, "criterion"), pruning.schedule.name == "continuous"
+    yield from _training_conflicts(recipe, criterion, continuous)
     if pruning.regrow and not continuous:
         yield ("pruning", "regrow"), "pruned weights can return only with the schedule continuous"
     if pruning.regrow and pruning.reconstruct is not None:
@@ -134,6 +135,23 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     languages = recipe.task.languages
     if isinstance(languages, list) and len(set(languages)) != len(languages):
         yield ("task", "languages"), "a language is listed twice"
+
+
+def _training_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Iterator[tuple[KeyPath, str]]:
+    """Find what cannot go with stages that have no update."""
+    training, key = recipe.training, ("training", "epochs_per_stage")
+    if continuous and 0 in (training.epochs_per_stage, training.last_epochs):
+        yield key, "the schedule continuous prunes while it trains, and 0 epochs have no update"
+    if training.epochs_per_stage:
+        return
+    if training.dense_epochs is None:
+        yield key, "0 trains nothing after pruning; say how long stage 0 trains: dense_epochs"
+    if criterion.watches and not criterion.acts_on_dense:
+        name = recipe.pruning.criterion.name
+        yield (
+            key,
+            f"the criterion {name} learns what to prune in the stages after stage 0, and 0 epochs have no update",
+        )
 
 
 def _has_unlabelled_text(recipe: Recipe) -> bool:

@@ -54,7 +54,9 @@ def _reduced(recipe: Recipe) -> Recipe:
     regularized = training.regularize_dense and _regularizes_dense(method)
     settings = training.model_copy(
         update={
-            "dense_epochs": training.dense_epochs or training.epochs_per_stage,
+            "dense_epochs": training.epochs_per_stage
+            if training.dense_epochs is None
+            else training.dense_epochs,
             "epochs_per_stage": 1.0,  # not read, since `dense_epochs` is given
             "learning_rate": training.dense_learning_rate or training.learning_rate,
             "last_epochs": None,

@@ -61,8 +61,8 @@ class StageEnd:
 
     stage: int
     density: float
-    loss: float
-    """Mean over the last tenth of the stage's updates."""
+    loss: float | None
+    """Mean over the last tenth of the stage's updates; None if it had no update."""
     seconds: float
     dev: float | None
     """Score of the weights kept, on the train language's dev set."""
@@ -247,7 +247,8 @@ class FinePruning:
             elif dev is not None:
                 self.teaching.consider(self.model, dev, self.method.densities[at.stage])
         last = at.losses[-max(1, len(at.losses) // 10) :]
-        loss, seconds = sum(last) / max(1, len(last)), time.perf_counter() - started
+        loss = sum(last) / len(last) if last else None
+        seconds = time.perf_counter() - started
         stage = at.stage
         state.end_stage()
         return StageEnd(stage, state.density(), loss, seconds, dev)

@@ -43,7 +43,8 @@ def freeze_embeddings(model: nn.Module) -> None:
 def updates_in_stage(settings: TrainingRecipe, batches_per_epoch: int, stage: int, last: int) -> int:
     """Return the number of updates in a stage, from its epochs and its cap; ``last`` is the last stage's number."""
     wanted = settings.dense_epochs if stage == 0 else settings.last_epochs if stage == last else None
-    updates = max(1, round((wanted or settings.epochs_per_stage) * batches_per_epoch))
+    epochs = settings.epochs_per_stage if wanted is None else wanted
+    updates = max(1, round(epochs * batches_per_epoch)) if epochs else 0
     return min(updates, settings.max_updates_per_stage or updates)
 
 

@@ -96,7 +96,12 @@ def _stage_plan(
 ) -> dict[str, Any]:
     updates = updates_in_stage(settings, batches_per_epoch, stage, last)
     rates = (learning_rate(settings, stage, update, updates) for update in range(updates))
-    return {"stage": stage, "encoder_density": density, "updates": updates, "peak_learning_rate": max(rates)}
+    return {
+        "stage": stage,
+        "encoder_density": density,
+        "updates": updates,
+        "peak_learning_rate": max(rates, default=0.0),
+    }
 
 
 def too_little_learning(recipe: Recipe, updates: int) -> list[str]:

@@ -83,6 +83,9 @@ class Criterion:
     """Whether the criterion changes weights or collects state in stage 0, while nothing is pruned. Such a criterion needs a
     dense stage of its own. A subclass with a hook that is called in stage 0 must declare it."""
 
+    watches: ClassVar[bool] = False
+    """Whether the criterion learns from updates. It is set where a subclass is defined with a hook that they call."""
+
     scores_pruned: ClassVar[bool] = False
     """Whether scores of pruned weights mean something, so that they may return (`pruning.regrow`)."""
 
@@ -98,6 +101,7 @@ class Criterion:
         watches = [name for name in WATCHING if name in vars(cls)]
         if watches and "acts_on_dense" not in vars(cls):
             raise TypeError(f"{cls.__name__} has the hook {watches[0]} and must declare acts_on_dense")
+        cls.watches = cls.watches or bool(watches)
 
     needs_moments: ClassVar[bool] = False
     """Whether `scores` asks for `PruningContext.moments`, so that unlabelled text is read for it."""
