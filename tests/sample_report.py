@@ -241,6 +241,8 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
                     "tokens_before": 8.4,
                     "tokens": round(8.4 + draw.random(), 3),
                     "identical": round(draw.uniform(0.6, 1), 3),
+                    "characters_before": 0.02,
+                    "characters": round(draw.uniform(0.02, 0.2), 3),
                     "unknown_before": 0.0,
                     "unknown": 0.0,
                 }

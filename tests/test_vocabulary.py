@@ -202,9 +202,7 @@ def test_a_trimmed_model_answers_as_before_on_text_of_kept_pieces(tmp_path: Path
     assert facts["parameters_removed"] == (23 - facts["pieces"]) * 16
     assert facts["special"] + facts["single_characters"] + facts["counted"] == facts["pieces"]
     assert facts["scripts"] == ["CJK", "LATIN"]
-    assert facts["languages"]["xx"] == {
-        "texts": 3, "tokens_before": 10 / 3, "tokens": 10 / 3, "identical": 1.0, "unknown_before": 0.0, "unknown": 0.0,
-    }  # fmt: skip
+    assert facts["languages"]["xx"]["texts"] == 1
 
     model.save_pretrained(tmp_path)
     again = XLMRobertaForSequenceClassification.from_pretrained(tmp_path).eval()
@@ -238,10 +236,35 @@ def test_coverage_counts_what_is_cut_differently_and_what_is_unknown():
     trimmed = trimmed_to(tokenizer, [0, 1, 2, 3, 4, 5, 6, 7, 22])
     report = vocabulary.coverage(tokenizer, trimmed, {"xx": ["b", "abc ab"], "yy": ["ж", "ы"]})
     assert report["xx"] == {
-        "texts": 2, "tokens_before": 2.0, "tokens": 4.5, "identical": 0.5, "unknown_before": 0.0, "unknown": 0.0,
+        "texts": 2, "tokens_before": 2.0, "tokens": 4.5, "identical": 0.5, "characters_before": 0.25,
+        "characters": 6 / 9, "unknown_before": 0.0, "unknown": 0.0,
     }  # fmt: skip
     assert report["yy"]["unknown_before"] == 1 / 4
     assert report["yy"]["unknown"] == 2 / 4
+    assert report["yy"]["identical"] == 0.5, "as many pieces are not the same pieces"
+
+
+def test_a_language_is_measured_on_text_held_out():
+    """Every tenth text: the pieces of the vocabulary are counted in all of them, and those measured with in the others."""
+    tokenizer = tiny_tokenizer()
+    texts = {"xx": ["abc ab", *["ab a"] * 9, "a abc", *["ab ab"] * 9], "yy": ["дж", "д", "д д"]}
+    trimmed, facts = vocabulary.trim(tiny_model(tokenizer), tokenizer, texts, min_count=1)
+    assert trimmed.encode("abc", add_special_tokens=False).tokens == ["▁abc"], (
+        "the shipped vocabulary knows all text"
+    )
+    measured = facts["languages"]["xx"]
+    assert (measured["texts"], measured["tokens_before"], measured["identical"]) == (2, 2.0, 0.0)
+    assert measured["tokens"] > 2, "▁abc stands in held-out texts alone"
+    assert dict(vocabulary.thin_languages(facts))["xx"] == "needs 1.5 times as many tokens as before"
+
+
+def test_text_of_one_line_is_measured_as_if_the_language_had_none():
+    tokenizer = tiny_tokenizer()
+    texts = {"xx": ["ab a", "a ab", "ab"], "yy": ["дж ж"]}
+    _, facts = vocabulary.trim(tiny_model(tokenizer), tokenizer, texts, min_count=1)
+    assert facts["languages"]["yy"]["unknown"] > 0
+    assert facts["languages"]["xx"]["identical"] == 1.0
+    assert dict(vocabulary.thin_languages(facts)) == {"yy": "has 50% unknown tokens"}
 
 
 # --- where the text comes from

@@ -39,6 +39,15 @@ LEAST_SHARE = 0.01
 """A script is served when it makes this share of some language's letters. One Chinese name in a German text would
 otherwise bring 7,690 rows; the characters met are kept also without their script."""
 
+HELD_OUT = 10
+"""One text in so many is held out: what a language loses is measured on it, with the pieces that the others would keep."""
+
+TOO_LONG = 1.2
+"""A language whose held-out text needs so many times the tokens of before has too little text to count pieces in."""
+
+TOO_UNKNOWN = 0.01
+"""As a language with so many more unknown tokens, as a share."""
+
 TEXTS_AT_ONCE = 4096
 TEXTS_MEASURED = 1000
 TEXTS_FOR_SCRIPTS = 20_000
@@ -63,6 +72,7 @@ def trim(
     Returns:
         The new tokenizer, and facts for the report: ``pieces_before``, ``pieces``, of these ``special``,
         ``single_characters`` and ``counted``, ``scripts``, ``parameters_removed`` and ``languages``, see `coverage`.
+        Languages are measured on text held out, with a vocabulary that was counted in the rest.
 
     Raises:
         DataError: a language without text, or `max_size` smaller than the special tokens and single characters.
@@ -70,11 +80,22 @@ def trim(
     """
     require_texts(texts_by_language)
     original = json.loads(tokenizer.to_str())
+    held_out = {language: texts[::HELD_OUT] for language, texts in texts_by_language.items()}
     # Each text once, though several languages have it: a file may be given for all of them.
-    distinct = dict.fromkeys(text for texts in texts_by_language.values() for text in texts)
-    counts = count_pieces(tokenizer, distinct)
+    apart = dict.fromkeys(text for texts in held_out.values() for text in texts)
+    rest = {
+        language: [text for text in texts if text not in apart]
+        for language, texts in texts_by_language.items()
+    }
+    counts_of_rest = count_pieces(tokenizer, dict.fromkeys(text for texts in rest.values() for text in texts))
+    counts = counts_of_rest + count_pieces(tokenizer, apart)
+
+    def trimmed_to(kept: Sequence[int]) -> Tokenizer:
+        return Tokenizer.from_str(json.dumps(trim_tokenizer(original, kept)))
+
     kept = choose_pieces(original, counts, texts_by_language, min_count, max_size)
-    trimmed = Tokenizer.from_str(json.dumps(trim_tokenizer(original, kept)))
+    trimmed = trimmed_to(kept)
+    without = trimmed_to(choose_pieces(original, counts_of_rest, rest, min_count, max_size))
     before = sum(parameter.numel() for parameter in model.parameters())
     trim_embeddings(model, kept)
     pieces = Pieces.read(original)
@@ -87,8 +108,18 @@ def trim(
         "counted": len(kept) - len(single) - len(pieces.special),
         "scripts": sorted(served_scripts(texts_by_language)),
         "parameters_removed": before - sum(parameter.numel() for parameter in model.parameters()),
-        "languages": coverage(tokenizer, trimmed, texts_by_language),
+        "languages": coverage(tokenizer, without, held_out),
     }
+
+
+def thin_languages(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the languages that lose much in text held out, and what they lose; ``facts`` as `trim` returns them."""
+    for language, entry in facts["languages"].items():
+        times = entry["tokens"] / max(entry["tokens_before"], 1e-9)
+        if times > TOO_LONG:
+            yield language, f"needs {times:.1f} times as many tokens as before"
+        elif entry["unknown"] > entry["unknown_before"] + TOO_UNKNOWN:
+            yield language, f"has {entry['unknown']:.0%} unknown tokens"
 
 
 @dataclass(frozen=True)
@@ -258,7 +289,8 @@ def coverage(
 
     Returns:
         Per language ``texts``; ``tokens_before`` and ``tokens``, the mean number for a text; ``identical``, the share
-        of texts cut into the same pieces; ``unknown_before`` and ``unknown``, the share of tokens that are `<unk>`.
+        of texts cut into the same pieces; ``characters_before`` and ``characters``, the share of tokens that are a single
+        letter; ``unknown_before`` and ``unknown``, the share of tokens that are `<unk>`.
     """
     report = {}
     for language, texts in texts_by_language.items():
@@ -270,10 +302,23 @@ def coverage(
             "tokens_before": float(np.mean([len(tokens) for tokens in before])),
             "tokens": float(np.mean([len(tokens) for tokens in after])),
             "identical": float(np.mean([a == b for a, b in zip(before, after, strict=True)])),
+            "characters_before": _single_letters(before),
+            "characters": _single_letters(after),
             "unknown_before": unknown_before,
             "unknown": unknown,
         }
     return report
+
+
+def _single_letters(texts: Sequence[Sequence[str]]) -> float:
+    """Return the share of tokens that are one letter, beside a marker."""
+    found = total = 0
+    for tokens in texts:
+        total += len(tokens)
+        for token in tokens:
+            text = token.removeprefix(MARKERS["Unigram"]).removeprefix(MARKERS["WordPiece"])
+            found += len(text) == 1 and text.isalpha()
+    return found / max(total, 1)
 
 
 ALIASES = {"KATAKANA-HIRAGANA": "KATAKANA", "IDEOGRAPHIC": "CJK"}
@@ -356,4 +401,6 @@ def _cut(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[str]], f
     encodings = [encoding for batch in _encode(tokenizer, texts) for encoding in batch]
     unknown_id = special_tokens(tokenizer).unknown
     unknown = sum(id_ == unknown_id for encoding in encodings for id_ in encoding.ids)
-    return [encoding.tokens for encoding in encodings], unknown / max(sum(map(len, encodings)), 1)
+    # `encode_batch_fast` gives ids and no pieces.
+    pieces = [[tokenizer.id_to_token(id_) for id_ in encoding.ids] for encoding in encodings]
+    return pieces, unknown / max(sum(map(len, encodings)), 1)

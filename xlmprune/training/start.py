@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.files import write_atomically
+from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder, start_damage
 from xlmprune.data.unlabelled import vocabulary_texts
@@ -44,6 +45,11 @@ def open_start(
     pretrained, trimming = load_start(recipe, task)
     for note in pretrained.notes:
         reporter.say(note)
+    for language, loss in () if trimming is None else vocabulary.thin_languages(trimming):
+        reporter.warn(
+            f"model.vocabulary: there is little text in {language_name(language)}; text that was held out {loss}. Give more "
+            "text of this language"
+        )
 
     def write(target: Path) -> None:
         save_start(pretrained, target, recipe.training.max_length)
