@@ -19,11 +19,12 @@ INSTALLED := .venv/installed
 INSTALLED_TEST := .venv/installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test campaigns lint audit docs constraints clean
+.PHONY: help quickstart test test-slow campaigns lint audit docs constraints clean
 
 help:
 	@echo "make quickstart   prune a real multilingual model in minutes and report on every language"
-	@echo "make test         run the linter, the type checker and the tests"
+	@echo "make test         run the linter, the type checker and the tests, but for the slow ones"
+	@echo "make test-slow    run the slow tests: whole runs, kills, every family, every task"
 	@echo "make campaigns    kill runs, damage checkpoints and bundles, fill disks at random, and count what held"
 	@echo "make lint         run the linter and the type checker"
 	@echo "make audit        look for known vulnerabilities of the installed packages (pip-audit, needs PyPI)"
@@ -34,8 +35,13 @@ help:
 quickstart: $(INSTALLED)
 	$(BIN)/xlmprune compress recipes/quickstart.yaml
 
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-slow: $(INSTALLED_TEST)
+	$(PYTEST) -m slow
 
 campaigns: $(INSTALLED_TEST)
 	failed=0; for file in tests/campaigns/*.py; do \

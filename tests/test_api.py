@@ -51,6 +51,7 @@ def followed(tmp_path_factory):
     return printed.getvalue().splitlines(), folder / "runs" / "my_intents"
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(followed):
     lines, run = followed
     report = json.loads((run / "bundle" / "report.json").read_text(encoding="utf-8"))

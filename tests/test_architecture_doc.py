@@ -93,6 +93,7 @@ def test_every_kind_of_component_has_its_steps():
     assert len(files_of_the_page()) >= len(lines_of_the_page())
 
 
+@pytest.mark.slow
 def test_the_tests_of_its_kind_pick_up_a_new_component(extended):
     names = {name for entries in lines_of_the_page().values() for name in entries}
     chosen = " or ".join([*sorted(names), "every_task_has_its_line"])
@@ -138,6 +139,7 @@ def write_model(folder: Path) -> None:
     save_tokenizer(tiny_tokenizer(), folder, 40)
 
 
+@pytest.mark.slow
 def test_a_recipe_uses_all_of_them_and_the_gradient_is_that_of_autograd(extended, tmp_path):
     golden.write_inputs(tmp_path)
     values: dict = {}

@@ -150,6 +150,7 @@ def test_quick_halves_a_text_that_is_too_long(tmp_path):
         }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [199, 100, 5])
 def test_a_small_vocabulary_is_measured_with_the_ids_it_has(tmp_path, rows):
     files = {

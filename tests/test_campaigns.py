@@ -33,6 +33,7 @@ def ran():
     return subprocess.run([sys.executable, "-c", ALL, *map(str, files)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", CAMPAIGNS, ids=lambda file: file.stem)
 def test_two_cases_hold(ran, file):
     assert ran.returncode == 0, ran.stderr[-2000:]

@@ -732,6 +732,7 @@ def test_what_each_of_several_gets(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in local.share(1, 2, "auto")
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_has_saved(base, tmp_path):
     """SIGTERM at the command: the runs in progress stop with a checkpoint, and the command is interrupted."""
     made = ["training.learning_rate=1e-2,1e-3"]
@@ -839,6 +840,7 @@ def test_without_ray(monkeypatch):
         ray_executor.RayExecutor()
 
 
+@pytest.mark.slow
 def test_on_a_real_local_ray(base, tmp_path):
     """The command with --executor ray: a local cluster starts, and a cell and one that fails run on it."""
     made = ["training.learning_rate=1e-2,1e12"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from rich.console import Console
+from slow import slow_after
 from test_pipeline import report_of, write_data, write_model, write_recipe
 from typer.testing import CliRunner
 
@@ -142,15 +143,18 @@ def trained():
 
 @pytest.mark.parametrize(
     "overrides",
-    [
-        ["regularizer=cosine", "pruning.scope=global"],
-        ["pruning.criterion=l0", "evaluation.max_stage_examples=3"],
-        ["pruning.criterion=pins"],
-        ["method=pins", "pruning.schedule.every=1", "distillation.ask_every=2"],
-        ["method=l2"],
-        ["distillation={teacher: best_so_far, unlabelled: TEXT}"],
-        ["distillation={teacher: finetuned}", "regularizer={name: frobenius, reference: finetuned}"],
-    ],
+    slow_after(
+        3,
+        [
+            ["regularizer=cosine", "pruning.scope=global"],
+            ["pruning.criterion=l0", "evaluation.max_stage_examples=3"],
+            ["pruning.criterion=pins"],
+            ["method=pins", "pruning.schedule.every=1", "distillation.ask_every=2"],
+            ["method=l2"],
+            ["distillation={teacher: best_so_far, unlabelled: TEXT}"],
+            ["distillation={teacher: finetuned}", "regularizer={name: frobenius, reference: finetuned}"],
+        ],
+    ),
     ids=lambda overrides: " ".join(overrides),
 )
 def test_a_run_started_from_a_dense_run_is_the_run_alone(base, tmp_path, trained, overrides, workplace):

@@ -146,6 +146,7 @@ def test_what_does_not_alter_training_may_change_on_resume(finished, tmp_path):
     assert [row["loss"] for row in ours["stages"]] == [row["loss"] for row in whole["stages"]]
 
 
+@pytest.mark.slow
 def test_a_bundle_in_its_run_folder_is_evaluated_without_naming_the_data(finished, tmp_path):
     """The report has no path of this machine; the run folder's recipe has."""
     recipe, _ = finished

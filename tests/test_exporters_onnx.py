@@ -48,6 +48,7 @@ def test_every_batch_and_length_gives_the_logits_of_pytorch(exported, rows, leng
     assert np.abs(found - torch_logits(model, feed)).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 23])
 def test_token_tasks_and_other_opsets(tmp_path, opset):
     model = tiny_model("tokens", labels=[f"T{i}" for i in range(7)], layers=1)
@@ -100,6 +101,7 @@ def test_two_exports_are_the_same_bytes_and_say_nothing(exported, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_the_trace_that_other_tests_share_gives_the_same_bytes(monkeypatch):
     model, other = tiny_model(layers=1), tiny_model(layers=1)
     for made, seed in ((model, 1), (other, 2)):
@@ -149,6 +151,7 @@ def test_what_cannot_be_exported_or_read_is_refused(tmp_path):
         exporter.load_onnx(tmp_path / "none.onnx")
 
 
+@pytest.mark.slow
 def test_equal_weights_count_each_though_the_graph_holds_one():
     model = tiny_model()
     with torch.no_grad():
@@ -162,6 +165,7 @@ def test_equal_weights_count_each_though_the_graph_holds_one():
     assert dense <= counted < dense + 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("opset", "ir_version"), [(18, 8), (20, 9), (21, 10), (23, 11)])
 def test_the_format_is_no_newer_than_the_operators_need(opset, ir_version):
     """Runtimes refuse a file of a newer format even where they have every operator of it."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from slow import slow_but
 from tiny import SENTENCES, tiny_tokenizer
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
@@ -111,7 +112,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=slow_but(["bert, WordPiece, pairs, trimmed"], CASES))
 def run(request, tmp_path_factory):
     """A finished run of one family, its bundle unpacked."""
     family, kind, tokenizer, settings = CASES[request.param]

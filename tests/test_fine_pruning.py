@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from slow import slow_but
 from tiny import tiny_special
 from transformers import (
     XLMRobertaConfig,
@@ -138,7 +139,7 @@ def test_training_learns_the_task():
     assert ends[1].loss < 0.2
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, 6, 7, 8, 12, 20])
+@pytest.mark.parametrize("stop_after", slow_but([7], [1, 5, 6, 7, 8, 12, 20]))
 @pytest.mark.parametrize(
     "sections",
     [
@@ -174,7 +175,7 @@ def test_a_run_taken_up_again_is_the_same_run(sections, stop_after):
         assert torch.equal(mask, second.state.masks[name])
 
 
-@pytest.mark.parametrize("stop_after", [8, 14])
+@pytest.mark.parametrize("stop_after", slow_but([8], [8, 14]))
 @pytest.mark.parametrize(
     "name",
     [
@@ -218,7 +219,7 @@ def test_every_criterion_resumes_exactly(name, stop_after):
         assert not weight[~second.state.masks[weight_name]].any()
 
 
-@pytest.mark.parametrize("stop_after", [7, 9])
+@pytest.mark.parametrize("stop_after", slow_but([9], [7, 9]))
 @pytest.mark.parametrize("teacher", ["finetuned", "best_so_far"])
 @pytest.mark.parametrize("tokens", [False, True])
 def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_after):
@@ -688,7 +689,7 @@ def test_a_hidden_weight_keeps_its_value_until_the_final_phase():
         assert bool((pruner.state.weights[name][~mask] != 0).any())
 
 
-@pytest.mark.parametrize("stop_after", [5, 12, 21, 28])
+@pytest.mark.parametrize("stop_after", slow_but([12], [5, 12, 21, 28]))
 @pytest.mark.parametrize("method", PUBLISHED)
 def test_a_continuous_stage_resumes_exactly(method, stop_after):
     def start():

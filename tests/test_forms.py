@@ -79,6 +79,7 @@ def runs(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["bundle", "plain"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_form_opens_with_onnxruntime_tokenizers_and_numpy(runs, layout, place):

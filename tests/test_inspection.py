@@ -140,6 +140,7 @@ def test_a_packed_graph_says_the_same_in_fewer_bytes(tmp_path):
     assert packed["bytes_by_part"]["embeddings"] <= dense["bytes_by_part"]["embeddings"]
 
 
+@pytest.mark.slow
 def test_word_embeddings_in_four_bits_count_and_weigh_what_they_stand_for(tmp_path):
     model = tiny_model(hidden=32)
     dense = onnx_export.export_onnx(model)

@@ -44,6 +44,7 @@ def report_of(run):
     return json.loads((run / "bundle" / "report.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_refitted_run_exports_reports_and_resumes_with_the_same_bits(workplace, tmp_path, monkeypatch):
     sections = {
         "distillation": {"unlabelled": str(workplace / "text" / "{language}.txt")},

@@ -84,6 +84,7 @@ def test_recipes_and_templates_are_found_from_another_folder(wheel, tmp_path):
     assert "outside" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_command_of_the_wheel_lists_and_checks_the_shipped_recipes(wheel, tmp_path):
     listed = run_installed(wheel, tmp_path, "-m", "xlmprune", "recipes", "list")
     assert listed.returncode == 0, listed.stderr
@@ -116,6 +117,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -289,8 +291,14 @@ def test_the_makefile_and_ci_say_what_they_would_run():
     for text in (tests, plan("quickstart")):
         assert re.search("constraints.txt .*torch\n.*constraints.txt -e '.\\[quickstart]'", text), text
     assert "test]" not in plan("quickstart"), "the first run needs no linters"
+    assert plan("test-slow").rstrip().endswith("-m slow")
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    wanted = ["make test", "make quickstart", ".venv/bin/xlmprune verify runs/quickstart/bundle"]
+    wanted = [
+        "make test",
+        "make test-slow",
+        "make quickstart",
+        ".venv/bin/xlmprune verify runs/quickstart/bundle",
+    ]
     assert [line for line in script.read_text(encoding="utf-8").splitlines() if line in wanted] == wanted
     subprocess.run(["bash", "-n", script], check=True)

@@ -255,6 +255,7 @@ def test_other_opsets(weight, opset):
     assert same_bits(session_of(packed).run(None, {})[0], weight)
 
 
+@pytest.mark.slow
 def test_a_graph_with_attention_nodes():
     model = tiny_model(hidden=48, layers=1)
     tiny_masks(model)

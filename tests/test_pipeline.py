@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.numpy import load_file
+from slow import slow_but
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -182,6 +183,8 @@ def test_report_counts_exactly(finished):
     assert report["stages"][-1]["languages"]["de"] == report["languages"]["de"]["pruned"]
     assert report["parity"]["onnx_fp32"]["agreement"] == 1.0
     assert report["parity"]["onnx_fp32"]["n"] == 8 * 32
+    assert "alone" not in report["parity"]["onnx_fp32"]
+    assert report["parity"]["onnx_int8"]["alone"]["n"] == 8 * 25
     for row in report["languages"].values():
         assert row["ci95"][0] <= row["pruned"] <= row["ci95"][1]
 
@@ -333,6 +336,7 @@ def test_another_recipe_in_the_folder_is_refused(finished):
     assert "--fresh" in result.stderr
 
 
+@pytest.mark.slow
 def test_killed_it_ends_with_the_same_report(workplace, uninterrupted, interrupted_once, tmp_path):
     """SIGKILL after the first checkpoint, and again while the bundle is written; `campaigns/kills.py` draws the moments."""
     out, kills = tmp_path / "run", 0
@@ -389,7 +393,9 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
     assert report_of(tmp_path / "run")["languages"] == report_of(tmp_path / "whole")["languages"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", slow_but([signal.SIGTERM], [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+)
 def test_asked_to_stop_it_saves_first_and_resumes_from_there(workplace, tmp_path, monkeypatch, number):
     recipe = write_recipe(workplace, name="stopped", export={"onnx": []})
     from xlmprune.training import loop as fine_pruning
@@ -543,6 +549,7 @@ def test_a_form_below_the_floor_is_not_shipped(workplace, tmp_path, monkeypatch)
     assert again.exit_code == 3
 
 
+@pytest.mark.slow
 def test_a_small_vocabulary_ships_and_a_timing_that_fails_stops_nothing(workplace, tmp_path, monkeypatch):
     export = {"onnx": ["fp32", "int8"], "triton": False}
     recipe = write_recipe(workplace, export=export)
@@ -767,6 +774,7 @@ def test_notes_in_the_report_hold_no_machine_path(workplace, tmp_path):
     assert str(tmp_path) not in json.dumps(report)
 
 
+@pytest.mark.slow
 def test_a_model_already_fine_tuned_gets_a_new_head(workplace, tmp_path):
     tiny_model(labels=("one", "two")).save_pretrained(tmp_path / "tuned")
     save_tokenizer(tiny_tokenizer(), tmp_path / "tuned", 64)
@@ -883,6 +891,7 @@ def test_a_wrong_override_of_evaluate_is_a_sentence(finished):
     assert "found 'many'" in result.stderr
 
 
+@pytest.mark.slow
 def test_inside_a_bundle_the_module_is_a_command_too(finished):
     """A bundle has a folder `triton`, which Python would take for the package that PyTorch looks for."""
     command = [sys.executable, "-m", "xlmprune", "unpack", ".", "--out", str(finished[0].parent / "inside")]

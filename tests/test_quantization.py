@@ -226,6 +226,7 @@ def test_the_argument_is_left_as_it_was(fp32):
     assert fp32.SerializeToString() == before
 
 
+@pytest.mark.slow
 def test_attention_nodes_and_token_tasks():
     model = tiny_model("tokens", layers=1, hidden=64)
     tiny_masks(model)

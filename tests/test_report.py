@@ -484,3 +484,13 @@ def test_reading_a_report_needs_no_torch():
 def test_how_many_p_values_fall_by_chance_is_a_plain_number(tested, said):
     report = {"paired": {str(number): {} for number in range(tested)}}
     assert f"of {tested}, about {said} would" in findings.describe_chance(report)
+
+
+def test_a_form_whose_answers_depend_on_the_batch_is_said_so():
+    report = sample_report()
+    said = findings.describe_batches(report)
+    assert len(said) == 1
+    assert "of 200 answers, 1.5% had another label alone than in batches of" in said[0]
+    assert said[0] in model_card(report)
+    report["parity"]["onnx_int8"]["alone"]["agreement"] = 1.0
+    assert findings.describe_batches(report) == []

@@ -51,6 +51,7 @@ def expected_probabilities(folder, kind, inputs):
     return torch.softmax(logits, -1).numpy(), encoding
 
 
+@pytest.mark.slow
 def test_onnx_runtime_sends_nothing_home(bundles, tmp_path):
     code = f"from xlmprune.bundle.session import Bundle; Bundle({str(bundles['text'])!r}).session()"
     quiet = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
+from slow import slow_after
 from test_moments import compress, report_of, workplace  # noqa: F401 - a fixture
 from test_pipeline import write_recipe
 from tiny import tiny_model
@@ -90,21 +91,24 @@ def test_a_structure_that_does_not_fit_is_refused(run, tmp_path):
 
 @pytest.mark.parametrize(
     "pruning",
-    [
-        {"pattern": "structured", "structure": {**STRUCTURE, "rounds": 2, "scope": "global"}},
-        {
-            "pattern": "unstructured",
-            "criterion": "pins",
-            "structure": {"heads": 0.5, "importance": "obs"},
-            "schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1},
-        },
-        {"pattern": "2:4", "criterion": "l0", "structure": {"layers": [1], "importance": "taylor"}},
-        {
-            "criterion": "wanda",
-            "structure": {**STRUCTURE, "importance": "criterion"},
-            "schedule": {"name": "linear", "stages": 1, "final_density": 0.5},
-        },
-    ],
+    slow_after(
+        1,
+        [
+            {"pattern": "structured", "structure": {**STRUCTURE, "rounds": 2, "scope": "global"}},
+            {
+                "pattern": "unstructured",
+                "criterion": "pins",
+                "structure": {"heads": 0.5, "importance": "obs"},
+                "schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1},
+            },
+            {"pattern": "2:4", "criterion": "l0", "structure": {"layers": [1], "importance": "taylor"}},
+            {
+                "criterion": "wanda",
+                "structure": {**STRUCTURE, "importance": "criterion"},
+                "schedule": {"name": "linear", "stages": 1, "final_density": 0.5},
+            },
+        ],
+    ),
 )
 def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, monkeypatch, pruning):  # noqa: F811
     given = sections(workplace, **pruning)

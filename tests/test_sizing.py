@@ -48,6 +48,7 @@ def exported():
     return model, export_onnx(model)
 
 
+@pytest.mark.slow
 def test_a_narrowed_graph_is_that_of_the_narrower_model(exported, tmp_path):
     model, graph = exported
     narrow = sizing.random_model(source(), Size(1, 2, 64), 100)

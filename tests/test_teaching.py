@@ -152,6 +152,7 @@ def test_every_text_is_met_once_a_pass(kind):
             np.testing.assert_array_equal(batch["where"], inside, "every sub-word, no special token")
 
 
+@pytest.mark.slow
 def test_report_says_which_languages_gave_text(workplace, tmp_path):  # noqa: F811
     for language in ("de", "ru"):
         (tmp_path / f"{language}.txt").write_text("ein neuer Satz\nund noch einer\n", encoding="utf-8")

@@ -502,6 +502,7 @@ def runs(tmp_path_factory):
     return SimpleNamespace(folder=folder, counted=counted, count=lambda what: counted.update([what]))
 
 
+@pytest.mark.slow
 def test_flipped_bits_are_found(runs):
     assert [wrong for seed in range(12) if (wrong := flips.case(random.Random(seed), runs))] == []
     assert len(runs.counted) > 3

@@ -47,6 +47,8 @@ class MeasuredForm:
     """By language."""
     agreement: Agreement
     """With the PyTorch model, over all languages."""
+    alone: Agreement | None = None
+    """Of answers to one text at a time with those in batches, on a sample; None where the form gives the same for both."""
     drops: Drops | None = None
     """Points it loses on what `export.floor` is decided on, by language; None where that is the test sets, or nothing."""
 
@@ -209,7 +211,21 @@ def _measure(
     ):
         scores[language] = score
         agreement.add(logits[language], found)
-    return MeasuredForm(form, written, scores, agreement)
+    alone = None if form.parity is not None else _compare_batches(forward, data.tests, material.batch_size)
+    return MeasuredForm(form, written, scores, agreement, alone)
+
+
+TEXTS_ALONE = 200
+"""Test texts, of all languages together, whose answers are computed alone and in batches. Their labels are not read."""
+
+
+def _compare_batches(forward: evaluation.Forward, tests: Mapping[str, TestSet], batch_size: int) -> Agreement:
+    """Compare answers to one text at a time with answers in batches: dynamic scales of a form depend on the whole batch."""
+    agreement = Agreement()
+    for test in tests.values():
+        sample = test.sample(-(-TEXTS_ALONE // len(tests))).encoded
+        agreement.add(evaluation.collect(forward, sample, batch_size), evaluation.collect(forward, sample, 1))
+    return agreement
 
 
 def _check_parity(measured: MeasuredForm) -> None:

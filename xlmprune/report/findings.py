@@ -373,6 +373,21 @@ def describe_data(report: Report) -> list[str]:
     return [*report.get("target_text", []), *noted, *changed]
 
 
+def describe_batches(report: Report) -> list[str]:
+    """Say which forms answer a text alone otherwise than in a batch, and how often."""
+    said = []
+    for key, entry in report.get("parity", {}).items():
+        alone = entry.get("alone")
+        if alone and alone["agreement"] < 1:
+            batch = ((report.get("recipe") or {}).get("evaluation") or {}).get("batch_size", "many")
+            said.append(
+                f"Answers of {title_of(key)} depend on the batch, since its scales are computed from the whole batch: of "
+                f"{alone['n']:,} answers, {1 - alone['agreement']:.1%} had another label alone than in batches of {batch}. The "
+                "scores are those of batches"
+            )
+    return said
+
+
 def _describe_change(change: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in change["changed"].items())
     return (

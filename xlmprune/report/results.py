@@ -75,7 +75,7 @@ def assemble(
         "bytes_by_part": _bytes_by_part(folder),
         "dense_bytes": dense_bytes(outcome, forms),
         "speed": dict(speed),
-        "parity": {key: entry.agreement.as_dict() for key, entry in measured.items()},
+        "parity": {key: _parity(entry) for key, entry in measured.items()},
         "paired": {
             language: intervals.paired(outcome.dense[language], score.statistics, metric)
             for language, score in pruned.items()
@@ -106,6 +106,11 @@ def assemble(
     if len(data.task.metrics) > 1:
         report["other_metrics"] = _other_metrics(outcome, data, pruned, measured)
     return report
+
+
+def _parity(entry: MeasuredForm) -> dict[str, Any]:
+    found: dict[str, Any] = entry.agreement.as_dict()
+    return found if entry.alone is None else {**found, "alone": entry.alone.as_dict()}
 
 
 def _languages(

@@ -93,7 +93,7 @@ def sections(report: Report) -> dict[str, Any]:
         "refused": list(report.get("refused", {}).values()),
         "scaled_down": report.get("scaled_down", []),
         "collapse": findings.describe_collapse(report),
-        "notes": findings.describe_data(report),
+        "notes": [*findings.describe_data(report), *findings.describe_batches(report)],
         "tables": all_tables(report),
         "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
     }
