@@ -171,9 +171,9 @@ def test_commands_in_the_documentation_exist():
 
 def test_make_targets_in_the_documentation_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     named = set(
-        re.findall(r"(?:\$ |`)make ([a-z]+)", "".join(page.read_text(encoding="utf-8") for page in PAGES))
+        re.findall(r"(?:\$ |`)make ([a-z-]+)", "".join(page.read_text(encoding="utf-8") for page in PAGES))
     )
     assert {"quickstart", "test", "docs", "help"} <= named <= targets
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
