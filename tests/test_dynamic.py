@@ -26,8 +26,8 @@ from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.training.loop import FinePruning
 from xlmprune.training.teaching import Teaching
 
-STRUCTURE = {"layers": 2, "heads": 1, "neurons": 1, "multiple": 4, "smallest": 0.25}
-SIZES = [1, 0.5, 0.25]
+STRUCTURE = {"layers": 1, "heads": 1, "neurons": 1, "multiple": 4, "smallest": 0.25}
+SIZES = [1, 0.25]
 
 
 def logits(model):
@@ -259,18 +259,18 @@ def finished(workplace, tmp_path_factory):  # noqa: F811
 
 def test_every_size_is_a_whole_bundle(finished):
     run, _ = finished
-    folders = ["bundle", "bundle-0.5", "bundle-0.25"]
-    assert sorted(path.name for path in run.glob("bundle*")) == sorted(folders)
+    folders = ["bundle", "bundle-0.25"]
+    assert sorted(path.name for path in run.glob("bundle*")) == folders
     whole = load_file(run / "bundle" / "model.safetensors")
-    for folder, (heads, neurons) in zip(folders, [(2, 32), (1, 16), (1, 8)], strict=True):
+    for folder, (heads, neurons) in zip(folders, [(2, 32), (1, 8)], strict=True):
         verified = CliRunner().invoke(app, ["verify", str(run / folder)])
         assert verified.exit_code == 0, verified.output
         model = xlmprune.load(run / folder)
-        assert [(layer.heads, layer.neurons) for layer in layout_of(model).layers] == [(heads, neurons)] * 2
+        assert [(layer.heads, layer.neurons) for layer in layout_of(model).layers] == [(heads, neurons)]
         said = CliRunner().invoke(app, ["predict", str(run / folder), "turn on the light"])
         assert said.exit_code == 0, said.output
         found = load_file(run / folder / "model.safetensors")
-        name = "roberta.encoder.layer.1.intermediate.dense.weight"
+        name = "roberta.encoder.layer.0.intermediate.dense.weight"
         assert (found[name] == whole[name][:neurons]).all()
 
 
@@ -291,7 +291,7 @@ def test_the_reports_have_every_size_and_language(finished):
         assert own["stages"][-1]["zero_shot_mean"] == pytest.approx(row["zero_shot_mean"])
         assert set(own["speed"]) == {"dense fp32", "model.onnx", "model.int8.onnx"}
         assert ("sizes" in own) == (row["size"] == 1)
-    assert rows[2]["encoder_density"] == pytest.approx(0.375 - 0.25 * 0.5 * 0.5, abs=0.07)
+    assert [row["encoder_density"] for row in rows] == pytest.approx([0.5, 0.1875])
     page = (run / "bundle" / "report.html").read_text(encoding="utf-8")
     assert "accuracy against bytes of the file" in page
     text = (run / "bundle" / "report.md").read_text(encoding="utf-8")
@@ -357,7 +357,7 @@ def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, m
         patch.setattr(FinePruning, "_update", interrupted)
         assert compress(workplace, again, **given).exit_code == 130
     assert compress(workplace, again, **given).exit_code == 0
-    for folder in ("bundle", "bundle-0.5", "bundle-0.25"):
+    for folder in ("bundle", "bundle-0.25"):
         ours, theirs = (load_file(path / folder / "model.safetensors") for path in (finished[0], again))
         assert all((theirs[name] == tensor).all() for name, tensor in ours.items())
 
@@ -405,9 +405,8 @@ def test_a_dry_run_says_the_sizes(workplace, tmp_path):  # noqa: F811
     rows = json.loads(result.stdout)["sizes"]
     assert [(row["size"], row["heads"], row["neurons"]) for row in rows] == [
         (1, 2, 32),
-        (0.5, 1, 16),
         (0.25, 1, 8),
     ]
-    assert [row["encoder_density"] for row in rows] == [1.0, 0.5, 0.375]
+    assert [row["encoder_density"] for row in rows] == [0.5, 0.1875]
     told = " ".join(CliRunner().invoke(app, command).stdout.split())
     assert "sizes to export: 1 (2 heads and 32 FFN neurons a layer" in told
