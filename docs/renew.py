@@ -152,6 +152,7 @@ def _left(recipe: Recipe) -> str:
     structure = recipe.pruning.structure
     if recipe.pruning.pattern == "structured" and structure is not None:
         asked = {"layers": structure.layers, "heads": structure.heads, "neurons": structure.neurons}
+        asked["sizes down to"] = structure.smallest
         return ", ".join(f"{key} {value}" for key, value in asked.items() if value not in (None, 1))
     densities = build_component(recipe, "schedule").densities()
     return f"{100 * densities[-1]:.3g}% in {len(densities)} stage{'s' if len(densities) > 1 else ''}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder
 from xlmprune.core.stopping import interruptible
-from xlmprune.evaluation.scores import Scores
 from xlmprune.export import manifest, sizing, writing
+from xlmprune.export.form import Form
 from xlmprune.export.triton import write_triton
 from xlmprune.export.writing import MeasuredForm
 from xlmprune.pruning.structures import is_cut
@@ -23,7 +24,7 @@ from xlmprune.recipe.loading import load_recipe, recipe_of
 from xlmprune.recipe.schema import Recipe
 from xlmprune.report import pages, results
 from xlmprune.training import checkpoint, dense
-from xlmprune.training.outcome import Datasets, Outcome
+from xlmprune.training.outcome import Datasets, Scored
 from xlmprune.training.pins import pin
 from xlmprune.training.run import Training
 
@@ -101,9 +102,11 @@ def run(
         else:
             folder.renew_recipe()
         training.run()
-        outcome, pruned, logits = training.finish()
-        forms = writing.write_files(recipe, outcome, training.data, logits, folder, reporter.say)
-        return publish(recipe, outcome, training.data, pruned, forms, folder, reporter)
+        made: list[Exported] = []
+        for scored in training.finish():
+            path = folder.begin_bundle(scored.outcome.size if made else None)
+            made.append(write_bundle(recipe, scored, training.data, path, folder.path, reporter.say))
+        return publish(recipe, made, training.data, folder, reporter)
 
 
 def export_again(
@@ -127,36 +130,66 @@ def export_again(
     return run(recipe, path, device, reporter=reporter, again=True)
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A model with its files, in a folder that is not in place yet."""
+
+    path: Path
+    scored: Scored
+    forms: Sequence[MeasuredForm]
+    """All that were measured."""
+    refused: Mapping[str, str]
+    """Form to the sentence that says why it is not shipped."""
+
+    @property
+    def shipped(self) -> list[Form]:
+        """Forms whose files are in the folder."""
+        return [entry.form for entry in self.forms if entry.form.name not in self.refused]
+
+
+def write_bundle(
+    recipe: Recipe, scored: Scored, data: Datasets, path: Path, run: Path, say: Callable[[str], None]
+) -> Exported:
+    """Write and measure the files of one model into the empty folder ``path``; forms that lose too much are removed."""
+    outcome = scored.outcome
+    forms = writing.write_files(recipe, outcome, data, scored.logits, path, run, say)
+    with explain_disk(run):
+        refused = writing.refuse(forms, scored.scores, recipe.export.floor, data.train_language, path)
+        made = Exported(path, scored, forms, refused)
+        golden.write(path, *writing.golden_arrays(outcome, data.tests, made.shipped, path))
+        if recipe.export.triton and made.shipped:
+            first = path / made.shipped[0].file
+            write_triton(path / "triton", recipe.name, first, data.task.labels, data.task.kind)
+    return made
+
+
 def publish(
-    recipe: Recipe,
-    outcome: Outcome,
-    data: Datasets,
-    pruned: Scores,
-    forms: Sequence[MeasuredForm],
-    folder: RunFolder,
-    reporter: Reporter,
+    recipe: Recipe, made: Sequence[Exported], data: Datasets, folder: RunFolder, reporter: Reporter
 ) -> dict[str, Any]:
-    """Time the forms, write the report and the manifest, and put the bundle in place.
+    """Time the forms, write the reports and the manifests, and put the bundles in place.
+
+    Returns:
+        The report of the first bundle.
 
     Raises:
         ShortfallError: a form lost more than `export.floor` allows; the bundle is written without it.
     """
-    unfinished = folder.unfinished_bundle
     with explain_disk(folder.path):
-        refused = writing.refuse(forms, pruned, recipe.export.floor, data.train_language, unfinished)
-        shipped = [entry.form for entry in forms if entry.form.name not in refused]
-        golden.write(unfinished, *writing.golden_arrays(outcome, data.tests, shipped, unfinished))
-        if recipe.export.triton and shipped:
-            first = unfinished / shipped[0].file
-            write_triton(unfinished / "triton", recipe.name, first, data.task.labels, data.task.kind)
-        speed = time_forms(outcome, {form.file: unfinished / form.file for form in shipped}, recipe, reporter)
-        report = results.assemble(recipe, outcome, data, pruned, forms, refused, speed, unfinished)
-        pages.write(report, unfinished)
-        manifest.write(unfinished, report["environment"], recipe.sha256())
+        speeds = time_forms(recipe, made, reporter)
+        reports = [
+            results.assemble(recipe, one.scored, data, one.forms, one.refused, speed, one.path)
+            for one, speed in zip(made, speeds, strict=True)
+        ]
+        if recipe.sizes:
+            results.add_sizes(reports, [one.path.name for one in made])
+        for one, report in zip(made, reports, strict=True):
+            pages.write(report, one.path)
+            manifest.write(one.path, report["environment"], recipe.sha256())
         folder.renew_recipe()
         folder.ship()
-    folder.events.write("done", summary=report["summary"], refused=refused)
-    return require_all_forms(report)
+    first = reports[0]
+    folder.events.write("done", summary=first["summary"], refused=first.get("refused", {}))
+    return require_all_forms(first)
 
 
 DENSE_MODEL = "dense fp32"
@@ -164,14 +197,27 @@ DENSE_MODEL = "dense fp32"
 
 
 def time_forms(
-    outcome: Outcome, files: Mapping[str, Path], recipe: Recipe, reporter: Reporter
-) -> dict[str, dict[str, Any]]:
-    """Time the shipped files, beside the dense model where structures were removed."""
+    recipe: Recipe, made: Sequence[Exported], reporter: Reporter
+) -> list[dict[str, dict[str, Any]]]:
+    """Time the shipped files of all bundles in turns, beside the dense model where structures were removed.
+
+    Returns:
+        For every bundle what was measured, by file.
+    """
+    files = {str(one.path / form.file): one.path / form.file for one in made for form in one.shipped}
+    outcome = made[0].scored.outcome
     if not files or not is_cut(outcome.model):
-        return bench.time_files(files, reporter.say)
-    with temporary_folder() as folder:
-        dense_file = writing.write_whole(outcome, recipe.export.opset, folder)
-        return bench.time_files({DENSE_MODEL: dense_file, **files}, reporter.say)
+        timed = bench.time_files(files, reporter.say)
+    else:
+        with temporary_folder() as folder:
+            dense_file = writing.write_whole(outcome, recipe.export.opset, folder)
+            timed = bench.time_files({DENSE_MODEL: dense_file, **files}, reporter.say)
+    dense = {DENSE_MODEL: timed[DENSE_MODEL]} if DENSE_MODEL in timed else {}
+    return [
+        dense
+        | {path.name: timed[key] for key, path in files.items() if path.parent == one.path and key in timed}
+        for one in made
+    ]
 
 
 def require_all_forms(report: dict[str, Any]) -> dict[str, Any]:

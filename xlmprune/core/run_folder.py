@@ -7,6 +7,7 @@ events.jsonl            what happened; cut back to the checkpoint when a run res
 checkpoint/start/       the model as the run began: pretrained weights, new head, trimmed vocabulary
 checkpoint/saved-<n>/   tensors in safetensors, numbers in state.json, SHA-256 of every file; renamed when complete
 bundle/                 what ships; renamed when complete
+bundle-<size>/          the same for a smaller size of the model; in place before bundle/ is
 
 Nothing is deleted or overwritten that this tool did not write: a folder without the marker may not hold any of these
 names, and `fresh` deletes a bundle or checkpoint only if every file in it is known.
@@ -34,6 +35,8 @@ OWN = ".xlmprune"
 MARKER = "run.json"
 NAMES = ("recipe.yaml", "events.jsonl", "scores.safetensors", "budget.json", "checkpoint", "bundle")
 """What a run writes beside its own folder."""
+
+SIZE_BUNDLE = re.compile(r"bundle-\d[\d.e-]*")
 
 Difference = Callable[[str, Path], str | None]
 """Compares the text of a `recipe.yaml`, read from the given file, with this run's recipe: a sentence, or None if equal."""
@@ -97,6 +100,22 @@ class RunFolder:
         return self.own / "bundle"
 
     @property
+    def size_bundles(self) -> list[Path]:
+        return sorted(path for path in self.path.glob("bundle-*") if SIZE_BUNDLE.fullmatch(path.name))
+
+    def begin_bundle(self, size: float | None = None) -> Path:
+        """Make an empty folder for a bundle, which `ship` puts in place.
+
+        Args:
+            size: of a bundle beside the first one.
+        """
+        folder = self.unfinished_bundle if size is None else self.own / f"bundle-{size}"
+        with explain_disk(self.path):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        return folder
+
+    @property
     def budget(self) -> Path:
         return self.path / "budget.json"
 
@@ -109,10 +128,15 @@ class RunFolder:
         write_atomically(self.path / "recipe.yaml", self._recipe)
 
     def ship(self) -> None:
-        """Put the unfinished bundle in place; an older bundle is deleted."""
-        if self.bundle.exists():
-            self.bundle.replace(self.own / "discarded-bundle")
-        put_in_place(self.unfinished_bundle, self.bundle)
+        """Put the unfinished bundles in place; older ones are deleted.
+
+        A run without `bundle/` is not finished, so that folder goes first and comes last.
+        """
+        for old in (self.bundle, *self.size_bundles):
+            if old.exists():
+                old.replace(self.own / f"discarded-{old.name}")
+        for folder in sorted(self.own.glob("bundle*"), reverse=True):
+            put_in_place(folder, self.path / folder.name)
         self._delete_leftovers()
 
     def finished(self) -> dict[str, Any] | None:
@@ -141,6 +165,7 @@ class RunFolder:
         if is_run(self.path):
             return
         found = [name for name in NAMES if (self.path / name).exists() or (self.path / name).is_symlink()]
+        found += [path.name for path in self.size_bundles]
         if found:
             raise RecipeError(
                 f"{self.path}: holds {', '.join(found)}, which this version of xlmprune did not write (there is no "
@@ -155,7 +180,7 @@ class RunFolder:
                 f"{self.path}: --fresh would delete files that xlmprune did not write ({listed}). Move them away, or use "
                 "another --out"
             )
-        for folder in (self.bundle, self.checkpoints):
+        for folder in (self.bundle, *self.size_bundles, self.checkpoints):
             if folder.is_symlink():
                 folder.unlink()
             elif folder.exists():
@@ -165,13 +190,15 @@ class RunFolder:
         self._delete_leftovers()
 
     def _foreign(self) -> Iterator[str]:
-        """Yield files in the bundle and among the checkpoints that no run wrote."""
-        if self.bundle.is_dir() and not self.bundle.is_symlink():
-            known = {"manifest.json", *_listed_in(self.bundle / "manifest.json")}
-            for file in self.bundle.rglob("*"):
-                name = file.relative_to(self.bundle).as_posix()
+        """Yield files in the bundles and among the checkpoints that no run wrote."""
+        for bundle in (self.bundle, *self.size_bundles):
+            if not bundle.is_dir() or bundle.is_symlink():
+                continue
+            known = {"manifest.json", *_listed_in(bundle / "manifest.json")}
+            for file in bundle.rglob("*"):
+                name = file.relative_to(bundle).as_posix()
                 if name not in known and not file.is_dir():
-                    yield f"bundle/{name}"
+                    yield f"{bundle.name}/{name}"
         if self.checkpoints.is_dir() and not self.checkpoints.is_symlink():
             for entry in self.checkpoints.iterdir():
                 if not re.fullmatch(r"start|saved-\d+|\.partial-(start|\d+)", entry.name):

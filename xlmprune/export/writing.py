@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from transformers.initialization import no_init_weights
 from xlmprune._version import __version__
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk
-from xlmprune.core.run_folder import RunFolder
 from xlmprune.data.encoding import Encoded, pad
 from xlmprune.data.examples import Examples
 from xlmprune.evaluation import scores as evaluation
@@ -58,23 +56,24 @@ def write_files(
     outcome: Outcome,
     data: Datasets,
     logits: Mapping[str, Logits],
-    folder: RunFolder,
+    bundle: Path,
+    run: Path,
     say: Callable[[str], None],
 ) -> list[MeasuredForm]:
-    """Write the model's files into the unfinished bundle, measure each ONNX form and compare it with PyTorch.
+    """Write the model's files into an unfinished bundle, measure each ONNX form and compare it with PyTorch.
 
     Args:
         logits: the pruned PyTorch model's, by language, for every test example.
+        bundle: an empty folder.
+        run: where temporary files go.
         say: is told what is done next.
 
     Raises:
         ShortfallError: a form that must reproduce PyTorch does not.
     """
-    unfinished, settings = folder.unfinished_bundle, recipe.export
-    with explain_disk(folder.path):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        write_model(outcome, data, settings.safetensors, recipe.sha256(), unfinished)
+    settings = recipe.export
+    with explain_disk(run):
+        write_model(outcome, data, settings.safetensors, recipe.sha256(), bundle)
         if not settings.onnx:
             return []
         material = Material(
@@ -83,9 +82,9 @@ def write_files(
             calibration_text(recipe),
             settings.embeddings,
             recipe.evaluation.batch_size,
-            folder.path,
+            run,
         )
-        return list(write_forms(outcome, material, settings, logits, recipe.sha256(), unfinished, say))
+        return list(write_forms(outcome, material, settings, logits, recipe.sha256(), bundle, say))
 
 
 def calibration_text(recipe: Recipe) -> TextSource:

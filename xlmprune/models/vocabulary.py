@@ -402,5 +402,5 @@ def _cut(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[str]], f
     unknown_id = special_tokens(tokenizer).unknown
     unknown = sum(id_ == unknown_id for encoding in encodings for id_ in encoding.ids)
     # `encode_batch_fast` gives ids and no pieces.
-    pieces = [[tokenizer.id_to_token(id_) for id_ in encoding.ids] for encoding in encodings]
+    pieces = [[tokenizer.id_to_token(id_) or "" for id_ in encoding.ids] for encoding in encodings]
     return pieces, unknown / max(sum(map(len, encodings)), 1)

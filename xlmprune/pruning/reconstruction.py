@@ -448,7 +448,8 @@ class Fit:
 class Normal:
     """Normal equations of ``min |[X 1] P - T|^2 + lam |P - P_0|^2`` for a linear layer, streamed over rows.
 
-    Products are taken in float32 and summed in float64.
+    Products are taken in float32 and summed in float64. Rows may hold the first inputs only, as those of a smaller model do
+    whose matrix is the first columns of this one: the inputs that they lack count as zero.
 
     Args:
         linear: whose weight and bias are P_0, and are replaced by `solve`.
@@ -467,15 +468,16 @@ class Normal:
         """Take in rows.
 
         Args:
-            inputs: [rows, in].
+            inputs: [rows, in], or fewer columns.
             targets: [rows, out].
             size: what errors are reported relative to; the square of ``targets`` if None.
         """
         wide = torch.cat([inputs.float(), inputs.new_ones(len(inputs), 1)], dim=1)
         product = torch.zeros(wide.shape[1], wide.shape[1], device=wide.device)
         _add_product(product, wide)
-        self._gram += product
-        self._cross += wide.T @ targets.float()
+        places = torch.tensor([*range(inputs.shape[1]), self.linear.in_features], device=wide.device)
+        self._gram[places.unsqueeze(1), places] += product
+        self._cross[places] += wide.T @ targets.float()
         squares = float(targets.double().square().sum())
         self._targets += squares
         self._size += squares if size is None else size
@@ -524,7 +526,12 @@ class Normal:
 
 @torch.no_grad()
 def reconstruct(
-    dense: nn.Module, cut: nn.Module, batches: Iterable[Batch], sources: Sequence[int], ridge: float = 0.01
+    dense: nn.Module,
+    cut: nn.Module,
+    batches: Iterable[Batch],
+    sources: Sequence[int],
+    ridge: float = 0.01,
+    prefixes: Sequence[nn.Module] = (),
 ) -> list[Fit]:
     """Solve the output projections of a sliced model, layer by layer, so that it follows the dense one's residual stream.
 
@@ -532,7 +539,11 @@ def reconstruct(
     projection makes up for the ones before it. Where layers were dropped, the FFN's projection of a layer is fitted to the
     last dense layer of the block that it stands for, and takes that layer's LayerNorm.
 
-    Three arrays of hidden states are held, ``3 * 4 bytes * tokens * hidden`` (padding included: sort texts by length).
+    Smaller models that are views of the cut one (`nesting.view_of`) are solved together with it: one matrix for all, which
+    makes up for what each of them has strayed by.
+
+    Arrays of hidden states are held, ``4 bytes * tokens * hidden`` each, one and two for each model that is solved (padding
+    included: sort texts by length).
 
     Args:
         dense: the whole model, in eval mode.
@@ -540,35 +551,37 @@ def reconstruct(
         batches: text, as many languages as are served; 3,000 sentences do better than 600, and 100 are too few.
         sources: for each layer of ``cut``, which layer of ``dense`` it was; rising.
         ridge: how much solutions are held to what was there; 0.1 with few texts.
+        prefixes: smaller models that use the first columns of the same matrices, in eval mode.
 
     Returns:
-        Two fits for every layer of ``cut``.
+        Two fits for every layer of ``cut``, over all models that are solved.
 
     Raises:
         DataError: no text.
         ModelError: activations that are not finite.
     """
-    whole, layers = _following_norms(dense), _following_norms(cut)
+    whole, students = _following_norms(dense), [cut, *prefixes]
+    layers = list(zip(*map(_following_norms, students), strict=True))
     _require_sources(sources, len(layers), len(whole))
     ends = [*(source - 1 for source in sources[1:]), len(whole) - 1]
     # A block that starts before the first source belongs to the first layer.
     starts = [0, *sources[1:]]
-    streams = [_Stream.enter(dense, cut, batch) for batch in batches]
+    streams = [_Stream.enter(dense, students, batch) for batch in batches]
     fits = []
-    for number, (layer, source, first, last) in enumerate(zip(layers, sources, starts, ends)):
-        block = whole[first : last + 1]
+    for number, (parts, source, first, last) in enumerate(zip(layers, sources, starts, ends)):
+        block, layer = whole[first : last + 1], parts[0]
         normal = Normal(layer.attention_output.module)
         for stream in streams:
-            stream.mix(layer, block, source - first, normal)
+            stream.mix(parts, block, source - first, normal)
         fits.append(Fit(number, "attention_output", *normal.solve(ridge)))
         normal = Normal(layer.ffn_out.module)
         for stream in streams:
-            stream.expand(layer, normal)
+            stream.expand(parts, normal)
         fits.append(Fit(number, "ffn_out", *normal.solve(ridge)))
         if last != source:
             layer.ffn_norm.load_state_dict(block[-1].ffn_norm.state_dict())
         for stream in streams:
-            stream.leave(layer, block[-1])
+            stream.leave(parts, block[-1])
     return fits
 
 
@@ -582,7 +595,7 @@ def _require_sources(sources: Sequence[int], layers: int, total: int) -> None:
 
 @dataclass
 class _Stream:
-    """One batch on its way through both models."""
+    """One batch on its way through all models."""
 
     real: Tensor
     """Boolean [batch, tokens]."""
@@ -590,41 +603,48 @@ class _Stream:
     """As the attention takes it."""
     dense: Tensor
     """Hidden states of the dense model; between `mix` and `leave`, its residual sum after the last FFN of the block."""
-    cut: Tensor
-    """Hidden states of the cut one; between `expand` and `leave`, those after its attention."""
-    mixed: Tensor
-    """What enters the cut model's attention output."""
+    cut: list[Tensor]
+    """Hidden states of each model that is solved; between `expand` and `leave`, those after its attention."""
+    mixed: list[Tensor]
+    """What enters the attention output of each."""
 
     @classmethod
-    def enter(cls, dense: nn.Module, cut: nn.Module, batch: Batch) -> _Stream:
+    def enter(cls, dense: nn.Module, students: Sequence[nn.Module], batch: Batch) -> _Stream:
         given = batch["input_ids"], batch["attention_mask"]
         hidden, mask = _enter(dense, *given)
-        return cls(batch["attention_mask"].bool(), mask, hidden, _enter(cut, *given)[0], hidden)
+        entered = [_enter(student, *given)[0] for student in students]
+        return cls(batch["attention_mask"].bool(), mask, hidden, entered, list(entered))
 
-    def mix(self, layer: Layer, block: Sequence[Layer], place: int, normal: Normal) -> None:
+    def mix(self, layers: Sequence[Layer], block: Sequence[Layer], place: int, normal: Normal) -> None:
         """Walk the dense model through the block; fit the attention's output to that of the layer at ``place``."""
         hidden = self.dense
         for number, whole in enumerate(block):
             attended = whole.attention_output.module(_mixed(whole, hidden, self.mask)) + hidden
             if number == place:
-                target = attended - self.cut
-                size = float(attended[self.real].square().sum())
+                wanted = attended
             between = whole.attention_norm(attended)
             self.dense = whole.ffn_out.module(whole.expand(between)) + between
             hidden = whole.ffn_norm(self.dense)
-        self.mixed = _mixed(layer, self.cut, self.mask)
-        normal.add(self.mixed[self.real], target[self.real], size)
+        size = float(wanted[self.real].square().sum())
+        for index, layer in enumerate(layers):
+            self.mixed[index] = _mixed(layer, self.cut[index], self.mask)
+            normal.add(self.mixed[index][self.real], (wanted - self.cut[index])[self.real], size)
 
-    def expand(self, layer: Layer, normal: Normal) -> None:
+    def expand(self, layers: Sequence[Layer], normal: Normal) -> None:
         """Fit the FFN's output to the residual sum at the block's end."""
-        self.cut = layer.attention_norm(layer.attention_output.module(self.mixed) + self.cut)
-        self.mixed = self.cut  # the wide one is no longer needed
-        target = (self.dense - self.cut)[self.real]
-        normal.add(layer.expand(self.cut)[self.real], target, float(self.dense[self.real].square().sum()))
+        size = float(self.dense[self.real].square().sum())
+        for index, layer in enumerate(layers):
+            attended = layer.attention_output.module(self.mixed[index]) + self.cut[index]
+            self.cut[index] = layer.attention_norm(attended)
+            self.mixed[index] = self.cut[index]  # the wide one is no longer needed
+            target = (self.dense - self.cut[index])[self.real]
+            normal.add(layer.expand(self.cut[index])[self.real], target, size)
 
-    def leave(self, layer: Layer, last: Layer) -> None:
+    def leave(self, layers: Sequence[Layer], last: Layer) -> None:
         """Go on to the next block."""
-        self.cut = layer.ffn_norm(layer.ffn_out.module(layer.expand(self.cut)) + self.cut)
+        for index, layer in enumerate(layers):
+            left = layer.ffn_out.module(layer.expand(self.cut[index])) + self.cut[index]
+            self.cut[index] = layer.ffn_norm(left)
         self.dense = last.ffn_norm(self.dense)
 
 

@@ -40,9 +40,9 @@ class LayerCut:
     source: int
     """Which layer of the whole model it was."""
     heads: tuple[int, ...]
-    """Heads kept, ascending."""
+    """Heads kept, in the order that they have in the smaller model."""
     neurons: tuple[int, ...]
-    """Neurons kept, ascending."""
+    """Neurons kept, in the order that they have in the smaller model."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> LayerCut:

@@ -217,7 +217,8 @@ class TrainingRecipe(BaseModel):
     freeze_embeddings: bool = False
     """Do not train the embedding table. This saves memory, and languages without training text keep their embeddings."""
     keep: Literal["best", "last"] = "best"
-    """At the end of a stage, keep the weights of the epoch with the `best` English dev score, or the `last`."""
+    """At the end of a stage, keep the weights of the epoch with the `best` English dev score, or the `last`. With
+    `pruning.structure.smallest`, the mean score of the largest and the smallest size decides."""
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNNING] = 10
     """Save a long stage this often; every stage is also saved at its end."""
 
@@ -315,6 +316,9 @@ class StructureRecipe(BaseModel):
     languages: Annotated[list[str], Field(min_length=1)] | None = None
     """Languages whose unlabelled text decides, here and in `reconstruct`; `null` for all that have some. One language makes
     a model for that language."""
+    smallest: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Train every size at once, from all heads and neurons that `heads` and `neurons` leave down to this share of them. Each
+    smaller model is a part of the larger ones. `export.sizes` says which sizes are exported. `null` trains one size."""
 
     @field_validator("languages", mode="before")
     @classmethod
@@ -331,8 +335,10 @@ class StructureRecipe(BaseModel):
     @model_validator(mode="after")
     def _removes_something(self) -> StructureRecipe:
         unchanged = self.layers is None and self.heads == self.neurons == 1
-        if unchanged and self.budget is None:
-            raise ValueError("nothing is removed; give `layers`, `heads` or `neurons`, or a `budget`")
+        if unchanged and self.budget is None and self.smallest is None:
+            raise ValueError(
+                "nothing is removed; give `layers`, `heads` or `neurons`, a `budget`, or `smallest`"
+            )
         if not unchanged and self.budget is not None:
             raise ValueError(
                 "`budget` chooses `layers`, `heads` and `neurons`; give either these or the budget"
@@ -504,6 +510,10 @@ class ExportRecipe(BaseModel):
     training text alone."""
     triton: bool = True
     """Write a model repository for NVIDIA Triton."""
+    sizes: Annotated[list[Share], Field(min_length=1)] | None = None
+    """Sizes to export of a model that was trained with `pruning.structure.smallest`, from large to small, such as
+    `[1, 0.5, 0.25]`. `bundle/` has the first size, and `bundle-0.5/` has size 0.5. `null` exports the largest and the
+    smallest."""
 
     @field_validator("calibration")
     @classmethod
@@ -518,6 +528,13 @@ class ExportRecipe(BaseModel):
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         return split_at_commas(value)
+
+    @field_validator("sizes")
+    @classmethod
+    def _falling(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and value != sorted(set(value), reverse=True):
+            raise ValueError(f"sizes {value}: expected falling numbers, each once")
+        return value
 
     @model_validator(mode="after")
     def _once_each(self) -> ExportRecipe:
@@ -557,6 +574,12 @@ class Recipe(BaseModel):
     """How languages are measured."""
     export: ExportRecipe = ExportRecipe()
     """Which files the bundle holds."""
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """The sizes that are exported, the largest first; none where one size is trained."""
+        smallest = None if self.pruning.structure is None else self.pruning.structure.smallest
+        return () if smallest is None else tuple(self.export.sizes or (1.0, smallest))
 
     def resolved(self) -> dict[str, Any]:
         """Return plain values with every default filled in."""

@@ -132,6 +132,7 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             ("export", "floor"),
             "on: unlabelled needs unlabelled text; give export.calibration: task, or files with {language} in the name",
         )
+    yield from _size_conflicts(recipe)
     languages = recipe.task.languages
     if isinstance(languages, list) and len(set(languages)) != len(languages):
         yield ("task", "languages"), "a language is listed twice"
@@ -151,6 +152,34 @@ def _training_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Ite
         yield (
             key,
             f"the criterion {name} learns what to prune in the stages after stage 0, and 0 epochs have no update",
+        )
+
+
+def _size_conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """Keys that do not go with the training or the export of several sizes."""
+    structure, sizes = recipe.pruning.structure, recipe.export.sizes
+    smallest = None if structure is None else structure.smallest
+    if structure is None or smallest is None:
+        if sizes is not None:
+            yield (
+                ("export", "sizes"),
+                "only a model that is trained with pruning.structure.smallest has sizes; give it, or leave sizes out",
+            )
+        return
+    needed = {
+        "pattern: structured": recipe.pruning.pattern == "structured",
+        "structure.rounds: 1": structure.rounds == 1,
+        "structure.scope: layer": structure.scope == "layer",
+        "no structure.budget": structure.budget is None,
+        "no structure.languages": structure.languages is None,
+    }
+    for setting, given in needed.items():
+        if not given:
+            yield ("pruning", "structure", "smallest"), f"training several sizes needs {setting} in pruning"
+    if sizes is not None and sizes[-1] < smallest:
+        yield (
+            ("export", "sizes"),
+            f"size {sizes[-1]:g} is below pruning.structure.smallest, {smallest:g}, and was not trained",
         )
 
 

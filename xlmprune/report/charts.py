@@ -6,17 +6,31 @@ but text goes into the page.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log, log10
 from typing import Any
 
+from xlmprune.core import formatting
 from xlmprune.core.languages import language_name
 
 LABEL_GAP = 13.0
 """Pixels between the baselines of two labels, so that they never touch."""
 
+
+@dataclass(frozen=True)
+class Scale:
+    """What the horizontal axis of a chart shows, the largest value at the left."""
+
+    caption: str
+    written: Callable[[float], str]
+    """A value as the axis has it."""
+
+
+REMAINING = Scale("encoder weights that remain", lambda density: f"{100 * density:.3g}%")
+MILLISECONDS = Scale("milliseconds a text", lambda milliseconds: f"{milliseconds:.3g}")
+BYTES = Scale("bytes of the file", lambda count: formatting.size(count))
 
 FEW = 24
 """Up to so many languages all are named beside their curves."""
@@ -29,7 +43,7 @@ class Line:
     label: str
     title: str
     points: list[tuple[float, float]]
-    """(density, score), in the order of the stages."""
+    """(density, score), in the order of the stages; or another place on the `Scale`, from large to small."""
     style: str
     """``other``, ``worst``, ``train`` or ``mean``: a class of the page's style sheet."""
 
@@ -61,8 +75,24 @@ def score_lines(
     return sorted((line for line in lines if len(line.points) > 1), key=lambda line: order.index(line.style))
 
 
-def draw_scores(lines: Sequence[Line], width: int, height: int, metric: str) -> str:
-    """Scores against the encoder weights that remain, dense at the left.
+def size_lines(sizes: Sequence[Mapping[str, Any]], cost: str) -> list[Line]:
+    """The curves of the zero-shot mean and of the language that lost most at each size, against what the sizes cost.
+
+    Args:
+        sizes: see `findings.size_rows`.
+        cost: its key in a row.
+    """
+    rows = [row for row in sizes if row.get(cost) is not None and "worst" in row]
+    if len({row[cost] for row in rows}) < 2:
+        return []
+    return [
+        Line("worst", "Worst language", [(row[cost], row["worst"]["score"]) for row in rows], "worst"),
+        Line("mean", "Zero-shot mean", [(row[cost], row["zero_shot_mean"]) for row in rows], "mean"),
+    ]
+
+
+def draw_scores(lines: Sequence[Line], width: int, height: int, metric: str, scale: Scale = REMAINING) -> str:
+    """Scores against the encoder weights that remain, dense at the left; or against another ``scale``.
 
     Up to 24 languages are named at the right, beyond that only the mean, the train language, the worst, the highest
     and the lowest; every curve says its name and its ends when pointed at.
@@ -70,12 +100,13 @@ def draw_scores(lines: Sequence[Line], width: int, height: int, metric: str) -> 
     Args:
         lines: from `score_lines`, at least one.
         metric: what the vertical axis shows, for the caption read aloud by screen readers.
+        scale: what the horizontal axis shows.
     """
     margins = (42, 146, 14, 44) if width > 500 else (30, 124, 14, 44)
-    axes = Axes.around([point for line in lines for point in line.points], width, height, margins)
+    axes = Axes.around([point for line in lines for point in line.points], width, height, margins, scale)
     parts = [
         f'<svg class="scores{" many" if len(lines) > FEW else ""}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(metric)} of every language against remaining encoder weights">'
+        f'aria-label="{escape(metric)} against {scale.caption}">'
     ]
     parts += axes.draw()
     for line in lines:
@@ -95,7 +126,7 @@ def _worth_naming(lines: Sequence[Line], width: int) -> list[Line]:
 
 @dataclass(frozen=True)
 class Axes:
-    """The area of a chart of scores against density, and its two scales.
+    """The area of a chart of scores against density (or what else the scale shows), and its two scales.
 
     Densities stand at equal ratios from each other (each geometric stage is one step wide), unless one is zero.
     """
@@ -111,6 +142,7 @@ class Axes:
     ticks: list[float]
     low: float
     high: float
+    scale: Scale = REMAINING
 
     @classmethod
     def around(
@@ -119,13 +151,14 @@ class Axes:
         width: int,
         height: int,
         margins: tuple[int, int, int, int],
+        scale: Scale = REMAINING,
     ) -> Axes:
         """Axes that hold every (density, score); margins are left, right, top and bottom."""
         scores = [score for _, score in points]
         ticks = round_ticks(min(scores), max(scores))
         densities = sorted({density for density, _ in points}, reverse=True)
         low, high = min(ticks[0], *scores), max(ticks[-1], *scores)
-        return cls(width, height, *margins, densities, ticks, low, high)
+        return cls(width, height, *margins, densities, ticks, low, high, scale)
 
     def x(self, density: float) -> float:
         """Horizontal position of a density, in pixels."""
@@ -161,11 +194,11 @@ class Axes:
                 taken.append(position)
                 parts.append(
                     f'<text class="tick" x="{position:.1f}" y="{self.height - self.bottom + 20}" text-anchor="middle">'
-                    f"{100 * density:.3g}%</text>"
+                    f"{escape(self.scale.written(density))}</text>"
                 )
         parts.append(
             f'<text class="tick" x="{(self.left + end) / 2}" y="{self.height - 5}" text-anchor="middle">'
-            "encoder weights that remain</text>"
+            f"{escape(self.scale.caption)}</text>"
         )
         return parts
 

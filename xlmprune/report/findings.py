@@ -192,6 +192,18 @@ def describe_structure(report: Report) -> str:
     )
 
 
+def describe_sizes(report: Report) -> str:
+    """Say that the model is one of several sizes that were trained as one; empty where one size was trained."""
+    size = report.get("size")
+    if size is None:
+        return ""
+    smallest = report.get("recipe", {}).get("pruning", {}).get("structure", {}).get("smallest")
+    return (
+        f"One run trained every size from 1 to {number(smallest)}, and each smaller model is a part of the larger ones. "
+        f"This bundle has size {number(size)}, the share of the trained heads and neurons."
+    )
+
+
 def _describe_budget(budget: Mapping[str, Any]) -> str:
     asked, predicted = budget["asked"], budget["predicted"]
     limits = [
@@ -318,6 +330,23 @@ def describe_regularizer(report: Report) -> str:
     )
 
 
+def size_rows(report: Report) -> list[dict[str, Any]]:
+    """Every exported size, with bytes and milliseconds of the form to serve first."""
+    listed = report.get("sizes", [])
+    served = [form.name for form in sorted(all_forms().values(), key=lambda form: form.serving_rank)]
+    return [
+        {
+            **row,
+            **{
+                key: next((row[key][form] for form in served if form in row.get(key, {})), None)
+                for key in ("bytes", "median_ms")
+            },
+            "form": next((form for form in served if form in row.get("bytes", {})), None),
+        }
+        for row in listed
+    ]
+
+
 def speed_rows(report: Report) -> list[dict[str, Any]]:
     """Every file timed, with the width of its bar: its median latency as a share of the slowest."""
     speed = report.get("speed", {})
@@ -382,8 +411,8 @@ def describe_batches(report: Report) -> list[str]:
             batch = ((report.get("recipe") or {}).get("evaluation") or {}).get("batch_size", "many")
             said.append(
                 f"Answers of {title_of(key)} depend on the batch, since its scales are computed from the whole batch: of "
-                f"{alone['n']:,} answers, {1 - alone['agreement']:.1%} had another label alone than in batches of {batch}. The "
-                "scores are those of batches"
+                f"{alone['n']:,} answers, {1 - alone['agreement']:.1%} had another label alone than in batches of {batch}. "
+                "The scores are those of batches"
             )
     return said
 

@@ -56,10 +56,22 @@ def render_html(report: Report) -> str:
     )
     names["drawings"] = {
         kind: Markup(charts.draw_scores(lines, width, height, findings.metric_name(report)))
-        for kind, width, height in (("wide", 1000, 540), ("narrow", 380, 420))
+        for kind, width, height in CHARTS
         if lines
     }
+    names["frontiers"] = [
+        {
+            kind: Markup(charts.draw_scores(found, width, height, findings.metric_name(report), scale))
+            for kind, width, height in CHARTS
+        }
+        for key, scale in (("median_ms", charts.MILLISECONDS), ("bytes", charts.BYTES))
+        if (found := charts.size_lines(findings.size_rows(report), key))
+    ]
     return template_environment(autoescape=True).get_template("report.html.j2").render(**names)
+
+
+CHARTS = (("wide", 1000, 540), ("narrow", 380, 420))
+"""Width and height of a chart on a large screen and on a phone."""
 
 
 def results_table(report: Report) -> RenderableType:
@@ -85,6 +97,8 @@ def results_table(report: Report) -> RenderableType:
             )
         )
         shown += [rich_table(table), Text(), Text(said, style="dim"), Text()]
+    if "sizes" in names["tables"]:
+        shown += [rich_table(names["tables"]["sizes"].without(("parameters", "form"))), Text()]
     scaled = f"Scaled down: {'; '.join(names['scaled_down'])}." if names["scaled_down"] else ""
     return Group(*shown, *(Text(said) for said in (*names["sentences"], scaled) if said))
 

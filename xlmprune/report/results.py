@@ -15,7 +15,7 @@ from xlmprune.data.encoding import length_statistics
 from xlmprune.evaluation import baselines, intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
-from xlmprune.export.form import form_named
+from xlmprune.export.form import all_forms, form_named
 from xlmprune.export.writing import MeasuredForm, dense_bytes, drops_of
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
@@ -26,7 +26,7 @@ from xlmprune.training import moments
 
 if TYPE_CHECKING:
     from xlmprune.recipe.schema import Recipe
-    from xlmprune.training.outcome import Datasets, Outcome
+    from xlmprune.training.outcome import Datasets, Outcome, Scored
 
 SCHEMA_VERSION = 1
 
@@ -37,9 +37,8 @@ PAPERS_EPOCHS = 15
 
 def assemble(
     recipe: Recipe,
-    outcome: Outcome,
+    scored: Scored,
     data: Datasets,
-    pruned: Scores,
     forms: Sequence[MeasuredForm],
     refused: Mapping[str, str],
     speed: Mapping[str, Any],
@@ -53,7 +52,7 @@ def assemble(
         speed: by file, of the forms that ship.
         folder: the bundle, whose files are counted.
     """
-    metric = data.task.metrics[0]
+    outcome, pruned, metric = scored.outcome, scored.scores, data.task.metrics[0]
     measured = {entry.form.key: entry for entry in forms}
     languages = _languages(outcome, data, pruned, measured)
     report: dict[str, Any] = {
@@ -87,6 +86,8 @@ def assemble(
     for entry in forms:
         if entry.written.choice:
             report["quantization"] = entry.written.choice
+    if outcome.size is not None:
+        report["size"] = outcome.size
     if refused:
         report["refused"] = dict(refused)
     if forms and recipe.export.floor.limits:
@@ -111,6 +112,46 @@ def assemble(
 def _parity(entry: MeasuredForm) -> dict[str, Any]:
     found: dict[str, Any] = entry.agreement.as_dict()
     return found if entry.alone is None else {**found, "alone": entry.alone.as_dict()}
+
+
+def add_sizes(reports: Sequence[dict[str, Any]], folders: Sequence[str]) -> None:
+    """Add `sizes` to the first of the reports of one run, a row for each; and what the floor refused in the others.
+
+    Args:
+        folders: of their bundles, in the run folder.
+    """
+    first, others = reports[0], list(zip(reports, folders, strict=True))[1:]
+    first["sizes"] = [_size(report, folder) for report, folder in zip(reports, folders, strict=True)]
+    refused = {
+        f"{form} in {folder}": f"{folder}/{sentence}"
+        for report, folder in others
+        for form, sentence in report.get("refused", {}).items()
+    }
+    if refused:
+        first["refused"] = first.get("refused", {}) | refused
+
+
+def _size(report: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    summary = report["summary"]
+    files = {form.name: form.file for form in all_forms().values() if form.file in report["files"]}
+    row = {
+        "size": report["size"],
+        "bundle": folder,
+        "parameters": report["model"]["structure"]["parameters"],
+        "encoder_density": report["model"]["encoder_density"],
+        "bytes": {form: report["files"][file]["bytes"] for form, file in files.items()},
+        "median_ms": {
+            form: report["speed"][file]["median_ms"]
+            for form, file in files.items()
+            if file in report["speed"]
+        },
+        "english": summary["english"]["pruned"],
+        "zero_shot_mean": summary["zero_shot_mean"]["pruned"],
+    }
+    if "worst" in summary:
+        score = report["languages"][summary["worst"]["language"]]["pruned"]
+        row["worst"] = {**summary["worst"], "score": score}
+    return row
 
 
 def _languages(

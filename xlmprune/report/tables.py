@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from xlmprune.core.formatting import DASH, number, p_value, percent, points, score, size
+from xlmprune.core.formatting import DASH, amount, number, p_value, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.core.tables import Table, tabulate
 from xlmprune.export.form import reference
@@ -22,6 +22,7 @@ from xlmprune.report.findings import (
     part_rows,
     rows,
     scored,
+    size_rows,
     speed_rows,
     title_of,
     train_language,
@@ -94,6 +95,32 @@ def stage_table(report: Report) -> Table | None:
         },
         report.get("stages", []),
     )
+
+
+def size_table(report: Report) -> Table | None:
+    """What every exported size is, costs and scores."""
+    return _table(
+        "Sizes",
+        {
+            "size": lambda row: number(row["size"]),
+            "bundle": lambda row: row["bundle"],
+            "parameters": lambda row: amount(row["parameters"]),
+            "form": lambda row: row["form"] or DASH,
+            "bytes": lambda row: size(row["bytes"]),
+            "median ms": lambda row: number(row["median_ms"]),
+            language_name(train_language(report) or "train"): lambda row: score(row["english"]),
+            "zero-shot mean": lambda row: score(row["zero_shot_mean"]),
+            "worst language": lambda row: _worst(row.get("worst")),
+        },
+        size_rows(report),
+        "Scores are those of the PyTorch models; each bundle's report has every language. The worst language is the one "
+        "that lost most against the dense model, in points.",
+        texts=2,
+    )
+
+
+def _worst(found: Any) -> str:
+    return f"{language_name(found['language'])} {points(found['delta'])}" if found else DASH
 
 
 def file_table(report: Report) -> Table | None:
@@ -277,6 +304,7 @@ def all_tables(report: Report) -> dict[str, Table]:
     """Every table that the report has data for, by name, in reading order."""
     makers = {
         "languages": language_table,
+        "sizes": size_table,
         "stages": stage_table,
         "files": file_table,
         "parts": part_table,

@@ -78,6 +78,7 @@ def sections(report: Report) -> dict[str, Any]:
         findings.describe_density(report),
         findings.describe_regularizer(report),
         findings.describe_structure(report),
+        findings.describe_sizes(report),
         findings.describe_vocabulary(report),
         findings.describe_scores(report),
         findings.describe_unlabelled(report),

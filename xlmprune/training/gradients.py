@@ -15,8 +15,8 @@ from xlmprune.data.encoding import IGNORE, Encoded, pad, training_order
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import Weights
 from xlmprune.recipe.schema import TrainingRecipe
-from xlmprune.training.distillation import Share
-from xlmprune.training.teaching import Teaching
+from xlmprune.training.distillation import Share, divergence, labelled
+from xlmprune.training.teaching import Student, Teaching
 
 Batch = dict[str, np.ndarray]
 
@@ -51,38 +51,40 @@ class Gradients:
         """Batches in one pass over the training set."""
         return math.ceil(len(self.train) / self.batch_size)
 
-    def add(self, position: int, taught: bool) -> float:
+    def add(self, position: int, taught: bool, students: Sequence[Student] = ()) -> float:
         """Add the gradients of one training batch, and of the unlabelled batch beside it.
 
         Args:
             position: updates made so far, in all stages; decides which batch comes.
             taught: whether the teacher takes part.
+            students: the model, and sizes of it that learn beside it; their losses are averaged. The model alone, if
+                empty.
 
         Returns:
             The loss.
         """
-        teaching = self.teaching if taught else None
+        teaching, students = self.teaching if taught else None, students or [self.model]
         rows = self._rows(position)
         batches = [pad(self.train, part) for part in _split(rows, self._parts(len(rows)))]
 
-        def loss(batch: dict[str, Tensor], share: Share) -> Tensor:
+        def losses(batch: dict[str, Tensor], share: Share) -> Iterator[Tensor]:
             if teaching is None:
-                return self._loss(batch) * share[0]
-            return teaching.labelled_loss(self.model, batch, self._autocast(), share)
+                return self._losses(students, batch, share)
+            return teaching.labelled_losses(students, batch, self._autocast(), share)
 
-        total = self._backward(batches, _labelled_items, loss)
+        total = self._backward(batches, _labelled_items, losses, len(students))
         if teaching is None or (unlabelled := teaching.unlabelled_batch(position)) is None:
             return total
 
-        def unlabelled_loss(batch: dict[str, Tensor], share: Share) -> Tensor:
-            return teaching.unlabelled_loss(self.model, batch, self._autocast(), share)
+        def unlabelled_losses(batch: dict[str, Tensor], share: Share) -> Iterator[Tensor]:
+            return teaching.unlabelled_losses(students, batch, self._autocast(), share)
 
         size = len(unlabelled["input_ids"])
         parts = [
             {key: value[rows.start : rows.stop] for key, value in unlabelled.items()}
             for rows in _split(range(size), self._parts(size))
         ]
-        return total + self._backward(parts, _unlabelled_items, unlabelled_loss)
+        return total + self._backward(parts, _unlabelled_items, unlabelled_losses, len(students))
 
     def of_cross_entropy(self, batches: int, *moment: int) -> Iterator[Weights]:
         """Yield the prunable weights' gradients of the cross-entropy on training batches, dropout off.
@@ -122,21 +124,35 @@ class Gradients:
         self,
         batches: Sequence[Batch],
         count: Callable[[Batch], int],
-        loss_of: Callable[[dict[str, Tensor], Share], Tensor],
+        losses_of: Callable[[dict[str, Tensor], Share], Iterator[Tensor]],
+        students: int,
     ) -> float:
         total = 0.0
         for batch, share in zip(batches, _shares(batches, count), strict=True):
             if not share[0]:
                 continue  # no item of this part counts
-            loss = loss_of(self._to_device(batch), share)
-            loss.backward()
-            total += loss.item()
+            for loss in losses_of(self._to_device(batch), share):
+                mean = loss / students
+                mean.backward()  # before the next student's loss is computed, so that one graph is held
+                total += mean.item()
         return total
 
+    def _losses(
+        self, students: Sequence[Student], batch: dict[str, Tensor], share: Share
+    ) -> Iterator[Tensor]:
+        """Yield the cross-entropy of the model; its sizes learn its answers."""
+        logits = self._logits(students[0], batch)
+        yield cross_entropy(logits, batch["labels"]) * share[0]
+        answers, where = logits.detach(), labelled(batch["labels"])
+        for student in students[1:]:
+            yield divergence(self._logits(student, batch), answers, 1.0, where) * share[0]
+
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return cross_entropy(self._logits(self.model, batch), batch["labels"])
+
+    def _logits(self, student: Student, batch: dict[str, Tensor]) -> Tensor:
         with self._autocast():
-            logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return cross_entropy(logits, batch["labels"])
+            return student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)

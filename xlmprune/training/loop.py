@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.masks import Weights, apply_masks
+from xlmprune.pruning.nesting import Nest
 from xlmprune.pruning.reconstruction import Batch
 from xlmprune.recipe.schema import TrainingRecipe
 from xlmprune.training.gradients import Gradients
@@ -77,7 +79,7 @@ class FinePruning:
         method: which weights remain, and what holds them.
         settings: the recipe's `training`.
         seed: the run's.
-        dev_score: measures the model's score on dev, percent; None where there is no dev set.
+        dev_score: measures the score of `measured` on dev, percent; None where there is no dev set.
         teaching: adds what a teacher knows to the loss; None for cross-entropy alone.
         start: returns the pretrained parameters, for a schedule that begins anew from them.
         moment_text: batches on the model's device to measure activations on, where the method reads second moments.
@@ -102,6 +104,10 @@ class FinePruning:
         texts = [train, *([] if teaching is None or teaching.unlabelled is None else [teaching.unlabelled])]
         self.state = TrainState(model, method.criterion, teaching, compact_table(model, texts))
         self.gradients = Gradients(model, train, settings, seed, teaching)
+        structure = method.structure
+        self.nest: Nest | None = None
+        if structure is not None and structure.smallest is not None:
+            self.nest = Nest(model, structure.smallest, structure.multiple, seed)
         temperature = 1.0 if teaching is None else teaching.settings.temperature
         self.pruner = Pruner(self.state, method, self.gradients, seed, moment_text, temperature)
 
@@ -137,6 +143,16 @@ class FinePruning:
         return (
             (self.state.finetuned or None) if regularizer.reference == "finetuned" else self.state.pretrained
         )
+
+    def measured(self) -> list[nn.Module]:
+        """Return the models whose mean score on dev decides: the largest and the smallest, where sizes are trained."""
+        sizes = self.nest if self.state.at.stage > 0 else None
+        return [self.model, *([] if sizes is None else [sizes.at(sizes.smallest).model])]
+
+    def _learners(self) -> list[Any]:
+        """Return the models that learn in this update."""
+        at = self.state.at
+        return [self.model] if self.nest is None or at.stage == 0 else self.nest.learners(at.stage, at.update)
 
     def _begin_stage(self) -> None:
         continuous = self.method.continuous
@@ -178,7 +194,7 @@ class FinePruning:
         masks = None if state.at.stage == 0 or may_return else state.masks
         criterion.before_forward(state.weights, state.masks)
         with self.pruner.masked(total) if hidden else nullcontext():
-            loss = self.gradients.add(state.at.position, taught=state.at.stage > 0)
+            loss = self.gradients.add(state.at.position, state.at.stage > 0, self._learners())
         # Hidden weights are scored by a gradient that does not move them. Otherwise the criterion sees the clipped
         # gradient, as published, unless the regularizer's would be in it.
         early = hidden or (self.reference() is not None and not self.method.observe_regularizer)

@@ -11,8 +11,9 @@ import torch
 from tokenizers import Tokenizer
 
 from xlmprune.data.encoding import Encoded
-from xlmprune.evaluation.scores import TestSet
+from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.pruning.masks import Masks
+from xlmprune.tasks.metrics import Logits
 from xlmprune.training.state import Sizes
 
 
@@ -65,3 +66,16 @@ class Outcome:
     """Conditions that changed when the run resumed, each with its stage and update."""
     budget: Mapping[str, Any] | None = None
     """What `pruning.structure.budget` asked for, chose and predicted; None where there was none."""
+    size: float | None = None
+    """Share of the trained heads and neurons that the model has; None where one size was trained."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A trained model with what it scored."""
+
+    outcome: Outcome
+    scores: Scores
+    """By language, on every test example."""
+    logits: Mapping[str, Logits]
+    """By language; fp32, and what every export must reproduce."""

@@ -19,7 +19,7 @@ from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
-from xlmprune.training.shrinking import planned_densities
+from xlmprune.training.shrinking import planned_densities, planned_sizes
 
 ACTIVATION_COPIES = 18
 """Tensors of [batch, tokens, hidden] that one encoder layer keeps for its backward pass, measured on XLM-R base."""
@@ -62,6 +62,10 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         )
         for stage, density in enumerate(method.densities)
     ]
+    planned = {}
+    if recipe.sizes and method.structure is not None:
+        multiple, before = method.structure.multiple, sizes["prunable"]
+        planned = {"sizes": planned_sizes(model, multiple, recipe.sizes, before)}
     return {
         "name": recipe.name,
         "model": recipe.model.name,
@@ -74,6 +78,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "unlabelled": {language: len(part) for language, part in texts.unlabelled.items()},
         **({} if measured_on is None else {"moments": measured_on.record()}),
         "stages": stages,
+        **planned,
         "updates": sum(stage["updates"] for stage in stages),
         "criterion": recipe.pruning.criterion.name,
         "regularizer": recipe.regularizer.name,
@@ -163,12 +168,22 @@ def render(plan: dict[str, Any]) -> Any:
         *([_texts_line(plan["unlabelled"])] if plan["unlabelled"] else []),
         *(describe(plan["moments"]) if "moments" in plan else []),
         *([plan["budget"]["sentence"]] if "budget" in plan else []),
+        *([_sizes_line(plan["sizes"])] if "sizes" in plan else []),
         f"{plan['parameters']:,} parameters, {plan['prunable']:,} of them prunable "
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",
         f"{plan['updates']:,} updates in all, {plan['precision']} on {plan['device']}",
         f"memory, estimated, before any vocabulary trimming: {plan['memory']['total'] / 1e9:.1f} GB ({memory})",
     )
+
+
+def _sizes_line(sizes: list[dict[str, Any]]) -> str:
+    listed = ", ".join(
+        f"{row['size']:g} ({number(row['heads'])} heads and {number(row['neurons'])} FFN neurons a layer, "
+        f"encoder density {percent(row['encoder_density'], 2)})"
+        for row in sizes
+    )
+    return f"sizes to export: {listed}"
 
 
 def _texts_line(unlabelled: dict[str, int]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,19 +19,19 @@ from xlmprune.core.stopping import StopRequest
 from xlmprune.data.examples import Kind
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.scores import Score, Scores, TestSet
+from xlmprune.evaluation.scores import Forward, Score, Scores, TestSet
 from xlmprune.models.loading import forward_of, read_start
 from xlmprune.pruning.budget import Settled, settle_once
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe
-from xlmprune.tasks.metrics import Logits
 from xlmprune.training import checkpoint, conditions, moments
 from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts
 from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text
-from xlmprune.training.outcome import Outcome
-from xlmprune.training.stages import StageScores
+from xlmprune.training.outcome import Outcome, Scored
+from xlmprune.training.sizes import at_size
+from xlmprune.training.stages import Row, StageScores, size_row
 from xlmprune.training.start import open_start
 from xlmprune.training.teaching import Teaching
 
@@ -83,7 +84,9 @@ class Training:
         if distillation is not None:
             text = encode_unlabelled(texts, tokenizer, length)
             teaching = Teaching(distillation, text, recipe.training.batch_size, recipe.seed)
+        self.sizes = recipe.sizes
         self.last = len(method.densities) - 1
+        self.moment_text = () if measured_on is None else measured_on.batches(tokenizer, length, str(device))
         self.pruner = FinePruning(
             model,
             self.data.train,
@@ -93,7 +96,7 @@ class Training:
             None if self.data.dev is None else self._dev_score,
             teaching,
             start=lambda: read_start(folder.start, task.kind).model.state_dict(),
-            moment_text=() if measured_on is None else measured_on.batches(tokenizer, length, str(device)),
+            moment_text=self.moment_text,
         )
         self.scores = StageScores(self.data, recipe.evaluation, reporter.track)
         self.conditions = conditions.conditions(device, recipe.training.precision)
@@ -135,10 +138,20 @@ class Training:
                 "with xlmprune compress"
             )
 
-    def finish(self) -> tuple[Outcome, Scores, dict[str, Logits]]:
-        """Score the pruned model on every example, in fp32; its logits are what every export must reproduce."""
-        scores, logits = self.scores.measure_all(self.forward)
-        self._report_stage()
+    def finish(self) -> Iterator[Scored]:
+        """Score the trained model on every example, in fp32; where sizes are exported, each of them, the first one first."""
+        for number, outcome in enumerate(self._outcomes()):
+            row = self.scores.rows[-1]
+            if outcome.size not in (None, 1):
+                row = size_row(row, outcome)
+            scores, logits = self.scores.measure_all(forward_of(outcome.model, outcome.device), row)
+            self._report_stage(row, outcome.size)
+            if number == 0:
+                self._keep_scores(scores)
+            yield Scored(replace(outcome, stages=(*self.scores.rows[:-1], row)), scores, logits)
+
+    def _keep_scores(self, scores: Scores) -> None:
+        """Keep the score of every example, for comparisons of runs."""
         if self.last == 0:
             self._save()  # with its scores, for runs that start from it
         kept = score_file.ExampleScores(
@@ -149,7 +162,15 @@ class Training:
         )
         with explain_disk(self.folder.path):
             score_file.write(self.folder.path / score_file.NAME, kept)
-        return self._outcome(), scores, logits
+
+    def _outcomes(self) -> Iterator[Outcome]:
+        trained, pruner = self._outcome(), self.pruner
+        if not self.sizes:
+            yield trained
+        for size in self.sizes:
+            assert pruner.nest is not None
+            pretrained, refit = pruner.state.pretrained, pruner.method.reconstruct
+            yield at_size(trained, size, pruner.nest.multiple, pretrained, refit, self.moment_text)
 
     def _outcome(self) -> Outcome:
         state = self.pruner.state
@@ -171,10 +192,11 @@ class Training:
 
     def _dev_score(self) -> float:
         assert self.data.dev is not None
-        return self._score(self.data.dev).value
+        forwards = [forward_of(model, self.pruner.state.device) for model in self.pruner.measured()]
+        return fmean(self._score(self.data.dev, forward).value for forward in forwards)
 
-    def _score(self, test: TestSet) -> Score:
-        logits = evaluation.collect(self.forward, test.encoded, self.scores.settings.batch_size)
+    def _score(self, test: TestSet, forward: Forward) -> Score:
+        logits = evaluation.collect(forward, test.encoded, self.scores.settings.batch_size)
         return evaluation.score(logits, test.examples, self.data.task.metrics, self.data.task.labels)
 
     def _log(self, step: Step) -> None:
@@ -188,14 +210,14 @@ class Training:
         if end.stage < self.last:
             if self.scores.is_due(end.stage):
                 self.scores.measure(self.forward, end.stage)
-            self._report_stage()
+            self._report_stage(self.scores.rows[-1])
         if end.stage == 0:
             self._warn_if_nothing_learned()
 
-    def _report_stage(self) -> None:
-        row = self.scores.rows[-1]
-        self.folder.events.write("stage", **row)
-        self.reporter.say(self.scores.line(row, self.last))
+    def _report_stage(self, row: Row, size: float | None = None) -> None:
+        self.folder.events.write("stage", **row, **({} if size is None else {"size": size}))
+        named = "" if size is None else f"size {size:g}  "
+        self.reporter.say(named + self.scores.line(row, self.last))
         if scored := row.get("languages"):
             self.reporter.detail("  ".join(f"{code} {value:.1f}" for code, value in scored.items()))
 
@@ -203,7 +225,7 @@ class Training:
         """Compare the dense model with its baselines on dev; a model at chance makes every later score meaningless."""
         test, task = self.data.dev or self.data.tests[self.data.train_language], self.data.task
         baseline = baselines.baselines(test.examples, task.metrics[0], task.labels)
-        score = self._score(test)
+        score = self._score(test, self.forward)
         if baseline is not None and baselines.learned_nothing(score.statistics, task.metrics[0], baseline):
             where = f"{language_name(self.data.train_language)} {'test' if self.data.dev is None else 'dev'}"
             self.reporter.warn(baselines.describe(score.value, baseline, where))

@@ -16,6 +16,7 @@ from xlmprune.models.loading import prunable
 from xlmprune.pruning.importance import Importance
 from xlmprune.pruning.masks import Scores
 from xlmprune.pruning.measures import Evidence, Measure
+from xlmprune.pruning.nesting import prefix, ranked, spread, view_of
 from xlmprune.pruning.reconstruction import Batch, Fit, reconstruct
 from xlmprune.pruning.structures import Cut, LayerLayout, choose, layout_of, slice_model, spaced_layers
 from xlmprune.recipe import registry
@@ -58,20 +59,22 @@ class Shrinker:
 
     def shrink(self, stage: int) -> list[Fit]:
         """Remove the part of a stage, from 1; return how well output projections were refitted."""
-        state = self.state
+        state, smallest = self.state, self.settings.smallest
         state.all_rows()
         state.model.eval()
-        cut = round_cut(
-            state.model, self.settings, self._importance(stage), stage, state.whole.layout.layers[0]
-        )
+        importance = self._importance(stage)
+        cut = round_cut(state.model, self.settings, importance, stage, state.whole.layout.layers[0])
+        if smallest is not None:
+            cut = ranked(cut, importance)
         before = None if self.refit is None else copy_of_layers(state.model)
         state.shrink(cut)
         if before is None or self.refit is None:
             return []
         state.model.eval()
-        return reconstruct(
-            before, state.model, self.text, [part.source for part in cut], ridge=self.refit.ridge
-        )
+        sizes = [] if smallest is None else spread(smallest)[1:]
+        views = [view_of(state.model, prefix(state.model, size, self.settings.multiple)) for size in sizes]
+        sources = [part.source for part in cut]
+        return reconstruct(before, state.model, self.text, sources, self.refit.ridge, views)
 
     def _importance(self, stage: int) -> Importance:
         settings = self.refit or ReconstructRecipe()
@@ -134,6 +137,28 @@ def planned_densities(model: nn.Module, settings: StructureRecipe) -> list[float
     return densities
 
 
+def planned_sizes(
+    trained: nn.Module, multiple: int, sizes: Sequence[float], prunable_before: int
+) -> list[dict[str, Any]]:
+    """Return what sizes of a model will be: heads and neurons of a layer, and the density of the encoder.
+
+    Args:
+        trained: the largest size; any device will do.
+        multiple: neurons come in multiples of this.
+        prunable_before: entries of the prunable matrices before structures were removed.
+    """
+    rows = []
+    for size in sizes:
+        smaller = view_of(trained, prefix(trained, size, multiple))
+        layer = layout_of(smaller).layers[0]
+        left = sum(weight.numel() for weight in prunable(smaller).values())
+        density = left / prunable_before
+        rows.append(
+            {"size": size, "heads": layer.heads, "neurons": layer.neurons, "encoder_density": density}
+        )
+    return rows
+
+
 def round_layers(settings: StructureRecipe, sources: Sequence[int], stage: int) -> list[int]:
     """Return which of the layers that are left remain after a stage.
 
@@ -180,7 +205,7 @@ def require_possible(model: nn.Module, settings: StructureRecipe, refitted: bool
             + ("" if isinstance(asked, int) else f", 0 to {total - 1}")
         )
     odd = next((layer.neurons for layer in layers if layer.neurons % settings.multiple), None)
-    if settings.neurons < 1 and odd is not None:
+    if (settings.neurons < 1 or settings.smallest is not None) and odd is not None:
         raise RecipeError(
             f"pruning.structure.multiple: {settings.multiple} does not divide the {odd} neurons of a layer"
         )

@@ -10,10 +10,11 @@ import numpy as np
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.evaluation.scores import Forward, Scores
+from xlmprune.pruning.masks import remaining
 from xlmprune.recipe.schema import EvaluationRecipe
 from xlmprune.tasks.metrics import Logits
 from xlmprune.training.loop import StageEnd
-from xlmprune.training.outcome import Datasets
+from xlmprune.training.outcome import Datasets, Outcome
 
 Row = dict[str, Any]
 """One entry of `stages` in report.json."""
@@ -44,7 +45,7 @@ class StageScores:
             "encoder_density": end.density,
             "seconds": end.seconds,
             "loss": end.loss,
-            "alignment": float(np.mean([layer["alignment"] for layer in layers])),
+            "alignment": _alignment(layers),
             "dev": end.dev,
         }
         if empty := collapsed(layers, end.density):
@@ -59,13 +60,18 @@ class StageScores:
     def measure(self, forward: Forward, stage: int) -> None:
         """Score every language after a stage: the dense model on every example, others on the recipe's share."""
         cap = None if stage == 0 else self._cap()
-        self._record({language: score for language, (score, _) in self._scores(forward, cap).items()})
+        found = {language: score for language, (score, _) in self._scores(forward, cap).items()}
+        self._record(found, self.rows[-1])
 
-    def measure_all(self, forward: Forward) -> tuple[Scores, dict[str, Logits]]:
-        """Score the last stage on every example of every language; return the scores and the logits."""
+    def measure_all(self, forward: Forward, row: Row) -> tuple[Scores, dict[str, Logits]]:
+        """Score a model of the last stage on every example of every language; return the scores and the logits.
+
+        Args:
+            row: where the scores go, the stage's own or a copy.
+        """
         found = self._scores(forward, None)
         scores = {language: score for language, (score, _) in found.items()}
-        self._record(scores)
+        self._record(scores, row)
         return scores, {language: logits for language, (_, logits) in found.items()}
 
     def _scores(self, forward: Forward, cap: int | None) -> dict[str, tuple[evaluation.Score, Logits]]:
@@ -75,8 +81,7 @@ class StageScores:
             measured = self._watch(measured, "measuring languages", len(sets))
         return {language: (score, logits) for language, score, logits in measured}
 
-    def _record(self, scores: Scores) -> None:
-        row = self.rows[-1]
+    def _record(self, scores: Scores, row: Row) -> None:
         if row["stage"] == 0:
             self.dense = {language: score.statistics for language, score in scores.items()}
             self.dense_others = {language: score.others for language, score in scores.items()}
@@ -116,3 +121,14 @@ class StageScores:
         if empty := row.get("collapsed"):
             parts.append(f"layer collapse: {len(empty)} matrices keep less than {COLLAPSE:.0%}")
         return "  ".join(parts)
+
+
+def size_row(row: Row, outcome: Outcome) -> Row:
+    """Return a stage's row for a smaller size of its model, still with the scores of the larger one."""
+    remain = remaining(outcome.masks.values())[0]
+    density = remain / outcome.whole.prunable
+    return {**row, "encoder_density": density, "alignment": _alignment(outcome.layers)}
+
+
+def _alignment(layers: Sequence[Mapping[str, Any]]) -> float:
+    return float(np.mean([layer["alignment"] for layer in layers]))

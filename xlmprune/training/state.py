@@ -177,18 +177,9 @@ class TrainState:
             )
         return found
 
-    @torch.no_grad()
     def layers(self) -> list[dict[str, Any]]:
         """Return density, norm and alignment to the pretrained weights of every prunable matrix."""
-        return [
-            {
-                "name": name.removesuffix(".weight"),
-                "density": float((weight != 0).float().mean()),
-                "weight_norm": float(weight.norm()),
-                "alignment": float(alignment(weight, self.pretrained[name])),
-            }
-            for name, weight in self.weights.items()
-        ]
+        return layer_facts(self.weights, self.pretrained)
 
     # --- save and restore ------------------------------------------------------------------------------------
 
@@ -254,3 +245,17 @@ class TrainState:
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
+
+
+@torch.no_grad()
+def layer_facts(weights: Weights, pretrained: Weights) -> list[dict[str, Any]]:
+    """Return density, norm and alignment to the pretrained weights of every matrix."""
+    return [
+        {
+            "name": name.removesuffix(".weight"),
+            "density": float((weight != 0).float().mean()),
+            "weight_norm": float(weight.norm()),
+            "alignment": float(alignment(weight, pretrained[name])),
+        }
+        for name, weight in weights.items()
+    ]

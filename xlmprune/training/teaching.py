@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from xlmprune.data.encoding import Encoded, pad, training_order
 from xlmprune.pruning.structures import layout_of
 from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.training.distillation import WHOLE, Share, TeacherChoice, labelled_loss, unlabelled_loss
+
+Student = Any
+"""A model, or a `nesting.Prefix` of it: called with `input_ids` and `attention_mask`, it gives logits and hidden states."""
 
 
 class Teaching:
@@ -48,28 +51,44 @@ class Teaching:
         if self.teacher is not None and self.choice is not None and self.choice.is_better(dev, density):
             self.teacher.load_state_dict(model.state_dict())
 
-    def labelled_loss(
-        self, model: nn.Module, batch: dict[str, Tensor], autocast: torch.autocast, share: Share = WHOLE
-    ) -> Tensor:
-        """Compute the loss of a labelled batch, cross-entropy included: a scalar; ``share`` as in `labelled_loss`."""
-        student, ours = self._answers(model, batch, autocast)
-        teacher, theirs = self._ask(batch, autocast)
-        theirs = followed(model, theirs)
-        mask = batch["attention_mask"]
-        return labelled_loss(self.settings, student, teacher, batch["labels"], ours, theirs, mask, share)
+    def labelled_losses(
+        self,
+        students: Sequence[Student],
+        batch: dict[str, Tensor],
+        autocast: torch.autocast,
+        share: Share = WHOLE,
+    ) -> Iterator[Tensor]:
+        """Compute the loss of every student on a labelled batch, cross-entropy included; ask the teacher once.
 
-    def unlabelled_loss(
-        self, model: nn.Module, batch: dict[str, Tensor], autocast: torch.autocast, share: Share = WHOLE
-    ) -> Tensor:
-        """Compute the loss of an unlabelled batch: a scalar; ``share`` as in `labelled_loss`."""
-        student, ours = self._answers(model, batch, autocast)
-        teacher, theirs = self._ask(batch, autocast)
-        theirs = followed(model, theirs)
-        mask = batch["attention_mask"]
-        return unlabelled_loss(self.settings, student, teacher, batch.get("where"), ours, theirs, mask, share)
+        Args:
+            students: a model, and smaller ones with as many layers.
+            share: as in `labelled_loss`.
+
+        Yields:
+            A scalar for each student, computed when it is asked for.
+        """
+        teacher, theirs = self._ask(students[0], batch, autocast)
+        for student in students:
+            logits, ours = self._answers(student, batch, autocast)
+            labels, mask = batch["labels"], batch["attention_mask"]
+            yield labelled_loss(self.settings, logits, teacher, labels, ours, theirs, mask, share)
+
+    def unlabelled_losses(
+        self,
+        students: Sequence[Student],
+        batch: dict[str, Tensor],
+        autocast: torch.autocast,
+        share: Share = WHOLE,
+    ) -> Iterator[Tensor]:
+        """Compute the loss of every student on an unlabelled batch, as `labelled_losses` does on a labelled one."""
+        teacher, theirs = self._ask(students[0], batch, autocast)
+        for student in students:
+            logits, ours = self._answers(student, batch, autocast)
+            where, mask = batch.get("where"), batch["attention_mask"]
+            yield unlabelled_loss(self.settings, logits, teacher, where, ours, theirs, mask, share)
 
     def _answers(
-        self, model: nn.Module, batch: dict[str, Tensor], autocast: torch.autocast
+        self, model: Student, batch: dict[str, Tensor], autocast: torch.autocast
     ) -> tuple[Tensor, Any]:
         with autocast:
             output = model(
@@ -81,10 +100,14 @@ class Teaching:
         return output.logits, (output.hidden_states or ())[1:]
 
     @torch.no_grad()
-    def _ask(self, batch: dict[str, Tensor], autocast: torch.autocast) -> tuple[Tensor, Any]:
+    def _ask(
+        self, model: Student, batch: dict[str, Tensor], autocast: torch.autocast
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the teacher's answers, and its hidden states after the layers that the model's stand for."""
         if self.teacher is None:
             raise ValueError("there is no teacher before the end of stage 0")
-        return self._answers(self.teacher, batch, autocast)
+        logits, states = self._answers(self.teacher, batch, autocast)
+        return logits, followed(model, states)
 
     def unlabelled_batch(self, position: int) -> dict[str, np.ndarray] | None:
         """Return the unlabelled batch of the run's ``position``-th update; None if there is no unlabelled text.
