@@ -365,6 +365,29 @@ def unpack(
         typer.echo(str(folder / file))
 
 
+@app.command()
+def push(
+    bundle: Bundle,
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="The repository: owner/name.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Create a private repository, and refuse a public one.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to upload to; it is created if needed. Default: main.")
+    ] = None,
+) -> None:
+    """Upload a bundle to a repository of the Hugging Face hub.
+
+    The files are compared with the manifest first. Log in with `hf auth login`, or set HF_TOKEN.
+    """
+    from xlmprune.bundle.push import push as upload
+    from xlmprune.core.formatting import size
+
+    pushed = upload(bundle, repository, private, revision)
+    _say(f"{pushed.files} files, {size(pushed.bytes)}")
+    typer.echo(pushed.url)
+
+
 def _beside(folder: Path, ending: str) -> Path:
     """Return ``folder`` with ``ending`` appended to its name. `.` and `..` are resolved first."""
     named = folder if folder.name not in ("", "..") else folder.resolve()

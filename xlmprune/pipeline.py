@@ -22,7 +22,7 @@ from xlmprune.pruning.structures import is_cut
 from xlmprune.recipe.loading import load_recipe, recipe_of
 from xlmprune.recipe.schema import Recipe
 from xlmprune.report import pages, results
-from xlmprune.training import checkpoint, dense
+from xlmprune.training import checkpoint, dense, tracking
 from xlmprune.training.outcome import Datasets, Outcome
 from xlmprune.training.pins import pin
 from xlmprune.training.run import Training
@@ -80,6 +80,7 @@ def run(
     """
     reporter = reporter or Reporter()
     where = resolve_device(device)
+    tracking.require_packages(recipe.training.report_to)
     recipe = pin(recipe, None if fresh else out)
     with (
         interruptible(),
@@ -100,10 +101,11 @@ def run(
             training.require_end()
         else:
             folder.renew_recipe()
-        training.run()
-        outcome, pruned, logits = training.finish()
-        forms = writing.write_files(recipe, outcome, training.data, logits, folder, reporter.say)
-        return publish(recipe, outcome, training.data, pruned, forms, folder, reporter)
+        with tracking.reporting(recipe, folder, reporter):
+            training.run()
+            outcome, pruned, logits = training.finish()
+            forms = writing.write_files(recipe, outcome, training.data, logits, folder, reporter.say)
+            return publish(recipe, outcome, training.data, pruned, forms, folder, reporter)
 
 
 def export_again(

@@ -19,7 +19,7 @@ from xlmprune.data.examples import Kind
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Score, Scores, TestSet
-from xlmprune.models.loading import forward_of, read_start
+from xlmprune.models.loading import forward_of, read_start, vectors_of
 from xlmprune.pruning.budget import Settled, settle_once
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe
@@ -95,7 +95,7 @@ class Training:
             start=lambda: read_start(folder.start, task.kind).model.state_dict(),
             moment_text=() if measured_on is None else measured_on.batches(tokenizer, length, str(device)),
         )
-        self.scores = StageScores(self.data, recipe.evaluation, reporter.track)
+        self.scores = StageScores(self.data, recipe.evaluation, reporter.track, vectors_of(model, device))
         self.conditions = conditions.conditions(device, recipe.training.precision)
         self.changes: list[dict[str, Any]] = []
         self._restore(recipe.sha256(), allow_change)
@@ -165,6 +165,8 @@ class Training:
             stages=tuple(self.scores.rows),
             dense=self.scores.dense,
             dense_others=self.scores.dense_others,
+            dense_observed=self.scores.dense_observed,
+            observed=self.scores.observed,
             changes=tuple(self.changes),
             budget=None if self.settled is None else self.settled.facts(),
         )

@@ -179,12 +179,13 @@ class TrainState:
 
     @torch.no_grad()
     def layers(self) -> list[dict[str, Any]]:
-        """Return density, norm and alignment to the pretrained weights of every prunable matrix."""
+        """Return density, norm, the pretrained norm, and alignment to the pretrained weights of every prunable matrix."""
         return [
             {
                 "name": name.removesuffix(".weight"),
                 "density": float((weight != 0).float().mean()),
                 "weight_norm": float(weight.norm()),
+                "pretrained_norm": float(self.pretrained[name].norm()),
                 "alignment": float(alignment(weight, self.pretrained[name])),
             }
             for name, weight in self.weights.items()
