@@ -104,6 +104,6 @@ def test_what_the_hub_refuses_is_a_sentence_that_helps(hub, model, tmp_path):
     assert "ask for access on its page" in gated["error"]
     assert private["revision"], "a token that may see it"
     assert "no-such-branch" in branch["error"]
-    unknown, *_ = load(hub, tmp_path, ("some/private", None), token="hf_wrong")
+    unknown, *_ = load(hub, tmp_path / "other", ("some/private", None), token="hf_wrong")
     assert "the hub does not accept the token" in unknown["error"]
     assert WRITER not in json.dumps([nothing, gated, branch, unknown])

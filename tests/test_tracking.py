@@ -43,6 +43,10 @@ def logged(run):
     """Every number of every event, with the update it belongs to: what a tracker must have."""
     updates, found = tracking.Updates([]), {}
     for event in events_of(run):
+        if (
+            event["event"] == "start"
+        ):  # before the trackers are opened; it has the conditions of the run and no results
+            continue
         facts = {key: value for key, value in event.items() if key not in ("time", "event")}
         updates.see(event["event"], facts)
         for name, value in tracking.numbers_of(event["event"], facts).items():

@@ -104,7 +104,7 @@ def run(
         with tracking.reporting(recipe, folder, reporter):
             training.run()
             outcome, pruned, logits = training.finish()
-            forms = writing.write_files(recipe, outcome, training.data, logits, folder, reporter.say)
+            forms = writing.write_files(recipe, outcome, training.data, logits, folder, reporter)
             return publish(recipe, outcome, training.data, pruned, forms, folder, reporter)
 
 
@@ -170,8 +170,9 @@ def time_forms(
 ) -> dict[str, dict[str, Any]]:
     """Time the shipped files, beside the dense model where structures were removed."""
     if not files or not is_cut(outcome.model):
-        return bench.time_files(files, reporter.say)
-    with temporary_folder() as folder:
+        with reporter.busy("timing the files"):
+            return bench.time_files(files, reporter.say)
+    with temporary_folder() as folder, reporter.busy("timing the files and the dense model"):
         dense_file = writing.write_whole(outcome, recipe.export.opset, folder)
         return bench.time_files({DENSE_MODEL: dense_file, **files}, reporter.say)
 

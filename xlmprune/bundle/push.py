@@ -79,12 +79,13 @@ def require_whole(bundle: Path) -> dict[str, int]:
 
 def require_card(bundle: Path) -> None:
     """Raise BundleError unless the model card has metadata that huggingface_hub can read."""
+    import yaml
     from huggingface_hub import ModelCard
 
     file = bundle / CARD
     try:
         card = ModelCard.load(file)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise BundleError(f"{file}: is no valid model card: {str(error).splitlines()[0]}") from error
     if not card.data.to_dict():
         raise BundleError(f"{file}: has no metadata between two lines of ---, which a model card needs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,13 +34,23 @@ def commit_of(name: str, kind: Literal["model", "dataset"], revision: str | None
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
 
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+    known = folder / "refs" / (revision or "main")
     try:
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        return api.repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS).sha
+        commit = api.repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS).sha
     except Exception:  # of no common type. Whoever loads the files next says what is wrong with the hub
-        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
-        known = folder / "refs" / (revision or "main")
         return known.read_text(encoding="utf-8").strip() if known.is_file() else None
+    if commit and commit != revision:
+        _remember(known, commit)
+    return commit
+
+
+def _remember(ref: Path, commit: str) -> None:
+    """Note in the cache what a revision means: files are then loaded by their commit, which notes nothing."""
+    with suppress(OSError):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit, encoding="utf-8")
 
 
 def signed_in() -> Any:
@@ -75,13 +85,14 @@ def explained(name: str, done: str) -> Iterator[None]:
         raise MachineError(
             f"{name!r} is no name of a repository, expected owner/name: {_first_line(error)}"
         ) from error
-    except (
-        HTTPError,
-        OfflineModeIsEnabled,
-        ValueError,
-    ) as error:  # ValueError: it finds fault with the model card
-        said = meaning_of(error) or " ".join(str(error).split())
-        raise MachineError(f"{name} could not be {done}: {said}") from error
+    except (HTTPError, OfflineModeIsEnabled, ValueError, RuntimeError) as error:
+        said = meaning_of(error)
+        if said is None and isinstance(
+            error, RuntimeError
+        ):  # a failed upload is one, caused by what has a meaning
+            raise
+        # A ValueError without one finds fault with the model card.
+        raise MachineError(f"{name} could not be {done}: {said or ' '.join(str(error).split())}") from error
 
 
 def meaning_of(error: BaseException) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ from transformers.initialization import no_init_weights
 from xlmprune._version import __version__
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk
+from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder
 from xlmprune.data.encoding import Encoded, pad
 from xlmprune.data.examples import Examples
@@ -57,13 +58,13 @@ def write_files(
     data: Datasets,
     logits: Mapping[str, Logits],
     folder: RunFolder,
-    say: Callable[[str], None],
+    reporter: Reporter,
 ) -> list[MeasuredForm]:
     """Write the model's files into the unfinished bundle, measure each ONNX form and compare it with PyTorch.
 
     Args:
         logits: the pruned PyTorch model's, by language, for every test example.
-        say: is told what is done next.
+        reporter: shows what is done.
 
     Raises:
         ShortfallError: a form that must reproduce PyTorch does not.
@@ -83,7 +84,7 @@ def write_files(
             recipe.evaluation.batch_size,
             folder.path,
         )
-        return list(write_forms(outcome, material, settings, logits, recipe.sha256(), unfinished, say))
+        return list(write_forms(outcome, material, settings, logits, recipe.sha256(), unfinished, reporter))
 
 
 def calibration_text(recipe: Recipe) -> TextSource:
@@ -143,38 +144,41 @@ def write_forms(
     logits: Mapping[str, Logits],
     recipe_sha256: str,
     folder: Path,
-    say: Callable[[str], None],
+    reporter: Reporter,
 ) -> Iterator[MeasuredForm]:
     """Write each form that the recipe asks for, score it with ONNX Runtime and compare it with PyTorch's logits.
 
     Args:
         logits: the pruned PyTorch model's, by language, for every test example.
         folder: where the files go.
-        say: is told what is done next.
+        reporter: shows what is done.
 
     Raises:
         ShortfallError: a form that must reproduce PyTorch does not.
     """
     yardstick = _yardstick(settings.floor, outcome, material)
-    say("exporting")
-    graph = export_onnx(outcome.model, opset=settings.opset)
+    reporter.say("exporting to ONNX")
+    with reporter.busy("exporting to ONNX"):
+        graph = export_onnx(outcome.model, opset=settings.opset)
     properties = _properties(outcome, material.data, recipe_sha256)
     for name in settings.onnx:
-        say(f"writing and measuring {name}")
         form = form_named(name)
-        written = form.write(
-            graph,
-            folder / form.file,
-            material,
-            outcome.model,
-            settings.onnx_layout == "packed",
-            properties,
-        )
-        measured = _measure(form, written, material, logits, folder)
+        reporter.say(f"writing and measuring {name}")
+        with reporter.busy(f"choosing and writing {name}" if form.calibrated else f"writing {name}"):
+            written = form.write(
+                graph,
+                folder / form.file,
+                material,
+                outcome.model,
+                settings.onnx_layout == "packed",
+                properties,
+            )
+        measured = _measure(form, written, material, logits, folder, reporter)
         _check_parity(measured)
         if yardstick is not None:
             forward = forward_of(form.open(folder / form.file))
-            measured = replace(measured, drops=yardstick.drops(forward))
+            with reporter.busy(f"comparing {name} with the floor"):
+                measured = replace(measured, drops=yardstick.drops(forward))
         yield measured
 
 
@@ -198,15 +202,21 @@ def _properties(outcome: Outcome, data: Datasets, recipe_sha256: str) -> dict[st
 
 
 def _measure(
-    form: Form, written: Written, material: Material, logits: Mapping[str, Logits], folder: Path
+    form: Form,
+    written: Written,
+    material: Material,
+    logits: Mapping[str, Logits],
+    folder: Path,
+    reporter: Reporter,
 ) -> MeasuredForm:
     scores: Scores = {}
     agreement = Agreement()
     forward = forward_of(form.open(folder / form.file))
     data = material.data
-    for language, score, found in evaluation.evaluate(
+    measured = evaluation.evaluate(
         forward, data.tests, data.task, material.batch_size, apart=form.parity is None
-    ):
+    )
+    for language, score, found in reporter.track(measured, f"measuring {form.name}", len(data.tests)):
         scores[language] = score
         agreement.add(logits[language], found)
     return MeasuredForm(form, written, scores, agreement)

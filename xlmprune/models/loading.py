@@ -296,8 +296,9 @@ def _from_hub(recipe: ModelRecipe, fetch: Callable[[], Any]) -> Any:
         first = str(error).strip().split("\n")[0]
         if recipe.name in registry.MODELS or Path(recipe.name).is_dir():
             raise ModelError(f"{recipe.name}: the model folder cannot be read: {first}") from error
+        name = f"{recipe.name} (revision {recipe.revision})" if recipe.revision else recipe.name
         raise MachineError(
-            f"{recipe.name} could not be loaded from the Hugging Face hub: {hub.meaning_of(error) or first}\n"
+            f"{name} could not be loaded from the Hugging Face hub: {hub.meaning_of(error) or first}\n"
             "If this machine is offline, give a local folder as model.name (one that holds config.json, "
             "model.safetensors and tokenizer.json), or use model.name: quickstart, which needs no hub"
         ) from error
