@@ -60,6 +60,10 @@ def make(name: str) -> str:
     if name == "methods":
         rows = [[f"`{key}`", preset.text] for key, preset in METHODS.items()]
         return _table(["method", "what it is, and what differs from the paper"], rows)
+    if name == "tracker":
+        return _table(
+            ["tracker", "what it gets"], [[f"`{key}`", describe(name, key)] for key in registry.TRACKERS]
+        )
     if name == "form":
         rows = [[f"`{key}`", describe(name, key), f"`{form.file}`"] for key, form in all_forms().items()]
         return _table(["form", "what it is", "file"], rows)

@@ -170,6 +170,7 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
                 "name": f"roberta.encoder.layer.{layer}.{kind}.weight",
                 "density": 0.3138,
                 "weight_norm": round(12 + draw.uniform(-3, 3), 3),
+                "pretrained_norm": round(17 + draw.uniform(-3, 3), 3),
                 "alignment": round(0.62 + 0.2 * draw.random() - 0.006 * layer, 4),
             }
             for layer in range(12)
@@ -268,10 +269,54 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
             }
             for code in languages
         },
+        "answers": {
+            code: {model: confusion(row[model], tests, draw) for model in ("dense", "pruned")}
+            for code, row in languages.items()
+        },
+        "errors": {code: errors(paired[code]["lost"], tests) for code in languages},
+        "classes": classes(list(languages), worst, draw),
     }
 
 
 FORMS = ("dense", "pruned", "onnx_fp32", "onnx_int8")
+LABELS = ("HassTurnOn", "HassTurnOff", "HassGetWeather")
+
+
+def confusion(right: float, tests: int, draw: random.Random) -> dict[str, dict[str, int]]:
+    """Answers of a model that is right on ``right`` percent of each label."""
+    counts = {}
+    for gold in LABELS:
+        each = tests // len(LABELS)
+        correct = round(each * right / 100)
+        first, second = (label for label in LABELS if label != gold)
+        wrong = draw.randint(0, each - correct)
+        counts[gold] = {gold: correct, first: wrong, second: each - correct - wrong}
+    return counts
+
+
+def errors(introduced: int, tests: int) -> dict[str, Any]:
+    texts = ("Schalte das Licht in der Küche ein", "เปิดไฟในครัว", "أطفئ ضوء المطبخ من فضلك")
+    shown = [
+        {"text": text, "gold": "HassTurnOn", "dense": "HassTurnOn", "pruned": "HassTurnOff"} for text in texts
+    ]
+    return {"introduced": introduced, "of": tests, "shown": shown[:introduced]}
+
+
+def classes(codes: list[str], worst: str, draw: random.Random) -> dict[str, Any]:
+    shares = {code: {"dense": draw.uniform(0.5, 0.8), "pruned": draw.uniform(0.2, 0.6)} for code in codes}
+    labels = [LABELS[number % 3] for number in range(90)]
+
+    def points(spread: float) -> list[list[float]]:
+        centres = {"HassTurnOn": (0, 0), "HassTurnOff": (3, 1), "HassGetWeather": (1, 4)}
+        return [[round(draw.gauss(value, spread), 3) for value in centres[label]] for label in labels]
+
+    return {
+        "shares": shares,
+        "explained": {"dense": [0.41, 0.22], "pruned": [0.35, 0.18]},
+        "points": {
+            code: {"labels": labels, "dense": points(0.5), "pruned": points(1.0)} for code in ("en", worst)
+        },
+    }
 
 
 def curve(dense: float, lost: float, draw: random.Random) -> list[float]:

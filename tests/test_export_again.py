@@ -51,6 +51,8 @@ def test_a_bundle_is_made_again_without_training(finished):
         "export.safetensors=dense",
         "--set",
         "name=other",
+        "--set",
+        "evaluation.sample_errors=0",
     )
     assert result.exit_code == 0, result.output
     after = report_of(run)
@@ -58,6 +60,9 @@ def test_a_bundle_is_made_again_without_training(finished):
     assert (run / "bundle" / "model.onnx").is_file()
     assert not list(run.glob(".bundle*"))
     assert after["name"] == "other"
+    assert after["answers"] == before["answers"], "the dense model's answers were kept"
+    assert sum(len(entry["shown"]) for entry in before["errors"].values()) > 0
+    assert sum(len(entry["shown"]) for entry in after["errors"].values()) == 0
     assert after["parity"]["onnx_fp32"]["agreement"] == 1
     for language, row in before["languages"].items():
         assert {key: after["languages"][language][key] for key in ("n", "dense", "pruned")} == {

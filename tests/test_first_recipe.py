@@ -126,9 +126,21 @@ def test_it_asks_on_a_terminal(tmp_path, monkeypatch):
     write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("xlmprune.cli._is_terminal", lambda: True)
-    result = CliRunner().invoke(app, ["init"], input="data\n\n\nquickstart\n0.4\n")
+    result = CliRunner().invoke(app, ["init"], input="data\n\n\nquickstart\n0.4\n4x\n")
     assert result.exit_code == 0, result.output
-    assert load_recipe("recipe.yaml").model.name == "quickstart"
+    recipe = load_recipe("recipe.yaml")
+    assert recipe.model.name == "quickstart"
+    assert recipe.pruning.structure.budget.speedup == 4
+
+
+def test_a_budget_is_written_into_the_recipe(tmp_path, monkeypatch):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "data", "--out", "r.yaml", "--budget", "2.5ms, 10.5 MB"])
+    assert result.exit_code == 0, result.output
+    budget = load_recipe("r.yaml").pruning.structure.budget
+    assert (budget.latency_ms, budget.bytes, budget.speedup) == (2.5, 10_500_000, None)
+    assert first_recipe.read_budget("") == {}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +155,9 @@ def test_it_asks_on_a_terminal(tmp_path, monkeypatch):
         (["data", "--task", "ranking"], "no kind of task can read these files"),
         (["data", "--languages", "de,xx"], "no test set for language 'xx'"),
         (["data", "--out", "there.yaml"], "exists already"),
+        (["data", "--budget", "fast"], "--budget fast: expected milliseconds (5 ms)"),
+        (["data", "--budget", "0x"], "--budget 0x: expected"),
+        (["data", "--budget", "2x, 4 x"], "speedup is given twice"),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence(tmp_path, monkeypatch, arguments, said):

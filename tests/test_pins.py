@@ -69,10 +69,9 @@ def test_the_hub_names_the_commit_and_the_cache_does_where_it_cannot(hub, tmp_pa
         "/api/datasets/some/data/revision/2.17",
     ]
     sent["sha"] = None
-    assert commit_of("some/model", "model") is None
-    refs = tmp_path / "cache" / "models--some--model" / "refs"
-    refs.mkdir(parents=True)
-    (refs / "main").write_text(LATER)
+    assert commit_of("other/model", "model") is None
+    assert commit_of("some/data", "dataset", "2.17") == COMMIT, "the hub's last answer"
+    (tmp_path / "cache" / "models--some--model" / "refs" / "main").write_text(LATER)
     assert commit_of("some/model", "model") == LATER
 
 

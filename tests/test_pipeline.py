@@ -189,6 +189,22 @@ def test_report_counts_exactly(finished):
         assert row["ci95"][0] <= row["pruned"] <= row["ci95"][1]
 
 
+def test_the_answers_in_the_report_are_those_of_its_scores(finished):
+    report = report_of(finished[0])
+    for language, row in report["languages"].items():
+        for model, counts in report["answers"][language].items():
+            right = sum(answers.get(gold, 0) for gold, answers in counts.items())
+            assert 100 * right / row["n"] == pytest.approx(row[model])
+            assert sum(sum(answers.values()) for answers in counts.values()) == row["n"]
+        errors = report["errors"].get(language, {"introduced": 0, "shown": []})
+        assert errors["introduced"] == report["paired"][language]["lost"]
+        assert len(errors["shown"]) == min(3, errors["introduced"])
+    assert set(report["classes"]["shares"]) == set(LANGUAGES)
+    assert set(report["classes"]["points"]) == {"en", report["summary"]["worst"]["language"]}
+    for layer in report["layers"]:
+        assert 0 < layer["weight_norm"] < layer["pretrained_norm"]
+
+
 def test_no_file_holds_a_path_of_this_machine(finished, workplace):
     run, _ = finished
     for path in (run / "bundle").rglob("*"):

@@ -33,6 +33,27 @@ def clock(monkeypatch):
     return Clock
 
 
+def test_a_long_step_is_not_silent(monkeypatch):
+    monkeypatch.setattr(progress, "BUSY_EVERY_SECONDS", 0.01)
+    reporter, file = in_a_log()
+    with reporter.busy("exporting"):
+        while file.getvalue().count("exporting  ") < 2:
+            time.sleep(0.005)
+    said = file.getvalue()
+    assert "exporting  0 s so far" in said
+    time.sleep(0.05)
+    assert file.getvalue() == said, "nothing is printed after the step"
+    reporter, file = on_terminal()
+    with reporter.busy("exporting"):
+        pass
+    assert "exporting" in file.getvalue()
+    for make in (in_a_log, on_terminal):
+        reporter, file = make(level="quiet")
+        with reporter.busy("exporting"):
+            time.sleep(0.03)
+        assert file.getvalue() == ""
+
+
 def steps(reporter, clock, total, seconds=1.0):
     for number in range(1, total + 1):
         clock.now += seconds

@@ -352,6 +352,12 @@ def verify(bundle: Bundle, threads: Threads = 0, as_json: Json = False) -> None:
 def unpack(
     bundle: Bundle,
     out: Annotated[Path | None, typer.Option(help="Output folder. Default: <bundle>-unpacked.")] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="bundle, or transformers.js: ONNX files in the folder onnx, for transformers.js and optimum."
+        ),
+    ] = "bundle",
     verify: Verify = True,
 ) -> None:
     """Write plain safetensors and plain ONNX from packed files.
@@ -361,8 +367,31 @@ def unpack(
     from xlmprune.bundle.unpack import unpack_bundle
 
     folder = out or _beside(bundle, "-unpacked")
-    for file in unpack_bundle(bundle, folder, verify):
+    for file in unpack_bundle(bundle, folder, verify, layout):  # type: ignore[arg-type]
         typer.echo(str(folder / file))
+
+
+@app.command()
+def push(
+    bundle: Bundle,
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="The repository: owner/name.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Create a private repository, and refuse a public one.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to upload to; it is created if needed. Default: main.")
+    ] = None,
+) -> None:
+    """Upload a bundle to a repository of the Hugging Face hub.
+
+    The files are compared with the manifest first. Log in with `hf auth login`, or set HF_TOKEN.
+    """
+    from xlmprune.bundle.push import push as upload
+    from xlmprune.core.formatting import size
+
+    pushed = upload(bundle, repository, private, revision)
+    _say(f"{pushed.files} files, {size(pushed.bytes)}")
+    typer.echo(pushed.url)
 
 
 def _beside(folder: Path, ending: str) -> Path:
@@ -553,6 +582,12 @@ def init(
         str, typer.Option(help="Hub model, local folder, or quickstart (small, for a CPU).")
     ] = "FacebookAI/xlm-roberta-base",
     density: Annotated[float, typer.Option(help="Share of the encoder's weights to keep.")] = 0.31,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="What the INT8 file may cost: '5 ms', '10 MB', '4x' (speed over dense fp32), or several with commas."
+        ),
+    ] = "",
     text: Annotated[
         str,
         typer.Option(help="Text without labels in the languages you serve: 'text/{language}.txt'."),
@@ -573,12 +608,15 @@ def init(
         languages = typer.prompt("Languages to measure (empty: all)", default=languages, err=True)
         model = typer.prompt("Model", default=model, err=True)
         density = typer.prompt("Share of the encoder's weights to keep", default=density, err=True)
+        budget = typer.prompt(
+            "Budget of the INT8 file: 5 ms, 10 MB or 4x (empty: none)", default=budget, err=True
+        )
     if not data:
         raise RecipeError(
             "init: give a folder of data files, or a pattern such as 'data/{language}.{split}.tsv'"
         )
     asked = [code.strip() for code in languages.split(",") if code.strip()]
-    found = first_recipe.init(data, out, task or None, train_language, asked, model, density, text)
+    found = first_recipe.init(data, out, task or None, train_language, asked, model, density, text, budget)
     if as_json:
         _print_json(vars(found) | {"layout": vars(found.layout), "recipe": str(out)})
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from xlmprune.pruning.structures import is_cut
 from xlmprune.recipe.loading import load_recipe, recipe_of
 from xlmprune.recipe.schema import Recipe
 from xlmprune.report import pages, results
-from xlmprune.training import checkpoint, dense
+from xlmprune.training import checkpoint, dense, tracking
 from xlmprune.training.outcome import Datasets, Scored
 from xlmprune.training.pins import pin
 from xlmprune.training.run import Training
@@ -81,6 +81,7 @@ def run(
     """
     reporter = reporter or Reporter()
     where = resolve_device(device)
+    tracking.require_packages(recipe.training.report_to)
     recipe = pin(recipe, None if fresh else out)
     with (
         interruptible(),
@@ -101,12 +102,13 @@ def run(
             training.require_end()
         else:
             folder.renew_recipe()
-        training.run()
-        made: list[Exported] = []
-        for scored in training.finish():
-            path = folder.begin_bundle(scored.outcome.size if made else None)
-            made.append(write_bundle(recipe, scored, training.data, path, folder.path, reporter.say))
-        return publish(recipe, made, training.data, folder, reporter)
+        with tracking.reporting(recipe, folder, reporter):
+            training.run()
+            made: list[Exported] = []
+            for scored in training.finish():
+                path = folder.begin_bundle(scored.outcome.size if made else None)
+                made.append(write_bundle(recipe, scored, training.data, path, folder.path, reporter))
+            return publish(recipe, made, training.data, folder, reporter)
 
 
 def export_again(
@@ -148,11 +150,11 @@ class Exported:
 
 
 def write_bundle(
-    recipe: Recipe, scored: Scored, data: Datasets, path: Path, run: Path, say: Callable[[str], None]
+    recipe: Recipe, scored: Scored, data: Datasets, path: Path, run: Path, reporter: Reporter
 ) -> Exported:
     """Write and measure the files of one model into the empty folder ``path``; forms that lose too much are removed."""
     outcome = scored.outcome
-    forms = writing.write_files(recipe, outcome, data, scored.logits, path, run, say)
+    forms = writing.write_files(recipe, outcome, data, scored.logits, path, run, reporter)
     with explain_disk(run):
         refused = writing.refuse(forms, scored.scores, recipe.export.floor, data.train_language, path)
         made = Exported(path, scored, forms, refused)
@@ -207,9 +209,10 @@ def time_forms(
     files = {str(one.path / form.file): one.path / form.file for one in made for form in one.shipped}
     outcome = made[0].scored.outcome
     if not files or not is_cut(outcome.model):
-        timed = bench.time_files(files, reporter.say)
+        with reporter.busy("timing the files"):
+            timed = bench.time_files(files, reporter.say)
     else:
-        with temporary_folder() as folder:
+        with temporary_folder() as folder, reporter.busy("timing the files and the dense model"):
             dense_file = writing.write_whole(outcome, recipe.export.opset, folder)
             timed = bench.time_files({DENSE_MODEL: dense_file, **files}, reporter.say)
     dense = {DENSE_MODEL: timed[DENSE_MODEL]} if DENSE_MODEL in timed else {}

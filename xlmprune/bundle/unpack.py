@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal, get_args
 
-from xlmprune.core.errors import BundleError
-from xlmprune.core.files import explain_disk, temporary_folder
+from xlmprune.core.errors import BundleError, RecipeError
+from xlmprune.core.files import explain_disk, replacing, temporary_folder
 from xlmprune.export import graph as onnx_export
 from xlmprune.export import manifest, packing
 from xlmprune.export import sparse as safetensors_export
 from xlmprune.export.form import all_forms, expected_files, forms_in
 from xlmprune.export.runtime import onnx_files
 
+Layout = Literal["bundle", "transformers.js"]
+"""`bundle`: ONNX files have the names that they have in the bundle. `transformers.js`: in the folder `onnx`, under the names
+that transformers.js and optimum look for, and with a tokenizer that transformers.js can read."""
 
-def unpack_bundle(bundle: Path, out: Path, verify: bool = True) -> list[str]:
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+ONNX_FOLDER = "onnx"
+TOKENIZER = "tokenizer.json"
+
+REMOVED = "\x01-\x08\x0b\x0e-\x1f\x7f\x8f\x9f"
+"""Characters that the normalizer `Nmt` removes, as a class of a regular expression."""
+SPACES = "\t\n\f\r\u1680\u200b-\u200f\u2028\u2029\u2581\ufeff\ufffd"
+"""Characters that `Nmt` turns into a space."""
+
+
+def unpack_bundle(bundle: Path, out: Path, verify: bool = True, layout: Layout = "bundle") -> list[str]:
     """Write ``out``: a plain model folder that `from_pretrained` accepts, and every ONNX file without packing.
 
     Graphs that this bundle does not have are removed from ``out``. The manifest there lists what was written.
 
     Args:
         verify: compare the bundle's files with its manifest first.
+        layout: where the ONNX files go, and for which tools.
 
     Returns:
         Names of the files written, relative to ``out``.
@@ -29,7 +45,10 @@ def unpack_bundle(bundle: Path, out: Path, verify: bool = True) -> list[str]:
     Raises:
         BundleError: the bundle is damaged, or ``out`` is the bundle or inside it.
         MachineError: ``out`` cannot be written to.
+        RecipeError: there is no such layout.
     """
+    if layout not in LAYOUTS:
+        raise RecipeError(f"--layout {layout}: expected one of {', '.join(LAYOUTS)}")
     if out.resolve() == bundle.resolve():
         raise BundleError(f"{out} is the bundle itself; unpack it into another folder")
     if bundle.resolve() in out.resolve().parents:
@@ -41,18 +60,55 @@ def unpack_bundle(bundle: Path, out: Path, verify: bool = True) -> list[str]:
         manifest.require(bundle, *safetensors_export.FILES, *graphs)
     with explain_disk(out):
         written = safetensors_export.unpack(bundle, out, verify=False)
+        if layout == "transformers.js":
+            (out / ONNX_FOLDER).mkdir(exist_ok=True)
+            _write_tokenizer_of_js(out / TOKENIZER)
         for file in forms_in(bundle).values():
             proto = packing.unpack(onnx_export.load_onnx(file))
-            written += onnx_export.save_onnx(proto, out / file.name)
+            written += onnx_export.save_onnx(proto, out / _graph_name(file.name, layout))
         # Of another bundle unpacked here before; left there, they would be taken for this one's.
-        for form in all_forms().values():
-            for stale in {*onnx_files(out / form.file)} - {*written}:
-                stale.unlink(missing_ok=True)
+        possible = [
+            out / _graph_name(form.file, known) for form in all_forms().values() for known in get_args(Layout)
+        ]
+        for stale in {file for graph in possible for file in onnx_files(graph)} - {*written}:
+            stale.unlink(missing_ok=True)
         if (bundle / manifest.FILE).is_file():
             facts = manifest.read(bundle)
             manifest.write(out, facts["versions"], facts["recipe_sha256"], written)
             written.append(out / manifest.FILE)
     return [path.relative_to(out).as_posix() for path in written]
+
+
+def _graph_name(file: str, layout: Layout) -> str:
+    """Return the path of an ONNX file: ``model.int8.onnx``, or ``onnx/model_int8.onnx``."""
+    if layout == "bundle":
+        return file
+    stem, _, form = file.removesuffix(".onnx").partition(".")
+    return f"{ONNX_FOLDER}/{stem}_{form}.onnx" if form else f"{ONNX_FOLDER}/{stem}.onnx"
+
+
+def _write_tokenizer_of_js(file: Path) -> None:
+    """Rewrite a tokenizer.json so that transformers.js reads it and gives the same ids."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["normalizer"] = without_nmt(values.get("normalizer"))
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def without_nmt(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a normalizer of tokenizer.json that does the same without `Nmt`, which transformers.js does not know."""
+    if normalizer is None:
+        return None
+    if normalizer["type"] == "Sequence":
+        return {**normalizer, "normalizers": [without_nmt(part) for part in normalizer["normalizers"]]}
+    if normalizer["type"] != "Nmt":
+        return normalizer
+    replaced = {"": REMOVED, " ": SPACES}
+    parts = [
+        {"type": "Replace", "pattern": {"Regex": f"[{characters}]"}, "content": content}
+        for content, characters in replaced.items()
+    ]
+    return {"type": "Sequence", "normalizers": parts}
 
 
 @contextmanager

@@ -1,13 +1,27 @@
-"""The Hugging Face hub: which commit of a model or of a data set is meant."""
+"""The Hugging Face hub: which commit of a model or of a data set is meant, and what its errors mean for the user."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from xlmprune.core.errors import MachineError
 
 SECONDS = 10.0
 """How long to wait for an answer."""
+
+STATUSES = {
+    401: "the hub does not accept the token. Log in again with: hf auth login",
+    403: "the token may not do this; an upload needs a token with write permission (hf auth login)",
+    404: "the hub does not know it, or your token may not see it. Check the owner and the name",
+    409: "the hub reports a conflict: somebody else changed the repository. Try again",
+    413: "the hub says that a file is too large",
+    429: "the hub received too many requests. Wait a few minutes and try again",
+}
+"""What an answer of the hub means for the user."""
 
 
 def commit_of(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str | None:
@@ -20,10 +34,97 @@ def commit_of(name: str, kind: Literal["model", "dataset"], revision: str | None
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
 
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+    known = folder / "refs" / (revision or "main")
     try:
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        return api.repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS).sha
+        commit = api.repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS).sha
     except Exception:  # of no common type. Whoever loads the files next says what is wrong with the hub
-        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
-        known = folder / "refs" / (revision or "main")
         return known.read_text(encoding="utf-8").strip() if known.is_file() else None
+    if commit and commit != revision:
+        _remember(known, commit)
+    return commit
+
+
+def _remember(ref: Path, commit: str) -> None:
+    """Note in the cache what a revision means: files are then loaded by their commit, which notes nothing."""
+    with suppress(OSError):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit, encoding="utf-8")
+
+
+def signed_in() -> Any:
+    """Return an `HfApi` with the user's token.
+
+    Raises:
+        MachineError: there is no token.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if get_token() is None:
+        raise MachineError("no token of the hub was found. Log in with `hf auth login`, or set HF_TOKEN")
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+
+
+@contextmanager
+def explained(name: str, done: str) -> Iterator[None]:
+    """Turn an error of the hub into a sentence for the user.
+
+    Args:
+        name: the repository.
+        done: completes "could not be", such as ``uploaded to``.
+
+    Raises:
+        MachineError: the hub cannot be reached, or it refuses.
+    """
+    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise MachineError(
+            f"{name!r} is no name of a repository, expected owner/name: {_first_line(error)}"
+        ) from error
+    except (HTTPError, OfflineModeIsEnabled, ValueError, RuntimeError) as error:
+        said = meaning_of(error)
+        if said is None and isinstance(
+            error, RuntimeError
+        ):  # a failed upload is one, caused by what has a meaning
+            raise
+        # A ValueError without one finds fault with the model card.
+        raise MachineError(f"{name} could not be {done}: {said or ' '.join(str(error).split())}") from error
+
+
+def meaning_of(error: BaseException) -> str | None:
+    """Say in the user's words what an error of the hub means, or an error that one caused; None for others."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if said := _meaning(cause):
+            return said
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _meaning(error: BaseException) -> str | None:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "access to it is restricted; ask for access on its page, and log in with: hf auth login"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "it has no such revision"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return STATUSES[404]
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        return f"{STATUSES.get(status) or error.server_message or _first_line(error)} ({status})"
+    offline = isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    if offline or isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set. Unset it to reach the hub"
+    if isinstance(error, errors.HTTPError):  # of the client that huggingface_hub uses
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        return f"{endpoint} cannot be reached ({_first_line(error)}). Check the network and HF_ENDPOINT"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

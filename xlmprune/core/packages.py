@@ -7,7 +7,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-EXTRAS = ("train", "quickstart", "ray")
+EXTRAS = ("hub", "train", "quickstart", "ray", "tensorboard", "mlflow", "wandb")
 
 
 def requirements(extra: str) -> list[str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 LINE_EVERY_SECONDS = 10.0
 """Seconds between two lines of a running stage if there is no terminal."""
+
+BUSY_EVERY_SECONDS = 30.0
+"""Seconds between two lines of a single long step."""
 
 Level = Literal["quiet", "normal", "verbose"]
 Item = TypeVar("Item")
@@ -71,6 +76,37 @@ class Reporter:
             self._clock.at(number)
             self._show(what, "", number, total, what)
         self.stop()
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Show that one long step is running, and for how long: a live line on a terminal, now and then a line elsewhere."""
+        if self.level == "quiet":
+            yield
+        elif self.console.is_terminal and self.level == "normal":
+            columns = (TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=self.console, transient=True) as bar:
+                bar.add_task(what, total=None)
+                yield
+        else:
+            with self._repeating(what):
+                yield
+
+    @contextmanager
+    def _repeating(self, what: str) -> Iterator[None]:
+        """Print a line every half minute until the step ends; the step itself cannot, because it is one call."""
+        ended, begun = threading.Event(), time.monotonic()
+
+        def repeat() -> None:
+            while not ended.wait(BUSY_EVERY_SECONDS):
+                self._print(f"{what}  {time.monotonic() - begun:.0f} s so far")
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def _show(self, what: str, status: str, number: int, total: int, logged: str) -> None:
         left = self._clock.left(total)

@@ -20,7 +20,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +353,8 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
+        """Called with each event and its facts, after it is written."""
 
     @property
     def bytes(self) -> int:
@@ -369,6 +371,8 @@ class EventLog:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with explain_disk(self.path.parent), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": now, "event": event, **facts}, ensure_ascii=False) + "\n")
+        for listener in self.listeners:
+            listener(event, facts)
 
     def read(self) -> list[dict[str, Any]]:
         """Return every event, without a last line that a crash cut short."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 from xlmprune._version import __version__
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk
+from xlmprune.core.progress import Reporter
 from xlmprune.data.encoding import Encoded, pad
 from xlmprune.data.examples import Examples
 from xlmprune.evaluation import scores as evaluation
@@ -58,7 +59,7 @@ def write_files(
     logits: Mapping[str, Logits],
     bundle: Path,
     run: Path,
-    say: Callable[[str], None],
+    reporter: Reporter,
 ) -> list[MeasuredForm]:
     """Write the model's files into an unfinished bundle, measure each ONNX form and compare it with PyTorch.
 
@@ -66,7 +67,7 @@ def write_files(
         logits: the pruned PyTorch model's, by language, for every test example.
         bundle: an empty folder.
         run: where temporary files go.
-        say: is told what is done next.
+        reporter: shows what is done.
 
     Raises:
         ShortfallError: a form that must reproduce PyTorch does not.
@@ -84,7 +85,7 @@ def write_files(
             recipe.evaluation.batch_size,
             run,
         )
-        return list(write_forms(outcome, material, settings, logits, recipe.sha256(), bundle, say))
+        return list(write_forms(outcome, material, settings, logits, recipe.sha256(), bundle, reporter))
 
 
 def calibration_text(recipe: Recipe) -> TextSource:
@@ -144,38 +145,41 @@ def write_forms(
     logits: Mapping[str, Logits],
     recipe_sha256: str,
     folder: Path,
-    say: Callable[[str], None],
+    reporter: Reporter,
 ) -> Iterator[MeasuredForm]:
     """Write each form that the recipe asks for, score it with ONNX Runtime and compare it with PyTorch's logits.
 
     Args:
         logits: the pruned PyTorch model's, by language, for every test example.
         folder: where the files go.
-        say: is told what is done next.
+        reporter: shows what is done.
 
     Raises:
         ShortfallError: a form that must reproduce PyTorch does not.
     """
     yardstick = _yardstick(settings.floor, outcome, material)
-    say("exporting")
-    graph = export_onnx(outcome.model, opset=settings.opset)
+    reporter.say("exporting to ONNX")
+    with reporter.busy("exporting to ONNX"):
+        graph = export_onnx(outcome.model, opset=settings.opset)
     properties = _properties(outcome, material.data, recipe_sha256)
     for name in settings.onnx:
-        say(f"writing and measuring {name}")
         form = form_named(name)
-        written = form.write(
-            graph,
-            folder / form.file,
-            material,
-            outcome.model,
-            settings.onnx_layout == "packed",
-            properties,
-        )
-        measured = _measure(form, written, material, logits, folder)
+        reporter.say(f"writing and measuring {name}")
+        with reporter.busy(f"choosing and writing {name}" if form.calibrated else f"writing {name}"):
+            written = form.write(
+                graph,
+                folder / form.file,
+                material,
+                outcome.model,
+                settings.onnx_layout == "packed",
+                properties,
+            )
+        measured = _measure(form, written, material, logits, folder, reporter)
         _check_parity(measured)
         if yardstick is not None:
             forward = forward_of(form.open(folder / form.file))
-            measured = replace(measured, drops=yardstick.drops(forward))
+            with reporter.busy(f"comparing {name} with the floor"):
+                measured = replace(measured, drops=yardstick.drops(forward))
         yield measured
 
 
@@ -199,15 +203,21 @@ def _properties(outcome: Outcome, data: Datasets, recipe_sha256: str) -> dict[st
 
 
 def _measure(
-    form: Form, written: Written, material: Material, logits: Mapping[str, Logits], folder: Path
+    form: Form,
+    written: Written,
+    material: Material,
+    logits: Mapping[str, Logits],
+    folder: Path,
+    reporter: Reporter,
 ) -> MeasuredForm:
     scores: Scores = {}
     agreement = Agreement()
     forward = forward_of(form.open(folder / form.file))
     data = material.data
-    for language, score, found in evaluation.evaluate(
+    measured = evaluation.evaluate(
         forward, data.tests, data.task, material.batch_size, apart=form.parity is None
-    ):
+    )
+    for language, score, found in reporter.track(measured, f"measuring {form.name}", len(data.tests)):
         scores[language] = score
         agreement.add(logits[language], found)
     alone = None if form.parity is not None else _compare_batches(forward, data.tests, material.batch_size)

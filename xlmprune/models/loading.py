@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from xlmprune.core import hub
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import MachineError, ModelError
 from xlmprune.data.examples import Kind
@@ -295,8 +296,9 @@ def _from_hub(recipe: ModelRecipe, fetch: Callable[[], Any]) -> Any:
         first = str(error).strip().split("\n")[0]
         if recipe.name in registry.MODELS or Path(recipe.name).is_dir():
             raise ModelError(f"{recipe.name}: the model folder cannot be read: {first}") from error
+        name = f"{recipe.name} (revision {recipe.revision})" if recipe.revision else recipe.name
         raise MachineError(
-            f"{recipe.name} could not be loaded from the Hugging Face hub: {first}\n"
+            f"{name} could not be loaded from the Hugging Face hub: {hub.meaning_of(error) or first}\n"
             "If this machine is offline, give a local folder as model.name (one that holds config.json, "
             "model.safetensors and tokenizer.json), or use model.name: quickstart, which needs no hub"
         ) from error
@@ -357,15 +359,25 @@ def read_start(folder: Path, kind: Kind) -> Pretrained:
 
 def forward_of(model: nn.Module, device: torch.device) -> Any:
     """A function from numpy `input_ids`, `attention_mask` to numpy fp32 logits, in eval mode and full precision."""
+    return _numpy_function(model, device, lambda **inputs: model(**inputs).logits)
 
+
+def vectors_of(model: nn.Module, device: torch.device) -> Any:
+    """Like `forward_of`, but to the first token's vector behind the last layer, [batch, width], which the head reads."""
+    return _numpy_function(
+        model, device, lambda **inputs: model(**inputs, output_hidden_states=True).hidden_states[-1][:, 0]
+    )
+
+
+def _numpy_function(model: nn.Module, device: torch.device, compute: Callable[..., Tensor]) -> Any:
     def forward(input_ids: Any, attention_mask: Any) -> Any:
         was_training = model.training
         model.eval()
         with torch.inference_mode():
             ids = torch.from_numpy(input_ids).to(device)
             mask = torch.from_numpy(attention_mask).to(device)
-            logits = model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+            found = compute(input_ids=ids, attention_mask=mask).float().cpu().numpy()
         model.train(was_training)
-        return logits
+        return found
 
     return forward

@@ -91,6 +91,13 @@ FAMILIES = {
 MODELS = {"quickstart": "xlmprune.quickstart.model:ensure_model"}
 """Models that are made on this machine, by the name a recipe has for them; each is a function that returns a folder."""
 
+TRACKERS = {
+    "tensorboard": "xlmprune.training.tracking:TensorBoard",
+    "mlflow": "xlmprune.training.tracking:MLflow",
+    "wandb": "xlmprune.training.tracking:WandB",
+}
+"""Where a run can report to, beside its own log."""
+
 TABLES = {
     "criterion": CRITERIA,
     "regularizer": REGULARIZERS,
@@ -100,6 +107,7 @@ TABLES = {
     "form": FORMS,
     "family": FAMILIES,
     "model": MODELS,
+    "tracker": TRACKERS,
 }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from xlmprune.recipe.registry import FORMS, IMPORTANCES, USUAL_FORMS
+from xlmprune.recipe.registry import FORMS, IMPORTANCES, TRACKERS, USUAL_FORMS
 from xlmprune.recipe.yaml_text import dump_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -176,6 +176,16 @@ class TaskRecipe(Named):
         return self
 
 
+if TYPE_CHECKING:
+    FormName = str
+    ImportanceName = str
+    TrackerName = str
+else:
+    FormName = Literal[tuple(FORMS)]
+    ImportanceName = Literal[tuple(IMPORTANCES)]
+    TrackerName = Literal[tuple(TRACKERS)]
+
+
 class TrainingRecipe(BaseModel):
     """How the network is trained within a stage."""
 
@@ -221,6 +231,9 @@ class TrainingRecipe(BaseModel):
     `pruning.structure.smallest`, the mean score of the largest and the smallest size decides."""
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNNING] = 10
     """Save a long stage this often; every stage is also saved at its end."""
+    report_to: Annotated[list[TrackerName], RUNNING] = []
+    """Send losses and scores to these trackers too, each through its own package: `tensorboard`, `mlflow`, `wandb`. The run
+    folder's `events.jsonl` has every value anyway."""
 
 
 class ReconstructRecipe(BaseModel):
@@ -235,14 +248,6 @@ class ReconstructRecipe(BaseModel):
 
 
 Share = Annotated[float, Field(gt=0, le=1)]
-
-if TYPE_CHECKING:
-    FormName = str
-    ImportanceName = str
-else:
-    FormName = Literal[tuple(FORMS)]
-    ImportanceName = Literal[tuple(IMPORTANCES)]
-
 
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
@@ -465,6 +470,9 @@ class EvaluationRecipe(BaseModel):
     """Test examples of each language in the curve over stages. Dense, pruned and ONNX models are measured on all."""
     stage_interval: Annotated[int, Field(ge=1)] = 1
     """Measure languages after every so many pruning stages, and always after the dense stage and the last one."""
+    sample_errors: Annotated[int, Field(ge=0, le=100), EXPORT] = 3
+    """Errors of each language that the report shows with their texts, among those that pruning introduced. 0 leaves texts
+    out of the report; `golden.safetensors` still has two texts of each language."""
 
 
 class FloorRecipe(BaseModel):

@@ -334,9 +334,6 @@ def _method_style(number: int) -> str:
 
 
 def _methods_style() -> str:
-    def colours(of: Sequence[str]) -> str:
-        return "".join(f".bands .c{number}{{--c:{colour}}}" for number, colour in enumerate(of))
-
     return (
         ".bands{width:100%;height:auto;--grid:#d8dde4;--ink:#5c6773}"
         ".bands text{font:12px system-ui,sans-serif;fill:var(--ink)}"
@@ -347,8 +344,130 @@ def _methods_style() -> str:
         ".bands .curve polygon{fill:var(--c);opacity:.13;stroke:none}"
         ".bands .curve circle,.bands .label text{fill:var(--c)}"
         ".bands .curve:hover polyline:not(.reach){stroke-width:4}"
-        + colours(LIGHT)
-        + "@media(prefers-color-scheme:dark){.bands{--grid:#343c47;--ink:#98a4b2}"
-        + colours(DARK)
-        + "}"
+        + "@media(prefers-color-scheme:dark){.bands{--grid:#343c47;--ink:#98a4b2}}"
+        + colour_style(".bands")
     )
+
+
+def colour_style(scope: str) -> str:
+    """Give the classes ``c0``, ``c1`` and so on below ``scope`` their colour as ``--c``, in light and in dark."""
+
+    def rules(colours: Sequence[str]) -> str:
+        return "".join(f"{scope} .c{number}{{--c:{colour}}}" for number, colour in enumerate(colours))
+
+    return rules(LIGHT) + "@media(prefers-color-scheme:dark){" + rules(DARK) + "}"
+
+
+# --- weight norms: a panel for each kind of matrix --------------------------------------------------------------------
+
+
+def draw_norms(title: str, rows: Sequence[tuple[int, float | None, float | None]]) -> str:
+    """One kind of matrix in every layer: the norm before pruning (dashed) and after.
+
+    Args:
+        rows: (layer, norm before, norm after), layers in their order; None where a layer has no such matrix.
+    """
+    width, height, left, right, top, bottom = 320, 210, 40, 12, 12, 40
+    values = [value for _, *pair in rows for value in pair if value is not None]
+    ticks = round_ticks(min(values), max(values))
+    low, high = ticks[0], ticks[-1]
+    first, last = rows[0][0], rows[-1][0]
+
+    def x(layer: int) -> float:
+        return left + (layer - first) / (last - first or 1) * (width - left - right)
+
+    def y(value: float) -> float:
+        return top + (high - value) / (high - low) * (height - top - bottom)
+
+    parts = [
+        f'<svg class="panel" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(title)}: weight norm of every layer before and after pruning">'
+    ]
+    parts += [
+        f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        for tick in ticks
+    ]
+    step = ceil(len(rows) / 8)
+    parts += [
+        f'<text x="{x(layer):.1f}" y="{height - bottom + 16}" text-anchor="middle">{layer}</text>'
+        for layer, _, _ in rows[::step]
+    ]
+    parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">layer</text>')
+    befores = [(layer, before) for layer, before, _ in rows]
+    afters = [(layer, after) for layer, _, after in rows]
+    for style, curve in (("before", befores), ("after", afters)):
+        points = [(x(layer), y(value)) for layer, value in curve if value is not None]
+        path = " ".join(f"{across:.1f},{down:.1f}" for across, down in points)
+        parts.append(f'<g class="{style}"><polyline points="{path}"/>')
+        parts += [f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2.5"/>' for across, down in points]
+        parts.append("</g>")
+    return "".join([*parts, "</svg>"])
+
+
+# --- classes in a plane -----------------------------------------------------------------------------------------------
+
+Extent = tuple[float, float, float, float]
+"""Lowest and highest value on the first axis, then on the second."""
+
+
+def extent_of(points: Sequence[Sequence[float]]) -> Extent:
+    """Return the extent of points, with a margin."""
+    across, down = ([point[axis] for point in points] for axis in (0, 1))
+    margins = [0.04 * (max(values) - min(values)) or 1.0 for values in (across, down)]
+    return (
+        min(across) - margins[0],
+        max(across) + margins[0],
+        min(down) - margins[1],
+        max(down) + margins[1],
+    )
+
+
+def draw_classes(
+    points: Sequence[Sequence[float]],
+    classes: Sequence[str],
+    styles: Mapping[str, str],
+    extent: Extent,
+    axes: tuple[str, str],
+    title: str,
+) -> str:
+    """Points in a plane, each in the style of its class.
+
+    Args:
+        classes: of each point, for its title and style.
+        styles: from `class_styles`.
+        axes: titles of the two axes.
+        title: for screen readers.
+    """
+    width, height, left, bottom = 460, 340, 22, 22
+
+    def x(value: float) -> float:
+        return left + 6 + (value - extent[0]) / (extent[1] - extent[0]) * (width - left - 12)
+
+    def y(value: float) -> float:
+        return 6 + (extent[3] - value) / (extent[3] - extent[2]) * (height - bottom - 12)
+
+    parts = [
+        f'<svg class="panel points" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
+        f'<rect class="frame" x="{left}" y="0.5" width="{width - left - 1}" height="{height - bottom - 1}" rx="4"/>'
+        f'<text x="{(left + width) / 2}" y="{height - 5}" text-anchor="middle">{escape(axes[0])}</text>'
+        f'<text transform="translate(13 {(height - bottom) / 2}) rotate(-90)" text-anchor="middle">{escape(axes[1])}</text>'
+    ]
+    parts += [
+        f'<circle class="{styles[name]}" cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="4">'
+        f"<title>{escape(name)}</title></circle>"
+        for point, name in zip(points, classes, strict=True)
+    ]
+    return "".join([*parts, "</svg>"])
+
+
+REST = "rest"
+"""The style of classes that have none of their own."""
+
+
+def class_styles(classes: Sequence[str]) -> dict[str, str]:
+    """Give the first sixteen classes a style each, eight colours filled and eight as rings, and the others grey."""
+    return {
+        name: _method_style(number) if number < 2 * len(LIGHT) else REST
+        for number, name in enumerate(classes)
+    }

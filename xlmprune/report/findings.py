@@ -498,3 +498,19 @@ def layer_grid(report: Report, fact: str) -> dict[str, Any] | None:
         "low": min(flat),
         "high": max(flat),
     }
+
+
+def norm_grid(report: Report) -> dict[str, Any] | None:
+    """Weight norms as a table of layers by kinds of matrix; None in reports of older versions, which have no norm before.
+
+    Returns:
+        ``columns`` (titles) and ``rows`` of (layer, [(norm before, norm after)]); None for a matrix that is not there.
+    """
+    before, after = layer_grid(report, "pretrained_norm"), layer_grid(report, "weight_norm")
+    if before is None or after is None or before["columns"] != after["columns"]:
+        return None
+    pairs = zip(before["rows"], after["rows"], strict=True)
+    return {
+        "columns": after["columns"],
+        "rows": [(layer, list(zip(old, new, strict=True))) for (layer, old), (_, new) in pairs],
+    }

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from xlmprune.core.files import write_atomically
 from xlmprune.core.formatting import plain
 from xlmprune.core.tables import rich_table
-from xlmprune.report import charts, findings, model_card
+from xlmprune.report import charts, drawings, findings, labels, model_card
 from xlmprune.report.findings import Report
 from xlmprune.report.templating import sections, squeeze, template_environment
 
@@ -54,7 +54,7 @@ def render_html(report: Report) -> str:
     lines = charts.score_lines(
         names["stages"], findings.train_language(report), findings.worst_language(report)
     )
-    names["drawings"] = {
+    names["curves"] = {
         kind: Markup(charts.draw_scores(lines, width, height, findings.metric_name(report)))
         for kind, width, height in CHARTS
         if lines
@@ -67,6 +67,8 @@ def render_html(report: Report) -> str:
         for key, scale in (("median_ms", charts.MILLISECONDS), ("bytes", charts.BYTES))
         if (found := charts.size_lines(findings.size_rows(report), key))
     ]
+    names |= {"answered": labels.languages_answered(report), "errors": labels.errors_by_language(report)}
+    names |= {"norms": drawings.norms(report), "classes": drawings.classes(report)}
     return template_environment(autoescape=True).get_template("report.html.j2").render(**names)
 
 

@@ -21,7 +21,7 @@ from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
 from xlmprune.pruning.structures import is_cut, layout_of
 from xlmprune.recipe.schema import TASK_TEXT
-from xlmprune.report import findings
+from xlmprune.report import findings, observations
 from xlmprune.training import moments
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def assemble(
     outcome, pruned, metric = scored.outcome, scored.scores, data.task.metrics[0]
     measured = {entry.form.key: entry for entry in forms}
     languages = _languages(outcome, data, pruned, measured)
+    summed = summary(languages, data.train_language)
+    drawn = [data.train_language, *([summed["worst"]["language"]] if "worst" in summed else [])]
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
@@ -67,7 +69,7 @@ def assemble(
         "model": _model(outcome, data.max_length),
         "warnings": warnings(outcome, data),
         "languages": languages,
-        "summary": summary(languages, data.train_language),
+        "summary": summed,
         "stages": list(outcome.stages),
         "layers": list(outcome.layers),
         "files": _files(folder),
@@ -82,6 +84,7 @@ def assemble(
         "text": {
             language: length_statistics(test.encoded, test.examples) for language, test in data.tests.items()
         },
+        **observations.assemble(outcome, data, recipe.evaluation.sample_errors, drawn),
     }
     for entry in forms:
         if entry.written.choice:

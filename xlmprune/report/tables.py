@@ -8,6 +8,7 @@ from typing import Any
 from xlmprune.core.formatting import DASH, amount, number, p_value, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.core.tables import Table, tabulate
+from xlmprune.evaluation.separability import SAMPLE
 from xlmprune.export.form import reference
 from xlmprune.report.findings import (
     Report,
@@ -19,6 +20,7 @@ from xlmprune.report.findings import (
     layer_grid,
     mean_rows,
     metric_name,
+    norm_grid,
     part_rows,
     rows,
     scored,
@@ -27,6 +29,7 @@ from xlmprune.report.findings import (
     title_of,
     train_language,
 )
+from xlmprune.report.labels import error_table
 
 
 def language_table(report: Report) -> Table | None:
@@ -279,6 +282,40 @@ def alignment_table(report: Report) -> Table | None:
     )
 
 
+def norm_table(report: Report) -> Table | None:
+    """Weight norms of every matrix before and after pruning, layers down and kinds across."""
+    grid = norm_grid(report)
+    if grid is None:
+        return None
+    return Table(
+        title="Weight norms",
+        headings=["layer", *grid["columns"]],
+        rows=[
+            [str(layer), *(f"{number(before)} → {number(after)}" for before, after in cells)]
+            for layer, cells in grid["rows"]
+        ],
+        note="Frobenius norm of each matrix: pretrained → after fine-tuning and pruning. Of a matrix that lost heads or "
+        "neurons, both figures count what remains.",
+    )
+
+
+def class_table(report: Report) -> Table | None:
+    """How well the first token's vector separates the classes in every language."""
+    shares = report.get("classes", {}).get("shares", {})
+    return _table(
+        "Class separability",
+        {
+            "language": lambda row: row.name,
+            "dense": lambda row: percent(shares[row.code]["dense"]),
+            "pruned": lambda row: percent(shares[row.code]["pruned"]),
+            "Δ": lambda row: points(100 * (shares[row.code]["pruned"] - shares[row.code]["dense"])),
+        },
+        [row for row in rows(report) if row.code in shares],
+        "The share of the variance of the first token's vector, which the classifier reads, that lies between the classes: "
+        f"100% if all texts of a class have the same vector. Measured on up to {SAMPLE} test texts of each language.",
+    )
+
+
 def environment_table(report: Report) -> Table | None:
     """Versions and hardware."""
     environment = report.get("environment", {})
@@ -313,7 +350,10 @@ def all_tables(report: Report) -> dict[str, Table]:
         "quantization": quantization_table,
         "text": text_table,
         "vocabulary": vocabulary_table,
+        "errors": error_table,
+        "norms": norm_table,
         "alignment": alignment_table,
+        "classes": class_table,
         "environment": environment_table,
     }
     made = {name: make(report) for name, make in makers.items()}

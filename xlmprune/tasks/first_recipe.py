@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ SPLITS = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".ndjson", ".txt", ".conll", ".conllu", ".iob", ".iob2")
 WORD = re.compile(r"[A-Za-z]+")
 CODE = re.compile(r"(?<![A-Za-z])[a-z]{2,3}(?:[-_](?:[A-Z]{2}|[A-Z][a-z]{3}))?(?![A-Za-z])")
+LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|x|[kMG]?B)", re.IGNORECASE)
+"""One limit of a budget: a number and its unit."""
 MOST_FILES = 100_000
 
 UPDATES_PER_STAGE = 500
@@ -227,8 +229,12 @@ def init(
     model: str = "FacebookAI/xlm-roberta-base",
     density: float = 0.31,
     unlabelled: str = "",
+    budget: str = "",
 ) -> Survey:
     """Look at data files and write a recipe for them to ``out``; see `survey` and `recipe_text` for the arguments.
+
+    Args:
+        budget: see `read_budget`; empty for none.
 
     Raises:
         DataError: the files cannot be read.
@@ -244,12 +250,13 @@ def init(
         )
     if kind is not None and kind not in KINDS:
         raise RecipeError(f"--task {kind}: {registry.nearest(kind, KINDS)}")
+    limits = read_budget(budget)
     found = survey(path, kind, train_language, languages)
     pattern = os.path.relpath(expand(found.layout.pattern), out.absolute().parent)
     near = (
         os.path.relpath(expand(unlabelled), out.absolute().parent).replace(os.sep, "/") if unlabelled else ""
     )
-    text = recipe_text(found, pattern.replace(os.sep, "/"), model, density, near)
+    text = recipe_text(found, pattern.replace(os.sep, "/"), model, density, near, limits)
     values, _ = parse_yaml(text, str(out))
     validate_recipe({"name": "mine", **values}, str(out))
     with explain_disk(out.absolute().parent):
@@ -258,7 +265,13 @@ def init(
 
 
 def recipe_text(
-    found: Survey, pattern: str, model: str, density: float, unlabelled: str = "", stages: int = 3
+    found: Survey,
+    pattern: str,
+    model: str,
+    density: float,
+    unlabelled: str = "",
+    budget: Mapping[str, str] = {},
+    stages: int = 3,
 ) -> str:
     """Write a commented recipe.
 
@@ -267,6 +280,7 @@ def recipe_text(
         model: where to start; `quickstart` needs no hub and trains on a CPU.
         density: share of the encoder's weights that remains at the end.
         unlabelled: pattern of text files without labels, relative to the recipe; empty where there are none.
+        budget: limits of the INT8 file, from `read_budget`.
         stages: pruning stages.
     """
     small = model == "quickstart"
@@ -315,9 +329,7 @@ def recipe_text(
         "  # PINS ranks weights by their gradients; least squares then refits those that remain.",
         "  criterion: pins",
         "  reconstruct: {ridge: 0.01}",
-        "  # For a faster model, remove layers, heads and neurons instead:",
-        "  # pattern: structured",
-        "  # structure: {layers: 6, heads: 0.5, neurons: 0.5}",
+        *_structure_lines(budget),
         "regularizer: none",
         "# The dense model teaches the pruned one its answers and hidden states.",
         "distillation:",
@@ -330,6 +342,42 @@ def recipe_text(
         "  # floor: {zero_shot_drop: 1.0, worst_language_drop: 5.0}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _structure_lines(budget: Mapping[str, str]) -> list[str]:
+    if not budget:
+        return [
+            "  # For a faster model, remove layers, heads and neurons instead (or let `budget: {speedup: 4}` choose):",
+            "  # pattern: structured",
+            "  # structure: {layers: 6, heads: 0.5, neurons: 0.5}",
+        ]
+    limits = ", ".join(f"{key}: {value}" for key, value in budget.items())
+    return [
+        "  # Layers, heads and neurons are removed first, as many as the INT8 file needs to meet the budget: one text of 64",
+        "  # tokens on one thread of this machine. `--dry-run` shows the sizes. For another server see docs/choosing.md.",
+        f"  structure: {{budget: {{{limits}}}}}",
+    ]
+
+
+def read_budget(text: str) -> dict[str, str]:
+    """Read limits such as ``5 ms``, ``10 MB`` and ``4x``, separated by commas, as keys of `pruning.structure.budget`.
+
+    Raises:
+        RecipeError: one is none of these, or is given twice.
+    """
+    limits: dict[str, str] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        found = LIMIT.fullmatch(part)
+        if found is None or float(found[1]) <= 0:
+            raise RecipeError(
+                f"--budget {part}: expected milliseconds (5 ms), a size (10 MB) or a speed over dense fp32 (4x)"
+            )
+        unit = found[2].lower()
+        key = {"ms": "latency_ms", "x": "speedup"}.get(unit, "bytes")
+        if key in limits:
+            raise RecipeError(f"--budget {text}: {key} is given twice")
+        limits[key] = f"{found[1]} {found[2]}" if key == "bytes" else found[1]
+    return limits
 
 
 def _scalar(text: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from xlmprune.core.checkpoints import DamagedError, Numbers
 from xlmprune.core.errors import DataError, RecipeError
 from xlmprune.core.run_folder import RunFolder
+from xlmprune.evaluation.observing import Observed
 from xlmprune.recipe.effects import MAY_CHANGE, differences
 from xlmprune.recipe.loading import load_recipe
 from xlmprune.recipe.schema import Recipe, TrainingRecipe
@@ -100,6 +101,7 @@ def save(
     dense = {
         language: torch.from_numpy(np.ascontiguousarray(part)) for language, part in scores.dense.items()
     }
+    observed = {name: torch.from_numpy(array) for name, array in scores.dense_observed.tensors().items()}
     numbers: Numbers = {
         "progress": state.progress(),
         "stages": scores.rows,
@@ -108,7 +110,8 @@ def save(
         "conditions": conditions,
         "changes": changes,
     }
-    folder.save({**tensors, **({"dense": dense} if dense else {})}, numbers)
+    measured = {name: part for name, part in (("dense", dense), ("observed", observed)) if part}
+    folder.save({**tensors, **measured}, numbers)
 
 
 def restore(
@@ -138,6 +141,8 @@ def restore(
         dense = tensors.get("dense", {})
         measured = scores.data.tests if scores.rows and "languages" in scores.rows[0] else dense
         scores.dense = {language: dense[language].numpy() for language in measured}
+        observed = tensors.get("observed", {})
+        scores.dense_observed = Observed.of_tensors({name: part.numpy() for name, part in observed.items()})
     except KeyError as error:
         raise DamagedError(f"{folder.checkpoints}: {error} is missing; use --fresh to start over") from error
     return numbers

@@ -140,7 +140,7 @@ def _require_same_stage_0(dense: Path, recipe: Recipe) -> None:
 
 def _own_tensors(method: Method, distillation: DistillationRecipe | None, dense: Tensors) -> Tensors:
     """Return what the run itself would have saved at the end of stage 0."""
-    own: Tensors = {name: dense[name] for name in ("model", "masks", "dense")}
+    own: Tensors = {name: dense[name] for name in ("model", "masks", "dense", "observed") if name in dense}
     if method.regularizer.reference == "finetuned":
         own["finetuned"] = {name: dense["model"][name] for name in dense["masks"]}
     if method.acts_on_dense:

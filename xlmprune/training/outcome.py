@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from xlmprune.data.encoding import Encoded
+from xlmprune.evaluation.observing import Observed
 from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.pruning.masks import Masks
 from xlmprune.tasks.metrics import Logits
@@ -62,6 +63,10 @@ class Outcome:
     """Statistics of the dense model by language, [examples, k]."""
     dense_others: Mapping[str, Mapping[str, float]]
     """The task's further metrics of the dense model, by language and metric."""
+    dense_observed: Observed = field(default_factory=Observed)
+    """What the dense model answers; empty in runs that an older version began."""
+    observed: Observed = field(default_factory=Observed)
+    """What the pruned model answers."""
     changes: Sequence[Mapping[str, Any]] = ()
     """Conditions that changed when the run resumed, each with its stage and update."""
     budget: Mapping[str, Any] | None = None

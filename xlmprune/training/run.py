@@ -20,7 +20,7 @@ from xlmprune.data.examples import Kind
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Forward, Score, Scores, TestSet
-from xlmprune.models.loading import forward_of, read_start
+from xlmprune.models.loading import forward_of, read_start, vectors_of
 from xlmprune.pruning.budget import Settled, settle_once
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe
@@ -98,7 +98,7 @@ class Training:
             start=lambda: read_start(folder.start, task.kind).model.state_dict(),
             moment_text=self.moment_text,
         )
-        self.scores = StageScores(self.data, recipe.evaluation, reporter.track)
+        self.scores = StageScores(self.data, recipe.evaluation, reporter.track, vectors_of(model, device))
         self.conditions = conditions.conditions(device, recipe.training.precision)
         self.changes: list[dict[str, Any]] = []
         self._restore(recipe.sha256(), allow_change)
@@ -144,11 +144,13 @@ class Training:
             row = self.scores.rows[-1]
             if outcome.size not in (None, 1):
                 row = size_row(row, outcome)
-            scores, logits = self.scores.measure_all(forward_of(outcome.model, outcome.device), row)
+            forwards = forward_of(outcome.model, outcome.device), vectors_of(outcome.model, outcome.device)
+            scores, logits = self.scores.measure_all(forwards[0], row, forwards[1])
             self._report_stage(row, outcome.size)
             if number == 0:
                 self._keep_scores(scores)
-            yield Scored(replace(outcome, stages=(*self.scores.rows[:-1], row)), scores, logits)
+            observed, stages = self.scores.observed, (*self.scores.rows[:-1], row)
+            yield Scored(replace(outcome, stages=stages, observed=observed), scores, logits)
 
     def _keep_scores(self, scores: Scores) -> None:
         """Keep the score of every example, for comparisons of runs."""
@@ -186,6 +188,7 @@ class Training:
             stages=tuple(self.scores.rows),
             dense=self.scores.dense,
             dense_others=self.scores.dense_others,
+            dense_observed=self.scores.dense_observed,
             changes=tuple(self.changes),
             budget=None if self.settled is None else self.settled.facts(),
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
+from xlmprune.evaluation.observing import Observed, observe
 from xlmprune.evaluation.scores import Forward, Scores
 from xlmprune.pruning.masks import remaining
 from xlmprune.recipe.schema import EvaluationRecipe
@@ -29,14 +30,23 @@ class StageScores:
         data: the test sets and the task.
         settings: the recipe's `evaluation`.
         watch: passes items on and shows progress, as `Reporter.track` does.
+        vectors_of: gives the first token's vector, for `separability`; None to leave it out.
     """
 
-    def __init__(self, data: Datasets, settings: EvaluationRecipe, watch: Watch | None = None) -> None:
-        self.data, self.settings, self._watch = data, settings, watch
+    def __init__(
+        self,
+        data: Datasets,
+        settings: EvaluationRecipe,
+        watch: Watch | None = None,
+        vectors_of: Forward | None = None,
+    ) -> None:
+        self.data, self.settings, self._watch, self._vectors_of = data, settings, watch, vectors_of
         self.rows: list[Row] = []
         self.dense: dict[str, np.ndarray] = {}
         """Statistics of the dense model by language, [examples, k]."""
         self.dense_others: dict[str, dict[str, float]] = {}
+        self.dense_observed = self.observed = Observed()
+        """What the dense model and the last one do with each example."""
 
     def add_row(self, end: StageEnd, layers: Sequence[Mapping[str, Any]]) -> Row:
         """Add a stage without scores."""
@@ -60,18 +70,21 @@ class StageScores:
     def measure(self, forward: Forward, stage: int) -> None:
         """Score every language after a stage: the dense model on every example, others on the recipe's share."""
         cap = None if stage == 0 else self._cap()
-        found = {language: score for language, (score, _) in self._scores(forward, cap).items()}
-        self._record(found, self.rows[-1])
+        self._record(self._scores(forward, cap), self.rows[-1])
 
-    def measure_all(self, forward: Forward, row: Row) -> tuple[Scores, dict[str, Logits]]:
+    def measure_all(
+        self, forward: Forward, row: Row, vectors_of: Forward | None = None
+    ) -> tuple[Scores, dict[str, Logits]]:
         """Score a model of the last stage on every example of every language; return the scores and the logits.
 
         Args:
             row: where the scores go, the stage's own or a copy.
+            vectors_of: of this model.
         """
         found = self._scores(forward, None)
+        self._record(found, row)
+        self.observed = self._observe(found, vectors_of)
         scores = {language: score for language, (score, _) in found.items()}
-        self._record(scores, row)
         return scores, {language: logits for language, (_, logits) in found.items()}
 
     def _scores(self, forward: Forward, cap: int | None) -> dict[str, tuple[evaluation.Score, Logits]]:
@@ -81,8 +94,19 @@ class StageScores:
             measured = self._watch(measured, "measuring languages", len(sets))
         return {language: (score, logits) for language, score, logits in measured}
 
-    def _record(self, scores: Scores, row: Row) -> None:
+    def _observe(
+        self, found: Mapping[str, tuple[evaluation.Score, Logits]], vectors_of: Forward | None
+    ) -> Observed:
+        if vectors_of is None:
+            return Observed()
+        logits = {language: logits for language, (_, logits) in found.items()}
+        labels = len(self.data.task.labels)
+        return observe(vectors_of, self.data.tests, logits, labels, self.settings.batch_size)
+
+    def _record(self, found: Mapping[str, tuple[evaluation.Score, Logits]], row: Row) -> None:
+        scores = {language: score for language, (score, _) in found.items()}
         if row["stage"] == 0:
+            self.dense_observed = self._observe(found, self._vectors_of)
             self.dense = {language: score.statistics for language, score in scores.items()}
             self.dense_others = {language: score.others for language, score in scores.items()}
         # The same examples at every stage, though the first and the last are measured on all: a curve must not jump.

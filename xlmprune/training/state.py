@@ -178,7 +178,7 @@ class TrainState:
         return found
 
     def layers(self) -> list[dict[str, Any]]:
-        """Return density, norm and alignment to the pretrained weights of every prunable matrix."""
+        """Return density, norms and alignment to the pretrained weights of every prunable matrix."""
         return layer_facts(self.weights, self.pretrained)
 
     # --- save and restore ------------------------------------------------------------------------------------
@@ -249,12 +249,13 @@ class TrainState:
 
 @torch.no_grad()
 def layer_facts(weights: Weights, pretrained: Weights) -> list[dict[str, Any]]:
-    """Return density, norm and alignment to the pretrained weights of every matrix."""
+    """Return density, norm, the pretrained norm, and alignment to the pretrained weights of every matrix."""
     return [
         {
             "name": name.removesuffix(".weight"),
             "density": float((weight != 0).float().mean()),
             "weight_norm": float(weight.norm()),
+            "pretrained_norm": float(pretrained[name].norm()),
             "alignment": float(alignment(weight, pretrained[name])),
         }
         for name, weight in weights.items()
