@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 
+import onnx
 import pytest
 from tiny import tiny_bundle
 from typer.testing import CliRunner
@@ -125,6 +126,23 @@ def test_a_pipe_is_not_waited_for(bundle, name, predicting, inspecting):
     assert predicting in refused("predict", bundle, "text")
     if inspecting:
         assert inspecting in refused("inspect", bundle)
+
+
+@pytest.mark.parametrize(
+    "wrong", [onnx.TensorProto.INT8, onnx.TensorProto.DOUBLE, 99], ids=["int8", "double", "none"]
+)
+def test_a_tensor_of_another_type_than_its_values(bundle, wrong, tmp_path):
+    path = bundle / "model.onnx"
+    proto = onnx.load(path)
+    tensor = next(
+        tensor for tensor in proto.graph.initializer if tensor.name.endswith("word_embeddings.weight")
+    )
+    tensor.data_type = wrong
+    path.write_bytes(proto.SerializeToString())
+    manifest.write(bundle, {}, "0" * 64)
+    said = "does not hold what its type and shape say"
+    assert said in refused("inspect", bundle)
+    assert said in refused("unpack", bundle, "--out", tmp_path / "out")
 
 
 def recipe_in(folder, text):

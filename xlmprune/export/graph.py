@@ -210,11 +210,23 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         for entry in (*proto.graph.initializer, *proto.graph.node):
             if not isinstance(entry.name, str):
                 raise ValueError(f"a name is not UTF-8: {entry.name!r}")
+        for tensor in proto.graph.initializer:
+            _require_values(tensor)
         return proto
     except FileNotFoundError:
         raise BundleError(f"{path} is missing") from None
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise BundleError(f"{path} is not an ONNX file, or is damaged ({error})") from error
+
+
+def _require_values(tensor: onnx.TensorProto) -> None:
+    """Raise ValueError if a tensor does not hold as many values as its type and shape say."""
+    try:
+        onnx.numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"tensor {tensor.name!r} does not hold what its type and shape say: {error}"
+        ) from error
 
 
 def _locations(proto: onnx.ModelProto) -> set[str]:
