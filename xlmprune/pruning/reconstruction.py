@@ -475,9 +475,12 @@ class Normal:
         wide = torch.cat([inputs.float(), inputs.new_ones(len(inputs), 1)], dim=1)
         product = torch.zeros(wide.shape[1], wide.shape[1], device=wide.device)
         _add_product(product, wide)
-        places = torch.tensor([*range(inputs.shape[1]), self.linear.in_features], device=wide.device)
-        self._gram[places.unsqueeze(1), places] += product
-        self._cross[places] += wide.T @ targets.float()
+        cross, width = wide.T @ targets.float(), inputs.shape[1]
+        # The bias stands last in both; the columns between are those of inputs that these rows lack.
+        for columns in (slice(0, width), slice(-1, None)):
+            self._gram[:width, columns] += product[:width, columns]
+            self._cross[columns] += cross[columns]
+        self._gram[-1, -1] += product[-1, -1]
         squares = float(targets.double().square().sum())
         self._targets += squares
         self._size += squares if size is None else size

@@ -230,8 +230,16 @@ class FinePruning:
             dev = self.dev_score()
             if teacher and self.teaching is not None:
                 self.teaching.consider(self.model, dev, self.pruner.density(total))
-        if best and (state.at.best_dev is None or dev > state.at.best_dev):
+        if best and self._is_best(dev):
             state.remember(dev)
+
+    def _is_best(self, dev: float) -> bool:
+        """Return whether these weights are the best of the stage; where sizes are trained, equal ones are.
+
+        A dev score at its ceiling says nothing of the smallest size in other languages, which learns longest.
+        """
+        best, sizes = self.state.at.best_dev, len(self.measured()) > 1
+        return best is None or dev > best or (sizes and dev == best)
 
     def _may_be_best(self, total: int) -> bool:
         """Return whether to choose among these weights: at the end of an epoch and of the stage, at its final density."""

@@ -86,7 +86,6 @@ class Training:
             teaching = Teaching(distillation, text, recipe.training.batch_size, recipe.seed)
         self.sizes = recipe.sizes
         self.last = len(method.densities) - 1
-        self.moment_text = () if measured_on is None else measured_on.batches(tokenizer, length, str(device))
         self.pruner = FinePruning(
             model,
             self.data.train,
@@ -96,7 +95,7 @@ class Training:
             None if self.data.dev is None else self._dev_score,
             teaching,
             start=lambda: read_start(folder.start, task.kind).model.state_dict(),
-            moment_text=self.moment_text,
+            moment_text=() if measured_on is None else measured_on.batches(tokenizer, length, str(device)),
         )
         self.scores = StageScores(self.data, recipe.evaluation, reporter.track, vectors_of(model, device))
         self.conditions = conditions.conditions(device, recipe.training.precision)
@@ -166,13 +165,12 @@ class Training:
             score_file.write(self.folder.path / score_file.NAME, kept)
 
     def _outcomes(self) -> Iterator[Outcome]:
-        trained, pruner = self._outcome(), self.pruner
-        if not self.sizes:
+        trained, nest = self._outcome(), self.pruner.nest
+        if nest is None:
             yield trained
+            return
         for size in self.sizes:
-            assert pruner.nest is not None
-            pretrained, refit = pruner.state.pretrained, pruner.method.reconstruct
-            yield at_size(trained, size, pruner.nest.multiple, pretrained, refit, self.moment_text)
+            yield at_size(trained, size, nest.multiple, self.pruner.state.pretrained)
 
     def _outcome(self) -> Outcome:
         state = self.pruner.state
