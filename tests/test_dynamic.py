@@ -23,7 +23,7 @@ from xlmprune.pruning.nesting import Nest, Prefix, prefix, ranked, view_of
 from xlmprune.pruning.reconstruction import Normal, reconstruct
 from xlmprune.pruning.structures import LayerCut, layout_of, slice_model
 from xlmprune.recipe.schema import DistillationRecipe
-from xlmprune.training.loop import FinePruning, StageEnd
+from xlmprune.training.loop import FinePruning
 from xlmprune.training.teaching import Teaching
 
 STRUCTURE = {"layers": 1, "heads": 1, "neurons": 1, "multiple": 4, "smallest": 0.25}
@@ -177,21 +177,6 @@ def test_the_teacher_is_asked_once_a_batch(monkeypatch):
     together = pruner.gradients.add(0, True, [model, *sizes])
     assert len(asked) == 2  # a labelled and an unlabelled batch
     assert together == pytest.approx((sum(pairs) - alone) / 3)
-
-
-def test_of_equal_epochs_the_last_is_kept_once_sizes_are_trained():
-    scores = iter([50.0, 50.0, 40.0, 60.0, 60.0, 30.0])
-    training = {"epochs_per_stage": 3, "dense_epochs": 3}
-    pruner = make_pruner(
-        dynamic_recipe(training=training), tiny_classifier(), examples(), lambda: next(scores)
-    )
-    weights, wanted = {}, {0: 3, 1: 6}  # the first of equals in the dense stage, the last of them afterwards
-    for event in pruner.run():
-        now = pruner.model.classifier.dense.weight.detach().clone()
-        if isinstance(event, StageEnd):
-            assert torch.equal(now, weights[event.stage, wanted[event.stage]])
-        else:
-            weights[event.stage, event.number] = now
 
 
 @pytest.mark.parametrize("stop", [5, 11])

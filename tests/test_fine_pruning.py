@@ -330,12 +330,12 @@ def test_best_dev_epoch_is_kept(criterion):
 
     def dev():
         seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
-        return [50.0, 90.0, 70.0, 10.0, 20.0, 20.0][len(seen) - 1]
+        return [50.0, 90.0, 70.0, 20.0, 20.0, 10.0][len(seen) - 1]
 
     pruner = make_pruner(recipe, model, examples(), dev)
     for event in pruner.run():
         if isinstance(event, StageEnd):
-            best = {0: 1, 1: 4}[event.stage]  # the first of equals
+            best = {0: 1, 1: 4}[event.stage]  # the last of equals
             assert event.dev == [90.0, 20.0][event.stage]
             for name, parameter in model.named_parameters():
                 assert torch.equal(parameter, seen[best][name])

@@ -234,12 +234,12 @@ class FinePruning:
             state.remember(dev)
 
     def _is_best(self, dev: float) -> bool:
-        """Return whether these weights are the best of the stage; where sizes are trained, equal ones are.
+        """Return whether these weights are the best of the stage so far; of equal scores, those trained longest.
 
-        A dev score at its ceiling says nothing of the smallest size in other languages, which learns longest.
+        A dev score at its ceiling says nothing more, and the learning rate falls until the stage ends.
         """
-        best, sizes = self.state.at.best_dev, len(self.measured()) > 1
-        return best is None or dev > best or (sizes and dev == best)
+        best = self.state.at.best_dev
+        return best is None or dev >= best
 
     def _may_be_best(self, total: int) -> bool:
         """Return whether to choose among these weights: at the end of an epoch and of the stage, at its final density."""
