@@ -445,8 +445,8 @@ const out = [...document.querySelectorAll("section *, .tile *")].filter((element
   const box = element.getBoundingClientRect();
   return !element.closest(".scroll, pre, svg") && box.width && (box.right > card.right + 1 || box.left < card.left - 1);
 });
-const wide = document.documentElement.scrollWidth - document.documentElement.getBoundingClientRect().width;
-document.title = `out of their cards: ${out.length}, too wide: ${Math.max(0, wide)}`;
+const wide = document.body.scrollWidth - document.body.clientWidth;
+document.title = `out of their cards: ${out.length}, too wide: ${wide}`;
 </script>"""
 
 

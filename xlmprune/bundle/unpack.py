@@ -67,10 +67,10 @@ def unpack_bundle(bundle: Path, out: Path, verify: bool = True, layout: Layout =
             proto = packing.unpack(onnx_export.load_onnx(file))
             written += onnx_export.save_onnx(proto, out / _graph_name(file.name, layout))
         # Of another bundle unpacked here before; left there, they would be taken for this one's.
-        graphs = [
-            out / _graph_name(form.file, known) for form in all_forms().values() for known in get_args(Layout)
+        known = [
+            out / _graph_name(form.file, name) for form in all_forms().values() for name in get_args(Layout)
         ]
-        for stale in {file for graph in graphs for file in onnx_files(graph)} - {*written}:
+        for stale in {file for graph in known for file in onnx_files(graph)} - {*written}:
             stale.unlink(missing_ok=True)
         if (bundle / manifest.FILE).is_file():
             facts = manifest.read(bundle)
