@@ -94,6 +94,8 @@ def test_what_the_dense_stage_reads(base, override):
         ["pruning.criterion=pins", "pruning.schedule={name: continuous, restart: true}"],
         ["training.warmup_updates=3", "training.dense_warmup_updates=0"],
         ["export.triton=false"],
+        ["training.report_to=[tensorboard]"],
+        ["evaluation.sample_errors=0"],
     ],
     ids=lambda overrides: overrides[0],
 )

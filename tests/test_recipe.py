@@ -556,13 +556,18 @@ def test_every_key_says_what_it_changes():
     found = {}
     for path, _, _ in _leaves(load_recipe("quickstart_paper").resolved()):
         found.setdefault(effect_of(path), set()).add(".".join(path))
-    assert found["running"] == {"task.path", "training.checkpoint_minutes", "evaluation.batch_size"}
+    assert found["running"] == {
+        "task.path",
+        "training.checkpoint_minutes",
+        "training.report_to",
+        "evaluation.batch_size",
+    }
     assert found["measuring"] == {
         "task.test_split",
         "evaluation.max_stage_examples",
         "evaluation.stage_interval",
     }
-    assert found["export"] == {"name"} | {
+    assert found["export"] == {"name", "evaluation.sample_errors"} | {
         key for keys in found.values() for key in keys if key.startswith("export.")
     }
     assert {"seed", "pruning.criterion.name", "training.learning_rate", "pruning.schedule.stages"} <= found[

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from rich.console import Console
-from sample_report import sample_report
+from sample_report import LABELS, sample_report
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from xlmprune.core import formatting
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
-from xlmprune.report import charts, findings
+from xlmprune.report import charts, findings, labels
 from xlmprune.report.model_card import render as model_card
 from xlmprune.report.pages import render_html, render_markdown, results_table, write
 from xlmprune.report.tables import all_tables, language_table
@@ -363,6 +364,110 @@ def test_labels_never_overlap_and_stay_inside(places):
     assert all(-1e-6 <= place <= 500 + 1e-6 for place in moved)
     far = [0.0, 100.0, 300.0]
     assert charts.space_apart(far, 13.0, 0.0, 500.0) == far
+
+
+# --- labels, errors, norms, classes ---
+
+
+def test_labels_and_errors_of_every_language_are_on_the_page():
+    report = sample_report(3)
+    page = " ".join(" ".join(Page(render_html(report)).text).split())
+    for code, row in report["languages"].items():
+        assert f"{language_name(code)}: {row['dense']:.1f} → {row['pruned']:.1f}" in page
+    introduced = sum(entry["introduced"] for entry in report["errors"].values())
+    said = f"is wrong on {introduced} of {640 * 4:,} texts in 4 languages"
+    assert said in page
+    assert said in render_markdown(report)
+    line = "| German | Schalte das Licht in der Küche ein | HassTurnOn | HassTurnOn | HassTurnOff |"
+    assert line in render_markdown(report)
+    shown = {row.name: row for row in labels.languages_answered(report)}
+    counts = report["answers"]["de"]["pruned"]
+    assert [[count for count, _, _ in cells] for _, cells in shown["German"].grid["rows"]] == [
+        [counts[gold][answer] for answer in LABELS] for gold in LABELS
+    ]
+
+
+def test_a_matrix_too_large_to_read_is_left_out_and_the_scores_stay():
+    report = sample_report(1)
+    names = [f"label {number}" for number in range(labels.MOST_LABELS + 1)]
+    report["task"]["labels"] = names
+    for entry in report["answers"].values():
+        for model in entry:
+            entry[model] = {name: {name: 3} for name in names}
+    found = labels.languages_answered(report)
+    assert [language.grid for language in found] == [None, None]
+    assert len(found[0].table.rows) == len(names)
+    assert 'class="confusion"' not in render_html(report)
+
+
+def test_errors_of_tagging_name_the_word_and_pairs_have_both_texts():
+    report = sample_report(1)
+    shown = report["errors"]["de"]["shown"]
+    for number, error in enumerate(shown):
+        error["word"] = f"word{number}"
+    report["errors"] = {"de": {**report["errors"]["de"], "shown": shown}}
+    assert "| German | Schalte das Licht in der Küche ein | word0 | HassTurnOn |" in render_markdown(report)
+    assert "word0" in render_html(report)
+    for error in shown:
+        del error["word"]
+        error["second"] = "Es wird hell"
+    assert "Küche ein / Es wird hell" in render_markdown(report)
+    assert "Küche ein<br>Es wird hell" in render_html(report)
+
+
+def test_every_point_and_norm_is_drawn():
+    report = sample_report(2)
+    html = render_html(report)
+    points = sum(2 * len(entry["labels"]) for entry in report["classes"]["points"].values())
+    assert len(re.findall(r'<circle class="c\d" ', html)) == points
+    assert len(re.findall(r'<svg class="panel"', html)) == 6
+    assert re.search(r"\| 0 \| 1\d\.\d → \d", render_markdown(report))
+    for layer in report["layers"]:
+        del layer["pretrained_norm"]
+    assert "Weight norms" not in render_html(report), "a report of an older version"
+
+
+def test_classes_beyond_sixteen_are_grey():
+    styles = charts.class_styles([str(number) for number in range(20)])
+    assert len(set(styles.values())) == 17
+    assert styles["7"] == "c7"
+    assert styles["8"] == "c0 dashed"
+    assert styles["19"] == charts.REST
+    extent = charts.extent_of([[1.0, 1.0]])
+    assert extent[0] < 1 < extent[1]
+    assert "nan" not in charts.draw_classes([[1.0, 1.0]], ["0"], styles, extent, ("a", "b"), "one point")
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+OUTSIDE = """<script>
+const out = [...document.querySelectorAll("section *, .tile *")].filter((element) => {
+  const card = element.closest("section, .tile").getBoundingClientRect();
+  const box = element.getBoundingClientRect();
+  return !element.closest(".scroll, pre, svg") && box.width && (box.right > card.right + 1 || box.left < card.left - 1);
+});
+const wide = document.body.scrollWidth - document.body.clientWidth;
+document.title = `out of their cards: ${out.length}, too wide: ${wide}`;
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1440, 390])
+def test_nothing_stands_out_of_its_card(tmp_path, width):
+    page = tmp_path / "report.html"
+    html = render_html(sample_report(3)).replace("<details", "<details open")
+    # A window of headless Chromium has at least 500 pixels.
+    html = html.replace("</head>", f"<style>html {{ width: {width}px }}</style></head>")
+    page.write_text(html.replace("</body>", OUTSIDE + "</body>"), encoding="utf-8")
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    command += [f"--window-size={width},900", "--dump-dom", page.as_uri()]
+    found = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False).stdout
+    assert "<title>out of their cards: 0, too wide: 0</title>" in found, found[:400]
 
 
 # --- the model card ---

@@ -17,7 +17,14 @@ from typing import Any
 from xlmprune.core.checkpoints import Numbers, Tensors, read_newest, saved_in
 from xlmprune.core.errors import ModelError, RecipeError
 from xlmprune.core.run_folder import RunFolder, start_damage
-from xlmprune.recipe.schema import Component, DistillationRecipe, ExportRecipe, PruningRecipe, Recipe
+from xlmprune.recipe.schema import (
+    Component,
+    DistillationRecipe,
+    EvaluationRecipe,
+    ExportRecipe,
+    PruningRecipe,
+    Recipe,
+)
 from xlmprune.recipe.validation import validate_recipe
 from xlmprune.recipe.yaml_text import parse_yaml
 from xlmprune.training.checkpoint import after_stage_0, first_difference
@@ -47,7 +54,7 @@ def dense_key(recipe: Recipe) -> str:
 def _reduced(recipe: Recipe) -> Recipe:
     """Return the recipe with everything that stage 0 does not read set to a default.
 
-    The sections task and evaluation stay whole, since stage 0 also measures the dense model on every language.
+    The sections task and evaluation stay, since stage 0 also measures the dense model on every language.
     """
     training = recipe.training
     method = build_method(recipe.pruning, recipe.regularizer)
@@ -63,6 +70,7 @@ def _reduced(recipe: Recipe) -> Recipe:
             "dense_learning_rate": None,
             "warmup_updates": warmup_updates(training, stage=0),
             "dense_warmup_updates": None,
+            "report_to": [],
             "regularize_dense": regularized,
         }
     )
@@ -76,6 +84,9 @@ def _reduced(recipe: Recipe) -> Recipe:
             "pruning": pruning,
             "distillation": None,
             "regularizer": recipe.regularizer if regularized else Component(name="none"),
+            "evaluation": recipe.evaluation.model_copy(
+                update={"sample_errors": EvaluationRecipe().sample_errors}
+            ),
             "export": ExportRecipe(),
         }
     )
