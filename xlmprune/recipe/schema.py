@@ -228,7 +228,8 @@ class TrainingRecipe(BaseModel):
     """Do not train the embedding table. This saves memory, and languages without training text keep their embeddings."""
     keep: Literal["best", "last"] = "best"
     """At the end of a stage, keep the weights of the epoch with the `best` English dev score, the last of equal ones, or
-    those of the `last` epoch. With `pruning.structure.smallest`, the mean score of the largest and the smallest size decides."""
+    those of the `last` epoch. With `pruning.structure.smallest`, the mean score of the largest and the smallest size
+    decides."""
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNNING] = 10
     """Save a long stage this often; every stage is also saved at its end."""
     report_to: Annotated[list[TrackerName], RUNNING] = []
