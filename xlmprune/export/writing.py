@@ -46,10 +46,10 @@ class MeasuredForm:
     """By language."""
     agreement: Agreement
     """With the PyTorch model, over all languages."""
-    alone: Agreement | None = None
-    """Of answers to one text at a time with those in batches, on a sample; None where the form gives the same for both."""
     drops: Drops | None = None
     """Points it loses on what `export.floor` is decided on, by language; None where that is the test sets, or nothing."""
+    alone: Agreement | None = None
+    """Of answers to one text at a time with those in batches, on a sample; None where the form gives the same for both."""
 
 
 def write_files(
@@ -221,7 +221,7 @@ def _measure(
         scores[language] = score
         agreement.add(logits[language], found)
     alone = None if form.parity is not None else _compare_batches(forward, data.tests, material.batch_size)
-    return MeasuredForm(form, written, scores, agreement, alone)
+    return MeasuredForm(form, written, scores, agreement, alone=alone)
 
 
 TEXTS_ALONE = 200

@@ -57,11 +57,11 @@ class Outcome:
     """Numbers of parameters before anything was pruned."""
     layers: Sequence[Mapping[str, Any]]
     """Density, norm and alignment of every prunable matrix."""
-    stages: Sequence[Mapping[str, Any]]
+    stages: Sequence[Mapping[str, Any]] = ()
     """One row a stage, as in report.json."""
-    dense: Mapping[str, np.ndarray]
+    dense: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Statistics of the dense model by language, [examples, k]."""
-    dense_others: Mapping[str, Mapping[str, float]]
+    dense_others: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The task's further metrics of the dense model, by language and metric."""
     dense_observed: Observed = field(default_factory=Observed)
     """What the dense model answers; empty in runs that an older version began."""

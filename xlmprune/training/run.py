@@ -148,8 +148,18 @@ class Training:
             self._report_stage(row, outcome.size)
             if number == 0:
                 self._keep_scores(scores)
-            observed, stages = self.scores.observed, (*self.scores.rows[:-1], row)
-            yield Scored(replace(outcome, stages=stages, observed=observed), scores, logits)
+            yield Scored(self._measured(outcome, row), scores, logits)
+
+    def _measured(self, outcome: Outcome, row: Row) -> Outcome:
+        """Add what was measured; in a run that does not prune, the last stage is the dense one."""
+        return replace(
+            outcome,
+            stages=(*self.scores.rows[:-1], row),
+            dense=self.scores.dense,
+            dense_others=self.scores.dense_others,
+            dense_observed=self.scores.dense_observed,
+            observed=self.scores.observed,
+        )
 
     def _keep_scores(self, scores: Scores) -> None:
         """Keep the score of every example, for comparisons of runs."""
@@ -183,10 +193,6 @@ class Training:
             masks=state.nonzero_masks(),
             whole=state.whole,
             layers=state.layers(),
-            stages=tuple(self.scores.rows),
-            dense=self.scores.dense,
-            dense_others=self.scores.dense_others,
-            dense_observed=self.scores.dense_observed,
             changes=tuple(self.changes),
             budget=None if self.settled is None else self.settled.facts(),
         )
