@@ -160,3 +160,13 @@ def test_what_was_observed_comes_back_from_a_checkpoint():
     assert again.classes.shares == found.classes.shares
     assert again.classes.explained == found.classes.explained
     assert Observed.of_tensors({}) == Observed()
+
+
+def test_a_diverged_model_has_answers_and_no_classes():
+    tests = {"de": texts([0, 1, 2])}
+    logits = {"de": one_hot(tests["de"].examples.labels)}
+    found = observe(
+        lambda ids, mask: np.full((len(ids), 5), np.nan, np.float32), tests, logits, 3, batch_size=8
+    )
+    assert found.classes is None
+    assert len(found.answers["de"]) == 3

@@ -38,7 +38,7 @@ def sampled(tests: Mapping[str, TestSet]) -> dict[str, TestSet]:
 
 
 def separability(vectors_of: Forward, sample: Mapping[str, TestSet], batch_size: int) -> Separability | None:
-    """Measure the vectors of a sample; None where there is no sample.
+    """Measure the vectors of a sample; None where there is no sample, or a vector of a diverged model is not finite.
 
     Args:
         vectors_of: gives the first token's vector, [batch, width], for token ids and attention mask.
@@ -49,6 +49,8 @@ def separability(vectors_of: Forward, sample: Mapping[str, TestSet], batch_size:
     vectors = {
         language: np.stack(collect(vectors_of, test.encoded, batch_size)) for language, test in sample.items()
     }
+    if not all(np.isfinite(part).all() for part in vectors.values()):
+        return None
     shares = {
         language: between_classes(vectors[language], np.array(test.examples.labels))
         for language, test in sample.items()

@@ -76,17 +76,19 @@ def score_lines(
 
 
 def size_lines(sizes: Sequence[Mapping[str, Any]], cost: str) -> list[Line]:
-    """The curves of the zero-shot mean and of the language that lost most at each size, against what the sizes cost.
+    """The curves of the zero-shot mean and of the lowest score of a language at each size, against what the sizes cost.
 
     Args:
         sizes: see `findings.size_rows`.
         cost: its key in a row.
     """
-    rows = [row for row in sizes if row.get(cost) is not None and "worst" in row]
+    rows = sorted(
+        (row for row in sizes if row.get(cost) is not None and "lowest" in row), key=lambda row: -row[cost]
+    )
     if len({row[cost] for row in rows}) < 2:
         return []
     return [
-        Line("worst", "Worst language", [(row[cost], row["worst"]["score"]) for row in rows], "worst"),
+        Line("worst", "Lowest language", [(row[cost], row["lowest"]) for row in rows], "worst"),
         Line("mean", "Zero-shot mean", [(row[cost], row["zero_shot_mean"]) for row in rows], "mean"),
     ]
 

@@ -154,6 +154,10 @@ def _size(report: Mapping[str, Any], folder: str) -> dict[str, Any]:
     if "worst" in summary:
         score = report["languages"][summary["worst"]["language"]]["pruned"]
         row["worst"] = {**summary["worst"], "score": score}
+        zero_shot = {
+            code: entry for code, entry in report["languages"].items() if code != summary["train_language"]
+        }
+        row["lowest"] = min(entry["pruned"] for entry in zero_shot.values())
     return row
 
 
