@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xlmprune.core.errors import MachineError
+from xlmprune.core.files import write_atomically
 
 SECONDS = 10.0
 """How long to wait for an answer."""
@@ -50,7 +51,7 @@ def _remember(ref: Path, commit: str) -> None:
     """Note in the cache what a revision means: files are then loaded by their commit, which notes nothing."""
     with suppress(OSError):
         ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(commit, encoding="utf-8")
+        write_atomically(ref, commit)
 
 
 def signed_in() -> Any:

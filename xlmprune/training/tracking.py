@@ -1,7 +1,7 @@
 """Send what a run logs to TensorBoard, MLflow or Weights & Biases, through their own packages.
 
 Off by default; `training.report_to` names them. `events.jsonl` has every value too: a tracker listens to that log. A tracker
-that fails during a run gets no more values, and the run goes on.
+that fails during a run gets no more values, and the run continues.
 """
 
 from __future__ import annotations
