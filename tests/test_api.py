@@ -15,6 +15,7 @@ import golden
 import numpy as np
 import pytest
 import yaml
+from slow import slow_but
 from tiny import SENTENCES, tiny_bundle, tiny_texts
 
 import xlmprune
@@ -82,7 +83,7 @@ def test_a_misspelt_override_and_a_wrong_mapping_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["text", "pair", "tokens"])
+@pytest.mark.parametrize("kind", slow_but(["text"], ["text", "pair", "tokens"]))
 def test_a_predictor_answers_as_predict_does_in_the_order_of_the_texts(kind, tmp_path):
     labels = ("O", "B-X", "I-X") if kind == "tokens" else ("no", "maybe", "yes")
     bundle = tiny_bundle(tmp_path / "bundle", kind, labels)

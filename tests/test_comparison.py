@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
+from slow import slow_but
 from test_pipeline import write_data, write_model, write_recipe
 from test_report import HOSTILE, Page
 from typer.testing import CliRunner
@@ -269,12 +270,14 @@ def test_what_restarts_needs_as_many_updates_as_stage_0_and_the_others_stages(ba
         assert (not [note for note in made.notes if "Budgets differ" in note]) == even
 
 
+@pytest.mark.slow
 def test_table_1_takes_the_papers_number_for_parts_of_speech():
     metrics = {cell.task: cell.recipe.task.metric for cell in plan.read("table1").cells}
     assert metrics["POS"] == "pos_xglue"
     assert {metric for task, metric in metrics.items() if task != "POS"} == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart_methods", "table1", "table1_xnli"])
 def test_the_large_comparisons_have_every_method(name):
     made = plan.read(name)
@@ -361,7 +364,10 @@ def test_no_such_file(tmp_path):
         plan.read(comparison_file(tmp_path, vary={"seed": [1]}))
 
 
-@pytest.mark.parametrize("name", sorted(plan.shipped()))
+LARGE = ("table1", "table1_xnli")
+
+
+@pytest.mark.parametrize("name", slow_but(sorted({*plan.shipped()} - {*LARGE}), sorted(plan.shipped())))
 def test_shipped_comparisons_are_valid_and_say_how_to_run(name):
     made = plan.read(name)
     text = plan.shipped()[name].read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", slow_but(["ner", "qam"], PAPER))
+@pytest.mark.parametrize("name", slow_but(["ner"], PAPER))
 def test_from_recipe_to_report_and_predictions(name, model, tmp_path):
     languages = [
         language for language in LANGUAGES[name] if (name, language) != ("qam", "fr")

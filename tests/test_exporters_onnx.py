@@ -94,6 +94,7 @@ def test_the_file_speaks_of_the_model_and_not_of_the_machine(exported):
     assert inputs == {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "sequence"]}
 
 
+@pytest.mark.slow
 def test_two_exports_are_the_same_bytes_and_say_nothing(exported, capfd):
     model, proto = exported
     again = exporter.export_onnx(model, properties={"task": "xnli"})
@@ -175,6 +176,7 @@ def test_the_format_is_no_newer_than_the_operators_need(opset, ir_version):
     assert opset in OLDEST_RUNTIME
 
 
+@pytest.mark.slow
 def test_the_exported_file_has_that_format():
     graph = tiny_graph()
     assert (graph.opset_import[0].version, graph.ir_version) == (20, 9)

@@ -104,6 +104,7 @@ def test_every_form_opens_with_onnxruntime_tokenizers_and_numpy(runs, layout, pl
         assert len(set(found)) > 1
 
 
+@pytest.mark.slow
 def test_half_precision_goes_all_the_way(runs):
     """Recipe, parity, report, card, verify, bench and evaluate know the form from its file and its line alone."""
     for out in (runs["packed"], runs["dense"]):
@@ -145,6 +146,7 @@ def test_half_precision_goes_all_the_way(runs):
     assert json.loads(asked.stdout)["files"].keys() - {"fp32 dense"} == {"fp32", "fp16", "int8"}
 
 
+@pytest.mark.slow
 def test_the_runtime_restores_half_precision_once(runs):
     path = runs["packed"] / "bundle" / "model.fp16.onnx"
     session = open_session(path, profile=runs["packed"] / "profile")
@@ -194,6 +196,7 @@ def test_forms_are_named_only_where_they_live():
     assert found <= ALLOWED
 
 
+@pytest.mark.slow
 def test_the_way_to_quantise_is_chosen_on_dev_and_unlabelled_text(runs):
     for layout, out in runs.items():
         facts = report_of(out)["quantization"]
@@ -204,6 +207,7 @@ def test_the_way_to_quantise_is_chosen_on_dev_and_unlabelled_text(runs):
         assert "How INT8 was chosen" in (out / "bundle" / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_four_bit_embeddings_are_in_the_file_and_in_the_report(runs):
     def word_embeddings(out: Path) -> set[str]:
         proto = onnx.load(out / "plain" / "model.int8.onnx")
