@@ -1,4 +1,4 @@
-"""Data sets of the hub, downloaded from a hub on this machine; a process starts as a user starts it, with HF_ENDPOINT set."""
+"""Data sets of the hub, downloaded from a hub on this machine; each process has HF_ENDPOINT set, as for a mirror."""
 
 from __future__ import annotations
 
