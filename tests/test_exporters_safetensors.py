@@ -153,6 +153,16 @@ def shorten(name):
     return lambda tensors, facts: tensors.update({name: tensors[name][:-1].clone()})
 
 
+def retype(dtype, *names):
+    """Give parameters another type; all of them, where none is named."""
+
+    def change(tensors, facts):
+        for name in names or [name for name in tensors if not name.endswith(".mask")]:
+            tensors[name] = tensors[name].to(dtype)
+
+    return change
+
+
 def blank(tensors, facts):
     tensors[QUERY + ".mask"].zero_()
 
@@ -172,6 +182,9 @@ def blank(tensors, facts):
             lambda tensors, facts: tensors.update({"stray.mask": torch.zeros(1)}),
             "stray.mask belongs to no matrix",
         ),
+        (retype(torch.int32, "classifier.out_proj.bias"), "classifier.out_proj.bias is I32"),
+        (retype(torch.float16, "classifier.out_proj.bias"), "expected one type for all parameters"),
+        (retype(torch.bool), "the parameters are BOOL; expected one of BF16, F16, F32, F64"),
         (lambda tensors, facts: facts.update(layout=2), "layout 2"),
         (lambda tensors, facts: facts.pop("matrices"), "description"),
         (lambda tensors, facts: facts["matrices"][QUERY].pop("code"), "description"),

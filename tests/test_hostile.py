@@ -145,6 +145,29 @@ def test_a_tensor_of_another_type_than_its_values(bundle, wrong, tmp_path):
     assert said in refused("unpack", bundle, "--out", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda proto: proto.graph.node[3].output[0],
+        lambda proto: proto.graph.node[3].op_type,
+        lambda proto: proto.graph.output[0].name,
+        lambda proto: proto.opset_import[0].domain,
+        lambda proto: proto.producer_name,
+    ],
+    ids=["output of a node", "operator", "output of the graph", "domain", "producer"],
+)
+def test_a_text_of_a_graph_that_is_not_utf_8(bundle, spoil, tmp_path):
+    path = bundle / "model.onnx"
+    proto = onnx.load(path)
+    if spoil(proto) == "":
+        proto.opset_import[0].domain = "ai.onnx"
+    text = spoil(proto).encode()
+    path.write_bytes(proto.SerializeToString().replace(text, b"\xff" + text[1:]))
+    manifest.write(bundle, {}, "0" * 64)
+    assert "is not UTF-8" in refused("inspect", bundle)
+    assert "is not UTF-8" in refused("unpack", bundle, "--out", tmp_path / "out")
+
+
 def recipe_in(folder, text):
     (folder / "recipe.yaml").write_text(text)
     return folder / "recipe.yaml"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from xlmprune._version import __version__
@@ -206,10 +207,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
             if not outside.is_file():
                 raise BundleError(f"{outside} is missing, which holds the weights of {path.name}")
         onnx.load_external_data_for_model(proto, str(path.parent))
-        # protobuf gives a string that is not UTF-8 as bytes.
-        for entry in (*proto.graph.initializer, *proto.graph.node):
-            if not isinstance(entry.name, str):
-                raise ValueError(f"a name is not UTF-8: {entry.name!r}")
+        _require_utf8(proto)
         for tensor in proto.graph.initializer:
             _require_values(tensor)
         return proto
@@ -217,6 +215,19 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise BundleError(f"{path} is missing") from None
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise BundleError(f"{path} is not an ONNX file, or is damaged ({error})") from error
+
+
+def _require_utf8(message: Message) -> None:
+    """Raise ValueError if a string in a message is not UTF-8; protobuf gives such a string as bytes."""
+    for field, value in message.ListFields():
+        several = (value,) if isinstance(value, (str, bytes, Message)) else value
+        if field.type == FieldDescriptor.TYPE_STRING:
+            for text in several:
+                if not isinstance(text, str):
+                    raise ValueError(f"{field.name} is not UTF-8: {text!r}")
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            for part in several:
+                _require_utf8(part)
 
 
 def _require_values(tensor: onnx.TensorProto) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 LAYOUT = 1
 KEY = "xlmprune"
 MASK = ".mask"
+
+FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
+"""Types of safetensors that a parameter may have."""
 
 FILES = (SAFETENSORS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
 """What `unpack` reads."""
@@ -162,6 +165,8 @@ def read_header(path: Path) -> dict[str, Any]:
             begin, end = entry["data_offsets"]
             if not all(map(manifest.is_count, (begin, end, *entry["shape"]))) or begin > end:
                 raise ValueError(f"shape {entry['shape']!r} at {begin!r} to {end!r}")
+            if not isinstance(entry["dtype"], str):
+                raise ValueError(f"dtype {entry['dtype']!r}")
         ends = [entry["data_offsets"][1] for entry in entries]
     except FileNotFoundError:
         raise BundleError(f"{path} is missing") from None
@@ -312,6 +317,7 @@ def load(bundle: str | Path, verify: bool = True) -> nn.Module:
         raise BundleError(f"{folder / 'config.json'} describes no model: {error}") from error
     # Compared before memory is asked for: a small file may claim to be a large model.
     _check_keys(path, _shapes(path), shapes)
+    _check_types(path, shapes)
     tensors = read_sparse(path)
     with no_init_weights():
         model = build()
@@ -355,6 +361,21 @@ def _check_keys(path: Path, found: Mapping[str, Sequence[int]], wanted: Mapping[
             raise BundleError(
                 f"{path}: {name} is {list(shape)}, expected {list(wanted[name])} from config.json"
             )
+
+
+def _check_types(path: Path, names: Iterable[str]) -> None:
+    """Refuse parameters that are no floating-point numbers, or not all of one type."""
+    header = read_header(path)
+    by_type: dict[Any, str] = {}
+    for name in names:
+        by_type.setdefault(header[name]["dtype"], name)
+    if len(by_type) > 1:
+        found = ", ".join(f"{name} is {dtype}" for dtype, name in by_type.items())
+        raise BundleError(f"{path}: {found}; expected one type for all parameters")
+    if unknown := set(by_type) - FLOATS:
+        raise BundleError(
+            f"{path}: the parameters are {unknown.pop()}; expected one of {', '.join(sorted(FLOATS))}"
+        )
 
 
 def unpack(bundle: Path, out: Path, verify: bool = True) -> list[Path]:
