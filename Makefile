@@ -3,6 +3,7 @@
 #   PYTHON=python3.12         the interpreter for the environment
 #   TORCH_INDEX=<index url>   a further package index for torch; empty: none
 #   JOBS=1                    number of test processes
+#   LOWEST=torch==2.13.0     versions that `make test-lowest` takes instead of the lowest ones
 #   CAMPAIGN_SECONDS=600      after this time a campaign starts no further case
 
 PYTHON ?= python3
@@ -19,12 +20,13 @@ INSTALLED := .venv/installed
 INSTALLED_TEST := .venv/installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow campaigns lint audit docs constraints clean
+.PHONY: help quickstart test test-slow test-lowest campaigns lint audit docs constraints clean
 
 help:
 	@echo "make quickstart   prune a real multilingual model in minutes and report on every language"
 	@echo "make test         run the linter, the type checker and the tests, but for the slow ones"
 	@echo "make test-slow    run the slow tests: whole runs, kills, every family, every task"
+	@echo "make test-lowest  run the tests with the lowest versions that pyproject.toml allows, in .venv/lowest"
 	@echo "make campaigns    kill runs, damage checkpoints and bundles, fill disks at random, and count what held"
 	@echo "make lint         run the linter and the type checker"
 	@echo "make audit        look for known vulnerabilities of the installed packages (pip-audit, needs PyPI)"
@@ -42,6 +44,14 @@ test: lint
 
 test-slow: $(INSTALLED_TEST)
 	$(PYTEST) -m slow
+
+# In an environment of its own. An old torch with CUDA needs gigabytes; LOWEST=torch==<version> takes another.
+test-lowest: | .venv/bin/python
+	$(PYTHON) -m venv .venv/lowest
+	$(PYTHON) tests/lowest.py $(LOWEST) > .venv/lowest/constraints.txt
+	.venv/lowest/bin/python -m pip install -c .venv/lowest/constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[quickstart,test]'
+	.venv/lowest/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 campaigns: $(INSTALLED_TEST)
 	failed=0; for file in tests/campaigns/*.py; do \
