@@ -67,6 +67,7 @@ def test_the_page_runs_from_top_to_bottom(followed):
     assert "no_such_run" in lines[6]
 
 
+@pytest.mark.slow
 def test_overrides_change_the_keys_that_they_have(followed):
     _, run = followed
     resolved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))

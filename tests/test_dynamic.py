@@ -257,6 +257,7 @@ def finished(workplace, tmp_path_factory):  # noqa: F811
     return folder, result
 
 
+@pytest.mark.slow
 def test_every_size_is_a_whole_bundle(finished):
     run, _ = finished
     folders = ["bundle", "bundle-0.25"]
@@ -274,6 +275,7 @@ def test_every_size_is_a_whole_bundle(finished):
         assert (found[name] == whole[name][:neurons]).all()
 
 
+@pytest.mark.slow
 def test_the_reports_have_every_size_and_language(finished):
     run, result = finished
     report = report_of(run)
@@ -300,6 +302,7 @@ def test_the_reports_have_every_size_and_language(finished):
     assert "size 0.25  stage 1/1" in result.output
 
 
+@pytest.mark.slow
 def test_other_sizes_are_exported_without_training(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
@@ -321,6 +324,7 @@ def test_other_sizes_are_exported_without_training(finished, tmp_path):
     assert all((new[name] == tensor).all() for name, tensor in old.items())
 
 
+@pytest.mark.slow
 def test_a_stop_while_bundles_are_put_in_place_is_made_good(finished, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
@@ -344,6 +348,7 @@ def test_a_stop_while_bundles_are_put_in_place_is_made_good(finished, tmp_path, 
     assert not list((run / ".xlmprune").glob("*bundle*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, monkeypatch, finished):  # noqa: F811
     update = FinePruning._update
 

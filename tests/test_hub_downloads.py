@@ -88,6 +88,7 @@ def test_models_are_resolved_cached_and_found_offline(hub, model, tmp_path):
     assert hub.asked == []
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_a_sentence_that_helps(hub, model, tmp_path):
     hub.add("some/gated", model, gated=True)
     hub.add("some/private", model, private=True)

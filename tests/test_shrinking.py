@@ -42,6 +42,7 @@ def run(workplace, tmp_path_factory):  # noqa: F811
     return folder
 
 
+@pytest.mark.slow
 def test_the_report_counts_against_the_whole_model(run):
     report = report_of(run)
     model, found = report["model"], report["model"]["structure"]
