@@ -485,7 +485,7 @@ def test_the_card_opens_with_what_hubs_read():
 
 def test_the_card_names_the_oldest_runtime_that_opens_the_files():
     report = sample_report()
-    report["recipe"].setdefault("export", {})["opset"] = 18
+    report["opset"] = 18
     assert "opset 18; ONNX Runtime 1.15 and newer open them" in model_card(report)
     table = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
     oldest = " | ".join(OLDEST_RUNTIME[opset] for opset in (18, 19, 20, 21, 22, 23, 24))

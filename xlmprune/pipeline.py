@@ -154,7 +154,7 @@ def write_bundle(
 ) -> Exported:
     """Write and measure the files of one model into the empty folder ``path``; forms that lose too much are removed."""
     outcome = scored.outcome
-    forms = writing.write_files(recipe, outcome, data, scored.logits, path, run, reporter)
+    forms = writing.write_files(recipe, outcome, data, scored.logits, path, run, reporter, bench.medians)
     with explain_disk(run):
         refused = writing.refuse(forms, scored.scores, recipe.export.floor, data.train_language, path)
         made = Exported(path, scored, forms, refused)
@@ -213,7 +213,7 @@ def time_forms(
             timed = bench.time_files(files, reporter.say)
     else:
         with temporary_folder() as folder, reporter.busy("timing the files and the dense model"):
-            dense_file = writing.write_whole(outcome, recipe.export.opset, folder)
+            dense_file = writing.write_whole(outcome, made[0].forms[0].opset, folder)
             timed = bench.time_files({DENSE_MODEL: dense_file, **files}, reporter.say)
     dense = {DENSE_MODEL: timed[DENSE_MODEL]} if DENSE_MODEL in timed else {}
     return [

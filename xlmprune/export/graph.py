@@ -217,6 +217,11 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise BundleError(f"{path} is not an ONNX file, or is damaged ({error})") from error
 
 
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of the standard operators a graph asks for."""
+    return max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
 def _require_utf8(message: Message) -> None:
     """Raise ValueError if a string in a message is not UTF-8; protobuf gives such a string as bytes."""
     for field, value in message.ListFields():

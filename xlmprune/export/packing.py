@@ -40,7 +40,7 @@ from onnx import TensorProto, helper, numpy_helper
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import temporary_folder
 from xlmprune.export.codes import find_pattern, join_digits, pattern_bytes, pattern_ranks
-from xlmprune.export.graph import weight_bytes, with_graph
+from xlmprune.export.graph import opset_of, weight_bytes, with_graph
 from xlmprune.export.runtime import PACKED, open_session
 
 LOWEST_OPSET = 18
@@ -107,11 +107,6 @@ def pack(proto: onnx.ModelProto, below: float = BELOW, smallest: int = SMALLEST)
         initializer=[*kept, *packed.initializers.values()],
         value_info=[*proto.graph.value_info, *packed.value_info],
     )
-
-
-def opset_of(proto: onnx.ModelProto) -> int:
-    """The version of the standard operators a graph asks for."""
-    return max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 class _Graph:

@@ -24,7 +24,16 @@ from xlmprune.core.errors import BundleError, RecipeError
 from xlmprune.core.files import temporary_folder, write_atomically
 from xlmprune.data.examples import Kind
 from xlmprune.export.form import expected_files, form_named, forms_in, reference
-from xlmprune.export.graph import TRANSPOSED, export_onnx, load_onnx, parameter_of, save_onnx, with_graph
+from xlmprune.export.graph import (
+    TRANSPOSED,
+    export_onnx,
+    load_onnx,
+    opset_of,
+    parameter_of,
+    save_onnx,
+    with_graph,
+)
+from xlmprune.export.opsets import Timer, graph_of_opset
 from xlmprune.export.quantization import INT4
 from xlmprune.export.sparse import read_config
 from xlmprune.models import architecture
@@ -41,9 +50,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xlmprune.recipe.schema import BudgetRecipe, Recipe, StructureRecipe
-
-Timer = Callable[[Mapping[str, Path], int, int, int], dict[str, float]]
-"""Files by name, batch, tokens and threads to median milliseconds by name: `bundle.bench.medians`."""
 
 Say = Callable[[str], None]
 
@@ -85,7 +91,7 @@ class Exporting:
     """How files are written; all of it changes what a size costs."""
 
     form: str
-    opset: int
+    opset: int | Literal["auto"]
     embeddings: Literal["int8", "int4"]
 
 
@@ -108,9 +114,10 @@ def measure(
     Raises:
         BundleError: the model does not take so many tokens.
     """
+    opset = _opset(source, exporting, timer, say)
     with temporary_folder() as folder:
         files, paths = [], {}
-        for number, (size, rows, graph) in enumerate(_graphs(source, exporting.opset, say)):
+        for number, (size, rows, graph) in enumerate(_graphs(source, opset, say)):
             path = folder / f"{number}.onnx"
             save_onnx(form_named(exporting.form).sample(graph, exporting.embeddings), path)
             files.append(SizedFile(size, rows, path.stat().st_size))
@@ -127,12 +134,32 @@ def measure(
     return SizeTable(
         source.facts(),
         exporting.form,
-        exporting.opset,
+        opset,
         exporting.embeddings,
         {**machine.describe(), "onnxruntime": machine.version_of("onnxruntime")},
         tuple(files),
         tuple(timings),
     )
+
+
+def _opset(source: Source, exporting: Exporting, timer: Timer, say: Say) -> int:
+    """Return the version of the operators; measure it with the whole model where the recipe leaves it open."""
+    if exporting.opset != "auto":
+        return exporting.opset
+    model, tokens = (
+        random_model(source, source.size, ROWS),
+        min(64, source.config.max_position_embeddings // 2),
+    )
+    graph = graph_of_opset(
+        "auto",
+        lambda opset: export_onnx(model, opset=opset),
+        form_named(exporting.form),
+        exporting.embeddings,
+        tokens,
+        timer,
+        say,
+    )
+    return opset_of(graph)
 
 
 def _graphs(source: Source, opset: int, say: Say) -> Iterator[tuple[Size, int, onnx.ModelProto]]:
@@ -230,7 +257,7 @@ def read_table(path: Path, source: Source, exporting: Exporting) -> SizeTable:
             f"{_model_in_words(facts)}"
         )
     for what, wanted in asdict(exporting).items():
-        if getattr(table, what) != wanted:
+        if wanted not in ("auto", getattr(table, what)):
             raise RecipeError(
                 f"{key}: {path} was measured with {what} {getattr(table, what)}; this recipe has {wanted}. Measure again "
                 "with xlmprune bench RECIPE --latency-table"
@@ -373,6 +400,5 @@ def exporting_of_bundle(bundle: Path, form: str) -> Exporting:
     if not files:
         raise BundleError(f"{bundle} has no ONNX file; expected a bundle with {expected_files()}")
     graph = load_onnx(files.get(form, next(iter(files.values()))))
-    opset = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
     is_int4 = any(tensor.name.endswith(INT4) for tensor in graph.graph.initializer)
-    return Exporting(form, opset, "int4" if is_int4 else "int8")
+    return Exporting(form, opset_of(graph), "int4" if is_int4 else "int8")

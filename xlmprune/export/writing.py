@@ -24,7 +24,8 @@ from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.export import sparse
 from xlmprune.export.floor import DECIDED_ON, Drops, Yardstick, faults
 from xlmprune.export.form import Form, Material, TextSource, Written, form_named, reference
-from xlmprune.export.graph import export_onnx
+from xlmprune.export.graph import export_onnx, opset_of
+from xlmprune.export.opsets import Timer, graph_of_opset
 from xlmprune.export.runtime import INPUTS, forward_of, onnx_files
 from xlmprune.models import loading
 from xlmprune.pruning.masks import density
@@ -34,6 +35,10 @@ from xlmprune.tasks.metrics import Logits
 
 if TYPE_CHECKING:
     from xlmprune.training.outcome import Datasets, Outcome
+
+
+TOKENS = 64
+"""Length of the text with which opsets are timed; shorter where the task's texts are."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class MeasuredForm:
     """Points it loses on what `export.floor` is decided on, by language; None where that is the test sets, or nothing."""
     alone: Agreement | None = None
     """Of answers to one text at a time with those in batches, on a sample; None where the form gives the same for both."""
+    opset: int = 0
+    """Version of the ONNX operators."""
 
 
 def write_files(
@@ -60,6 +67,7 @@ def write_files(
     bundle: Path,
     run: Path,
     reporter: Reporter,
+    timer: Timer,
 ) -> list[MeasuredForm]:
     """Write the model's files into an unfinished bundle, measure each ONNX form and compare it with PyTorch.
 
@@ -68,6 +76,7 @@ def write_files(
         bundle: an empty folder.
         run: where temporary files go.
         reporter: shows what is done.
+        timer: measures files, where `export.opset` is `auto`.
 
     Raises:
         ShortfallError: a form that must reproduce PyTorch does not.
@@ -85,7 +94,9 @@ def write_files(
             recipe.evaluation.batch_size,
             run,
         )
-        return list(write_forms(outcome, material, settings, logits, recipe.sha256(), bundle, reporter))
+        return list(
+            write_forms(outcome, material, settings, logits, recipe.sha256(), bundle, reporter, timer)
+        )
 
 
 def calibration_text(recipe: Recipe) -> TextSource:
@@ -146,6 +157,7 @@ def write_forms(
     recipe_sha256: str,
     folder: Path,
     reporter: Reporter,
+    timer: Timer,
 ) -> Iterator[MeasuredForm]:
     """Write each form that the recipe asks for, score it with ONNX Runtime and compare it with PyTorch's logits.
 
@@ -160,7 +172,15 @@ def write_forms(
     yardstick = _yardstick(settings.floor, outcome, material)
     reporter.say("exporting to ONNX")
     with reporter.busy("exporting to ONNX"):
-        graph = export_onnx(outcome.model, opset=settings.opset)
+        graph = graph_of_opset(
+            settings.opset,
+            lambda opset: export_onnx(outcome.model, opset=opset),
+            min(map(form_named, settings.onnx), key=lambda form: form.serving_rank),
+            settings.embeddings,
+            min(TOKENS, material.data.max_length),
+            timer,
+            reporter.say,
+        )
     properties = _properties(outcome, material.data, recipe_sha256)
     for name in settings.onnx:
         form = form_named(name)
@@ -174,7 +194,7 @@ def write_forms(
                 settings.onnx_layout == "packed",
                 properties,
             )
-        measured = _measure(form, written, material, logits, folder, reporter)
+        measured = _measure(form, written, material, logits, folder, reporter, opset_of(graph))
         _check_parity(measured)
         if yardstick is not None:
             forward = forward_of(form.open(folder / form.file))
@@ -209,6 +229,7 @@ def _measure(
     logits: Mapping[str, Logits],
     folder: Path,
     reporter: Reporter,
+    opset: int,
 ) -> MeasuredForm:
     scores: Scores = {}
     agreement = Agreement()
@@ -221,7 +242,7 @@ def _measure(
         scores[language] = score
         agreement.add(logits[language], found)
     alone = None if form.parity is not None else _compare_batches(forward, data.tests, material.batch_size)
-    return MeasuredForm(form, written, scores, agreement, alone=alone)
+    return MeasuredForm(form, written, scores, agreement, alone=alone, opset=opset)
 
 
 TEXTS_ALONE = 200

@@ -87,6 +87,7 @@ def assemble(
         **observations.assemble(outcome, data, recipe.evaluation.sample_errors, drawn),
     }
     for entry in forms:
+        report["opset"] = entry.opset
         if entry.written.choice:
             report["quantization"] = entry.written.choice
     if outcome.size is not None:
