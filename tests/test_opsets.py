@@ -58,7 +58,12 @@ def test_the_files_are_really_timed(graphs):
 
 
 def test_the_recipe_takes_a_number_or_auto():
-    task = {"name": "classification", "source": "files", "path": "{language}.{split}.tsv", "languages": ["de"]}
+    task = {
+        "name": "classification",
+        "source": "files",
+        "path": "{language}.{split}.tsv",
+        "languages": ["de"],
+    }
     for opset in ("auto", 18, 25):
         assert recipe_of({"name": "x", "task": task, "export": {"opset": opset}}, {}).export.opset == opset
 
@@ -67,7 +72,13 @@ def test_the_recipe_takes_a_number_or_auto():
 def test_a_run_chooses_and_its_report_card_and_file_agree(tmp_path, monkeypatch):
     write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)
-    recipe = {**BASE, **RUNS["cosine"], "name": "auto", "model": {"name": "model"}, "export": {"opset": "auto"}}
+    recipe = {
+        **BASE,
+        **RUNS["cosine"],
+        "name": "auto",
+        "model": {"name": "model"},
+        "export": {"opset": "auto"},
+    }
     report = xlmprune.compress(recipe, "auto", device="cpu")
     bundle = tmp_path / "auto" / "bundle"
     assert report["opset"] == opset_of(onnx.load(bundle / "model.int8.onnx")) in CANDIDATES
