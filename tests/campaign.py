@@ -26,6 +26,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import yaml
 from golden import BASE, RUNS, digests, write_inputs
 
+Case = Callable[[random.Random, "Runs"], str | None]
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "task": {"languages": ["de", "th"]},
     "training": {"dense_epochs": 2, "checkpoint_minutes": 0.001},
@@ -35,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Small enough for many cases: a checkpoint after every update or two, and no ONNX forms."""
 
 
-def campaign(description: str, count: int, case: Callable[[random.Random, Runs], str | None]) -> None:
+def campaign(description: str, count: int, case: Case) -> None:
     """Try cases until the options say enough, print the tally as JSON, and exit.
 
     Args:
@@ -56,7 +58,7 @@ def campaign(description: str, count: int, case: Callable[[random.Random, Runs],
         runs = Runs(Path(folder))
         while tried < options.count and time.monotonic() - started < options.seconds:
             seed = options.seed + tried
-            wrong = case(random.Random(seed), runs)
+            wrong = attempt(case, random.Random(seed), runs)
             tried += 1
             if tried % 50 == 0:
                 print(f"{tried} tried, {len(failed)} failed", file=sys.stderr)
@@ -72,6 +74,16 @@ def campaign(description: str, count: int, case: Callable[[random.Random, Runs],
         json.dumps({**tally, **runs.counted, "tried": tried, "held": tried - len(failed), "failed": failed})
     )
     sys.exit(bool(failed))
+
+
+def attempt(case: Case, random: random.Random, runs: Runs) -> str | None:
+    """Try a case; one that breaks off has failed, and the next is tried."""
+    try:
+        return case(random, runs)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        return f"{type(error).__name__}: {error}"
 
 
 class Runs:

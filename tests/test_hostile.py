@@ -168,6 +168,19 @@ def test_a_text_of_a_graph_that_is_not_utf_8(bundle, spoil, tmp_path):
     assert "is not UTF-8" in refused("unpack", bundle, "--out", tmp_path / "out")
 
 
+def test_a_tokenizer_whose_template_names_an_unknown_token(bundle):
+    path = bundle / "tokenizer.json"
+    assert (text := path.read_text(encoding="utf-8")).count('"</s>"') > 1
+    facts = json.loads(text)
+    facts["post_processor"]["special_tokens"] = {}
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    manifest.write(bundle, {}, "0" * 64)
+    assert "the tokenizer is damaged" in refused("predict", bundle, "text")
+    result = CliRunner().invoke(app, ["verify", str(bundle)])
+    assert result.exit_code == 3
+    assert "the tokenizer is damaged" in " ".join(result.output.split())
+
+
 def recipe_in(folder, text):
     (folder / "recipe.yaml").write_text(text)
     return folder / "recipe.yaml"

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from xlmprune.core.errors import BundleError, DataError
 from xlmprune.data.encoding import encode
+from xlmprune.data.special import explain_panics
 from xlmprune.data.examples import Examples, Kind
 from xlmprune.evaluation.scores import collect
 from xlmprune.export import manifest
@@ -89,7 +90,8 @@ class Bundle:
             raise BundleError(f"{path} is missing")
         self._require(path.name)
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            with explain_panics():
+                tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{path} is damaged: {error}") from error
         tokenizer.no_padding()

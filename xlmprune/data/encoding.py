@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from xlmprune.data.examples import Examples
-from xlmprune.data.special import SpecialTokens, special_tokens
+from xlmprune.data.special import SpecialTokens, explain_panics, special_tokens
 
 IGNORE = -100
 """The label of a position that has none: special tokens, padding, every sub-word of a word but its first."""
@@ -80,6 +80,7 @@ def join_encoded(parts: Sequence[Encoded]) -> Encoded:
     )
 
 
+@explain_panics()
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
     """Turn examples into token ids of at most ``max_length``.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -32,6 +34,24 @@ class SpecialTokens:
     """The piece that stands for the bare start of a word, such as SentencePiece's ``▁``."""
 
 
+@contextmanager
+def explain_panics() -> Iterator[None]:
+    """Turn a panic of the package tokenizers into a sentence. A panic of Rust is a BaseException, and no Exception.
+
+    Raises:
+        ModelError: the tokenizer names a token that it does not have, or is damaged otherwise.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            f"the tokenizer is damaged: the package tokenizers failed with {str(error)!r}"
+        ) from None
+
+
+@explain_panics()
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     """Read the special tokens of ``tokenizer``.
 

@@ -20,7 +20,7 @@ from xlmprune.core import hub
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import MachineError, ModelError
 from xlmprune.data.examples import Kind
-from xlmprune.data.special import special_tokens
+from xlmprune.data.special import explain_panics, special_tokens
 from xlmprune.models import architecture
 from xlmprune.models.checkpoint import (
     SPARSE_START,
@@ -250,7 +250,8 @@ def _tokenizer(source: str, revision: str | None) -> Tokenizer:
     )
     if file is not None:
         try:
-            tokenizer = Tokenizer.from_file(file)
+            with explain_panics():
+                tokenizer = Tokenizer.from_file(file)
         except Exception as error:  # of no narrower type
             raise ModelError(f"{source}: tokenizer.json is damaged: {error}") from error
     else:
