@@ -170,8 +170,8 @@ def test_a_text_of_a_graph_that_is_not_utf_8(bundle, spoil, tmp_path):
 
 def test_a_tokenizer_whose_template_names_an_unknown_token(bundle):
     path = bundle / "tokenizer.json"
-    assert (text := path.read_text(encoding="utf-8")).count('"</s>"') > 1
-    facts = json.loads(text)
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    assert facts["post_processor"]["special_tokens"]
     facts["post_processor"]["special_tokens"] = {}
     path.write_text(json.dumps(facts), encoding="utf-8")
     manifest.write(bundle, {}, "0" * 64)

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from xlmprune.core.errors import BundleError, DataError
 from xlmprune.data.encoding import encode
-from xlmprune.data.special import explain_panics
 from xlmprune.data.examples import Examples, Kind
+from xlmprune.data.special import explain_panics
 from xlmprune.evaluation.scores import collect
 from xlmprune.export import manifest
 from xlmprune.export.form import expected_files, form_named, forms_in
