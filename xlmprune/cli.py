@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from xlmprune._version import __version__
-from xlmprune.core import own_process, streams
+from xlmprune.core import machine, own_process, streams
 from xlmprune.core.errors import DataError, RecipeError, ShortfallError, XlmpruneError
 from xlmprune.core.streams import OutputError
 from xlmprune.recipe.registry import FORMS, USUAL_FORMS
@@ -682,6 +682,7 @@ def main() -> None:
     """Run the `xlmprune` command."""
     streams.protect()
     own_process.end_with_parent()
+    machine.limit_threads()
     try:
         app()
     finally:

@@ -5,10 +5,11 @@ Importing this module is quick; PyTorch is imported only where a fact needs it.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
-from importlib import metadata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ INSTRUCTIONS = (
 
 def version_of(package: str) -> str | None:
     """Return the version of an installed package; None where there is none."""
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -41,10 +44,68 @@ def platform_name() -> str:
 
 
 def processors() -> int:
-    """Return the number of processors this process may use."""
+    """Return the number of processors this process may use, by its affinity and the quota of its container."""
+    quota = processor_quota()
+    return allowed_processors() if quota is None else min(allowed_processors(), max(1, math.ceil(quota)))
+
+
+def allowed_processors() -> int:
+    """Return the number of processors this process may run on. A quota may give it less of their time."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor_quota(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """Return how many processors' time the container has, as in `docker run --cpus 1.5`; None without a limit.
+
+    Args:
+        root: where the control groups are mounted, of version 2 or 1.
+        own: names the control groups of this process.
+    """
+    quotas = []
+    for group, fields in _control_groups(root, own):
+        try:
+            used, period = (
+                float(word) for word in " ".join((group / field).read_text() for field in fields).split()
+            )
+        except (OSError, ValueError):  # "max 100000", or a group without the controller
+            continue
+        if used > 0 < period:
+            quotas.append(used / period)
+    return min(quotas, default=None)
+
+
+def _control_groups(root: Path, own: Path) -> Iterator[tuple[Path, Sequence[str]]]:
+    """Yield the process's groups with all that are around them, and the files of their quota."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            top, fields = root, ("cpu.max",)
+        elif "cpu" in controllers.split(","):
+            top, fields = root / controllers, ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        else:
+            continue
+        group = top / path.strip("/")
+        yield from ((folder, fields) for folder in (group, *group.parents) if folder.is_relative_to(top))
+
+
+def limit_threads() -> None:
+    """Set what OpenMP reads when PyTorch is loaded, unless the user has set it.
+
+    Threads that wait give their processor away: spinning, they make a step several times slower where other work runs
+    on the machine. And there are as many as the container's quota allows, not as the host has processors.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if processors() < allowed_processors():
+        os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
 
 
 def processor_name() -> str:
@@ -101,7 +162,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "xlmprune": __version__,
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in PACKAGES},
+        **{package: version_of(package) for package in PACKAGES},
         "platform": platform_name(),
         "device": device.type,
         "threads": torch.get_num_threads(),

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from xlmprune.core import machine
 from xlmprune.core.errors import BundleError
 
 Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -49,7 +50,7 @@ def open_session(
     """Open an ONNX Runtime session on the CPU.
 
     Args:
-        threads: within an operator; 0 lets the runtime choose.
+        threads: within an operator; 0 lets the runtime choose, or takes the container's quota where there is one.
         optimize: False opens the graph as it is written. A packed file then rebuilds its matrices at every call,
             some 200 times slower, and a warning says so.
         spinning: False lets the threads rest between calls, so that several sessions do not disturb one another.
@@ -61,7 +62,9 @@ def open_session(
     if not path.is_file():
         raise BundleError(f"{path} is missing")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    # Without a number the runtime takes one thread for each core of the host, whatever the container's quota is.
+    limited = machine.processors() < machine.allowed_processors()
+    options.intra_op_num_threads = threads or (machine.processors() if limited else 0)
     options.log_severity_level = 4  # what fails is said once, by the exception
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
