@@ -156,6 +156,8 @@ class Runs:
             cli.main()
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else bool(ended.code)
+        except KeyboardInterrupt:  # SIGINT before the command handles it, as in a program of its own
+            code = 130
         except BaseException:
             traceback.print_exc()
         finally:
