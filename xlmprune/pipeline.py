@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.bundle import bench, golden
-from xlmprune.core.device import explain_full_gpu, resolve_device
+from xlmprune.core.device import describe_device, explain_full_gpu, fallback, resolve_device
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.core.progress import Reporter
@@ -81,6 +81,9 @@ def run(
     """
     reporter = reporter or Reporter()
     where = resolve_device(device)
+    reporter.say(describe_device(where, recipe.training.precision))
+    for warning in fallback(device, where):
+        reporter.warn(warning)
     tracking.require_packages(recipe.training.report_to)
     recipe = pin(recipe, None if fresh else out)
     with (

@@ -9,28 +9,63 @@ from contextlib import contextmanager
 
 import torch
 
+from xlmprune.core import gpu, machine
 from xlmprune.core.errors import MachineError
+from xlmprune.core.formatting import size
 
 
 def resolve_device(name: str) -> torch.device:
     """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
 
     Raises:
-        MachineError: not a device this tool knows, or a GPU that is not there.
+        MachineError: not a device this tool knows, a GPU that is not there, or one that PyTorch has no code for.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
-        raise MachineError(f"--device {name}: expected auto, cpu, cuda or cuda:n")
-    if kind == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(index or 0) >= found:
-            raise MachineError(
-                f"--device {name}: {found} CUDA devices found by PyTorch {torch.__version__}. Use --device cpu, or "
-                "check the driver with `nvidia-smi`, and in Docker that `--gpus all` was given"
-            )
-    return torch.device(name)
+    match = re.fullmatch(r"auto|cpu|cuda(?::(0|[1-9][0-9]*))?", name)
+    if not match:
+        raise MachineError(f"--device {name}: expected auto, cpu, cuda or cuda:n, for example cuda:0")
+    found = 0 if name == "cpu" else gpu.count()
+    if name == "cpu" or (name == "auto" and not found):
+        return torch.device("cpu")
+    if int(match[1] or 0) >= found:
+        raise MachineError(
+            f"--device {name}: {_describe_found(found)}. Use --device cpu to run without a GPU"
+        )
+    device = torch.device("cuda" if name == "auto" else name)
+    gpu.require_code_for(device)
+    return device
+
+
+def _describe_found(found: int) -> str:
+    if not found:
+        return gpu.why_none() or f"PyTorch {torch.__version__} finds no GPU"
+    named = "cuda:0" if found == 1 else f"cuda:0 to cuda:{found - 1}"
+    return f"PyTorch {torch.__version__} finds {found} GPU{'s' if found > 1 else ''}, {named}"
+
+
+def describe_device(device: torch.device, precision: str) -> str:
+    """Say what a run computes with: the device, the card or processor, the precision, and the build of PyTorch.
+
+    Args:
+        precision: `training.precision`.
+    """
+    used = str(resolve_precision(precision, device)).removeprefix("torch.")
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        card = f"{found.name}, {size(found.total_memory)}, capability {found.major}.{found.minor}"
+        return f"device: {device} ({card}), {used}, PyTorch {torch.__version__} (CUDA {torch.version.cuda})"
+    threads = torch.get_num_threads()
+    card = f"{machine.processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"device: cpu ({card}), {used}, PyTorch {torch.__version__}"
+
+
+def fallback(asked: str, device: torch.device) -> list[str]:
+    """Warn if ``auto`` became the CPU on a machine with an NVIDIA driver; an empty list otherwise."""
+    reason = gpu.why_none() if asked == "auto" and device.type == "cpu" else None
+    return (
+        []
+        if reason is None
+        else [f"the run uses the CPU: {reason}. To use the CPU without this warning: --device cpu"]
+    )
 
 
 def computes_bf16_quickly(device: torch.device) -> bool:

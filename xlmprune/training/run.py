@@ -30,6 +30,7 @@ from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text
 from xlmprune.training.outcome import Outcome, Scored
+from xlmprune.training.planning import slow_on_cpu
 from xlmprune.training.sizes import at_size
 from xlmprune.training.stages import Row, StageScores, size_row
 from xlmprune.training.start import open_start
@@ -100,8 +101,13 @@ class Training:
         self.scores = StageScores(self.data, recipe.evaluation, reporter.track, vectors_of(model, device))
         self.conditions = conditions.conditions(device, recipe.training.precision)
         self.changes: list[dict[str, Any]] = []
+        for warning in slow_on_cpu(recipe, model, self._updates(), device):
+            reporter.warn(warning)
         self._restore(recipe.sha256(), allow_change)
         self._tell_moments()
+
+    def _updates(self) -> int:
+        return sum(self.pruner.updates_in_stage(stage) for stage in range(self.last + 1))
 
     def run(self, until: int | None = None) -> None:
         """Drive the loop to its end, or to the end of stage ``until``.
