@@ -1,5 +1,6 @@
 """Which device a run uses, and what it says where that is not the GPU that the machine has."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
+from xlmprune import pipeline
 from xlmprune.cli import app
 from xlmprune.core import device, doctor, gpu
 from xlmprune.core.errors import MachineError
@@ -220,3 +222,40 @@ def test_days_of_training_on_a_cpu_are_a_warning(monkeypatch):
     assert re.match(r"training takes about 1\d\d days on this CPU: 2,200,000 updates", warning)
     assert planning.slow_on_cpu(recipe, base, 2_000, cpu) == []
     assert planning.slow_on_cpu(recipe, base, 2_200_000, torch.device("cuda")) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "wanted", "on"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_deterministic_algorithms_are_on_inside_and_off_after(monkeypatch, where, wanted, on):
+    monkeypatch.setenv(device.WORKSPACE, "")  # so that it is put back after the test
+    monkeypatch.delenv(device.WORKSPACE)
+    with device.deterministic(torch.device(where), wanted):
+        assert torch.are_deterministic_algorithms_enabled() is on
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ.get(device.WORKSPACE) == (":4096:8" if on else None)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_another_workspace_of_cublas_is_refused(monkeypatch):
+    monkeypatch.setenv(device.WORKSPACE, ":1:2")
+    with pytest.raises(MachineError, match=":4096:8"), device.deterministic(torch.device("cuda"), True):
+        pass
+
+
+def test_a_run_trains_with_the_algorithms_that_its_recipe_asks_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(pipeline, "describe_device", lambda *_: "device: a fake")
+    monkeypatch.setenv(device.WORKSPACE, ":16:8")
+    seen = []
+
+    def train(*_):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        raise MachineError("enough")
+
+    monkeypatch.setattr(pipeline, "Training", train)
+    for wanted in (True, False):
+        with pytest.raises(MachineError, match="enough"):
+            pipeline.compress("quickstart", tmp_path / str(wanted), training={"deterministic": wanted})
+    assert seen == [True, False]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.bundle import bench, golden
-from xlmprune.core.device import describe_device, explain_full_gpu, fallback, resolve_device
+from xlmprune.core.device import describe_device, deterministic, explain_full_gpu, fallback, resolve_device
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.core.progress import Reporter
@@ -90,6 +90,7 @@ def run(
         interruptible(),
         reporter,
         explain_full_gpu(),
+        deterministic(where, recipe.training.deterministic),
         checkpoint.open_run(out, recipe, fresh) as folder,
     ):
         finished = folder.finished()

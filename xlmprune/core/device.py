@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -87,6 +89,42 @@ def derive_seed(*parts: int | str) -> int:
     """A seed for one purpose, from the run's seed and what tells the purpose apart; the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+FIXED_WORKSPACES = (":4096:8", ":16:8")
+"""Settings of `WORKSPACE` under which matrix products on a GPU repeat their result."""
+
+
+@contextmanager
+def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Let PyTorch use algorithms on a GPU that repeat their result bit by bit, where that is wanted.
+
+    Attention is the reason: by default the backward pass of its memory-efficient kernel adds in any order. A CPU needs
+    nothing. An operation without such an algorithm raises RuntimeError.
+
+    Raises:
+        MachineError: the environment asks for another workspace of cuBLAS.
+    """
+    if device.type != "cuda" or not wanted:
+        yield
+        return
+    if os.environ.setdefault(WORKSPACE, FIXED_WORKSPACES[0]) not in FIXED_WORKSPACES:
+        raise MachineError(
+            f"{WORKSPACE}={os.environ[WORKSPACE]}: training.deterministic needs {' or '.join(FIXED_WORKSPACES)}. Unset it"
+        )
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = (
+        False  # it finds faults in kernels, and costs one more write of every tensor
+    )
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
 
 
 @contextmanager

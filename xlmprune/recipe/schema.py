@@ -221,6 +221,9 @@ class TrainingRecipe(BaseModel):
     """Scale the gradient down to this norm where it is larger; `null` never does."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device computes it quickly, else fp32. Weights, optimizer and measurements are always fp32."""
+    deterministic: bool = False
+    """Repeat every result bit by bit on a GPU too, with PyTorch's deterministic algorithms, which are slower. A CPU repeats
+    results in any case. The key must stay as it is when a run resumes."""
     regularize_dense: bool = False
     """Apply the regularizer in stage 0 too. By default it acts from the first pruning on, so that all methods prune the same
     dense model and can share it. The report says which."""
