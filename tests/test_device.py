@@ -16,6 +16,7 @@ from xlmprune import pipeline
 from xlmprune.cli import app
 from xlmprune.core import device, doctor, gpu
 from xlmprune.core.errors import MachineError
+from xlmprune.recipe.effects import effect_of
 from xlmprune.recipe.loading import load_recipe
 from xlmprune.training import planning
 
@@ -259,3 +260,34 @@ def test_a_run_trains_with_the_algorithms_that_its_recipe_asks_for(monkeypatch, 
         with pytest.raises(MachineError, match="enough"):
             pipeline.compress("quickstart", tmp_path / str(wanted), training={"deterministic": wanted})
     assert seen == [True, False]
+
+
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"),
+        RuntimeError(CUBLAS),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        MemoryError(),
+    ],
+)
+def test_full_memory_is_a_sentence_with_keys_that_may_change(error):
+    with pytest.raises(MachineError) as caught, device.explain_full_memory(torch.device("cuda")):
+        raise error
+    said = str(caught.value)
+    assert said.startswith("the GPU's memory is full (")
+    assert "\n" not in said
+    named = re.findall(r"--set ([\w.]+)=(\d+)", said)
+    assert {effect_of(tuple(key.split("."))) for key, _ in named} == {"conditions", "running"}
+    load_recipe("quickstart", [f"{key}={value}" for key, value in named])
+
+
+def test_another_runtime_error_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="shape"), device.explain_full_memory(torch.device("cpu")):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied: shape")

@@ -527,6 +527,23 @@ def test_every_start_is_recorded_and_a_change_must_be_allowed(interrupted, unint
     assert "changed_conditions" not in uninterrupted
 
 
+def test_a_batch_may_be_split_further_where_that_is_allowed(interrupted, uninterrupted):
+    """After memory was full, so that a run of days need not start over."""
+    command, run = interrupted
+    split = [*command, "--set", "training.gradient_accumulation=2"]
+    refused = CliRunner().invoke(app, split)
+    assert refused.exit_code == 2
+    assert re.search(r"gradient_accumulation 1 -> 2.*--allow-change", refused.stderr)
+    assert "gradient_accumulation: 1" in (run / "recipe.yaml").read_text()
+    allowed = CliRunner().invoke(app, [*split, "--allow-change"])
+    assert allowed.exit_code == 0, allowed.output
+    assert "gradient_accumulation: 2" in (run / "recipe.yaml").read_text()
+    (changed,) = report_of(run)["changed_conditions"]
+    assert changed["changed"] == {"gradient_accumulation": [1, 2]}
+    again = CliRunner().invoke(app, split)
+    assert again.exit_code == 0, "finished"
+
+
 def contents(run):
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
 

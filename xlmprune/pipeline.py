@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.bundle import bench, golden
-from xlmprune.core.device import describe_device, deterministic, explain_full_gpu, fallback, resolve_device
+from xlmprune.core.device import describe_device, deterministic, explain_full_memory, fallback, resolve_device
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.core.progress import Reporter
@@ -89,7 +89,7 @@ def run(
     with (
         interruptible(),
         reporter,
-        explain_full_gpu(),
+        explain_full_memory(where),
         deterministic(where, recipe.training.deterministic),
         checkpoint.open_run(out, recipe, fresh) as folder,
     ):

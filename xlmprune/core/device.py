@@ -127,18 +127,34 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
         settings.fill_uninitialized_memory = before[1]
 
 
+OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle needs memory too
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+)
+"""What the messages of PyTorch and of NVIDIA's libraries say where memory is full; only some have a type of their own."""
+
+
 @contextmanager
-def explain_full_gpu() -> Iterator[None]:
-    """Explain in a sentence that the GPU's memory is full.
+def explain_full_memory(device: torch.device) -> Iterator[None]:
+    """Explain in a sentence that the memory of the device is full, and which keys of a recipe lower it.
 
     Raises:
-        MachineError: PyTorch could not allocate GPU memory.
+        MachineError: an allocation failed.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(mark in str(error) for mark in OUT_OF_MEMORY):
+            raise
+        which = "the GPU's memory" if device.type == "cuda" else "this machine's memory"
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise MachineError(
-            f"the GPU's memory is full ({str(error).split(chr(10))[0]}) The last checkpoint is kept. Raise "
-            "training.gradient_accumulation (the result stays that of the whole batch), or lower training.batch_size, "
-            "training.max_length or evaluation.batch_size; a changed recipe starts over with --fresh"
+            f"{which} is full ({said}). The last checkpoint is kept. To resume from it with less memory in training, split "
+            "each batch: --set training.gradient_accumulation=2 --allow-change; with less memory in measuring: --set "
+            "evaluation.batch_size=16. A lower training.max_length or training.batch_size starts over with --fresh"
         ) from error

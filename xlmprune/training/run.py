@@ -99,7 +99,7 @@ class Training:
             moment_text=() if measured_on is None else measured_on.batches(tokenizer, length, str(device)),
         )
         self.scores = StageScores(self.data, recipe.evaluation, reporter.track, vectors_of(model, device))
-        self.conditions = conditions.conditions(device, recipe.training.precision)
+        self.conditions = conditions.conditions(device, recipe.training)
         self.changes: list[dict[str, Any]] = []
         for warning in slow_on_cpu(recipe, model, self._updates(), device):
             reporter.warn(warning)
