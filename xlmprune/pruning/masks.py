@@ -109,7 +109,8 @@ def _by_counting(scores: list[Tensor], keep: int, within: list[Tensor]) -> float
     low, high = -infinity, infinity
     while low < high:
         middle = (low + high + 1) // 2
-        counts = [((score.to(wide) >= number(middle)) & mask).sum() for score, mask in zip(scores, within)]
+        above = ((score.to(wide) >= number(middle)) & mask for score, mask in zip(scores, within))
+        counts = [torch.count_nonzero(one) for one in above]
         if int(torch.stack(counts).sum()) >= keep:
             low = middle
         else:
