@@ -304,7 +304,6 @@ def test_selection_is_quick_at_full_size(scope):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(
     ("scope", "pattern"), [("layer", "unstructured"), ("global", "unstructured"), ("layer", "2:4")]
