@@ -10,6 +10,14 @@ ENV LANG=C.UTF-8 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# The container toolkit reads these: which GPUs a container gets, which parts of the driver, and that the driver knows the CUDA of
+# torch. With an older driver, `docker run --gpus all` then says so and does not start. For torch with CUDA 12.6 build with
+# --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126 --build-arg CUDA=12.6
+ARG CUDA=13.0
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    NVIDIA_REQUIRE_CUDA="cuda>=$CUDA"
+
 WORKDIR /app
 
 # The large layer comes first: it changes only when the constraints change.

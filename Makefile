@@ -20,13 +20,14 @@ INSTALLED := .venv/installed
 INSTALLED_TEST := .venv/installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-lowest campaigns lint audit docs constraints clean
+.PHONY: help quickstart test test-slow test-gpu test-lowest campaigns lint audit docs constraints clean
 
 help:
 	@echo "make quickstart   prune a real multilingual model in minutes and report on every language"
 	@echo "make test         run the linter, the type checker and the tests, but for the slow ones"
 	@echo "make test-slow    run the slow tests: whole runs, kills, every family, every task"
 	@echo "make test-lowest  run the tests with the lowest versions that pyproject.toml allows, in .venv/lowest"
+	@echo "make test-gpu     run the tests that need a GPU"
 	@echo "make campaigns    kill runs, damage checkpoints and bundles, fill disks at random, and count what held"
 	@echo "make lint         run the linter and the type checker"
 	@echo "make audit        look for known vulnerabilities of the installed packages (pip-audit, needs PyPI)"
@@ -52,6 +53,10 @@ test-lowest: | .venv/bin/python
 	.venv/lowest/bin/python -m pip install -c .venv/lowest/constraints.txt \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[quickstart,test]'
 	.venv/lowest/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# -rs prints why a test was skipped: on a machine without a GPU that is all of them.
+test-gpu: $(INSTALLED_TEST)
+	$(BIN)/python -m pytest -m gpu -rs
 
 campaigns: $(INSTALLED_TEST)
 	failed=0; for file in tests/campaigns/*.py; do \

@@ -35,7 +35,7 @@ from xlmprune.models.loading import prunable
 from xlmprune.recipe.schema import Component, PruningRecipe, TrainingRecipe
 from xlmprune.training.loop import FinePruning, Step
 from xlmprune.training.method import build_method
-from xlmprune.training.optimizer import clip, mask_gradients
+from xlmprune.training.optimizer import clip, gradient_norm, mask_gradients
 
 SPECIAL = SpecialTokens(
     names={"pad": "<pad>"}, pad=1, unknown=3, separator=2, single=2, pair=4, segments=False, word_start=None
@@ -204,7 +204,10 @@ def parts(size: Size, data: Encoded, device: str) -> dict[str, float]:
         "forward and backward, fp32": network_pass,
         "alignment": lambda: method.regularizer.add_gradient(weights, reference, masks),
         "masks and norm": lambda: mask_gradients(weights, masks),
-        "clipping and AdamW": lambda: (clip(model, 1.0, None, optimizer), optimizer.step()),
+        "clipping and AdamW": lambda: (
+            clip(model, 1.0, float(gradient_norm(model)), optimizer),
+            optimizer.step(),
+        ),
     }
     found: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(6):

@@ -12,6 +12,7 @@ import torch
 import traced
 
 from xlmprune.bundle import bench
+from xlmprune.core import gpu
 
 # A busy machine may take its time; an example is wrong when it is wrong, not when it is slow.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -57,5 +58,10 @@ LONGEST_FIRST = (
 
 
 def pytest_collection_modifyitems(items):
+    if not gpu.count():
+        skip = pytest.mark.skip(reason=f"needs a GPU: {gpu.why_none() or 'PyTorch finds none'}")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
     rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import hub_server
 import pytest
+import transformers
 from golden import write_inputs
 from hub_server import READER, WRITER
+from huggingface_hub.errors import HTTPError
+
+from xlmprune.core.errors import MachineError
+from xlmprune.models.loading import load_config
+from xlmprune.recipe.schema import ModelRecipe
 
 TRY = """
 import json, sys
@@ -108,3 +115,30 @@ def test_what_the_hub_refuses_is_a_sentence_that_helps(hub, model, tmp_path):
     unknown, *_ = load(hub, tmp_path / "other", ("some/private", None), token="hf_wrong")
     assert "the hub does not accept the token" in unknown["error"]
     assert WRITER not in json.dumps([nothing, gated, branch, unknown])
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_owner(hub, model, tmp_path):
+    """Not a fault of the network, as it was called."""
+    hub.add("some/model", model)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    (refused,) = load(hub, tmp_path / "file" / "home", ("some/model", None))
+    assert refused["code"] == 2
+    assert "could not be put into the cache" in refused["error"]
+    assert (
+        f"{tmp_path / 'file'} cannot be written to (not a directory); it belongs to the user"
+        in refused["error"]
+    )
+    assert "Set HF_HOME" in refused["error"]
+    assert "offline" not in refused["error"]
+
+
+@pytest.mark.parametrize(
+    "gone", ["Server disconnected without sending a response", "Connection reset by peer"]
+)
+def test_a_connection_that_breaks_is_a_sentence(monkeypatch, gone):
+    def broken(*_, **__):
+        raise HTTPError(gone)
+
+    monkeypatch.setattr(transformers.PreTrainedConfig, "get_config_dict", broken)
+    with pytest.raises(MachineError, match=re.escape(f"cannot be reached ({gone}). Check the network")):
+        load_config(ModelRecipe(name="some/model"), ("no", "yes"))

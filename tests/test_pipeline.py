@@ -432,6 +432,49 @@ def test_asked_to_stop_it_saves_first_and_resumes_from_there(workplace, tmp_path
     assert "resuming at stage 0, update 10" in second.stderr
 
 
+@pytest.mark.parametrize("call", slow_but([1], [1, 3, 20]))
+def test_asked_to_stop_while_languages_are_measured_it_does_not_wait_for_the_last(
+    interrupted, uninterrupted, monkeypatch, call
+):
+    """`call`: of the model on a batch, counted from the first stage that is measured after the resume."""
+    command, run = interrupted
+    from xlmprune.training.stages import StageScores
+
+    original, measured = StageScores.measure, []
+
+    def ask(self, forward, stage):
+        calls = []
+
+        def counted(*batch):
+            calls.append(stage)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+            measured.append(stage)
+            return forward(*batch)
+
+        original(self, counted, stage)
+
+    monkeypatch.setattr(StageScores, "measure", ask)
+    stopped = CliRunner().invoke(app, [*command, "--set", "evaluation.batch_size=4"])
+    assert stopped.exit_code == 130, stopped.output
+    assert len(measured) <= call + 1, "it stopped at the next batch"
+    assert "languages" not in json.loads((newest(run) / "state.json").read_text())["stages"][-1]
+    monkeypatch.undo()
+    resumed = CliRunner().invoke(app, [*command, "--set", "evaluation.batch_size=4"])
+    assert resumed.exit_code == 0, resumed.output
+    for what in ("languages", "layers"):
+        assert report_of(run)[what] == uninterrupted[what]
+    stages = [{**stage, "seconds": 0} for stage in report_of(run)["stages"]]
+    assert stages == [{**stage, "seconds": 0} for stage in uninterrupted["stages"]]
+    assert [e["stage"] for e in events_of(run) if e["event"] == "stage"] == [
+        stage["stage"] for stage in stages
+    ]
+
+
+def newest(run):
+    return max((run / "checkpoint").glob("saved-*"))
+
+
 @pytest.fixture(scope="module")
 def interrupted_once(workplace, tmp_path_factory):
     """(recipe, run folder) of a run that stopped in stage 1."""
@@ -525,6 +568,23 @@ def test_every_start_is_recorded_and_a_change_must_be_allowed(interrupted, unint
     for name in ("report.md", "report.html"):
         assert "under other conditions (threads 1" in (run / "bundle" / name).read_text()
     assert "changed_conditions" not in uninterrupted
+
+
+def test_a_batch_may_be_split_further_where_that_is_allowed(interrupted, uninterrupted):
+    """After memory was full, so that a run of days need not start over."""
+    command, run = interrupted
+    split = [*command, "--set", "training.gradient_accumulation=2"]
+    refused = CliRunner().invoke(app, split)
+    assert refused.exit_code == 2
+    assert re.search(r"gradient_accumulation 1 -> 2.*--allow-change", refused.stderr)
+    assert "gradient_accumulation: 1" in (run / "recipe.yaml").read_text()
+    allowed = CliRunner().invoke(app, [*split, "--allow-change"])
+    assert allowed.exit_code == 0, allowed.output
+    assert "gradient_accumulation: 2" in (run / "recipe.yaml").read_text()
+    (changed,) = report_of(run)["changed_conditions"]
+    assert changed["changed"] == {"gradient_accumulation": [1, 2]}
+    again = CliRunner().invoke(app, split)
+    assert again.exit_code == 0, "finished"
 
 
 def contents(run):

@@ -1,10 +1,12 @@
 import csv
+import errno
 import gzip
 import re
+import ssl
 
 import pytest
 
-from xlmprune.core.errors import DataError
+from xlmprune.core.errors import DataError, MachineError, XlmpruneError
 from xlmprune.data.readers import Corpus
 from xlmprune.data.readers.files import Files, find_languages
 from xlmprune.data.readers.hub import Hub, HubSet
@@ -890,6 +892,78 @@ def test_without_the_hub_the_error_says_what_helps(name, tmp_path, monkeypatch):
         DataError, match=r"cannot be loaded from the Hugging Face hub.*Unset HF_HUB_OFFLINE.*files"
     ):
         task.examples("en", "test")
+
+
+def chained(outer, cause):
+    """``outer``, raised because of ``cause``."""
+    outer.__cause__ = cause
+    return outer
+
+
+def hub_faults():
+    import requests
+    from datasets import exceptions
+    from huggingface_hub.errors import HTTPError
+
+    generation = exceptions.DatasetGenerationError("An error occurred while generating the dataset")
+    full = OSError(errno.ENOSPC, "No space left on device", "/somewhere/x.arrow")
+    denied = PermissionError(errno.EACCES, "Permission denied", "/")
+    tls = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    return {
+        "split sizes": (exceptions.NonMatchingSplitsSizesError([{}]), DataError, ["Delete its folder in"]),
+        "checksum": (exceptions.NonMatchingChecksumError("x"), DataError, ["Delete its folder in"]),
+        "unknown": (
+            exceptions.DatasetNotFoundError("'x' doesn't exist"),
+            DataError,
+            ["hub: 'x' doesn't exist. Check"],
+        ),
+        "generation": (
+            chained(generation, ValueError("line 3: no label")),
+            DataError,
+            ["hub: line 3: no label. Check"],
+        ),
+        "transport": (HTTPError("Server gone"), DataError, ["cannot be reached (Server gone)"]),
+        "requests": (requests.ConnectionError("reset"), DataError, ["cannot be reached (reset)"]),
+        "certificate": (tls, DataError, ["cannot be reached"]),
+        "full": (full, MachineError, ["the disk of", "GB free", "HF_HOME"]),
+        "full, inside": (chained(type(generation)("x"), full), MachineError, ["the disk of", "HF_HOME"]),
+        "full, in Rust": (RuntimeError("IO Error (os error 28)"), MachineError, ["the disk of", "HF_HOME"]),
+        "denied": (
+            denied,
+            MachineError,
+            ["/ cannot be written to (permission denied); it belongs to the user root", "HF_HOME"],
+        ),
+        "denied, in Rust": (
+            RuntimeError("open (os error 13)"),
+            MachineError,
+            ["permission denied", "HF_HOME"],
+        ),
+        "no folder": (
+            NotADirectoryError(errno.ENOTDIR, "x", "/dev/null/hub"),
+            MachineError,
+            ["/dev/null cannot be written to (not a directory)", "HF_HOME"],
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", hub_faults())
+def test_every_fault_of_the_hub_is_one_sentence(name, monkeypatch):
+    fault, kind, said = hub_faults()[name]
+
+    def load_dataset(*_, **__):
+        raise fault
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    task = registry.load("task", "xnli")(TaskRecipe(name="xnli"))
+    with pytest.raises(XlmpruneError) as caught:
+        task.examples("en", "test")
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert message.startswith("facebook/xnli (config en, test)")
+    assert "\n" not in message
+    assert [part for part in said if part not in message] == [], message
+    assert ("Check the network" in message) == (kind is DataError and "Delete" not in message)
 
 
 def test_lines_end_at_lf_only(tmp_path):

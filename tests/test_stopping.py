@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from xlmprune.core.stopping import SIGNALS, StopRequest, interruptible
+from xlmprune.core.stopping import SIGNALS, Stopped, StopRequest, interruptible
 
 
 def test_which_signals_stop():
@@ -43,3 +43,12 @@ def test_an_ignored_signal_stays_ignored(number):
         assert signal.getsignal(number) == signal.SIG_IGN
     finally:
         signal.signal(number, before)
+
+
+def test_a_guarded_function_stops_before_its_next_call():
+    with StopRequest() as stop:
+        double = stop.guard(lambda number: 2 * number)
+        assert double(2) == 4
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            double(2)

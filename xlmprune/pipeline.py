@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.bundle import bench, golden
-from xlmprune.core.device import explain_full_gpu, resolve_device
+from xlmprune.core.device import describe_device, deterministic, explain_full_memory, fallback, resolve_device
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.core.progress import Reporter
@@ -81,12 +81,16 @@ def run(
     """
     reporter = reporter or Reporter()
     where = resolve_device(device)
+    reporter.say(describe_device(where, recipe.training.precision))
+    for warning in fallback(device, where):
+        reporter.warn(warning)
     tracking.require_packages(recipe.training.report_to)
     recipe = pin(recipe, None if fresh else out)
     with (
         interruptible(),
         reporter,
-        explain_full_gpu(),
+        explain_full_memory(where),
+        deterministic(where, recipe.training.deterministic),
         checkpoint.open_run(out, recipe, fresh) as folder,
     ):
         finished = folder.finished()

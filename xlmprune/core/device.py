@@ -3,34 +3,71 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from xlmprune.core import gpu, machine
 from xlmprune.core.errors import MachineError
+from xlmprune.core.formatting import size
 
 
 def resolve_device(name: str) -> torch.device:
     """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
 
     Raises:
-        MachineError: not a device this tool knows, or a GPU that is not there.
+        MachineError: not a device this tool knows, a GPU that is not there, or one that PyTorch has no code for.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
-        raise MachineError(f"--device {name}: expected auto, cpu, cuda or cuda:n")
-    if kind == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(index or 0) >= found:
-            raise MachineError(
-                f"--device {name}: {found} CUDA devices found by PyTorch {torch.__version__}. Use --device cpu, or "
-                "check the driver with `nvidia-smi`, and in Docker that `--gpus all` was given"
-            )
-    return torch.device(name)
+    match = re.fullmatch(r"auto|cpu|cuda(?::(0|[1-9][0-9]*))?", name)
+    if not match:
+        raise MachineError(f"--device {name}: expected auto, cpu, cuda or cuda:n, for example cuda:0")
+    found = 0 if name == "cpu" else gpu.count()
+    if name == "cpu" or (name == "auto" and not found):
+        return torch.device("cpu")
+    if int(match[1] or 0) >= found:
+        raise MachineError(
+            f"--device {name}: {_describe_found(found)}. Use --device cpu to run without a GPU"
+        )
+    device = torch.device("cuda" if name == "auto" else name)
+    gpu.require_code_for(device)
+    return device
+
+
+def _describe_found(found: int) -> str:
+    if not found:
+        return gpu.why_none() or f"PyTorch {torch.__version__} finds no GPU"
+    named = "cuda:0" if found == 1 else f"cuda:0 to cuda:{found - 1}"
+    return f"PyTorch {torch.__version__} finds {found} GPU{'s' if found > 1 else ''}, {named}"
+
+
+def describe_device(device: torch.device, precision: str) -> str:
+    """Say what a run computes with: the device, the card or processor, the precision, and the build of PyTorch.
+
+    Args:
+        precision: `training.precision`.
+    """
+    used = str(resolve_precision(precision, device)).removeprefix("torch.")
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        card = f"{found.name}, {size(found.total_memory)}, capability {found.major}.{found.minor}"
+        return f"device: {device} ({card}), {used}, PyTorch {torch.__version__} (CUDA {torch.version.cuda})"
+    threads = torch.get_num_threads()
+    card = f"{machine.processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"device: cpu ({card}), {used}, PyTorch {torch.__version__}"
+
+
+def fallback(asked: str, device: torch.device) -> list[str]:
+    """Warn if ``auto`` became the CPU on a machine with an NVIDIA driver; an empty list otherwise."""
+    reason = gpu.why_none() if asked == "auto" and device.type == "cpu" else None
+    return (
+        []
+        if reason is None
+        else [f"the run uses the CPU: {reason}. To use the CPU without this warning: --device cpu"]
+    )
 
 
 def computes_bf16_quickly(device: torch.device) -> bool:
@@ -54,18 +91,70 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+FIXED_WORKSPACES = (":4096:8", ":16:8")
+"""Settings of `WORKSPACE` under which matrix products on a GPU repeat their result."""
+
+
 @contextmanager
-def explain_full_gpu() -> Iterator[None]:
-    """Explain in a sentence that the GPU's memory is full.
+def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Let PyTorch use algorithms on a GPU that repeat their result bit by bit, where that is wanted.
+
+    Attention is the reason: by default the backward pass of its memory-efficient kernel adds in any order. A CPU needs
+    nothing. An operation without such an algorithm raises RuntimeError.
 
     Raises:
-        MachineError: PyTorch could not allocate GPU memory.
+        MachineError: the environment asks for another workspace of cuBLAS.
+    """
+    if device.type != "cuda" or not wanted:
+        yield
+        return
+    if os.environ.setdefault(WORKSPACE, FIXED_WORKSPACES[0]) not in FIXED_WORKSPACES:
+        raise MachineError(
+            f"{WORKSPACE}={os.environ[WORKSPACE]}: training.deterministic needs {' or '.join(FIXED_WORKSPACES)}. Unset it"
+        )
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = (
+        False  # it finds faults in kernels, and costs one more write of every tensor
+    )
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
+
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle needs memory too
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+)
+"""What the messages of PyTorch and of NVIDIA's libraries say where memory is full; only some have a type of their own."""
+
+
+@contextmanager
+def explain_full_memory(device: torch.device) -> Iterator[None]:
+    """Explain in a sentence that the memory of the device is full, and which keys of a recipe lower it.
+
+    Raises:
+        MachineError: an allocation failed.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(mark in str(error) for mark in OUT_OF_MEMORY):
+            raise
+        which = "the GPU's memory" if device.type == "cuda" else "this machine's memory"
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise MachineError(
-            f"the GPU's memory is full ({str(error).split(chr(10))[0]}) The last checkpoint is kept. Raise "
-            "training.gradient_accumulation (the result stays that of the whole batch), or lower training.batch_size, "
-            "training.max_length or evaluation.batch_size; a changed recipe starts over with --fresh"
+            f"{which} is full ({said}). The last checkpoint is kept. To resume from it with less memory in training, split "
+            "each batch: --set training.gradient_accumulation=2 --allow-change; with less memory in measuring: --set "
+            "evaluation.batch_size=16. A lower training.max_length or training.batch_size starts over with --fresh"
         ) from error

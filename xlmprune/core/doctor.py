@@ -44,8 +44,9 @@ def diagnose(hub_seconds: float = HUB_SECONDS) -> dict[str, Any]:
     Returns:
         ``gpu``, a sentence about GPU and PyTorch; ``xlmprune``, ``python``, ``platform``; ``packages`` and ``quickstart``
         as {name: version, or None if not installed}; ``devices``; ``torch_error``, why torch does not import, or None;
-        ``torch_cuda``, the CUDA version that torch is built with, or None; ``caches``; ``hub``; and ``advice``, sentences
-        on what to fix. All values are plain JSON.
+        ``torch_cuda``, the CUDA version that torch is built with, or None; ``no_gpu``, why PyTorch uses no GPU of a machine
+        with an NVIDIA driver, or None; ``caches``; ``hub``; and ``advice``, sentences on what to fix. All values are
+        plain JSON.
     """
     ask = _Hub(hub_seconds)
     devices, torch_error = find_devices()
@@ -58,6 +59,7 @@ def diagnose(hub_seconds: float = HUB_SECONDS) -> dict[str, Any]:
         "devices": devices,
         "torch_error": torch_error,
         "torch_cuda": None if torch_error else _torch_cuda(),
+        "no_gpu": None if torch_error or len(devices) > 1 else _why_no_gpu(),
         "caches": find_caches(),
         "hub": ask.answer(),
     }
@@ -79,12 +81,13 @@ def find_devices() -> tuple[list[dict[str, Any]], str | None]:
     try:
         import torch
 
+        from xlmprune.core import gpu
         from xlmprune.core.device import computes_bf16_quickly
     except Exception as error:  # a broken installation may raise anything; the error is the result
         return [cpu], f"{type(error).__name__}: {error}"
     cpu |= {"threads": torch.get_num_threads(), "fast_bf16": computes_bf16_quickly(torch.device("cpu"))}
     devices = [cpu]
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+    for index in range(gpu.count()):
         found = torch.cuda.get_device_properties(index)
         devices.append(
             {
@@ -182,6 +185,12 @@ def _torch_cuda() -> str | None:
     return torch.version.cuda
 
 
+def _why_no_gpu() -> str | None:
+    from xlmprune.core import gpu
+
+    return gpu.why_none()
+
+
 def describe_gpu(facts: dict[str, Any]) -> str:
     """Say in one sentence which GPU PyTorch can use, or why it can use none."""
     version = facts["packages"].get("torch")
@@ -213,12 +222,8 @@ def advise(facts: dict[str, Any]) -> list[str]:
     absent = [name for name, version in facts["quickstart"].items() if version is None]
     if absent:
         sentences.append(f"The quickstart needs {', '.join(absent)}: {pip_install('quickstart')}")
-    gpus = [device for device in facts["devices"] if device["device"] != "cpu"]
-    if not gpus and not facts["torch_error"] and shutil.which("nvidia-smi"):
-        sentences.append(
-            "This machine has an NVIDIA driver, but PyTorch finds no GPU. Either PyTorch is a CPU build, or the driver is "
-            "too old for it. In Docker, use --gpus all."
-        )
+    if facts["no_gpu"]:
+        sentences.append(f"PyTorch uses no GPU: {facts['no_gpu']}.")
     for name, cache in facts["caches"].items():
         if not cache["writable"]:
             sentences.append(

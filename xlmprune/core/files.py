@@ -100,15 +100,9 @@ def explain_disk(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # safetensors wraps the system's error in its own type, with the text inside
-        text = str(error)
-        inside = re.search(r"os error (\d+)", text)
-        code = error.errno if isinstance(error, OSError) else int(inside[1]) if inside else None
-        if (
-            code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            or "No space left" in text
-            or "os error 28" in text
-        ):
+    except Exception as error:  # of no common type; see `system_error`
+        text, code = str(error), system_error(error)
+        if code in FULL:
             free = shutil.disk_usage(_existing(folder)).free / 1e9
             raise MachineError(
                 f"{folder}: the disk is full ({free:.1f} GB free). The last complete checkpoint is kept: free some space "
@@ -123,6 +117,63 @@ def explain_disk(folder: Path) -> Iterator[None]:
                 f"{folder}: is not a folder, or its parent is a file; choose another --out"
             ) from error
         raise
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Codes of the system that say that a disk is full."""
+
+
+def system_error(error: BaseException) -> int | None:
+    """Return the code of the system's error, also where a library put it as text into a type of its own; None for others."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)
+    if inside := re.search(r"os error (\d+)", text):  # of libraries in Rust
+        return int(inside[1])
+    return errno.ENOSPC if "No space left" in text or "Not enough disk space" in text else None
+
+
+def storage_fault(error: BaseException, folder: Path, variable: str) -> str | None:
+    """Say why a cache could not be written, with its owner and the variable that names another one; None for other errors.
+
+    Args:
+        error: one that occurred, or that was caused by one that did.
+        folder: the cache.
+        variable: the environment variable that sets the folder.
+    """
+    for cause in causes(error):
+        code, path = system_error(cause), _existing(_path_of(cause) or folder)
+        if code in FULL:
+            free = shutil.disk_usage(path).free / 1e9
+            return f"the disk of {folder} is full ({free:.1f} GB free). Free some space, or set {variable} to another disk"
+        if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR) or isinstance(
+            cause, PermissionError | NotADirectoryError
+        ):
+            return (
+                f"{path} cannot be written to ({os.strerror(code or errno.EACCES).lower()}); it belongs to {_owner(path)}. "
+                f"Set {variable} to a folder that you may write to"
+            )
+    return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, then what caused it, then what caused that."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _path_of(error: BaseException) -> Path | None:
+    name = getattr(error, "filename", None)
+    return Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
+
+
+def _owner(path: Path) -> str:
+    try:
+        return f"the user {path.owner()}"
+    except (KeyError, OSError, NotImplementedError):  # a user id without a name, as in containers
+        return f"the user id {path.stat().st_uid}"
 
 
 def _existing(path: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xlmprune.core.errors import MachineError
-from xlmprune.core.files import write_atomically
+from xlmprune.core.files import causes, storage_fault, write_atomically
 
 SECONDS = 10.0
 """How long to wait for an answer."""
@@ -23,6 +23,9 @@ STATUSES = {
     429: "the hub received too many requests. Wait a few minutes and try again",
 }
 """What an answer of the hub means for the user."""
+
+TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp", "ssl", "socket")
+"""Packages whose errors say that the hub could not be reached: clients that its libraries have used."""
 
 
 def commit_of(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str | None:
@@ -98,12 +101,19 @@ def explained(name: str, done: str) -> Iterator[None]:
 
 def meaning_of(error: BaseException) -> str | None:
     """Say in the user's words what an error of the hub means, or an error that one caused; None for others."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if said := _meaning(cause):
-            return said
-        cause = cause.__cause__ or cause.__context__
-    return None
+    return next((said for cause in causes(error) if (said := _meaning(cause))), None)
+
+
+def cache_fault(error: BaseException) -> str | None:
+    """Say why the hub's cache could not be written, where that is what an error means; None for others."""
+    from huggingface_hub import constants
+
+    return storage_fault(error, Path(constants.HF_HOME), "HF_HOME")
+
+
+def reason_for(error: BaseException) -> str:
+    """Say what an error means; where that is not known, the first line of what caused it."""
+    return meaning_of(error) or _first_line(list(causes(error))[-1])
 
 
 def _meaning(error: BaseException) -> str | None:
@@ -121,7 +131,8 @@ def _meaning(error: BaseException) -> str | None:
     offline = isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
     if offline or isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set. Unset it to reach the hub"
-    if isinstance(error, errors.HTTPError):  # of the client that huggingface_hub uses
+    package = type(error).__module__.partition(".")[0]
+    if isinstance(error, errors.HTTPError | ConnectionError | TimeoutError) or package in TRANSPORTS:
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         return f"{endpoint} cannot be reached ({_first_line(error)}). Check the network and HF_ENDPOINT"
     return None

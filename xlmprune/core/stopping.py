@@ -9,7 +9,10 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
@@ -36,17 +39,31 @@ def interruptible() -> contextlib.AbstractContextManager[None]:
     return _handling(signal.default_int_handler)
 
 
+class Stopped(KeyboardInterrupt):
+    """Says that a request to stop was met, at a moment when the run can be saved."""
+
+
 class StopRequest:
-    """Turns a signal into a request to stop after the next update, with a checkpoint.
+    """Turns a signal into a request to stop after the next update, or the next batch that is measured, with a checkpoint.
 
     A second signal stops at once.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self._signals = _handling(self._ask)
+
+    def guard(self, function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+        """Return the function so that a call raises `Stopped` where a stop was asked for."""
+
+        def guarded(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+            if self.asked:
+                raise Stopped
+            return function(*args, **kwargs)
+
+        return guarded
 
     def __enter__(self) -> StopRequest:
+        self._signals = _handling(self._ask)
         self._signals.__enter__()
         return self
 

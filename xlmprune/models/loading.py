@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ from xlmprune.recipe import registry
 if TYPE_CHECKING:
     from xlmprune.recipe.schema import ModelRecipe
 
+
+FAULTS = (OSError, ValueError, KeyError, RecursionError, RuntimeError)
+"""What reading a model raises, beside the errors of the packages that download it and read its weights."""
 
 OLDER_TOKENIZERS = ("sentencepiece.bpe.model", "vocab.txt")
 """Files that a tokenizer can be converted from; the first needs the packages sentencepiece and protobuf."""
@@ -293,10 +297,12 @@ def _from_hub(recipe: ModelRecipe, fetch: Callable[[], Any]) -> Any:
     """Run ``fetch``; a hub that cannot be reached becomes a sentence that helps."""
     try:
         return fetch()
-    except (OSError, ValueError, KeyError, RecursionError, RuntimeError, SafetensorError) as error:
+    except (*FAULTS, SafetensorError, HTTPError) as error:
         first = str(error).strip().split("\n")[0]
         if recipe.name in registry.MODELS or Path(recipe.name).is_dir():
             raise ModelError(f"{recipe.name}: the model folder cannot be read: {first}") from error
+        if said := hub.cache_fault(error):
+            raise MachineError(f"{recipe.name} could not be put into the cache: {said}") from error
         name = f"{recipe.name} (revision {recipe.revision})" if recipe.revision else recipe.name
         raise MachineError(
             f"{name} could not be loaded from the Hugging Face hub: {hub.meaning_of(error) or first}\n"

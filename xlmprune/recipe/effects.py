@@ -3,6 +3,8 @@
 training    the trained weights; fixed once a run has begun
 measuring   the scores of the stages; fixed too, so that the scores of one run can be compared
 export      the bundle, which `xlmprune export` can make again from a finished run
+conditions  how the same updates are computed, as the device and the threads say it too; a run resumes with another
+            value only if that is allowed (`training.conditions`)
 running     how the run is carried out; results stay the same
 """
 
@@ -19,7 +21,7 @@ from xlmprune.recipe.fields import sections
 from xlmprune.recipe.schema import Effect, Recipe
 from xlmprune.recipe.yaml_text import KeyPath
 
-MAY_CHANGE: tuple[Effect, ...] = ("export", "running")
+MAY_CHANGE: tuple[Effect, ...] = ("export", "conditions", "running")
 
 
 class Difference(NamedTuple):

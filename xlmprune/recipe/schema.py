@@ -16,7 +16,7 @@ from xlmprune.recipe.yaml_text import dump_yaml
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
-Effect = Literal["training", "measuring", "export", "running"]
+Effect = Literal["training", "measuring", "export", "conditions", "running"]
 """What a key changes; `effects` explains the words. Keys change training unless they, or their section, declare another."""
 
 
@@ -24,6 +24,7 @@ def _changes(effect: Effect) -> ConfigDict:
     return ConfigDict(json_schema_extra={"effect": effect})
 
 
+CONDITIONS = Field(json_schema_extra={"effect": "conditions"})
 RUNNING = Field(json_schema_extra={"effect": "running"})
 MEASURING = Field(json_schema_extra={"effect": "measuring"})
 EXPORT = Field(json_schema_extra={"effect": "export"})
@@ -201,8 +202,9 @@ class TrainingRecipe(BaseModel):
     """End a stage after this many updates, for a scaled-down run. The report says so."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
     """Examples in an update."""
-    gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    """Split each batch into this many micro-batches, to save memory; the result is that of the whole batch."""
+    gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000), CONDITIONS] = 1
+    """Split each batch into this many micro-batches, to save memory; the gradient is that of the whole batch, but for
+    rounding and dropout's random numbers."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
     """Learning rate at the start of every stage. The default is the paper's, for millions of updates."""
     dense_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -221,6 +223,9 @@ class TrainingRecipe(BaseModel):
     """Scale the gradient down to this norm where it is larger; `null` never does."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device computes it quickly, else fp32. Weights, optimizer and measurements are always fp32."""
+    deterministic: bool = False
+    """Repeat every result bit by bit on a GPU too, with PyTorch's deterministic algorithms, which are slower. A CPU repeats
+    results in any case. The key must stay as it is when a run resumes."""
     regularize_dense: bool = False
     """Apply the regularizer in stage 0 too. By default it acts from the first pruning on, so that all methods prune the same
     dense model and can share it. The report says which."""

@@ -16,9 +16,11 @@ import torch
 from xlmprune.core.device import resolve_precision
 from xlmprune.core.errors import MachineError
 from xlmprune.core.machine import environment, processor_name
+from xlmprune.recipe.schema import TrainingRecipe
 
 ALTERING = (
-    "device", "device_name", "precision", "threads", "xlmprune", "torch", "cuda", "transformers", "tokenizers", "numpy",
+    "device", "device_name", "precision", "threads", "gradient_accumulation",
+    "xlmprune", "torch", "cuda", "transformers", "tokenizers", "numpy",
 )  # fmt: skip
 """Conditions that alter results. The others are recorded too."""
 
@@ -27,15 +29,21 @@ Changes = dict[str, tuple[Any, Any]]
 """Name of a condition to its values before and now."""
 
 
-def conditions(device: torch.device, precision: str) -> Conditions:
-    """Return the conditions that a run with this `training.precision` has here."""
-    used = "bf16" if resolve_precision(precision, device) is torch.bfloat16 else "fp32"
-    return {"device_name": processor_name(), **environment(device), "precision": used}
+def conditions(device: torch.device, settings: TrainingRecipe) -> Conditions:
+    """Return the conditions that a run with these settings has here."""
+    used = "bf16" if resolve_precision(settings.precision, device) is torch.bfloat16 else "fp32"
+    return {
+        "device_name": processor_name(),
+        **environment(device),
+        "precision": used,
+        "gradient_accumulation": settings.gradient_accumulation,
+    }
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
-    """Return the conditions that changed and alter results."""
-    return {key: (before.get(key), now.get(key)) for key in ALTERING if before.get(key) != now.get(key)}
+    """Return the conditions that changed and alter results. What an earlier version did not record is not compared."""
+    recorded = [key for key in ALTERING if key in before]
+    return {key: (before[key], now.get(key)) for key in recorded if before[key] != now.get(key)}
 
 
 def describe(changed: Mapping[str, Any]) -> str:

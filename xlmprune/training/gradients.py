@@ -51,7 +51,7 @@ class Gradients:
         """Batches in one pass over the training set."""
         return math.ceil(len(self.train) / self.batch_size)
 
-    def add(self, position: int, taught: bool, students: Sequence[Student] = ()) -> float:
+    def add(self, position: int, taught: bool, students: Sequence[Student] = ()) -> Tensor:
         """Add the gradients of one training batch, and of the unlabelled batch beside it.
 
         Args:
@@ -61,7 +61,7 @@ class Gradients:
                 empty.
 
         Returns:
-            The loss.
+            The loss, a float64 scalar on the model's device: whoever reads it waits for the device.
         """
         teaching, students = self.teaching if taught else None, students or [self.model]
         rows = self._rows(position)
@@ -126,15 +126,15 @@ class Gradients:
         count: Callable[[Batch], int],
         losses_of: Callable[[dict[str, Tensor], Share], Iterator[Tensor]],
         students: int,
-    ) -> float:
-        total = 0.0
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, share in zip(batches, _shares(batches, count), strict=True):
             if not share[0]:
                 continue  # no item of this part counts
             for loss in losses_of(self._to_device(batch), share):
                 mean = loss / students
                 mean.backward()  # before the next student's loss is computed, so that one graph is held
-                total += mean.item()
+                total += mean.detach()
         return total
 
     def _losses(

@@ -30,6 +30,7 @@ from xlmprune.training.method import Method
 from xlmprune.training.optimizer import (
     clip,
     freeze_embeddings,
+    gradient_norm,
     learning_rate,
     mask_gradients,
     updates_in_stage,
@@ -194,30 +195,33 @@ class FinePruning:
         masks = None if state.at.stage == 0 or may_return else state.masks
         criterion.before_forward(state.weights, state.masks)
         with self.pruner.masked(total) if hidden else nullcontext():
-            loss = self.gradients.add(state.at.position, state.at.stage > 0, self._learners())
+            summed = self.gradients.add(state.at.position, state.at.stage > 0, self._learners())
         # Hidden weights are scored by a gradient that does not move them. Otherwise the criterion sees the clipped
         # gradient, as published, unless the regularizer's would be in it.
         early = hidden or (self.reference() is not None and not self.method.observe_regularizer)
         if early:
             mask_gradients(state.weights, masks)
             criterion.observe(state.weights, state.masks, rate)
-        penalty = self._add_penalty()
+        added = self._add_penalty()
         # Masked before the norm is taken, so that pruned weights do not count in it.
         norms = mask_gradients(state.weights, state.masks if hidden else masks)
         # Stage 0 is the same bit for bit with every criterion that does not act on it, so that runs can share it.
         watching = state.at.stage > 0 or self.method.acts_on_dense
         late = type(criterion).observe is not Criterion.observe and watching and not early
-        norm = clip(self.model, self.settings.gradient_clip, norms, None if late else state.optimizer)
+        # One read, when all kernels of the backward pass wait in the queue: every read waits for the device.
+        found = torch.stack([term.double() for term in (summed, added, gradient_norm(self.model, norms))])
+        loss, penalty, norm = (float(term) for term in found.cpu())
+        clip(self.model, self.settings.gradient_clip, norm, None if late else state.optimizer)
         if late and math.isfinite(norm):
             criterion.observe(state.weights, state.masks, rate)
         return loss, penalty, norm
 
-    def _add_penalty(self) -> float:
+    def _add_penalty(self) -> Tensor:
         reference = self.reference()
         if reference is None:
-            return 0.0
+            return torch.zeros((), device=self.state.device)
         masks = self.state.masks if self.state.at.stage > 0 else None
-        return float(self.method.regularizer.add_gradient(self.state.weights, reference, masks))
+        return self.method.regularizer.add_gradient(self.state.weights, reference, masks)
 
     def _measure(self, total: int) -> None:
         """Score dev where the teacher or the choice of the best weights needs it; let both take these weights."""

@@ -79,39 +79,43 @@ def learning_rate(settings: TrainingRecipe, stage: int, update: int, total: int)
 @torch.no_grad()
 def mask_gradients(weights: Weights, masks: Masks | None) -> dict[str, Tensor]:
     """Set the gradients of pruned weights to zero, and return the norm of each matrix's gradient."""
-    norms = {}
-    for name, weight in weights.items():
-        if weight.grad is not None:
-            if masks is not None:
-                weight.grad.mul_(masks[name].view(torch.uint8))  # twice as fast on a CPU as with booleans
-            norms[name] = torch.linalg.vector_norm(weight.grad)
-    return norms
+    found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    if masks is not None:
+        for name, gradient in found.items():
+            gradient.mul_(masks[name].view(torch.uint8))  # twice as fast on a CPU as with booleans
+    return dict(zip(found, torch._foreach_norm([*found.values()]), strict=True)) if found else {}
 
 
 @torch.no_grad()
-def clip(
-    model: nn.Module,
-    limit: float | None,
-    known: Mapping[str, Tensor] | None = None,
-    optimizer: optim.Optimizer | None = None,
-) -> float:
-    """Scale all gradients down to a norm of ``limit``; return the norm before.
+def gradient_norm(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Return the norm of all gradients together, on their device.
 
     Args:
         known: norms of gradients that were measured already, by parameter name.
-        optimizer: scales the gradients itself, while it reads them for its step; with None they are scaled now.
     """
     known = {} if known is None else known
     found = {name: p for name, p in model.named_parameters() if p.grad is not None}
     norms = [known[name] if name in known else _norm(parameter) for name, parameter in found.items()]
-    norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+@torch.no_grad()
+def clip(
+    model: nn.Module, limit: float | None, norm: float, optimizer: optim.Optimizer | None = None
+) -> None:
+    """Scale all gradients down to a norm of ``limit``.
+
+    Args:
+        norm: of all gradients together.
+        optimizer: scales the gradients itself, while it reads them for its step; with None they are scaled now.
+    """
     factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if optimizer is not None:
-        optimizer.grad_scale = None if factor == 1 else norms[0].new_tensor(1 / factor)  # type: ignore[attr-defined]
+        scale = None if factor == 1 else gradients[0].new_full((), 1 / factor)
+        optimizer.grad_scale = scale  # type: ignore[attr-defined]
     elif factor < 1:
-        for parameter in found.values():
-            parameter.grad.mul_(factor)  # type: ignore[union-attr]
-    return norm
+        torch._foreach_mul_(gradients, factor)
 
 
 def _norm(parameter: Tensor) -> Tensor:

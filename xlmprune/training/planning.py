@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from xlmprune.core.device import resolve_device, resolve_precision
-from xlmprune.core.formatting import number, percent
+from xlmprune.core.device import fallback, resolve_device, resolve_precision
+from xlmprune.core.formatting import amount, number, percent
+from xlmprune.core.machine import processors
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
@@ -27,6 +28,15 @@ ACTIVATION_COPIES = 18
 LEAST_LEARNING = 1e-3
 """Sum of the learning rates of stage 0 below which a model seldom learns anything. AdamW moves a weight by at most about the
 learning rate in each update."""
+
+CPU_SPEED = 5e10
+"""Floating-point operations per second of one processor core in fp32 products, to an order of magnitude."""
+
+USUAL_TOKENS = 32
+"""Tokens of a text, for an estimate before any text is encoded."""
+
+PATIENCE_DAYS = 1.0
+"""Days of training on a CPU from which on a run warns."""
 
 
 def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
@@ -62,6 +72,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         )
         for stage, density in enumerate(method.densities)
     ]
+    updates = sum(stage["updates"] for stage in stages)
     planned = {}
     if recipe.sizes and method.structure is not None:
         multiple, before = method.structure.multiple, sizes["prunable"]
@@ -74,12 +85,18 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "train_language": recipe.task.train_language,
         "train_examples": count,
         "labels": list(task.labels),
-        "warnings": [*texts.train.notes, *texts.warnings, *too_little_learning(recipe, stages[0]["updates"])],
+        "warnings": [
+            *fallback(device, where),
+            *slow_on_cpu(recipe, model, updates, where),
+            *texts.train.notes,
+            *texts.warnings,
+            *too_little_learning(recipe, stages[0]["updates"]),
+        ],
         "unlabelled": {language: len(part) for language, part in texts.unlabelled.items()},
         **({} if measured_on is None else {"moments": measured_on.record()}),
         "stages": stages,
         **planned,
-        "updates": sum(stage["updates"] for stage in stages),
+        "updates": updates,
         "criterion": recipe.pruning.criterion.name,
         "regularizer": recipe.regularizer.name,
         "device": str(where),
@@ -120,6 +137,21 @@ def too_little_learning(recipe: Recipe, updates: int) -> list[str]:
     return [
         f"stage 0 has {updates:,} updates with a learning rate of {rate:g}. That is too little to learn a task. Raise "
         f"training.{key} (5e-5 to 2e-4 suits small data) or the number of epochs"
+    ]
+
+
+def slow_on_cpu(recipe: Recipe, model: torch.nn.Module, updates: int, device: torch.device) -> list[str]:
+    """Warn if training takes days because there is no GPU; an empty list otherwise."""
+    encoder = count_parameters(model) - parameters_by_part(model)["embeddings"]
+    # Forward and backward pass: six operations for each parameter and token.
+    operations = 6.0 * encoder * recipe.training.batch_size * USUAL_TOKENS * updates
+    days = operations / (CPU_SPEED * processors()) / 86_400
+    if device.type != "cpu" or days < PATIENCE_DAYS:
+        return []
+    return [
+        f"training takes about {days:,.0f} days on this CPU: {updates:,} updates of a model with {amount(encoder)} "
+        "parameters beside its embeddings. Use a machine with a GPU, or train less, for example with "
+        "--set training.max_updates_per_stage=2000"
     ]
 
 

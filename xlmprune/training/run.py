@@ -15,7 +15,7 @@ from xlmprune.core.files import explain_disk
 from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder
-from xlmprune.core.stopping import StopRequest
+from xlmprune.core.stopping import Stopped, StopRequest
 from xlmprune.data.examples import Kind
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
@@ -30,6 +30,7 @@ from xlmprune.training.loop import FinePruning, StageEnd, Step
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text
 from xlmprune.training.outcome import Outcome, Scored
+from xlmprune.training.planning import slow_on_cpu
 from xlmprune.training.sizes import at_size
 from xlmprune.training.stages import Row, StageScores, size_row
 from xlmprune.training.start import open_start
@@ -79,7 +80,8 @@ class Training:
             marks = {**self.data.fingerprints, **measured_on.fingerprints(self.data.fingerprints)}
             self.data = replace(self.data, moments=measured_on.record(), fingerprints=marks)
         model.to(device)
-        self.forward = forward_of(model, device)
+        self.stop = StopRequest()
+        self.forward = self.stop.guard(forward_of(model, device))
         teaching = None
         if distillation is not None:
             text = encode_unlabelled(texts, tokenizer, length)
@@ -97,11 +99,18 @@ class Training:
             start=lambda: read_start(folder.start, task.kind).model.state_dict(),
             moment_text=() if measured_on is None else measured_on.batches(tokenizer, length, str(device)),
         )
-        self.scores = StageScores(self.data, recipe.evaluation, reporter.track, vectors_of(model, device))
-        self.conditions = conditions.conditions(device, recipe.training.precision)
+        self.scores = StageScores(
+            self.data, recipe.evaluation, reporter.track, self.stop.guard(vectors_of(model, device))
+        )
+        self.conditions = conditions.conditions(device, recipe.training)
         self.changes: list[dict[str, Any]] = []
+        for warning in slow_on_cpu(recipe, model, self._updates(), device):
+            reporter.warn(warning)
         self._restore(recipe.sha256(), allow_change)
         self._tell_moments()
+
+    def _updates(self) -> int:
+        return sum(self.pruner.updates_in_stage(stage) for stage in range(self.last + 1))
 
     def run(self, until: int | None = None) -> None:
         """Drive the loop to its end, or to the end of stage ``until``.
@@ -109,10 +118,11 @@ class Training:
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM asked to stop; the run is saved as it stands.
         """
-        if until is not None and self.pruner.state.at.stage > until:
-            return
-        saved = time.monotonic()
-        with StopRequest() as stop:
+        with self.stop as stop:
+            self._measure_again()
+            if until is not None and self.pruner.state.at.stage > until:
+                return
+            saved = time.monotonic()
             for event in self.pruner.run():
                 due = time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
                 if isinstance(event, StageEnd):
@@ -214,12 +224,27 @@ class Training:
     def _close_stage(self, end: StageEnd) -> None:
         """Measure a stage where the recipe asks for it; the last one is measured by `finish`, for its logits."""
         self.scores.add_row(end, self.pruner.state.layers())
-        if end.stage < self.last:
-            if self.scores.is_due(end.stage):
-                self.scores.measure(self.forward, end.stage)
-            self._report_stage(self.scores.rows[-1])
-        if end.stage == 0:
-            self._warn_if_nothing_learned()
+        self._measure_stage(end.stage)
+
+    def _measure_stage(self, stage: int) -> None:
+        try:
+            if stage < self.last:
+                if self.scores.is_due(stage):
+                    self.scores.measure(self.forward, stage)
+                self._report_stage(self.scores.rows[-1])
+            if stage == 0:
+                self._warn_if_nothing_learned()
+        except Stopped:
+            self._save()  # without this stage's scores, which the resumed run measures first
+            raise
+
+    def _measure_again(self) -> None:
+        """Measure the last stage if the run was stopped while it was measured."""
+        if not self.scores.rows or "languages" in (row := self.scores.rows[-1]):
+            return
+        if row["stage"] < self.last and self.scores.is_due(row["stage"]):
+            self._measure_stage(row["stage"])
+            self._save()
 
     def _report_stage(self, row: Row, size: float | None = None) -> None:
         self.folder.events.write("stage", **row, **({} if size is None else {"size": size}))

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xlmprune.core.errors import DataError
+from xlmprune.core import hub
+from xlmprune.core.errors import DataError, MachineError, XlmpruneError
 from xlmprune.data.readers.rows import Rows, Split
 
 Repaired = tuple[list[list[str]], list[list[str]], tuple[str, ...]]
@@ -98,17 +99,33 @@ class Hub:
                 return load_dataset(self._set.id, config, split=name, revision=self._set.revision)
             except ValueError as error:  # an unknown split, or an unknown config
                 fault = error
-            except (OSError, RuntimeError) as error:  # no connection, in one of several ways
+            except ImportError:
+                raise
+            except Exception as error:  # of no common type: `datasets`, its clients and its readers have many
                 fault = error
                 break
-        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        assert fault is not None
+        raise self._explained(f"{self._set.id} (config {config}, {split})", fault) from fault
+
+    def _explained(self, name: str, fault: Exception) -> XlmpruneError:
+        """Return the error for the user: full and unwritable disks, damaged downloads, no connection, unknown splits."""
+        from datasets import config as settings
+        from datasets.exceptions import ChecksumVerificationError, SplitsVerificationError
+
+        if said := hub.cache_fault(fault):
+            return MachineError(f"{name} could not be put into the cache: {said}")
+        if isinstance(fault, ChecksumVerificationError | SplitsVerificationError):
+            return DataError(
+                f"{name}: the files are not those that the data set describes ({type(fault).__name__}), as after a download "
+                f"that was cut. Delete its folder in {settings.HF_DATASETS_CACHE} and load it again"
+            )
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        raise DataError(
-            f"{self._set.id} (config {config}, {split}) cannot be loaded from the Hugging Face hub: {reason}. "
+        return DataError(
+            f"{name} cannot be loaded from the Hugging Face hub: {hub.reason_for(fault).rstrip('.')}. "
             f"{'Unset HF_HUB_OFFLINE' if offline else 'Check the network'}, or load it once on a machine that reaches the "
             "hub and copy the cache (HF_HOME), or read local files: `task: {source: files, path: "
             "…/{language}.{split}.tsv}`"
-        ) from fault
+        )
 
 
 def _names(feature: Any, values: list[Any]) -> list[Any]:
