@@ -9,20 +9,24 @@ from contextlib import contextmanager
 
 import torch
 
+from xlmprune.core import processes
 from xlmprune.core.errors import MachineError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; of several processes, each takes the GPU of its number.
 
     Raises:
         MachineError: not a device this tool knows, or a GPU that is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
         raise MachineError(f"--device {name}: expected auto, cpu, cuda or cuda:n")
+    number, here = processes.local()
+    if here > 1 and name.startswith("cuda"):
+        name = _gpu_of_process(name, number, here)
+    kind, _, index = name.partition(":")
     if kind == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= found:
@@ -31,6 +35,22 @@ def resolve_device(name: str) -> torch.device:
                 "check the driver with `nvidia-smi`, and in Docker that `--gpus all` was given"
             )
     return torch.device(name)
+
+
+def _gpu_of_process(name: str, number: int, here: int) -> str:
+    """Name the GPU of the process ``number`` of the ``here`` that share this host."""
+    if name != "cuda":
+        raise MachineError(
+            f"--device {name}: {here} processes on this host would share one GPU. Give --device cuda, and each takes the "
+            "GPU of its number; CUDA_VISIBLE_DEVICES chooses which GPUs there are"
+        )
+    found = torch.cuda.device_count()
+    if here > found:
+        raise MachineError(
+            f"{here} processes were started on this host, which has {found} CUDA devices. Give torchrun --nproc-per-node "
+            f"{max(1, found)}"
+        )
+    return f"cuda:{number}"
 
 
 def computes_bf16_quickly(device: torch.device) -> bool:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from xlmprune.core import processes
+
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
@@ -39,11 +41,13 @@ def interruptible() -> contextlib.AbstractContextManager[None]:
 class StopRequest:
     """Turns a signal into a request to stop after the next update, with a checkpoint.
 
-    A second signal stops at once.
+    A second signal stops at once, in a run of one process. Several processes get every signal twice where the scheduler
+    and `torchrun` both pass it on, and stop only together; `torchrun` itself kills those that take too long.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._patient = processes.count() > 1
         self._signals = _handling(self._ask)
 
     def __enter__(self) -> StopRequest:
@@ -54,6 +58,6 @@ class StopRequest:
         self._signals.__exit__(None, None, None)
 
     def _ask(self, *_: object) -> None:
-        if self.asked:
+        if self.asked and not self._patient:
             raise KeyboardInterrupt
         self.asked = True

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from xlmprune.core import processes
 from xlmprune.core.checkpoints import DamagedError, Numbers
 from xlmprune.core.errors import DataError, RecipeError
-from xlmprune.core.run_folder import RunFolder
+from xlmprune.core.run_folder import FolderOfFirst, RunFolder
 from xlmprune.evaluation.observing import Observed
 from xlmprune.recipe.effects import MAY_CHANGE, differences
 from xlmprune.recipe.loading import load_recipe
@@ -29,7 +30,9 @@ from xlmprune.training.state import TrainState
 
 
 def open_run(path: Path, recipe: Recipe, fresh: bool = False) -> RunFolder:
-    """Open the run folder of a recipe; see `RunFolder`."""
+    """Open the run folder of a recipe, which is the first process's alone; see `RunFolder`."""
+    if not processes.is_first():
+        return FolderOfFirst(path)
     return RunFolder(path, recipe.to_yaml(), recipe.sha256(), partial(difference, recipe), fresh)
 
 
@@ -130,7 +133,7 @@ def restore(
         DataError: the data changed since the run started.
         ModelError: the checkpoint is damaged.
     """
-    found = folder.latest(say)
+    found = processes.from_first(lambda: folder.latest(say))
     if found is None:
         return None
     tensors, numbers = found

@@ -1,4 +1,4 @@
-"""The conditions of every start of a run: what computes, with which precision, threads and library versions.
+"""The conditions of every start of a run: what computes, with which precision, threads, processes and library versions.
 
 The same recipe and data give the same weights, bit for bit, only under the same conditions. A run that resumes under
 others says so, and only where that was allowed.
@@ -18,7 +18,8 @@ from xlmprune.core.errors import MachineError
 from xlmprune.core.machine import environment, processor_name
 
 ALTERING = (
-    "device", "device_name", "precision", "threads", "xlmprune", "torch", "cuda", "transformers", "tokenizers", "numpy",
+    "device", "device_name", "precision", "threads", "processes",
+    "xlmprune", "torch", "cuda", "transformers", "tokenizers", "numpy",
 )  # fmt: skip
 """Conditions that alter results. The others are recorded too."""
 
@@ -35,6 +36,7 @@ def conditions(device: torch.device, precision: str) -> Conditions:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """Return the conditions that changed and alter results."""
+    before = {"processes": 1, **before}  # a run that an older version began had one
     return {key: (before.get(key), now.get(key)) for key in ALTERING if before.get(key) != now.get(key)}
 
 
