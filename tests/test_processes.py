@@ -9,6 +9,7 @@ import time
 
 import golden
 import launch
+import psutil
 import pytest
 import torch
 import yaml
@@ -313,9 +314,17 @@ PLAIN = {
 """Over those of `golden.RUNS`."""
 
 MORE = {
+    "obert": {
+        **golden.RUNS["obert"],
+        "pruning": {**golden.RUNS["obert"]["pruning"], "criterion": {"name": "obert", "batches": 8}},
+    },
     "movement": {
         "task": golden.TEXT,
-        "method": "movement",
+        "pruning": {
+            "criterion": "movement",
+            "regrow": True,
+            "schedule": {"name": "continuous", "final_density": 0.4, "every": 2, "restart": True},
+        },
     },
     "l0": {"task": golden.TEXT, "pruning": {**golden.BASE["pruning"], "criterion": "l0"}},
     "refit": {
@@ -341,7 +350,7 @@ MORE = {
         "export": {"sizes": [1, 0.5]},
     },
 }
-"""Runs of what `golden.RUNS` has none of."""
+"""Runs of what `golden.RUNS` has none of, and a shorter one."""
 
 
 @pytest.fixture(scope="module")
@@ -415,16 +424,140 @@ def test_two_processes_are_two_micro_batches(workplace):
     assert [report["environment"]["processes"] for report in reports] == [2, 1]
 
 
-ALL = ["cosine", "pins", "tokens", "obert", "movement", "l0", "refit", "cut", "sizes"]
+ALL = ["pins", "tokens", "obert", "movement", "l0", "refit", "cut", "sizes"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [*((name, 2) for name in ALL), ("cosine", 3), ("pins", 3)])
 def test_several_processes_do_what_one_does(workplace, name, count):
-    """Three do not divide a batch of eight, nor one of two, where the third has nothing to do."""
+    """Up to the order of sums. Three do not divide a batch of eight, nor one of two, where the third has nothing to do."""
     recipe = write_recipe(
         workplace, name, training={**PLAIN["training"], "batch_size": 8 if count == 2 else 2}
     )
-    several, one = compress(workplace, recipe, {f"{name}-{count}": [count], f"{name}-1-of-{count}": [1]})
+    parts = f"--set training.gradient_accumulation={count}"
+    several, one = compress(
+        workplace, recipe, {f"{name}-{count}": [count], f"{name}-1-of-{count}": [1, parts]}
+    )
     assert same(saved(several, "masks"), saved(one, "masks"))
-    assert distance(saved(several, "model"), saved(one, "model")) < 1e-3
+    assert distance(saved(several, "model"), saved(one, "model")) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_batch_in_two_processes_is_the_batch_in_one(workplace):
+    recipe = write_recipe(workplace, "cosine")
+    two, one = compress(workplace, recipe, {"halves": [2], "whole": [1]})
+    assert same(saved(two, "masks"), saved(one, "masks"))
+    assert distance(saved(two, "model"), saved(one, "model")) < 1e-4
+
+
+# --- as a user starts them ----------------------------------------------------------------------------------------------
+
+
+def torchrun(folder, recipe, out, *options, count=2):
+    """Start a run as a user does."""
+    command = ["torch.distributed.run", "--nproc-per-node", str(count), "-m", "xlmprune", "compress", recipe]
+    return subprocess.Popen(
+        [sys.executable, "-m", *command, "--out", out, *options],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def processes_of(run):
+    """Return the processes that torchrun started, by rank, as soon as they train."""
+    found = {child.environ()["RANK"]: child for child in psutil.Process(run.pid).children()}
+    return [found[rank] for rank in sorted(found)]
+
+
+def until(run, events, count=1):
+    """Wait until a run has logged so many updates."""
+    while run.poll() is None:
+        if events.is_file() and events.read_text(encoding="utf-8").count('"event": "update"') >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(run.stdout.read())
+
+
+@pytest.mark.slow
+def test_killed_stopped_and_resumed_it_ends_the_same(workplace):
+    """Any of the processes may die, and all end at once; a signal saves once; another number of processes is refused."""
+    training = {**PLAIN["training"], "dense_epochs": 40, "checkpoint_minutes": 0.001}
+    recipe = write_recipe(workplace, "cosine", training=training)
+    whole = torchrun(workplace, recipe, "uninterrupted")
+    said, _ = whole.communicate()
+    assert whole.returncode == 0, said
+    events = workplace / "interrupted" / "events.jsonl"
+
+    for victim in (1, 0):
+        run = torchrun(workplace, recipe, "interrupted")
+        until(run, events)
+        workers = processes_of(run)
+        workers[victim].kill()
+        gone, left = psutil.wait_procs(workers, timeout=20)
+        assert (len(gone), left) == (2, [])
+        said, _ = run.communicate()
+        assert run.returncode == 1
+        assert ("xlmprune: another process of this run ended" in said) == (victim == 1)
+
+    run = torchrun(workplace, recipe, "interrupted")
+    until(run, events)
+    run.send_signal(signal.SIGTERM)
+    for worker in processes_of(run):
+        worker.send_signal(signal.SIGTERM)  # as well, as a scheduler does
+    said, _ = run.communicate()
+    assert said.count("xlmprune: interrupted; run the same command again") == 1
+    checkpoints = sorted(path.name for path in (workplace / "interrupted" / "checkpoint").glob("saved-*"))
+    assert not list((workplace / "interrupted" / "checkpoint").glob(".partial-*"))
+
+    one = subprocess.run(
+        [sys.executable, "-m", "xlmprune", "compress", recipe, "--out", "interrupted"],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert one.returncode == 2
+    assert "processes 2 -> 1" in one.stderr
+    assert sorted(p.name for p in (workplace / "interrupted" / "checkpoint").glob("saved-*")) == checkpoints
+
+    run = torchrun(workplace, recipe, "interrupted")
+    said, _ = run.communicate()
+    assert run.returncode == 0, said
+    assert golden.digests(workplace / "interrupted") == golden.digests(workplace / "uninterrupted")
+    stages = [event for event in (json.loads(line) for line in events.open()) if event["event"] == "stage"]
+    assert [event["stage"] for event in stages] == [0, 1, 2, 3, 3], (
+        "written once each; the last again with its scores"
+    )
+
+    run = torchrun(workplace, recipe, "interrupted")
+    said, _ = run.communicate()
+    assert run.returncode == 0
+    assert said.count("holds this run, finished; nothing to do") == 1
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes_where_that_is_allowed(workplace):
+    recipe = write_recipe(workplace, "cosine", training={**PLAIN["training"], "dense_epochs": 40})
+    run = torchrun(workplace, recipe, "changed")
+    until(run, workplace / "changed" / "events.jsonl")
+    run.send_signal(signal.SIGINT)
+    run.communicate()
+    run = torchrun(workplace, recipe, "changed", "--allow-change", count=3)
+    said, _ = run.communicate()
+    assert run.returncode == 0, said
+    report = json.loads((workplace / "changed" / "bundle" / "report.json").read_text(encoding="utf-8"))
+    assert report["changed_conditions"][0]["changed"] == {"processes": [2, 3]}
+    assert report["environment"]["processes"] == 3
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_sentence_of_the_first(workplace):
+    recipe = write_recipe(workplace, "cosine", task={"path": "nowhere/{language}.{split}.tsv"})
+    run = torchrun(workplace, recipe, "nothing")
+    said, _ = run.communicate()
+    assert run.returncode == 1
+    assert [line for line in said.splitlines() if line.startswith("xlmprune: ")] == [
+        line for line in said.splitlines() if "no test file of any language" in line
+    ]
