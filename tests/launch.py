@@ -63,7 +63,7 @@ def _start(given: Mapping[str, str], rank: int, work: Callable[[int], object]) -
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import transformers  # noqa: F401
+    from transformers import XLMRobertaForSequenceClassification, XLMRobertaForTokenClassification  # noqa: F401
 
     import xlmprune.pipeline  # noqa: F401
     from xlmprune import cli

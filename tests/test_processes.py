@@ -1,11 +1,16 @@
 """Several processes that make one run: what they tell each other, and that together they do what one does."""
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import golden
 import launch
@@ -16,7 +21,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from xlmprune import pipeline
+from xlmprune import cli, pipeline
 from xlmprune.cli import app
 from xlmprune.core import processes
 from xlmprune.core.device import resolve_device
@@ -407,11 +412,17 @@ def distance(first, second):
     )
 
 
-def test_two_processes_are_two_micro_batches(workplace):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, autograd does not survive a fork")
+def test_two_processes_are_two_micro_batches(workplace, monkeypatch):
     """Bit for bit, since both add up the same two gradients."""
     recipe = write_recipe(workplace, "cosine", evaluation={"batch_size": 5})
-    runs = {"two": [2], "parts": [1, "--set training.gradient_accumulation=2"]}
-    two, parts = compress(workplace, recipe, runs)
+    with contextlib.chdir(workplace):
+        options = ["--device", "cpu", "--set", "training.gradient_accumulation=2"]
+        done = CliRunner().invoke(app, ["compress", recipe, "--out", "parts", *options])
+        assert done.exit_code == 0, done.output
+        monkeypatch.setattr(sys, "argv", ["xlmprune", "compress", recipe, "--out", "two", "--device", "cpu"])
+        assert launch.fork(2, lambda rank: cli.main()) == [0, 0]
+    two, parts = workplace / "two", workplace / "parts"
     for file in ("model", "masks", "dense", "observed"):
         assert same(saved(two, file), saved(parts, file)), file
     reports = [
@@ -529,7 +540,8 @@ def test_killed_stopped_and_resumed_it_ends_the_same(workplace):
     said, _ = run.communicate()
     assert run.returncode == 0, said
     assert golden.digests(workplace / "interrupted") == golden.digests(workplace / "uninterrupted")
-    stages = [event for event in (json.loads(line) for line in events.open()) if event["event"] == "stage"]
+    logged = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    stages = [event for event in logged if event["event"] == "stage"]
     assert [event["stage"] for event in stages] == [0, 1, 2, 3], "each is written once"
 
     run = torchrun(workplace, recipe, "interrupted")
@@ -562,3 +574,66 @@ def test_bad_input_is_one_sentence_of_the_first(workplace):
     assert [line for line in said.splitlines() if line.startswith("xlmprune: ")] == [
         line for line in said.splitlines() if "no test file of any language" in line
     ]
+
+
+@pytest.mark.slow
+def test_the_second_host_needs_the_recipe_alone(workplace, tmp_path):
+    recipe = write_recipe(workplace, "cosine")
+    shutil.copy(workplace / recipe, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    hosts = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(number)),
+                *("--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port),
+                *("-m", "xlmprune", "compress", recipe, "--out", "hosts"),
+            ],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number, folder in enumerate((workplace, tmp_path))
+    ]
+    said = [host.communicate()[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    assert (workplace / "hosts" / "bundle" / "report.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [recipe]
+    assert "stage 3/3" in said[0]
+    assert "stage" not in said[1]
+
+
+@pytest.mark.slow
+def test_the_job_array_of_the_documentation(workplace, tmp_path):
+    """Every entry of a plan in a job of its own, with a stand-in for srun; then `compare` has nothing to run."""
+    page = (Path(__file__).parents[1] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    script = next(
+        block for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "ARRAY_TASK_ID" in block
+    )
+    (tmp_path / "cells.sh").write_text(script, encoding="utf-8")
+    for name, line in (("srun", 'exec "$@"'), ("xlmprune", f'exec {sys.executable} -m xlmprune "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    recipe = write_recipe(workplace, "cosine")
+    out = tmp_path / "out"
+    (out / "recipes").mkdir(parents=True)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(out)}
+
+    def run(*command, **variables):
+        done = subprocess.run(
+            command, cwd=workplace, env=environment | variables, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    compare = ("xlmprune", "compare", recipe, "--vary", "regularizer=none,cosine")
+    plan = run(*compare, "--dry-run", "--json").stdout
+    (out / "plan.json").write_text(plan, encoding="utf-8")
+    run(*compare, "--out", str(out), "--only", json.loads(plan)[0]["method"])
+    for number in range(2):
+        run("bash", str(tmp_path / "cells.sh"), SLURM_ARRAY_TASK_ID=str(number))
+    events = (out / json.loads(plan)[1]["name"] / "events.jsonl").read_text(encoding="utf-8")
+    assert "dense_shared" in events
+    assert "2 cells, 2 finished already, 0 processes to run" in run(*compare, "--out", str(out)).stderr

@@ -202,8 +202,8 @@ class TrainingRecipe(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
     """Examples in an update."""
     gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    """Split each batch into this many micro-batches, to save memory; the result is that of the whole batch. Several processes
-    share them."""
+    """Split each batch into this many micro-batches, to save memory; the result is that of the whole batch. Several
+    processes share them."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
     """Learning rate at the start of every stage. The default is the paper's, for millions of updates."""
     dense_learning_rate: Annotated[float, Field(gt=0)] | None = None

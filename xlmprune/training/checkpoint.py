@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from xlmprune.core import processes
-from xlmprune.core.checkpoints import DamagedError, Numbers
+from xlmprune.core.checkpoints import DamagedError, Numbers, Tensors
 from xlmprune.core.errors import DataError, RecipeError
 from xlmprune.core.run_folder import FolderOfFirst, RunFolder
 from xlmprune.evaluation.observing import Observed
@@ -133,12 +133,11 @@ def restore(
         DataError: the data changed since the run started.
         ModelError: the checkpoint is damaged.
     """
-    found = processes.from_first(lambda: folder.latest(say))
+    found = processes.from_first(lambda: _latest(folder, dict(scores.data.fingerprints), say))
     if found is None:
         return None
     tensors, numbers = found
     try:
-        _require_same_data(folder.path, numbers, dict(scores.data.fingerprints))
         state.restore(tensors, numbers["progress"], settings)
         scores.rows, scores.dense_others = numbers["stages"], numbers["dense_others"]
         dense = tensors.get("dense", {})
@@ -149,6 +148,15 @@ def restore(
     except KeyError as error:
         raise DamagedError(f"{folder.checkpoints}: {error} is missing; use --fresh to start over") from error
     return numbers
+
+
+def _latest(
+    folder: RunFolder, data: dict[str, str], say: Callable[[str], None]
+) -> tuple[Tensors, Numbers] | None:
+    found = folder.latest(say)
+    if found is not None:
+        _require_same_data(folder.path, found[1], data)
+    return found
 
 
 def _require_same_data(path: Path, numbers: Numbers, now: dict[str, str]) -> None:
