@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from xlmprune._version import __version__
-from xlmprune.core import machine, own_process, streams
+from xlmprune.core import machine, own_process, processes, streams
 from xlmprune.core.errors import DataError, RecipeError, ShortfallError, XlmpruneError
 from xlmprune.core.streams import OutputError
 from xlmprune.recipe.registry import FORMS, USUAL_FORMS
@@ -35,7 +35,7 @@ class _Group(TyperGroup):
                 typer.echo(f"xlmprune: {error}", err=True)
             raise typer.Exit(0 if error.reader_gone else error.exit_code) from None
         except XlmpruneError as error:
-            raise _failed(str(error), error.exit_code) from None
+            raise _failed_somewhere(error) from None
         except ModuleNotFoundError as error:
             from xlmprune.core import packages
 
@@ -47,7 +47,8 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             resumable = ctx.invoked_subcommand in ("compress", "compare")
             advice = "; run the same command again to resume from the last checkpoint" if resumable else ""
-            typer.echo(f"xlmprune: interrupted{advice}", err=True)
+            if processes.is_first():
+                typer.echo(f"xlmprune: interrupted{advice}", err=True)
             raise typer.Exit(130) from None
 
 
@@ -56,6 +57,15 @@ def _failed(message: str, exit_code: int) -> typer.Exit:
     for line in message.split("\n"):
         typer.echo(f"xlmprune: {line}", err=True)
     return typer.Exit(exit_code)
+
+
+def _failed_somewhere(error: XlmpruneError) -> typer.Exit:
+    """Print a user error, and of several processes which one had it; once, if all of them have it."""
+    if processes.is_first():
+        return _failed(str(error), error.exit_code)
+    if error.raised_by_all:
+        return typer.Exit(error.exit_code)
+    return _failed(f"process {processes.rank()} of {processes.launched()}: {error}", error.exit_code)
 
 
 app = typer.Typer(
@@ -205,7 +215,8 @@ def compress(
 ) -> None:
     """Fine-tune and prune on English, measure all languages, export.
 
-    After a crash or Ctrl-C, run the same command again: the run resumes from its last checkpoint.
+    After a crash or Ctrl-C, run the same command again: the run resumes from its last checkpoint. Several GPUs train one
+    model together: torchrun --nproc-per-node 4 -m xlmprune compress RECIPE
     """
     from xlmprune.recipe.loading import load_recipe
 
@@ -215,7 +226,8 @@ def compress(
         from xlmprune.export import sizing
         from xlmprune.training import planning
 
-        _print(sizing.plan(resolved, device, benching.medians, _say), as_json, planning.render)
+        if processes.is_first():
+            _print(sizing.plan(resolved, device, benching.medians, _say), as_json, planning.render)
         return
     from xlmprune import pipeline
     from xlmprune.report.pages import results_table
@@ -224,6 +236,8 @@ def compress(
     facts = pipeline.run(
         resolved, folder, device, fresh, _reporter(quiet, verbose), start_from, allow_change=allow_change
     )
+    if not processes.is_first():
+        return
     _print_kept(facts, as_json, results_table, folder / "bundle" / "report.json")
     if not quiet:
         _print_next_steps(folder / "bundle")
@@ -243,6 +257,7 @@ def export(
     from xlmprune import pipeline
     from xlmprune.report.pages import results_table
 
+    processes.require_one("xlmprune export")
     facts = pipeline.export_again(run, set_, device)
     _print_kept(facts, as_json, results_table, run / "bundle" / "report.json")
     _print_next_steps(run / "bundle")
@@ -543,6 +558,7 @@ def compare(
     """
     from xlmprune.compare import pages, plan, results, running
 
+    processes.require_one("xlmprune compare")
     laid_out = plan.read(recipe, vary, set_, baseline or None)
     if dry_run:
         _print_json(pages.plan_entries(laid_out)) if as_json else _print_table(pages.plan_table(laid_out))

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xlmprune.bundle import bench, golden
+from xlmprune.core import processes
 from xlmprune.core.device import describe_device, deterministic, explain_full_memory, fallback, resolve_device
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
-from xlmprune.core.progress import Reporter
+from xlmprune.core.progress import Reporter, silent_reporter
 from xlmprune.core.run_folder import RunFolder
 from xlmprune.core.stopping import interruptible
 from xlmprune.export import manifest, sizing, writing
@@ -24,9 +25,13 @@ from xlmprune.recipe.loading import load_recipe, recipe_of
 from xlmprune.recipe.schema import Recipe
 from xlmprune.report import pages, results
 from xlmprune.training import checkpoint, dense, tracking
+from xlmprune.training.conditions import conditions
 from xlmprune.training.outcome import Datasets, Scored
 from xlmprune.training.pins import pin
 from xlmprune.training.run import Training
+
+if TYPE_CHECKING:
+    import torch
 
 
 def compress(
@@ -49,7 +54,8 @@ def compress(
             that it has.
 
     Returns:
-        The report, as in `bundle/report.json`.
+        The report, as in `bundle/report.json`. Of several processes that `torchrun` started, the first one returns it; the
+        others return an empty dictionary.
     """
     resolved = recipe_of(recipe, overrides)
     return run(resolved, Path(out or Path("runs") / resolved.name), device, fresh, reporter)
@@ -68,7 +74,7 @@ def run(
     """Fine-prune on the train language, measure every language, export, report.
 
     Resumes where an earlier run in ``out`` stopped, with the result of an uninterrupted run. A finished run is not
-    touched.
+    touched. Several processes that `torchrun` started train and measure together; the first one exports.
 
     Args:
         start_from: folder of a finished run with `pruning.schedule.stages: 0` and the same stage 0, which is not trained
@@ -77,28 +83,30 @@ def run(
         allow_change: resume although the device, precision, threads or library versions changed.
 
     Returns:
-        The report, as in `bundle/report.json`.
+        The report, as in `bundle/report.json`; an empty dictionary in all processes but the first.
     """
-    reporter = reporter or Reporter()
+    reporter = (reporter or Reporter()) if processes.is_first() else silent_reporter()
     where = resolve_device(device)
     reporter.say(describe_device(where, recipe.training.precision))
     for warning in fallback(device, where):
         reporter.warn(warning)
     tracking.require_packages(recipe.training.report_to)
-    recipe = pin(recipe, None if fresh else out)
     with (
         interruptible(),
         reporter,
         explain_full_memory(where),
         deterministic(where, recipe.training.deterministic),
-        checkpoint.open_run(out, recipe, fresh) as folder,
+        processes.joined(where),
+        checkpoint.open_run(out, recipe := agreed(recipe, where, None if fresh else out), fresh) as folder,
     ):
-        finished = folder.finished()
+        finished = processes.from_first(folder.finished)
         if finished is not None and not again:
-            checkpoint.require_same_export(folder, recipe)
+            processes.from_first(lambda: checkpoint.require_same_export(folder, recipe))
             reporter.say(f"{out} holds this run, finished; nothing to do (--fresh starts over)")
             return require_all_forms(finished)
-        if start_from is not None and not dense.start_from(start_from, recipe, folder):
+        if start_from is not None and not processes.from_first(
+            lambda: dense.start_from(start_from, recipe, folder)
+        ):
             reporter.say(f"{out} holds this run already; it resumes, and --start-from is not read")
         settle = partial(sizing.settle_recipe, timer=bench.medians, say=reporter.say)
         training = Training(recipe, folder, where, reporter, allow_change, settle)
@@ -112,7 +120,21 @@ def run(
             for scored in training.finish():
                 path = folder.begin_bundle(scored.outcome.size if made else None)
                 made.append(write_bundle(recipe, scored, training.data, path, folder.path, reporter))
-            return publish(recipe, made, training.data, folder, reporter)
+            return publish(recipe, made, training.data, folder, reporter) if processes.is_first() else {}
+
+
+def agreed(recipe: Recipe, device: torch.device, out: Path | None) -> Recipe:
+    """Return the recipe with what it takes from the hub pinned, the same in every process.
+
+    Args:
+        out: the folder of a run that may have begun; None for a run that starts over.
+
+    Raises:
+        ProcessesError: the processes have other recipes, or other conditions.
+    """
+    processes.require_same("recipe", dict(tracking.flat(recipe.resolved())))
+    processes.require_same("conditions", conditions(device, recipe.training.precision))
+    return processes.from_first(lambda: pin(recipe, out))
 
 
 def export_again(

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from xlmprune.core import gpu, machine
+from xlmprune.core import gpu, machine, processes
 from xlmprune.core.errors import MachineError
 from xlmprune.core.formatting import size
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; of several processes, each takes the GPU of its number.
 
     Raises:
         MachineError: not a device this tool knows, a GPU that is not there, or one that PyTorch has no code for.
@@ -32,7 +32,9 @@ def resolve_device(name: str) -> torch.device:
         raise MachineError(
             f"--device {name}: {_describe_found(found)}. Use --device cpu to run without a GPU"
         )
-    device = torch.device("cuda" if name == "auto" else name)
+    name = "cuda" if name == "auto" else name
+    number, here = processes.local()
+    device = torch.device(_gpu_of_process(name, number, here, found) if here > 1 else name)
     gpu.require_code_for(device)
     return device
 
@@ -68,6 +70,21 @@ def fallback(asked: str, device: torch.device) -> list[str]:
         if reason is None
         else [f"the run uses the CPU: {reason}. To use the CPU without this warning: --device cpu"]
     )
+
+
+def _gpu_of_process(name: str, number: int, here: int, found: int) -> str:
+    """Name the GPU of the process ``number`` of the ``here`` that share this host."""
+    if name != "cuda":
+        raise MachineError(
+            f"--device {name}: {here} processes on this host would share one GPU. Give --device cuda, and each takes the "
+            "GPU of its number; CUDA_VISIBLE_DEVICES chooses which GPUs there are"
+        )
+    if here > found:
+        raise MachineError(
+            f"{here} processes were started on this host, which has {found} GPUs. Give torchrun --nproc-per-node "
+            f"{max(1, found)}"
+        )
+    return f"cuda:{number}"
 
 
 def computes_bf16_quickly(device: torch.device) -> bool:

@@ -7,6 +7,7 @@ XlmpruneError             2   user error
 ├── BundleError               an exported bundle, or a file in one
 ├── MachineError              device, disk, memory, network, a missing package
 ├── TrainingError             training failed: NaN, divergence
+├── ProcessesError            the processes of one run cannot work together
 └── ShortfallError        3   a check of `verify`, `evaluate --min` or `export.floor` failed
 
 Any other exception is an internal error. It keeps its traceback and gives exit code 1.
@@ -17,6 +18,8 @@ class XlmpruneError(Exception):
     """Carries a message for the user: what was found, what was expected, what to try."""
 
     exit_code = 2
+    raised_by_all = False
+    """Whether every process of a run raises it, so that the first one's message is enough."""
 
 
 class RecipeError(XlmpruneError):
@@ -42,8 +45,17 @@ class MachineError(XlmpruneError):
 class TrainingError(XlmpruneError):
     """Says that training cannot continue, for example because the loss is not a number."""
 
+    raised_by_all = True
+
+
+class ProcessesError(XlmpruneError):
+    """Says that another process of the same run ended, cannot be reached, or differs."""
+
+    raised_by_all = True
+
 
 class ShortfallError(XlmpruneError):
     """Says that a check failed."""
 
     exit_code = 3
+    raised_by_all = True

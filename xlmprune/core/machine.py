@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune._version import __version__
+from xlmprune.core import processes
 
 if TYPE_CHECKING:
     import torch
@@ -166,6 +167,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform_name(),
         "device": device.type,
         "threads": torch.get_num_threads(),
+        "processes": processes.launched(),
     }
     if device.type == "cuda":
         facts["device_name"] = torch.cuda.get_device_name(device)

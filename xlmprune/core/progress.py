@@ -146,6 +146,11 @@ class Reporter:
             self._bar = None
 
 
+def silent_reporter() -> Reporter:
+    """Return a reporter that prints nothing, for processes that leave it to the first one."""
+    return Reporter(Console(quiet=True), "quiet")
+
+
 class _Clock:
     """Measure a rate from the second event on, because the first one includes warming up."""
 

@@ -307,6 +307,24 @@ class RunFolder:
         return found
 
 
+class FolderOfFirst(RunFolder):
+    """The run folder for every process but the first one: nothing is read or written through it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.events = NoEvents(path / "events.jsonl")
+        self.repairs = []
+
+    def renew_recipe(self) -> None:
+        """Leave it to the first process."""
+
+    def save(self, tensors: Tensors, numbers: Numbers) -> None:
+        """Leave it to the first process."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def is_run(folder: Path) -> bool:
     """Return whether this tool made the folder."""
     try:
@@ -385,3 +403,17 @@ class EventLog:
             except ValueError:
                 break
         return events
+
+
+class NoEvents(EventLog):
+    """The log of a process that does not write."""
+
+    def cut(self, size: int) -> None:
+        """Leave it to the first process."""
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Leave it to the first process."""
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return no events."""
+        return []

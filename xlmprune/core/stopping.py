@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
+from xlmprune.core import processes
+
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
 
@@ -46,17 +48,22 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """Turns a signal into a request to stop after the next update, or the next batch that is measured, with a checkpoint.
 
-    A second signal stops at once.
+    A second signal stops at once, in a run of one process. Several processes get every signal twice where the scheduler
+    and `torchrun` both pass it on, and stop only together; `torchrun` itself kills those that take too long.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._patient = processes.count() > 1
 
     def guard(self, function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-        """Return the function so that a call raises `Stopped` where a stop was asked for."""
+        """Return the function so that a call raises `Stopped` where a stop was asked for.
+
+        Several processes stop only together, at the end of an update, so there a call goes on.
+        """
 
         def guarded(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
-            if self.asked:
+            if self.asked and not self._patient:
                 raise Stopped
             return function(*args, **kwargs)
 
@@ -71,6 +78,6 @@ class StopRequest:
         self._signals.__exit__(None, None, None)
 
     def _ask(self, *_: object) -> None:
-        if self.asked:
+        if self.asked and not self._patient:
             raise KeyboardInterrupt
         self.asked = True

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from xlmprune.core import processes
 from xlmprune.data.encoding import Encoded, batches_by_length, encode, join_encoded, pad
 from xlmprune.data.examples import Examples
 from xlmprune.tasks.metrics import Logits, Metric
@@ -70,17 +71,24 @@ def load_test_sets(
 
 
 def collect(forward: Forward, encoded: Encoded, batch_size: int) -> Logits:
-    """Compute the logits of every example, in the order of the examples.
+    """Compute the logits of every example, in the order of the examples; several processes share the batches.
 
     Returns:
         one array per example: [labels], or for token tasks [words that survived truncation, labels].
     """
     logits: Logits = [np.empty(0, dtype=np.float32)] * len(encoded)
-    for rows in batches_by_length(encoded, batch_size):
+    batches = batches_by_length(encoded, batch_size)
+
+    def compute(rows: np.ndarray) -> Logits:
         batch = pad(encoded, rows)
         output = forward(batch["input_ids"], batch["attention_mask"])
-        for index, row in enumerate(rows):
-            logits[row] = output[index] if encoded.words is None else output[index, encoded.words[row]]
+        if encoded.words is None:
+            return list(output)
+        return [output[index, encoded.words[row]] for index, row in enumerate(rows)]
+
+    for rows, found in zip(batches, processes.spread(batches, compute), strict=True):
+        for row, own in zip(rows, found, strict=True):
+            logits[row] = own
     return logits
 
 

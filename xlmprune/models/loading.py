@@ -57,6 +57,32 @@ class Pretrained:
     notes: tuple[str, ...] = ()
     """Sentences about the checkpoint, for the user."""
 
+    def __reduce__(self) -> Any:
+        """Give what another process makes it again from: a model of transformers needs its constructor to be called."""
+        state = dict(self.model.state_dict())
+        return _made_again, (
+            type(self.model),
+            self.model.config,
+            state,
+            self.tokenizer,
+            self.origin,
+            self.notes,
+        )
+
+
+def _made_again(
+    kind: Any,
+    config: Any,
+    state: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    origin: dict[str, Any],
+    notes: tuple[str, ...],
+) -> Pretrained:
+    model = kind(config)
+    model.load_state_dict(state)
+    fit_to_tokenizer(model, tokenizer)
+    return Pretrained(model.eval(), tokenizer, origin, notes)
+
 
 def prunable(model: Any) -> dict[str, Tensor]:
     """Return the encoder's linear weights by parameter name, in module order: 72 for XLM-R base.

@@ -103,6 +103,11 @@ def text_batches(
     return [{key: torch.from_numpy(array).to(device) for key, array in batch.items()} for batch in padded]
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Put a batch where the model is."""
+    return {key: tensor.to(device) for key, tensor in batch.items()}
+
+
 # --- second moments ---------------------------------------------------------------------------------------------------
 
 

@@ -204,7 +204,7 @@ class TrainingRecipe(BaseModel):
     """Examples in an update."""
     gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000), CONDITIONS] = 1
     """Split each batch into this many micro-batches, to save memory; the gradient is that of the whole batch, but for
-    rounding and dropout's random numbers."""
+    rounding and dropout's random numbers. Several processes share them."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
     """Learning rate at the start of every stage. The default is the paper's, for millions of updates."""
     dense_learning_rate: Annotated[float, Field(gt=0)] | None = None

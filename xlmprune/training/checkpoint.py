@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from xlmprune.core.checkpoints import DamagedError, Numbers
+from xlmprune.core import processes
+from xlmprune.core.checkpoints import DamagedError, Numbers, Tensors
 from xlmprune.core.errors import DataError, RecipeError
-from xlmprune.core.run_folder import RunFolder
+from xlmprune.core.run_folder import FolderOfFirst, RunFolder
 from xlmprune.evaluation.observing import Observed
 from xlmprune.recipe.effects import MAY_CHANGE, differences
 from xlmprune.recipe.loading import load_recipe
@@ -29,7 +30,9 @@ from xlmprune.training.state import TrainState
 
 
 def open_run(path: Path, recipe: Recipe, fresh: bool = False) -> RunFolder:
-    """Open the run folder of a recipe; see `RunFolder`."""
+    """Open the run folder of a recipe, which is the first process's alone; see `RunFolder`."""
+    if not processes.is_first():
+        return FolderOfFirst(path)
     return RunFolder(path, recipe.to_yaml(), recipe.sha256(), partial(difference, recipe), fresh)
 
 
@@ -130,12 +133,11 @@ def restore(
         DataError: the data changed since the run started.
         ModelError: the checkpoint is damaged.
     """
-    found = folder.latest(say)
+    found = processes.from_first(lambda: _latest(folder, dict(scores.data.fingerprints), say))
     if found is None:
         return None
     tensors, numbers = found
     try:
-        _require_same_data(folder.path, numbers, dict(scores.data.fingerprints))
         state.restore(tensors, numbers["progress"], settings)
         scores.rows, scores.dense_others = numbers["stages"], numbers["dense_others"]
         dense = tensors.get("dense", {})
@@ -146,6 +148,15 @@ def restore(
     except KeyError as error:
         raise DamagedError(f"{folder.checkpoints}: {error} is missing; use --fresh to start over") from error
     return numbers
+
+
+def _latest(
+    folder: RunFolder, data: dict[str, str], say: Callable[[str], None]
+) -> tuple[Tensors, Numbers] | None:
+    found = folder.latest(say)
+    if found is not None:
+        _require_same_data(folder.path, found[1], data)
+    return found
 
 
 def _require_same_data(path: Path, numbers: Numbers, now: dict[str, str]) -> None:

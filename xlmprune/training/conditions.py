@@ -1,4 +1,4 @@
-"""The conditions of every start of a run: what computes, with which precision, threads and library versions.
+"""The conditions of every start of a run: what computes, with which precision, threads, processes and library versions.
 
 The same recipe and data give the same weights, bit for bit, only under the same conditions. A run that resumes under
 others says so, and only where that was allowed.
@@ -19,7 +19,7 @@ from xlmprune.core.machine import environment, processor_name
 from xlmprune.recipe.schema import TrainingRecipe
 
 ALTERING = (
-    "device", "device_name", "precision", "threads", "gradient_accumulation",
+    "device", "device_name", "precision", "threads", "processes", "gradient_accumulation",
     "xlmprune", "torch", "cuda", "transformers", "tokenizers", "numpy",
 )  # fmt: skip
 """Conditions that alter results. The others are recorded too."""
@@ -42,6 +42,7 @@ def conditions(device: torch.device, settings: TrainingRecipe) -> Conditions:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """Return the conditions that changed and alter results. What an earlier version did not record is not compared."""
+    before = {"processes": 1, **before}  # a run that an older version began had one
     recorded = [key for key in ALTERING if key in before]
     return {key: (before[key], now.get(key)) for key in recorded if before[key] != now.get(key)}
 

@@ -1,15 +1,20 @@
-"""Gradients of one batch: split into micro-batches, with the teacher's part and unlabelled text beside the labels."""
+"""Gradients of one batch: split into micro-batches, with the teacher's part and unlabelled text beside the labels.
+
+Several processes compute some of the micro-batches each, and get the sum.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xlmprune.core import processes
 from xlmprune.core.device import derive_seed, resolve_precision
 from xlmprune.data.encoding import IGNORE, Encoded, pad, training_order
 from xlmprune.models.loading import prunable
@@ -52,7 +57,7 @@ class Gradients:
         return math.ceil(len(self.train) / self.batch_size)
 
     def add(self, position: int, taught: bool, students: Sequence[Student] = ()) -> Tensor:
-        """Add the gradients of one training batch, and of the unlabelled batch beside it.
+        """Add the gradients of one training batch, and of the unlabelled batch beside it, in every process.
 
         Args:
             position: updates made so far, in all stages; decides which batch comes.
@@ -74,7 +79,7 @@ class Gradients:
 
         total = self._backward(batches, _labelled_items, losses, len(students))
         if teaching is None or (unlabelled := teaching.unlabelled_batch(position)) is None:
-            return total
+            return self._sum(total)
 
         def unlabelled_losses(batch: dict[str, Tensor], share: Share) -> Iterator[Tensor]:
             return teaching.unlabelled_losses(students, batch, self._autocast(), share)
@@ -84,7 +89,7 @@ class Gradients:
             {key: value[rows.start : rows.stop] for key, value in unlabelled.items()}
             for rows in _split(range(size), self._parts(size))
         ]
-        return total + self._backward(parts, _unlabelled_items, unlabelled_losses, len(students))
+        return self._sum(total + self._backward(parts, _unlabelled_items, unlabelled_losses, len(students)))
 
     def of_cross_entropy(self, batches: int, *moment: int) -> Iterator[Weights]:
         """Yield the prunable weights' gradients of the cross-entropy on training batches, dropout off.
@@ -96,9 +101,11 @@ class Gradients:
         was_training = self.model.training
         self.model.eval()
         try:
-            for batch in self.labelled(batches, *moment):
+            for rows in self._scoring_rows(batches, *moment):
                 self.model.zero_grad(set_to_none=True)
-                self._loss(batch).backward()
+                parts = [pad(self.train, part) for part in _split(rows, processes.count())]
+                loss = self._backward(parts, _labelled_items, partial(self._losses, [self.model]), 1)
+                processes.sum_gradients(weights.values(), loss)
                 yield {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
         finally:
             self.model.zero_grad(set_to_none=True)
@@ -106,9 +113,13 @@ class Gradients:
 
     def labelled(self, batches: int, *moment: int) -> Iterator[dict[str, Tensor]]:
         """Yield training batches on the model's device, from the first again where there are not so many."""
+        for rows in self._scoring_rows(batches, *moment):
+            yield self._to_device(pad(self.train, rows))
+
+    def _scoring_rows(self, batches: int, *moment: int) -> Iterator[np.ndarray]:
         order = training_order(self.train, self.batch_size, derive_seed(self.seed, "scoring", *moment), 0)
         for number in range(batches):
-            yield self._to_device(pad(self.train, order[number % len(order)]))
+            yield order[number % len(order)]
 
     def _rows(self, position: int) -> Any:
         epoch, number = divmod(position, self.batches_per_epoch)
@@ -118,7 +129,12 @@ class Gradients:
         return self._order[1][number]
 
     def _parts(self, rows: int) -> int:
-        return min(self.accumulation, rows)
+        """Return how many micro-batches all processes compute, each of them equally many."""
+        each = math.ceil(self.accumulation / processes.count())
+        return min(each * processes.count(), rows)
+
+    def _sum(self, loss: Tensor) -> Tensor:
+        return processes.sum_gradients(self.model.parameters(), loss)
 
     def _backward(
         self,
@@ -128,7 +144,8 @@ class Gradients:
         students: int,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch, share in zip(batches, _shares(batches, count), strict=True):
+        parts = list(zip(batches, _shares(batches, count), strict=True))
+        for batch, share in processes.own(parts):
             if not share[0]:
                 continue  # no item of this part counts
             for loss in losses_of(self._to_device(batch), share):
@@ -146,9 +163,6 @@ class Gradients:
         answers, where = logits.detach(), labelled(batch["labels"])
         for student in students[1:]:
             yield divergence(self._logits(student, batch), answers, 1.0, where) * share[0]
-
-    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
-        return cross_entropy(self._logits(self.model, batch), batch["labels"])
 
     def _logits(self, student: Student, batch: dict[str, Tensor]) -> Tensor:
         with self._autocast():

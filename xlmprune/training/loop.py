@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xlmprune.core import processes
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
@@ -194,6 +195,7 @@ class FinePruning:
         hidden = may_return and criterion.keeps_pruned_values
         masks = None if state.at.stage == 0 or may_return else state.masks
         criterion.before_forward(state.weights, state.masks)
+        self._draw_apart()
         with self.pruner.masked(total) if hidden else nullcontext():
             summed = self.gradients.add(state.at.position, state.at.stage > 0, self._learners())
         # Hidden weights are scored by a gradient that does not move them. Otherwise the criterion sees the clipped
@@ -215,6 +217,14 @@ class FinePruning:
         if late and math.isfinite(norm):
             criterion.observe(state.weights, state.masks, rate)
         return loss, penalty, norm
+
+    def _draw_apart(self) -> None:
+        """Let every process draw dropout of its own. What a criterion drew before is the same in all of them."""
+        if processes.count() > 1 and not processes.is_first():
+            seed = derive_seed(
+                self.seed, "dropout", self.state.at.stage, self.state.at.update, processes.rank()
+            )
+            torch.manual_seed(seed)
 
     def _add_penalty(self) -> Tensor:
         reference = self.reference()

@@ -54,10 +54,10 @@ class MomentText:
         }
         return {name: mark for name, mark in marks.items() if name not in known}
 
-    def batches(self, tokenizer: Tokenizer, max_length: int, device: str) -> list[Batch]:
+    def batches(self, tokenizer: Tokenizer, max_length: int) -> list[Batch]:
         """Encode the text and pad it in batches."""
         encoded = {language: encode(tokenizer, part, max_length) for language, part in self.parts.items()}
-        return list(text_batches(encoded, sum(map(len, encoded.values())), device=device))
+        return list(text_batches(encoded, sum(map(len, encoded.values()))))
 
 
 def choose_moment_text(recipe: Recipe, texts: Texts, method: Method) -> MomentText | None:

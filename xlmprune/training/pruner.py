@@ -9,8 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from xlmprune.core import processes
 from xlmprune.core.device import derive_seed
-from xlmprune.pruning.criteria import PruningContext
+from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Masks, Scores, apply_masks, full_masks
 from xlmprune.pruning.reconstruction import Batch, Moments, input_moments, refit
 from xlmprune.training.gradients import Gradients
@@ -118,10 +119,20 @@ class Pruner:
             final: whether pruned weights lose their values, though the criterion keeps them while they may return.
         """
         state, before, context = self.state, self.state.masks, self._context(density)
-        state.masks = self.method.selection.masks(self.method.criterion, context)
+        chosen = self.method.selection.masks(self.method.criterion, context)
+        state.masks = processes.from_first(lambda: chosen)
         self._make_up(context, {name: before[name] & ~mask for name, mask in state.masks.items()})
         if final or not (self.method.regrow and self.method.criterion.keeps_pruned_values):
             apply_masks(state.weights, state.masks)
+        self._require_same()
+
+    def _require_same(self) -> None:
+        """Raise ProcessesError unless all processes hold the same masks and weights."""
+        if processes.count() > 1:
+            masks = {f"mask of {name}": mask for name, mask in self.state.masks.items()}
+            held = {**dict(self.state.model.named_parameters()), **masks}
+            sums = dict(zip(held, processes.checksums(held.values()), strict=True))
+            processes.require_same(f"weights at stage {self.state.at.stage} (checksums)", sums)
 
     def _context(self, density: float) -> PruningContext:
         state, stage, update = self.state, self.state.at.stage, self.state.at.update
@@ -148,6 +159,12 @@ class Pruner:
 
     def _make_up(self, context: PruningContext, removed: Masks) -> None:
         """Adjust the remaining weights for those removed: by the criterion's own means, or by least squares."""
+        self._make_up_here(context, removed)
+        compensates = type(self.method.criterion).compensate is not Criterion.compensate
+        if compensates or self.method.reconstruct is not None:
+            processes.copy_from_first(context.weights.values())
+
+    def _make_up_here(self, context: PruningContext, removed: Masks) -> None:
         criterion, settings = self.method.criterion, self.method.reconstruct
         if settings is None:
             criterion.compensate(context.weights, removed)
@@ -162,4 +179,6 @@ class Pruner:
     def _measure_moments(self) -> Moments:
         self.state.all_rows()
         self.state.model.eval()
-        return input_moments(self.state.model, self.state.weights, self.moment_text)
+        return processes.from_first(
+            lambda: input_moments(self.state.model, self.state.weights, self.moment_text)
+        )

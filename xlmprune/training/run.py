@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from xlmprune.core import processes
 from xlmprune.core.errors import RecipeError
 from xlmprune.core.files import explain_disk
 from xlmprune.core.languages import language_name
@@ -21,19 +22,17 @@ from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Forward, Score, Scores, TestSet
 from xlmprune.models.loading import forward_of, read_start, vectors_of
-from xlmprune.pruning.budget import Settled, settle_once
-from xlmprune.recipe import registry
+from xlmprune.pruning.budget import Settled
+from xlmprune.pruning.reconstruction import to_device
 from xlmprune.recipe.schema import Recipe
 from xlmprune.training import checkpoint, conditions, moments
-from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts
 from xlmprune.training.loop import FinePruning, StageEnd, Step
+from xlmprune.training.material import read_material
 from xlmprune.training.method import build_method
-from xlmprune.training.moments import choose_moment_text
 from xlmprune.training.outcome import Outcome, Scored
 from xlmprune.training.planning import slow_on_cpu
 from xlmprune.training.sizes import at_size
 from xlmprune.training.stages import Row, StageScores, size_row
-from xlmprune.training.start import open_start
 from xlmprune.training.teaching import Teaching
 
 
@@ -59,33 +58,19 @@ class Training:
         settle: Callable[[Recipe, Any, Kind], Settled | None] = lambda recipe, config, kind: None,
     ) -> None:
         self.settings, self.folder, self.reporter = recipe.training, folder, reporter
-        distillation = recipe.distillation
-        task = registry.load("task", recipe.task.name)(recipe.task)
-        reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
-        texts = read_texts(task, recipe.task, recipe.training.keep, distillation)
-        for warning in texts.warnings:
-            reporter.say(f"warning: {warning}")
+        given = processes.from_first(lambda: read_material(recipe, folder, reporter, settle))
+        self.pretrained, self.vocabulary, self.settled = given.pretrained, given.vocabulary, given.settled
+        self.data, kind = given.data, given.data.task.kind
         method = build_method(recipe.pruning, recipe.regularizer)
-        measured_on = choose_moment_text(recipe, texts, method)
-        self.pretrained, self.vocabulary = open_start(recipe, task, folder, reporter)
-        model, tokenizer = self.pretrained.model, self.pretrained.tokenizer
-        length = recipe.training.max_length
-        check_length(recipe.model.name, model.config, length)
-        self.settled = settle_once(folder.budget, lambda: settle(recipe, model.config, task.kind))
         if self.settled is not None and method.structure is not None:
-            reporter.say(self.settled.sentence())
             method = replace(method, structure=self.settled.applied(method.structure))
-        self.data = encode_texts(texts, tokenizer, recipe.task.train_language, length)
-        if measured_on is not None:
-            marks = {**self.data.fingerprints, **measured_on.fingerprints(self.data.fingerprints)}
-            self.data = replace(self.data, moments=measured_on.record(), fingerprints=marks)
-        model.to(device)
+        model = self.pretrained.model.to(device)
         self.stop = StopRequest()
         self.forward = self.stop.guard(forward_of(model, device))
         teaching = None
-        if distillation is not None:
-            text = encode_unlabelled(texts, tokenizer, length)
-            teaching = Teaching(distillation, text, recipe.training.batch_size, recipe.seed)
+        if recipe.distillation is not None:
+            batch_size = recipe.training.batch_size
+            teaching = Teaching(recipe.distillation, given.unlabelled, batch_size, recipe.seed)
         self.sizes = recipe.sizes
         self.last = len(method.densities) - 1
         self.pruner = FinePruning(
@@ -96,8 +81,8 @@ class Training:
             recipe.seed,
             None if self.data.dev is None else self._dev_score,
             teaching,
-            start=lambda: read_start(folder.start, task.kind).model.state_dict(),
-            moment_text=() if measured_on is None else measured_on.batches(tokenizer, length, str(device)),
+            start=lambda: processes.from_first(lambda: read_start(folder.start, kind).model.state_dict()),
+            moment_text=[to_device(batch, device) for batch in given.moment_text],
         )
         self.scores = StageScores(
             self.data, recipe.evaluation, reporter.track, self.stop.guard(vectors_of(model, device))
@@ -116,7 +101,7 @@ class Training:
         """Drive the loop to its end, or to the end of stage ``until``.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C or SIGTERM asked to stop; the run is saved as it stands.
+            KeyboardInterrupt: Ctrl-C or SIGTERM asked to stop, in any of the processes; the run is saved as it stands.
         """
         with self.stop as stop:
             self._measure_again()
@@ -130,11 +115,13 @@ class Training:
                     due = True
                 else:
                     self._log(event)
-                    due = stop.asked or (due and event.number < event.total)
-                if due:
+                    due = due and event.number < event.total
+                due, stopping = processes.either(due, stop.asked)
+                if due or stopping:
                     self._save()
                     saved = time.monotonic()
-                if stop.asked:
+                if stopping:
+                    processes.wait()  # whoever ends first makes torchrun end the others
                     raise KeyboardInterrupt
                 if isinstance(event, StageEnd) and event.stage == until:
                     return
@@ -148,13 +135,19 @@ class Training:
             )
 
     def finish(self) -> Iterator[Scored]:
-        """Score the trained model on every example, in fp32; where sizes are exported, each of them, the first one first."""
+        """Score the trained model on every example, in fp32; where sizes are exported, each of them, the first one first.
+
+        Several processes measure the first one together; then all but the first process are done.
+        """
         for number, outcome in enumerate(self._outcomes()):
             row = self.scores.rows[-1]
             if outcome.size not in (None, 1):
                 row = size_row(row, outcome)
             forwards = forward_of(outcome.model, outcome.device), vectors_of(outcome.model, outcome.device)
             scores, logits = self.scores.measure_all(forwards[0], row, forwards[1])
+            processes.leave()
+            if not processes.is_first():
+                return
             self._report_stage(row, outcome.size)
             if number == 0:
                 self._keep_scores(scores)
@@ -286,7 +279,8 @@ class Training:
         at, changed = self.pruner.state.at, conditions.changes(numbers["conditions"], self.conditions)
         self.changes = numbers["changes"]
         if changed and at.stage <= self.last:  # with all stages trained, only measuring and export are left
-            conditions.require_allowed(changed, allow_change, self.folder.path)
+            path = self.folder.path
+            processes.from_first(lambda: conditions.require_allowed(changed, allow_change, path))
             self.changes.append({"stage": at.stage, "update": at.update, "changed": changed})
             self.reporter.warn(
                 f"resuming under other conditions, so results may differ: {conditions.describe(changed)}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from xlmprune.core import processes
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import RecipeError
 from xlmprune.models import architecture
@@ -62,7 +63,8 @@ class Shrinker:
         state, smallest = self.state, self.settings.smallest
         state.all_rows()
         state.model.eval()
-        importance = self._importance(stage)
+        measured = self._importance(stage)
+        importance = processes.from_first(lambda: measured)
         cut = round_cut(state.model, self.settings, importance, stage, state.whole.layout.layers[0])
         if smallest is not None:
             cut = ranked(cut, importance)
@@ -74,7 +76,9 @@ class Shrinker:
         sizes = [] if smallest is None else spread(smallest)[1:]
         views = [view_of(state.model, prefix(state.model, size, self.settings.multiple)) for size in sizes]
         sources = [part.source for part in cut]
-        return reconstruct(before, state.model, self.text, sources, self.refit.ridge, views)
+        fits = reconstruct(before, state.model, self.text, sources, self.refit.ridge, views)
+        processes.copy_from_first(state.model.parameters())
+        return fits
 
     def _importance(self, stage: int) -> Importance:
         settings = self.refit or ReconstructRecipe()

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from xlmprune.core import packages
+from xlmprune.core import packages, processes
 from xlmprune.core.errors import MachineError
 from xlmprune.core.files import write_atomically
 from xlmprune.core.progress import Reporter
@@ -233,7 +233,7 @@ def reporting(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Iterator
         MachineError: a tracker cannot be opened.
     """
     names = recipe.training.report_to
-    if not names:
+    if not names or not processes.is_first():
         yield
         return
     events = folder.events.read()
