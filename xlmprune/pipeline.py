@@ -133,7 +133,7 @@ def agreed(recipe: Recipe, device: torch.device, out: Path | None) -> Recipe:
         ProcessesError: the processes have other recipes, or other conditions.
     """
     processes.require_same("recipe", dict(tracking.flat(recipe.resolved())))
-    processes.require_same("conditions", conditions(device, recipe.training.precision))
+    processes.require_same("conditions", conditions(device, recipe.training))
     return processes.from_first(lambda: pin(recipe, out))
 
 
