@@ -13,7 +13,7 @@ from xlmprune.core.device import explain_full_gpu, resolve_device
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.core.progress import Reporter
-from xlmprune.core.run_folder import RunFolder
+from xlmprune.core.run_folder import RunFolder, bundle_name
 from xlmprune.core.stopping import interruptible
 from xlmprune.export import manifest, sizing, writing
 from xlmprune.export.form import Form
@@ -96,6 +96,7 @@ def run(
             return require_all_forms(finished)
         if start_from is not None and not dense.start_from(start_from, recipe, folder):
             reporter.say(f"{out} holds this run already; it resumes, and --start-from is not read")
+        folder.require_replaceable([bundle_name(), *map(bundle_name, recipe.sizes[1:])])
         settle = partial(sizing.settle_recipe, timer=bench.medians, say=reporter.say)
         training = Training(recipe, folder, where, reporter, allow_change, settle)
         if again:
