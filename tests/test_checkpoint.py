@@ -383,8 +383,8 @@ def test_finished_run_is_known_by_its_report(tmp_path):
     with open_run(tmp_path / "run", make_recipe()) as folder:
         assert folder.finished() is None
         folder.bundle.mkdir()
-        (folder.bundle / "report.json").write_text(json.dumps({"name": "tiny"}))
-        assert folder.finished() == {"name": "tiny"}
+        (folder.bundle / "report.json").write_text(json.dumps({"summary": {}}))
+        assert folder.finished() == {"summary": {}}
 
 
 # --- bundles of several sizes ------------------------------------------------------------------------------------------
@@ -396,6 +396,16 @@ def finish_bundle(folder, size=None, reported=1.0):
     bundle.rmdir()
     seal(bundle, "report.json")
     (bundle / "report.json").write_text(json.dumps({"size": reported if size is None else size}))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "[" * 100_000])
+def test_a_damaged_report_is_named(tmp_path, text):
+    with open_started(tmp_path / "run") as folder:
+        finish_bundle(folder)
+        folder.ship()
+        (folder.bundle / "report.json").write_text(text)
+        with pytest.raises(ModelError, match=r"report\.json: is damaged .*--fresh"):
+            folder.finished()
 
 
 def bundles_of(folder):

@@ -160,8 +160,11 @@ class RunFolder:
         if not report.is_file():
             return None
         try:
-            return json.loads(report.read_text(encoding="utf-8"))
-        except ValueError as error:
+            found = json.loads(report.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or "summary" not in found:
+                raise ValueError("it is no report of a run")
+            return found
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{report}: is damaged ({error}); use --fresh to start over") from error
 
     def close(self) -> None:
