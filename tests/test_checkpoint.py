@@ -383,5 +383,94 @@ def test_finished_run_is_known_by_its_report(tmp_path):
     with open_run(tmp_path / "run", make_recipe()) as folder:
         assert folder.finished() is None
         folder.bundle.mkdir()
-        (folder.bundle / "report.json").write_text(json.dumps({"name": "tiny"}))
-        assert folder.finished() == {"name": "tiny"}
+        (folder.bundle / "report.json").write_text(json.dumps({"summary": {}}))
+        assert folder.finished() == {"summary": {}}
+
+
+# --- bundles of several sizes ------------------------------------------------------------------------------------------
+
+
+def finish_bundle(folder, size=None, reported=1.0):
+    """A bundle that waits to be put in place."""
+    bundle = folder.begin_bundle(size)
+    bundle.rmdir()
+    seal(bundle, "report.json")
+    (bundle / "report.json").write_text(json.dumps({"size": reported if size is None else size}))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "[" * 100_000])
+def test_a_damaged_report_is_named(tmp_path, text):
+    with open_started(tmp_path / "run") as folder:
+        finish_bundle(folder)
+        folder.ship()
+        (folder.bundle / "report.json").write_text(text)
+        with pytest.raises(ModelError, match=r"report\.json: is damaged .*--fresh"):
+            folder.finished()
+
+
+def bundles_of(folder):
+    return sorted(path.name for path in folder.path.glob("bundle*"))
+
+
+def test_bundles_that_a_run_wrote_are_replaced_and_others_stay(tmp_path):
+    with open_started(tmp_path / "run") as folder:
+        finish_bundle(folder)
+        finish_bundle(folder, 0.5)
+        folder.ship()
+        shutil.copytree(folder.bundle, folder.path / "bundle-1")
+        shutil.copytree(folder.path / "bundle-0.5", folder.path / "bundle-0.5-2")
+        (folder.path / "bundle-2024").mkdir()
+        (folder.path / "bundle-3").write_text("mine")
+        kept = {"bundle", "bundle-1", "bundle-0.5-2", "bundle-2024", "bundle-3"}
+        finish_bundle(folder)
+        finish_bundle(folder, 1e-05)
+        folder.ship()
+        assert set(bundles_of(folder)) == kept | {"bundle-1e-05"}
+    with open_run(tmp_path / "run", make_recipe(), fresh=True) as folder:
+        assert set(bundles_of(folder)) == kept - {"bundle"}
+
+
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [
+        (lambda run: (run / "bundle" / "notes.md").write_text("mine"), "bundle/notes.md"),
+        (lambda run: (run / "bundle-0.5" / "notes.md").write_text("mine"), "bundle-0.5/notes.md"),
+        (lambda run: (run / "bundle-0.25").mkdir(), "bundle-0.25"),
+        (lambda run: (run / "bundle-0.25").write_text("mine"), "bundle-0.25"),
+        (lambda run: (run / "bundle-0.25").symlink_to("nowhere"), "bundle-0.25"),
+    ],
+)
+def test_a_new_bundle_replaces_nothing_that_no_run_wrote(tmp_path, put, said):
+    with open_started(tmp_path / "run") as folder:
+        for sizes in ([None, 0.5], [None, 0.25]):
+            for size in sizes:
+                finish_bundle(folder, size)
+            if 0.25 in sizes:
+                put(folder.path)
+                before = contents(folder.path)
+                with pytest.raises(RecipeError, match=rf"would delete files .* did not write \({said}\)"):
+                    folder.ship()
+                assert contents(folder.path) == before
+            else:
+                folder.ship()
+
+
+def test_a_bundle_may_be_a_link_and_only_the_link_is_replaced(tmp_path):
+    with open_started(tmp_path / "run") as folder:
+        for size in (None, 0.5):
+            finish_bundle(folder, size)
+        folder.ship()
+        for name in ("bundle", "bundle-0.5"):
+            shutil.move(folder.path / name, tmp_path / name)
+            (folder.path / name).symlink_to(tmp_path / name)
+        # Left by a version that moved links among its leftovers and then could not delete them.
+        (folder.own / "discarded-bundle").symlink_to(tmp_path / "bundle")
+    before = contents(tmp_path / "bundle")
+    with open_run(tmp_path / "run", make_recipe()) as folder:
+        finish_bundle(folder)
+        folder.ship()
+        assert bundles_of(folder) == ["bundle"]
+        assert not folder.bundle.is_symlink()
+        assert sorted(entry.name for entry in folder.own.iterdir()) == ["lock", "run.json"]
+    assert contents(tmp_path / "bundle") == before
+    assert (tmp_path / "bundle-0.5" / "report.json").is_file()

@@ -334,7 +334,9 @@ def test_what_cannot_be_varied(base, vary, overrides, said):
     ("values", "said"),
     [
         ({"vary": {"seed": [1]}, "method": {}}, "line [0-9]+: unknown key 'method'; did you mean 'methods'"),
-        ({"vary": {"seed": 1}}, "line [0-9]+: vary.seed: .*list, found 1"),
+        ({"vary": {"seed": 1}}, "line [0-9]+: vary.seed: expected a list, found 1"),
+        ({"vary": [1]}, "line [0-9]+: vary: expected keys, found"),
+        ({"vary": {"seed": [1]}, "base": 5}, "line [0-9]+: base: expected text, found 5"),
         ({"vary": {"seed": []}}, "vary.seed: no value"),
         ({"methods": {"A": {"regularizer": "frob"}}}, "methods.A.*no regularizer is called 'frob'"),
         ({"methods": {"A": {}}, "baseline": "B"}, "baseline 'B' is no method here; .*A"),
@@ -347,6 +349,15 @@ def test_what_cannot_be_varied(base, vary, overrides, said):
 def test_faults_in_a_file(base, tmp_path, values, said):
     with pytest.raises(RecipeError, match=said):
         plan.read(comparison_file(tmp_path, recipe=str(base), **values))
+
+
+def test_a_name_that_is_none_is_explained(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: ../x\nrecipe: quickstart\nvary: {seed: [1]}\n")
+    with pytest.raises(
+        RecipeError, match=r"line 1: name: expected letters, digits and _\.-, .*found '\.\./x'"
+    ):
+        plan.read(str(file))
 
 
 def test_no_such_file(tmp_path):
@@ -599,6 +610,16 @@ def test_a_folder_of_another_comparison_is_refused_and_its_pages_stay(compared, 
     with pytest.raises(RecipeError, match=r"epochs_per_stage is 1.0 there and 2.0 here.*Nothing was written"):
         compare(other, out)
     assert {file.name: file.read_bytes() for file in out.glob("comparison.*")} == pages_before
+
+
+def test_a_file_where_the_folder_of_runs_should_be_is_a_sentence(base, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    result = CliRunner().invoke(
+        app, ["compare", str(base), "--vary", "seed=1", "--out", str(tmp_path / "file")]
+    )
+    assert result.exit_code == 2, result.output
+    assert "is not a folder" in result.output
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_the_whole_plan_is_shown_before_it_runs(base):

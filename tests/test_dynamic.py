@@ -325,6 +325,23 @@ def test_other_sizes_are_exported_without_training(finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_folder_of_the_user_is_found_before_anything_is_exported(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "bundle-0.5").mkdir()
+    (run / "bundle-2").mkdir()
+    export = ["export", str(run), "--set", "export.onnx=[]", "--set"]
+    result = CliRunner().invoke(app, [*export, "export.sizes=[1, 0.5]"])
+    assert result.exit_code == 2, result.output
+    assert "would delete files that xlmprune did not write (bundle-0.5)" in result.output
+    assert "reading" not in result.output
+    result = CliRunner().invoke(app, [*export, "export.sizes=[1, 0.75]"])
+    assert result.exit_code == 0, result.output
+    folders = ["bundle", "bundle-0.5", "bundle-0.75", "bundle-2"]
+    assert sorted(path.name for path in run.glob("bundle*")) == folders
+
+
+@pytest.mark.slow
 def test_a_stop_while_bundles_are_put_in_place_is_made_good(finished, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)

@@ -172,3 +172,15 @@ def test_what_cannot_be_done_is_a_sentence(tmp_path, monkeypatch, arguments, sai
     assert not (tmp_path / "recipe.yaml").exists()
     with pytest.raises((DataError, RecipeError)):
         first_recipe.init("nowhere", tmp_path / "there.yaml")
+
+
+def test_labels_with_characters_that_are_not_printed_stay_in_their_comment(tmp_path):
+    for name in ("en.train.tsv", "en.test.tsv", "de.test.tsv"):
+        rows = "one\ta\u2028seed: 1\ntwo\tb\x85c\nthree\td\x07\nfour\tKüche\n"
+        (tmp_path / name).write_text("text\tlabel\n" + rows, encoding="utf-8")
+    out = tmp_path / "mine.yaml"
+    result = CliRunner().invoke(app, ["init", str(tmp_path), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert '"a\\u2028seed: 1", "b\\u0085c", "d\\u0007"' in out.read_text(encoding="utf-8")
+    assert "Küche" in out.read_text(encoding="utf-8")
+    assert load_recipe(str(out)).seed == 42

@@ -9,8 +9,10 @@ import yaml
 from golden import BASE, RUNS, write_inputs
 from huggingface_hub import constants
 from sample_report import sample_report
+from typer.testing import CliRunner
 
 from xlmprune import pipeline
+from xlmprune.cli import app
 from xlmprune.core.errors import DataError
 from xlmprune.core.hub import commit_of
 from xlmprune.recipe import registry
@@ -73,6 +75,18 @@ def test_the_hub_names_the_commit_and_the_cache_does_where_it_cannot(hub, tmp_pa
     assert commit_of("some/data", "dataset", "2.17") == COMMIT, "the hub's last answer"
     (tmp_path / "cache" / "models--some--model" / "refs" / "main").write_text(LATER)
     assert commit_of("some/model", "model") == LATER
+
+
+@pytest.mark.parametrize("name", ["my model", "model/", "ü/x", "\n"])
+def test_a_name_that_no_model_can_have_is_a_sentence(hub, tmp_path, name):
+    asked, _ = hub
+    assert commit_of(name, "model") is None
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"task": {"name": "quickstart"}, "model": {"name": name}}))
+    result = CliRunner().invoke(app, ["compress", str(file), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2, result.output
+    assert "could not be loaded" in result.output
+    assert not asked
 
 
 def test_what_a_recipe_leaves_open_is_pinned(hub):

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from xlmprune import cli, pipeline
 from xlmprune.cli import app
-from xlmprune.core import processes
+from xlmprune.core import gpu, processes
 from xlmprune.core.device import resolve_device
 from xlmprune.core.errors import MachineError, ProcessesError
 from xlmprune.core.stopping import StopRequest
@@ -270,6 +270,7 @@ def test_a_variable_of_somebody_else_starts_nothing(started, monkeypatch, missin
 def test_each_takes_the_gpu_of_its_number(started, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(gpu, "require_code_for", lambda device: None)
     started(3, 4, host=2)
     assert resolve_device("auto") == torch.device("cuda:1")
     assert resolve_device("cuda") == torch.device("cuda:1")
@@ -277,7 +278,7 @@ def test_each_takes_the_gpu_of_its_number(started, monkeypatch):
     with pytest.raises(MachineError, match="2 processes on this host would share one GPU"):
         resolve_device("cuda:1")
     started(2, 3)
-    with pytest.raises(MachineError, match="3 processes were started on this host, which has 2 CUDA devices"):
+    with pytest.raises(MachineError, match="3 processes were started on this host, which has 2 GPUs"):
         resolve_device("auto")
     started(1, 2, host=1)
     assert resolve_device("cuda:1") == torch.device("cuda:1"), "alone on its host"

@@ -156,6 +156,24 @@ def test_what_the_hub_refuses_is_a_sentence(hub, bundle, monkeypatch, token, nam
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("revision", ["", "..", "a..b", "a b", "-a", "/a", "a/", "v1?", "a\nb", "a\n"])
+def test_a_branch_that_cannot_be_is_refused_before_anything_is_created(hub, bundle, revision):
+    result = push(bundle, "me/model", f"--revision={revision}")
+    assert result.exit_code == 2, result.output
+    assert "is no name of a branch" in result.stderr
+    assert not hub.asked
+
+
+def test_a_folder_that_is_no_bundle_is_refused_with_advice_that_push_can_take(hub, bundle, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (bundle.parent, tmp_path / "nowhere", tmp_path / "file"):
+        result = push(folder, "me/model")
+        assert result.exit_code == 2
+        assert "expected the folder of a bundle" in result.stderr
+        assert "--no-verify" not in result.stderr
+    assert not hub.asked
+
+
 def test_an_upload_that_the_hub_breaks_off_is_a_sentence(hub, bundle, monkeypatch):
     def refuse(self, parts):
         raise hub_server._Refused(403, "", "storage limit reached")

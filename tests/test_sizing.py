@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from test_pipeline import write_recipe
 from tiny import tiny_model
 from typer.testing import CliRunner
 
+from xlmprune.bundle.bench import medians
 from xlmprune.cli import app
 from xlmprune.core.errors import BundleError, ModelError, RecipeError
 from xlmprune.export import sizing
@@ -86,7 +88,8 @@ def test_measuring_writes_each_size_once_and_times_all_together(exported, monkey
     def timer(files, batch, tokens, threads):
         assert all(path.is_file() for path in files.values())
         calls.append((batch, tokens, threads))
-        return {name: 9.0 if name == "dense" else 1.0 + int(name) for name in files}
+        sizes = [name for name in files if name != "dense"]
+        return {"dense": 9.0} | {name: 1.0 + number for number, name in enumerate(sizes)}
 
     table = sizing.measure(source(), INT8, [(1, 64, 1), (8, 64, 2)], timer)
     assert asked == [(Size(1, 1, 256), 300), (Size(2, 1, 256), 300), (Size(2, 4, 256), 300)]
@@ -227,6 +230,7 @@ def test_a_budget_that_cannot_be_used_is_explained(workplace, tmp_path, table, b
         ({"budget": {"batch": 1}}, "nothing is limited"),
         ({"budget": {"speedup": 2, "form": "int9"}}, "'fp32', 'fp16' or 'int8'"),
         ({"budget": {"bytes": "ten"}}, "expected a number of bytes, or such as 10.5 MB"),
+        ({"budget": {"bytes": "9" * 400 + " GB"}}, "finite number"),
         ({"budget": {"latency_ms": 0}}, "greater than 0"),
     ],
 )
@@ -251,9 +255,13 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "budget.json").write_text("{}")
     with pytest.raises(ModelError, match=r"budget\.json: is damaged"):
         Settled.read(tmp_path / "budget.json")
-    (tmp_path / "table.json").write_text('{"files": []}')
-    with pytest.raises(RecipeError, match=r"table\.json cannot be read: it is no table of sizes"):
-        sizing.read_table(tmp_path / "table.json", source(), INT8)
+    (tmp_path / "budget.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=r"budget\.json: is damaged"):
+        Settled.read(tmp_path / "budget.json")
+    for text, said in (('{"files": []}', "it is no table of sizes"), ("[" * 100_000, "recursion")):
+        (tmp_path / "table.json").write_text(text)
+        with pytest.raises(RecipeError, match=rf"table\.json cannot be read: .*{said}"):
+            sizing.read_table(tmp_path / "table.json", source(), INT8)
     with pytest.raises(RecipeError, match=r"missing\.json is not there"):
         sizing.read_table(tmp_path / "missing.json", source(), INT8)
 
@@ -304,6 +312,22 @@ def test_bench_writes_a_table(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["bench", str(folder), *options, "--form", "int9"])
     assert result.exit_code == 2
     assert "no form is called 'int9'" in result.output
+
+
+@pytest.mark.parametrize(("name", "said"), [("", "is a folder"), ("none/t.json", "there is no folder")])
+def test_nothing_is_measured_for_a_table_that_cannot_be_written(tmp_path, monkeypatch, name, said):
+    monkeypatch.setattr(sizing, "measure", lambda *_: pytest.fail("measured"))
+    folder = bundle(tmp_path / "bundle")
+    result = CliRunner().invoke(app, ["bench", str(folder), "--latency-table", str(tmp_path / name)])
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_size_that_cannot_be_timed_is_named(exported, monkeypatch):
+    monkeypatch.setattr(sizing, "random_model", lambda *_: None)
+    monkeypatch.setattr(sizing, "export_onnx", lambda model, opset: exported[1])
+    with pytest.raises(BundleError, match=r"1 layer with 1 head .* does not take texts of 100000 tokens"):
+        sizing.measure(source(), INT8, [(1, 100_000, 1)], partial(medians, seconds=0.1))
 
 
 def test_bench_takes_a_recipe(workplace, tmp_path, monkeypatch):  # noqa: F811

@@ -496,9 +496,10 @@ def _write_latency_table(
     from functools import partial
 
     from xlmprune.bundle import bench as benching
-    from xlmprune.core.files import explain_disk
+    from xlmprune.core.files import explain_disk, require_place_for_file
     from xlmprune.export import sizing
 
+    require_place_for_file(file)
     source, exporting = sizing.model_to_size(name, form, set_)
     timer = partial(benching.medians, seconds=seconds)
     table = sizing.measure(source, exporting, list(product(*counts)), timer, _say)

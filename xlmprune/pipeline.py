@@ -14,7 +14,7 @@ from xlmprune.core.device import describe_device, deterministic, explain_full_me
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.core.progress import Reporter, silent_reporter
-from xlmprune.core.run_folder import RunFolder
+from xlmprune.core.run_folder import RunFolder, bundle_name
 from xlmprune.core.stopping import interruptible
 from xlmprune.export import manifest, sizing, writing
 from xlmprune.export.form import Form
@@ -108,6 +108,8 @@ def run(
             lambda: dense.start_from(start_from, recipe, folder)
         ):
             reporter.say(f"{out} holds this run already; it resumes, and --start-from is not read")
+        names = [bundle_name(), *map(bundle_name, recipe.sizes[1:])]
+        processes.from_first(lambda: folder.require_replaceable(names))
         settle = partial(sizing.settle_recipe, timer=bench.medians, say=reporter.say)
         training = Training(recipe, folder, where, reporter, allow_change, settle)
         if again:
@@ -132,8 +134,9 @@ def agreed(recipe: Recipe, device: torch.device, out: Path | None) -> Recipe:
     Raises:
         ProcessesError: the processes have other recipes, or other conditions.
     """
-    processes.require_same("recipe", dict(tracking.flat(recipe.resolved())))
-    processes.require_same("conditions", conditions(device, recipe.training))
+    if processes.count() > 1:
+        processes.require_same("recipe", dict(tracking.flat(recipe.resolved())))
+        processes.require_same("conditions", conditions(device, recipe.training))
     return processes.from_first(lambda: pin(recipe, out))
 
 

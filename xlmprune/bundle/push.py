@@ -6,6 +6,7 @@ manifest, besides those that others put there.
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from xlmprune.core.errors import BundleError, RecipeError
 from xlmprune.export import manifest
 
 CARD = "README.md"
+BRANCH = re.compile(r"\w+([./-]+\w+)*")
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,13 @@ def push(bundle: Path, repository: str, private: bool = False, revision: str | N
 
     Raises:
         BundleError: a file is not the one that the manifest describes, or the model card is not valid.
-        RecipeError: the repository is public and ``private`` is asked for.
+        RecipeError: no name of a branch; or the repository is public and ``private`` is asked for.
         MachineError: the hub cannot be reached or refuses the upload.
     """
+    if revision is not None and (not BRANCH.fullmatch(revision) or ".." in revision):
+        raise RecipeError(
+            f"--revision {revision!r} is no name of a branch; expected letters and digits, with - _ . / between them"
+        )
     files = require_whole(bundle)
     require_card(bundle)
     with hub.explained(repository, "uploaded to"):
@@ -68,6 +74,10 @@ def require_whole(bundle: Path) -> dict[str, int]:
     Raises:
         BundleError: a file is missing, changed or added.
     """
+    if not (bundle / manifest.FILE).is_file():
+        raise BundleError(
+            f"{bundle}: there is no {manifest.FILE}; expected the folder of a bundle, such as runs/quickstart/bundle"
+        )
     checks = manifest.check(bundle)
     for entry in checks:
         if not entry.passed:

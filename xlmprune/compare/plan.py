@@ -238,6 +238,15 @@ def _anchored(given: ComparisonFile, folder: Path) -> dict[str, Any]:
     return {"recipe": path(given.recipe), "tasks": tasks}
 
 
+EXPECTED = {
+    "dict_type": "expected keys",
+    "list_type": "expected a list",
+    "string_type": "expected text",
+    "string_pattern_mismatch": "expected letters, digits and _.-, with a letter or digit first",
+}
+"""What a fault that pydantic finds means, by its type."""
+
+
 def _explain(error: ValidationError, lines: dict[Any, int], file: Path) -> Iterator[str]:
     for fault in error.errors():
         path = tuple(fault["loc"])
@@ -247,7 +256,8 @@ def _explain(error: ValidationError, lines: dict[Any, int], file: Path) -> Itera
             known = list(ComparisonFile.model_fields)
             yield f"{file}, line {line}: unknown key {dotted!r}; {registry.nearest(str(path[-1]), known)}"
         else:
-            yield f"{file}, line {line}: {dotted}: {fault['msg'].lower()}, found {fault['input']!r}"
+            said = EXPECTED.get(fault["type"], fault["msg"])
+            yield f"{file}, line {line}: {dotted}: {said}, found {fault['input']!r}"
 
 
 # --- from axes to cells ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from xlmprune.compare.local import LocalExecutor
 from xlmprune.compare.plan import Plan
 from xlmprune.compare.work import INTERRUPTED, Executor, Outcome, Work
 from xlmprune.core.errors import MachineError, RecipeError, XlmpruneError
-from xlmprune.core.files import write_atomically
+from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.progress import Reporter
 from xlmprune.recipe.registry import nearest
 from xlmprune.recipe.schema import Recipe
@@ -177,8 +177,9 @@ def _work(
 ) -> Work:
     """The command that runs a recipe in a folder; the recipe is written where the command can read it."""
     file = out / "recipes" / f"{folder.name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, recipe.to_yaml())
+    with explain_disk(out):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, recipe.to_yaml())
     arguments = ("compress", str(file), "--out", str(folder), "--device", device, *options)
     return Work(name, arguments, str(Path.cwd()), needs, device)
 

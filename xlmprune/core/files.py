@@ -69,6 +69,18 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def require_place_for_file(path: Path) -> None:
+    """Check a path before work is done for it.
+
+    Raises:
+        MachineError: it is a folder, or the folder that it names does not exist.
+    """
+    if path.is_dir():
+        raise MachineError(f"{path}: is a folder; expected the name of a file")
+    if not path.parent.is_dir():
+        raise MachineError(f"{path}: there is no folder {path.parent}; create it first")
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -112,6 +124,8 @@ def explain_disk(folder: Path) -> Iterator[None]:
             raise MachineError(
                 f"{folder}: cannot be written to ({text}); choose another folder with --out"
             ) from error
+        if code == errno.EISDIR:
+            raise MachineError(f"{folder}: a folder is where a file was to be written ({text})") from error
         if code == errno.ENOTDIR or isinstance(error, FileExistsError | NotADirectoryError):
             raise MachineError(
                 f"{folder}: is not a folder, or its parent is a file; choose another --out"

@@ -36,9 +36,13 @@ def commit_of(name: str, kind: Literal["model", "dataset"], revision: str | None
         revision: a tag, a branch or a commit; None for the newest.
     """
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+    try:
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+    except HFValidationError:  # whoever loads it next says that it is no name
+        return None
     known = folder / "refs" / (revision or "main")
     try:
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))

@@ -10,17 +10,18 @@ bundle/                 what ships; renamed when complete
 bundle-<size>/          the same for a smaller size of the model; in place before bundle/ is
 
 Nothing is deleted or overwritten that this tool did not write: a folder without the marker may not hold any of these
-names, and `fresh` deletes a bundle or checkpoint only if every file in it is known.
+names, and a bundle or checkpoint is deleted or replaced only if every file in it is known. Of a link only the link goes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,6 @@ OWN = ".xlmprune"
 MARKER = "run.json"
 NAMES = ("recipe.yaml", "events.jsonl", "scores.safetensors", "budget.json", "checkpoint", "bundle")
 """What a run writes beside its own folder."""
-
-SIZE_BUNDLE = re.compile(r"bundle-\d[\d.e-]*")
 
 Difference = Callable[[str, Path], str | None]
 """Compares the text of a `recipe.yaml`, read from the given file, with this run's recipe: a sentence, or None if equal."""
@@ -101,7 +100,8 @@ class RunFolder:
 
     @property
     def size_bundles(self) -> list[Path]:
-        return sorted(path for path in self.path.glob("bundle-*") if SIZE_BUNDLE.fullmatch(path.name))
+        """Bundles of smaller sizes that a run wrote here; other folders may have such names too."""
+        return sorted(path for path in self.path.glob("bundle-*") if _is_size_bundle(path))
 
     def begin_bundle(self, size: float | None = None) -> Path:
         """Make an empty folder for a bundle, which `ship` puts in place.
@@ -109,7 +109,7 @@ class RunFolder:
         Args:
             size: of a bundle beside the first one.
         """
-        folder = self.unfinished_bundle if size is None else self.own / f"bundle-{size}"
+        folder = self.own / bundle_name(size)
         with explain_disk(self.path):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -132,12 +132,27 @@ class RunFolder:
 
         A run without `bundle/` is not finished, so that folder goes first and comes last.
         """
+        finished = sorted(self.own.glob("bundle*"), reverse=True)
+        self.require_replaceable([folder.name for folder in finished])
         for old in (self.bundle, *self.size_bundles):
-            if old.exists():
-                old.replace(self.own / f"discarded-{old.name}")
-        for folder in sorted(self.own.glob("bundle*"), reverse=True):
+            self._discard(old)
+        for folder in finished:
             put_in_place(folder, self.path / folder.name)
         self._delete_leftovers()
+
+    def require_replaceable(self, names: Sequence[str]) -> None:
+        """Refuse to put new bundles in place where something would be lost that no run wrote.
+
+        Args:
+            names: of the new bundles. Other bundles of this run are deleted.
+
+        Raises:
+            RecipeError: names what would be lost.
+        """
+        known = {self.bundle, *self.size_bundles}
+        taken = [name for name in names if os.path.lexists(self.path / name)]
+        foreign = [name for name in taken if self.path / name not in known]
+        self._refuse_to_delete([*foreign, *self._foreign_in_bundles()], "the new bundle")
 
     def finished(self) -> dict[str, Any] | None:
         """Return the report of a run that is complete, else None."""
@@ -145,8 +160,11 @@ class RunFolder:
         if not report.is_file():
             return None
         try:
-            return json.loads(report.read_text(encoding="utf-8"))
-        except ValueError as error:
+            found = json.loads(report.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or "summary" not in found:
+                raise ValueError("it is no report of a run")
+            return found
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{report}: is damaged ({error}); use --fresh to start over") from error
 
     def close(self) -> None:
@@ -174,31 +192,38 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Delete an earlier run. A kill in between leaves a folder that starts over all the same."""
-        if foreign := sorted(self._foreign()):
-            listed = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
-            raise RecipeError(
-                f"{self.path}: --fresh would delete files that xlmprune did not write ({listed}). Move them away, or use "
-                "another --out"
-            )
+        self._refuse_to_delete([*self._foreign_in_bundles(), *self._foreign_in_checkpoints()], "--fresh")
         for folder in (self.bundle, *self.size_bundles, self.checkpoints):
-            if folder.is_symlink():
-                folder.unlink()
-            elif folder.exists():
-                folder.replace(self.own / f"discarded-{folder.name}")
+            self._discard(folder)
         for name in NAMES[:4]:
             (self.path / name).unlink(missing_ok=True)
         self._delete_leftovers()
 
-    def _foreign(self) -> Iterator[str]:
-        """Yield files in the bundles and among the checkpoints that no run wrote."""
+    def _refuse_to_delete(self, foreign: Sequence[str], cause: str) -> None:
+        if not foreign:
+            return
+        found = sorted(foreign)
+        listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        raise RecipeError(
+            f"{self.path}: {cause} would delete files that xlmprune did not write ({listed}). Move them away, or use "
+            "another run folder"
+        )
+
+    def _foreign_in_bundles(self) -> Iterator[str]:
+        """Yield files in the bundles that no run wrote."""
         for bundle in (self.bundle, *self.size_bundles):
-            if not bundle.is_dir() or bundle.is_symlink():
+            if bundle.is_symlink():
                 continue
+            if bundle.is_file():
+                yield bundle.name
             known = {"manifest.json", *_listed_in(bundle / "manifest.json")}
             for file in bundle.rglob("*"):
                 name = file.relative_to(bundle).as_posix()
                 if name not in known and not file.is_dir():
                     yield f"{bundle.name}/{name}"
+
+    def _foreign_in_checkpoints(self) -> Iterator[str]:
+        """Yield what lies among the checkpoints and is none."""
         if self.checkpoints.is_dir() and not self.checkpoints.is_symlink():
             for entry in self.checkpoints.iterdir():
                 if not re.fullmatch(r"start|saved-\d+|\.partial-(start|\d+)", entry.name):
@@ -206,10 +231,17 @@ class RunFolder:
 
     def _delete_leftovers(self) -> None:
         """Delete what a crash left unfinished, or did not come to delete; only this tool gives these names."""
-        unfinished = (entry for entry in self.own.iterdir() if entry.is_dir())
+        unfinished = (entry for entry in self.own.iterdir() if entry.is_symlink() or entry.is_dir())
         superseded = (old for _, old in checkpoints.saved_in(self.checkpoints)[: -checkpoints.KEPT])
         for leftover in [*unfinished, *self.checkpoints.glob(".partial-*"), *superseded]:
-            shutil.rmtree(leftover)
+            leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
+
+    def _discard(self, folder: Path) -> None:
+        """Take a folder of ours away, to be deleted; of a link only the link."""
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.exists():
+            folder.replace(self.own / f"discarded-{folder.name}")
 
     def _claim(self) -> None:
         """Write the recipe into a new folder; refuse a folder of another recipe."""
@@ -269,8 +301,7 @@ class RunFolder:
                 )
             write_atomically(partial / checkpoints.FILES, json.dumps(hashes, indent=1))
             self._start_hashes = hashes
-            if self.start.exists():
-                self.start.replace(self.own / "discarded-start")
+            self._discard(self.start)
             put_in_place(partial, self.start)
             self._delete_leftovers()
 
@@ -330,6 +361,24 @@ def is_run(folder: Path) -> bool:
     try:
         return "made_by" in json.loads((folder / OWN / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
+        return False
+
+
+def bundle_name(size: float | None = None) -> str:
+    """Return the name of a bundle's folder.
+
+    Args:
+        size: of a bundle beside the first one.
+    """
+    return "bundle" if size is None else f"bundle-{size}"
+
+
+def _is_size_bundle(folder: Path) -> bool:
+    """Return whether a run wrote the folder, under this name: its report has the size that the name says."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return folder.name == bundle_name(report["size"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 

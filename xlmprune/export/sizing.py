@@ -121,7 +121,7 @@ def measure(
             path = folder / f"{number}.onnx"
             save_onnx(form_named(exporting.form).sample(graph, exporting.embeddings), path)
             files.append(SizedFile(size, rows, path.stat().st_size))
-            paths[str(number)] = path
+            paths[f"{size}, {rows} embeddings,"] = path
             if size == source.size and rows == max(file.rows for file in files):
                 paths["dense"] = folder / "dense.onnx"
                 save_onnx(reference().sample(graph, exporting.embeddings), paths["dense"])
@@ -129,7 +129,7 @@ def measure(
         for batch, tokens, threads in conditions:
             say(f"timing {len(paths)} files: batch {batch}, {tokens} tokens, threads: {threads}")
             taken = timer(paths, batch, tokens, threads)
-            ms = tuple(taken[str(number)] for number in range(len(files)))
+            ms = tuple(taken[name] for name in paths if name != "dense")
             timings.append(Timing(batch, tokens, threads, ms, taken["dense"]))
     return SizeTable(
         source.facts(),
@@ -247,7 +247,7 @@ def read_table(path: Path, source: Source, exporting: Exporting) -> SizeTable:
         raise RecipeError(
             f"{key}: {path} is not there; xlmprune bench --latency-table writes such a file"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{key}: {path} cannot be read: {error}") from error
     facts = source.facts()
     differing = [what for what in facts if what != "name" and table.model.get(what) != facts[what]]
@@ -375,7 +375,7 @@ def source_of_bundle(bundle: Path) -> Source:
             setattr(config, CONFIG_KEY, None)
             config.num_hidden_layers, config.intermediate_size = whole["layers"], whole["neurons"]
         return Source(facts["name"], config, kind)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
             f"{bundle}: its report.json and config.json do not describe a model ({error}); expected a bundle written by "
             "xlmprune"

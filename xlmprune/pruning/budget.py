@@ -114,7 +114,7 @@ class SizeTable:
             ]
             numbers += [number for entry in timings for number in (*entry.ms, entry.dense_ms)]
             numbers += [*asdict(table.whole).values()]
-            right = bool(files) and all(np.isfinite(number) and number > 0 for number in numbers)
+            right = bool(files) and all(map(_is_amount, numbers))
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"it is no table of sizes: {error}") from error
         if not right or any(len(entry.ms) != len(files) for entry in timings):
@@ -133,6 +133,11 @@ class SizeTable:
         known = "; ".join(entry.conditions for entry in self.timings) or "nothing"
         asked = Timing(batch, tokens, threads, (), 1.0).conditions
         raise RecipeError(f"pruning.structure.budget: {asked} asked for; the table has {known}")
+
+
+def _is_amount(value: Any) -> bool:
+    """Return whether a value read from a file is a number above 0 that can be computed with."""
+    return type(value) in (int, float) and 0 < value < 2.0**60
 
 
 Sizes = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -407,7 +412,7 @@ class Settled:
             record = json.loads(path.read_text(encoding="utf-8"))
             choice = {**record["choice"], "size": Size(**record["choice"]["size"])}
             return cls(**{**record, "whole": Size(**record["whole"]), "choice": Choice(**choice)})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelError(f"{path}: is damaged ({error}); use --fresh to start over") from error
 
 

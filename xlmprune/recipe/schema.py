@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ class ModelRecipe(Named):
 
     model_config = STRICT
 
-    name: str = "FacebookAI/xlm-roberta-base"
+    name: Annotated[str, Field(min_length=1)] = "FacebookAI/xlm-roberta-base"
     """A model of the hub, a local folder, or `quickstart`."""
     revision: str | None = None
     """A commit, tag or branch of the hub, to pin the model. A run fills it in."""
@@ -290,7 +291,8 @@ class BudgetRecipe(BaseModel):
         found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmg]?b)\s*", value.lower())
         if found is None:
             raise ValueError(f"{value!r}: expected a number of bytes, or such as 10.5 MB (B, kB, MB, GB)")
-        return int(float(found[1]) * UNITS[found[2]])
+        count = float(found[1]) * UNITS[found[2]]
+        return int(count) if math.isfinite(count) else count
 
     @model_validator(mode="after")
     def _limits_something(self) -> BudgetRecipe:

@@ -289,11 +289,12 @@ def recipe_text(
     length = next(size for size in (32, 64, 128, 256, math.inf) if size >= min(found.longest, 256))
     others = [language for language in found.languages if language != found.train_language]
     splits = [f"  {split}_split: {_scalar(word)}" for split, word in found.layout.splits.items()]
-    shown = ", ".join(found.labels[:8]) + (", …" if len(found.labels) > 8 else "")
+    shown = ", ".join(map(_in_comment, found.labels[:8])) + (", …" if len(found.labels) > 8 else "")
     text = json.dumps(unlabelled or "text/{language}.txt", ensure_ascii=False)
+    trained = _in_comment(language_name(found.train_language))
     keep = "best" if found.counts["dev"] else "last"
     lines = [
-        f"# Task {found.kind}: trained in {language_name(found.train_language)}, measured in {len(others)} more "
+        f"# Task {found.kind}: trained in {trained}, measured in {len(others)} more "
         f"language{'s'[: len(others) != 1]}.",
         "#",
         "# Written by `xlmprune init`. Check it, then print the plan and start:",
@@ -378,6 +379,11 @@ def read_budget(text: str) -> dict[str, str]:
             raise RecipeError(f"--budget {text}: {key} is given twice")
         limits[key] = f"{found[1]} {found[2]}" if key == "bytes" else found[1]
     return limits
+
+
+def _in_comment(text: str) -> str:
+    """Write a text such that it stays in the line of its comment."""
+    return text if text.isprintable() else json.dumps(text)
 
 
 def _scalar(text: str) -> str:
