@@ -21,7 +21,7 @@ from xlmprune.export.form import Form
 from xlmprune.export.triton import write_triton
 from xlmprune.export.writing import MeasuredForm
 from xlmprune.pruning.structures import is_cut
-from xlmprune.recipe.loading import load_recipe, recipe_of
+from xlmprune.recipe.loading import PATHS, load_recipe, recipe_of
 from xlmprune.recipe.schema import Recipe
 from xlmprune.report import pages, results
 from xlmprune.training import checkpoint, dense, tracking
@@ -54,8 +54,8 @@ def compress(
             that it has.
 
     Returns:
-        The report, as in `bundle/report.json`. Of several processes that `torchrun` started, the first one returns it; the
-        others return an empty dictionary.
+        The report, as in `bundle/report.json`; an empty dictionary in a process that leaves the export to the first one of
+        several.
     """
     resolved = recipe_of(recipe, overrides)
     return run(resolved, Path(out or Path("runs") / resolved.name), device, fresh, reporter)
@@ -83,7 +83,8 @@ def run(
         allow_change: resume although the device, precision, threads or library versions changed.
 
     Returns:
-        The report, as in `bundle/report.json`; an empty dictionary in all processes but the first.
+        The report, as in `bundle/report.json`; an empty dictionary in a process that leaves the export to the first one of
+        several.
     """
     reporter = (reporter or Reporter()) if processes.is_first() else silent_reporter()
     where = resolve_device(device)
@@ -126,7 +127,9 @@ def run(
 
 
 def agreed(recipe: Recipe, device: torch.device, out: Path | None) -> Recipe:
-    """Return the recipe with what it takes from the hub pinned, the same in every process.
+    """Return the first process's recipe, with what it takes from the hub pinned.
+
+    Paths may differ, since the first process alone opens them.
 
     Args:
         out: the folder of a run that may have begun; None for a run that starts over.
@@ -135,7 +138,9 @@ def agreed(recipe: Recipe, device: torch.device, out: Path | None) -> Recipe:
         ProcessesError: the processes have other recipes, or other conditions.
     """
     if processes.count() > 1:
-        processes.require_same("recipe", dict(tracking.flat(recipe.resolved())))
+        paths = {"/".join(path) for path in PATHS}
+        values = {key: value for key, value in tracking.flat(recipe.resolved()) if key not in paths}
+        processes.require_same("recipe", values)
         processes.require_same("conditions", conditions(device, recipe.training))
     return processes.from_first(lambda: pin(recipe, out))
 
