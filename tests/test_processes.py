@@ -445,13 +445,13 @@ ALL = ["pins", "tokens", "obert", "movement", "l0", "refit", "cut", "sizes"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [*((name, 2) for name in ALL), ("cosine", 3), ("pins", 3)])
-def test_several_processes_do_what_one_does(workplace, name, count):
-    """Up to the order of sums. Three do not divide a batch of two: the third has nothing to do."""
-    recipe = write_recipe(
-        workplace, name, training={**PLAIN["training"], "batch_size": 8 if count == 2 else 2}
-    )
-    parts = "--set training.gradient_accumulation=2"
+@pytest.mark.parametrize(
+    ("name", "count", "batch"), [*((name, 2, 8) for name in ALL), ("cosine", 3, 8), ("pins", 3, 2)]
+)
+def test_several_processes_do_what_one_does(workplace, name, count, batch):
+    """Up to the order of sums. Three do not divide a batch of eight, and of a batch of two the third has nothing."""
+    recipe = write_recipe(workplace, name, training={**PLAIN["training"], "batch_size": batch})
+    parts = f"--set training.gradient_accumulation={min(count, batch)}"
     several, one = compress(
         workplace, recipe, {f"{name}-{count}": [count], f"{name}-1-of-{count}": [1, parts]}
     )
