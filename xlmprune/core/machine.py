@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,12 +79,13 @@ def processor_quota(
     return min(quotas, default=None)
 
 
-def _control_groups(root: Path, own: Path) -> Iterator[tuple[Path, Sequence[str]]]:
+def _control_groups(root: Path, own: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Yield the process's groups with all that are around them, and the files of their quota."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
         return
+    fields: tuple[str, ...]
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
