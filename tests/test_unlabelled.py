@@ -139,6 +139,8 @@ def test_the_vocabulary_counts_task_text_of_other_languages_only_where_asked(tmp
     }
     file.write_bytes(gzip.compress(file.read_bytes()))
     assert vocabulary_texts(Task(), files, None)["de"] == ["Neuer Satz", "frei", "und neu"]
+    file.rename(tmp_path / "de.txt.gz")
+    assert vocabulary_texts(Task(), files, None)["de"] == ["Neuer Satz", "frei", "und neu"]
     assert vocabulary_texts(Task())["de"] == ["de own"]
     assert vocabulary_texts(Task(), None, "task_with_translations")["de"] == ["de own translated"]
     assert vocabulary_texts(Task(), files)["de"] == ["de own", "Neuer Satz", "frei", "und neu"]

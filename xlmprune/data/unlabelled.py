@@ -69,8 +69,15 @@ def _lines(task: Any, pattern: str, language: str) -> list[str]:
         return task.unlabelled(language)
     if pattern == "task_with_translations":
         return task.unlabelled(language, translations=True)
-    path = Path(expand(pattern.replace("{language}", language)))
+    path = _text_file(pattern, language)
     return [line for line in read_lines(path) if line.strip()] if path.is_file() else []
+
+
+def _text_file(pattern: str, language: str) -> Path:
+    """Return a language's file of a pattern; the gzipped one, where only that is there."""
+    plain = Path(expand(pattern.replace("{language}", language)))
+    packed = plain.with_name(plain.name + ".gz")
+    return packed if packed.is_file() and not plain.exists() else plain
 
 
 def _paired(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -109,7 +116,7 @@ def vocabulary_texts(
         tests = TestTexts(task.examples(language, "test") for language in texts)
         for pattern in files:
             for language in texts:
-                path = Path(expand(pattern.replace("{language}", language)))
+                path = _text_file(pattern, language)
                 # The train language has text of its own, by the recipe; the others may have nothing else.
                 if language != train_language or path.is_file():
                     lines = [text for line in read_lines(path) if (text := line.strip())]
