@@ -153,7 +153,7 @@ PACKED = "model.onnx: packed equals dense"
     [
         (flip_an_id, "model.onnx: packed equals dense", "idx=|out of"),
         (flip_an_id, GOLDEN, "cannot be run on"),
-        (spoil_a_name, "model.onnx: packed", "a name is not UTF-8"),
+        (spoil_a_name, "model.onnx: packed", "is not UTF-8"),
         (lambda folder: change_golden(folder, logits__fp32=np.array(1.0)), GOLDEN, r"fp32 are \(\)"),
         (lambda folder: change_golden(folder, logits__fp32=np.zeros((32, 0))), GOLDEN, r"\(32, 0\)"),
         (lambda folder: change_golden(folder, logits__fp32=np.full((32, 3), np.nan)), GOLDEN, "not finite"),

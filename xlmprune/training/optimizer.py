@@ -96,7 +96,7 @@ def gradient_norm(model: nn.Module, known: Mapping[str, Tensor] | None = None) -
     known = {} if known is None else known
     found = {name: p for name, p in model.named_parameters() if p.grad is not None}
     norms = [known[name] if name in known else _norm(parameter) for name, parameter in found.items()]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else next(model.parameters()).new_zeros(())
 
 
 @torch.no_grad()
