@@ -546,6 +546,7 @@ def test_a_dense_stage_found_trained_serves_a_run_that_is_alone(compared, base):
     assert len(again.works) == 1, "nothing is trained that is there"
 
 
+@pytest.mark.slow
 def test_fresh_starts_over(compared):
     made, out, _, comparison = compared
     marks = [out / "none.seed1" / "recipe.yaml", *(out / "dense").glob("*/recipe.yaml")]

@@ -183,6 +183,7 @@ def test_a_plan_and_doctor_warn_of_the_cpu(monkeypatch, driver, cards):
     assert "--gpus all" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_first_line_of_a_run_is_its_device(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text(

@@ -93,6 +93,7 @@ def read(hub, home: Path, *wanted: tuple[str, str, str], **settings: str) -> lis
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_data_sets_are_pinned_cached_and_found_offline(hub, tmp_path):
     first = hub.add("facebook/xnli", xnli(), kind="datasets")
     train, german = read(hub, tmp_path, ("xnli", "en", "train"), ("xnli", "de", "test"))

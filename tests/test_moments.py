@@ -88,6 +88,7 @@ def test_a_refitted_run_exports_reports_and_resumes_with_the_same_bits(workplace
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
+@pytest.mark.slow
 def test_without_unlabelled_text_english_alone_is_measured_and_said(workplace, tmp_path):
     result = compress(workplace, tmp_path / "run", pruning={"criterion": "sparsegpt", "pattern": "2:4"})
     assert result.exit_code == 0, result.output

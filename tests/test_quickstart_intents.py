@@ -303,6 +303,7 @@ def test_languages_are_taken_as_listed_with_the_train_language_first():
     assert task(train_language="de").languages()[:2] == ("de", "en")
 
 
+@pytest.mark.slow
 def test_a_language_with_too_little_is_refused_saying_what_is_missing():
     with pytest.raises(DataError) as caught:
         task(languages=["ja"]).languages()

@@ -58,6 +58,7 @@ def test_the_report_counts_against_the_whole_model(run):
     assert report["dense_bytes"]["safetensors"] == 4 * model["parameters"]
 
 
+@pytest.mark.slow
 def test_every_way_to_load_gives_the_same_answers(run, tmp_path):
     bundle = run / "bundle"
     model = xlmprune.load(bundle)
@@ -79,6 +80,7 @@ def test_every_way_to_load_gives_the_same_answers(run, tmp_path):
     assert (32, 16) not in shapes
 
 
+@pytest.mark.slow
 def test_a_structure_that_does_not_fit_is_refused(run, tmp_path):
     config = json.loads((run / "bundle" / "config.json").read_text(encoding="utf-8"))
     for change in ({"heads": 3}, {"neurons": 10**9}, {"heads": 0}, {"source": "x"}):
