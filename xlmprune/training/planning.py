@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,23 +12,24 @@ from xlmprune.core.device import fallback, resolve_device, resolve_precision
 from xlmprune.core.formatting import amount, number, percent
 from xlmprune.core.machine import processors
 from xlmprune.core.tables import rich_table, tabulate
+from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe, TrainingRecipe, VocabularyRecipe
 from xlmprune.training.datasets import check_length, read_texts
+from xlmprune.training.memory import estimate_disk, estimate_memory
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
 from xlmprune.training.shrinking import planned_densities, planned_sizes
 
-ACTIVATION_COPIES = 18
-"""Tensors of [batch, tokens, hidden] that one encoder layer keeps for its backward pass, measured on XLM-R base."""
-
 LEAST_LEARNING = 1e-3
 """Sum of the learning rates of stage 0 below which a model seldom learns anything. AdamW moves a weight by at most about the
 learning rate in each update."""
+
+PUNCTUATION = string.punctuation + "«»“”„‘’…–—¿¡。、，！？"
 
 CPU_SPEED = 5e10
 """Floating-point operations per second of one processor core in fp32 products, to an order of magnitude."""
@@ -44,7 +46,8 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
 
     Returns:
         ``stages`` [{stage, encoder_density, updates}], ``languages``, ``train_examples``, ``parameters``,
-        ``prunable``, ``memory`` (bytes by what they hold, an estimate), ``device``, ``precision``, ``warnings``.
+        ``prunable``, ``memory`` (bytes by what they hold, an estimate), ``disk`` (the same for a checkpoint and the run
+        folder), ``device``, ``precision``, ``warnings``.
     """
     where = resolve_device(device)
     task = registry.load("task", recipe.task.name)(recipe.task)
@@ -60,7 +63,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
     measured_on = choose_moment_text(recipe, texts, method)
-    memory, sizes = estimate_memory(recipe, model), _sizes(model)
+    sizes = _sizes(model)
     shares = [1.0] if method.structure is None else [1.0, *planned_densities(model, method.structure)]
     stages: list[dict[str, Any]] = [
         _stage_plan(
@@ -73,6 +76,9 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         for stage, density in enumerate(method.densities)
     ]
     updates = sum(stage["updates"] for stage in stages)
+    rows = distinct_words([texts.train, *texts.unlabelled.values()])
+    chooses = texts.dev is not None and any(stage["updates"] > batches for stage in stages)
+    precision = resolve_precision(recipe.training.precision, where)
     planned = {}
     if recipe.sizes and method.structure is not None:
         multiple, before = method.structure.multiple, sizes["prunable"]
@@ -100,8 +106,11 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "criterion": recipe.pruning.criterion.name,
         "regularizer": recipe.regularizer.name,
         "device": str(where),
-        "precision": str(resolve_precision(recipe.training.precision, where)).removeprefix("torch."),
-        "memory": memory,
+        "precision": str(precision).removeprefix("torch."),
+        "memory": estimate_memory(
+            recipe, method, model, rows, chooses, precision is torch.bfloat16, where.type == "cpu"
+        ),
+        "disk": estimate_disk(recipe, method, model, rows, chooses),
     }
 
 
@@ -155,26 +164,18 @@ def slow_on_cpu(recipe: Recipe, model: torch.nn.Module, updates: int, device: to
     ]
 
 
-def estimate_memory(recipe: Recipe, model: torch.nn.Module) -> dict[str, int]:
-    """Estimate the bytes that training holds at its peak, from counts, before any vocabulary trimming."""
-    parameters = count_parameters(model)
-    matrices = sum(weight.numel() for weight in prunable(model).values())
-    trained = parameters - (
-        parameters_by_part(model)["embeddings"] if recipe.training.freeze_embeddings else 0
-    )
-    config: Any = model.config
-    rows = recipe.training.batch_size // recipe.training.gradient_accumulation
-    tokens = rows * recipe.training.max_length
-    activations = 4 * tokens * config.hidden_size * config.num_hidden_layers * ACTIVATION_COPIES
-    held = {
-        "weights": 4 * parameters,
-        "gradients": 4 * trained,
-        "optimizer": 8 * trained,
-        "reference": 4 * matrices,
-        "masks": matrices,
-        "activations": activations,
-    }
-    return {**held, "total": sum(held.values())}
+def distinct_words(texts: Iterable[Examples]) -> int:
+    """Count distinct words, without case and punctuation: about as many pieces of the vocabulary occur, or fewer."""
+    found: set[str] = set()
+    for examples in texts:
+        for part in (examples.first, examples.second or ()):
+            for text in part:
+                found.update(word.strip(PUNCTUATION) for word in _words(text))
+    return len(found)
+
+
+def _words(text: str | Sequence[str]) -> Iterable[str]:
+    return text.lower().split() if isinstance(text, str) else (word.lower() for word in text)
 
 
 def render(plan: dict[str, Any]) -> Any:
@@ -206,6 +207,8 @@ def render(plan: dict[str, Any]) -> Any:
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",
         f"{plan['updates']:,} updates in all, {plan['precision']} on {plan['device']}",
         f"memory, estimated, before any vocabulary trimming: {plan['memory']['total'] / 1e9:.1f} GB ({memory})",
+        f"disk, estimated: {plan['disk']['checkpoint'] / 1e9:.1f} GB for a checkpoint, "
+        f"{plan['disk']['run folder'] / 1e9:.1f} GB for the run folder without its bundle",
     )
 
 

@@ -119,11 +119,12 @@ class TrainState:
         """Keep the parameters as the best of this stage."""
         self.train_rows()
         self.at.best_dev = dev
-        self.best = {
-            name: parameter.detach().clone()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
+        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        if self.best is None:
+            self.best = {name: parameter.clone() for name, parameter in trained.items()}
+        else:  # in place, so that there are never two copies
+            for name, parameter in trained.items():
+                self.best[name].copy_(parameter)
         self.best_criterion = {key: t.detach().clone() for key, t in self.criterion.state().items()}
 
     def return_to_best(self) -> None:

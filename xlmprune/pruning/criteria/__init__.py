@@ -42,6 +42,7 @@ FACTS = (
     "keeps_pruned_values",
     "least_of_matrix",
     "needs_moments",
+    "scoring_floats",
 )
 
 
@@ -105,6 +106,11 @@ class Criterion:
 
     needs_moments: ClassVar[bool] = False
     """Whether `scores` asks for `PruningContext.moments`, so that unlabelled text is read for it."""
+
+    @property
+    def scoring_floats(self) -> float:
+        """Float32 values for each weight that `scores` holds beside the scores, for an estimate of memory."""
+        return 0.0
 
     @property
     def default_scope(self) -> Scope:

@@ -92,6 +92,11 @@ class Obert(Criterion):
     def __post_init__(self) -> None:
         self._inverse: dict[str, Tensor] = {}
 
+    @property
+    def scoring_floats(self) -> float:
+        """A row of the inverse Fisher matrix of its block for each weight."""
+        return self.block
+
     def scores(self, context: PruningContext) -> Scores:
         """Estimates the inverse Fisher matrix anew and keeps it for `compensate`."""
         weights = {name: weight.detach() for name, weight in context.weights.items()}
