@@ -101,7 +101,6 @@ def test_the_estimate_is_within_ten_percent_of_the_measured_peak(name):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    print(found)
     assert found["estimate"]["total"] == pytest.approx(found["measured"], rel=0.1)
 
 
