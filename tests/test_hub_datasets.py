@@ -139,7 +139,11 @@ def test_what_the_hub_refuses_is_a_sentence(hub, tmp_path):
     hub.add("facebook/xnli", xnli(), kind="datasets", gated=True)
     gated, language = read(hub, tmp_path, ("xnli", "en", "train"), ("xnli", "fr", "test"), HF_TOKEN=READER)
     (token,) = read(hub, tmp_path / "other", ("xnli", "en", "train"), HF_TOKEN="hf_wrong")
+    assert "doesn't exist on the Hub or cannot be accessed" in nothing["error"]
+    assert "to ask for access" in gated["error"]
+    assert "does not accept the token" in token["error"]
     for found in (nothing, gated, language, token):
+        assert "Check the network" not in found["error"]
         assert found.get("code") == 2, found
         assert "facebook/xnli" in found["error"]
         assert READER not in found["error"]

@@ -171,11 +171,11 @@ def storage_fault(error: BaseException, folder: Path, variable: str) -> str | No
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, then what caused it, then what caused that."""
+    """Yield an error, then what caused it, then what caused that; nothing that `raise … from None` hides."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def _path_of(error: BaseException) -> Path | None:

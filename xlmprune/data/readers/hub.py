@@ -110,7 +110,11 @@ class Hub:
     def _explained(self, name: str, fault: Exception) -> XlmpruneError:
         """Return the error for the user: full and unwritable disks, damaged downloads, no connection, unknown splits."""
         from datasets import config as settings
-        from datasets.exceptions import ChecksumVerificationError, SplitsVerificationError
+        from datasets.exceptions import (
+            ChecksumVerificationError,
+            DatasetNotFoundError,
+            SplitsVerificationError,
+        )
 
         if said := hub.cache_fault(fault):
             return MachineError(f"{name} could not be put into the cache: {said}")
@@ -119,12 +123,15 @@ class Hub:
                 f"{name}: the files are not those that the data set describes ({type(fault).__name__}), as after a download "
                 f"that was cut. Delete its folder in {settings.HF_DATASETS_CACHE} and load it again"
             )
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+        reason = hub.reason_for(fault).rstrip(".")
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+            reason += ". Unset HF_HUB_OFFLINE"
+        elif hub.meaning_of(fault) is None and not isinstance(fault, DatasetNotFoundError):
+            reason += ". Check the network"
         return DataError(
-            f"{name} cannot be loaded from the Hugging Face hub: {hub.reason_for(fault).rstrip('.')}. "
-            f"{'Unset HF_HUB_OFFLINE' if offline else 'Check the network'}, or load it once on a machine that reaches the "
-            "hub and copy the cache (HF_HOME), or read local files: `task: {source: files, path: "
-            "…/{language}.{split}.tsv}`"
+            f"{name} cannot be loaded from the Hugging Face hub: {reason}. Or load it once on a machine that reaches the "
+            "hub and copy the cache (HF_HOME), or read local files: "
+            "`task: {source: files, path: …/{language}.{split}.tsv}`"
         )
 
 
