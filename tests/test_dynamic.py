@@ -315,6 +315,9 @@ def test_other_sizes_are_exported_without_training(finished, tmp_path):
     assert (run / "checkpoint").stat().st_mtime == before
     for sizes in ("[0.2]", "[0.5, 1]", "[0.5, 0.5]"):
         assert CliRunner().invoke(app, [*export, f"export.sizes={sizes}"]).exit_code == 2
+    result = CliRunner().invoke(app, [*export, "export.sizes=[1, 0.99]"])
+    assert result.exit_code == 0, result.output
+    assert "sizes 1 and 0.99 have the same attention heads and FFN neurons" in result.output
     result = CliRunner().invoke(app, [*export, "export.sizes=null"])
     assert result.exit_code == 0, result.output
     assert [row["size"] for row in report_of(run)["sizes"]] == [1, 0.25]

@@ -182,7 +182,13 @@ class Training:
         if nest is None:
             yield trained
             return
+        known: dict[Any, float] = {}
         for size in self.sizes:
+            if (twin := known.setdefault(nest.at(size), size)) != size:
+                self.reporter.warn(
+                    f"sizes {twin:g} and {size:g} have the same attention heads and FFN neurons, so their bundles hold the "
+                    "same model"
+                )
             yield at_size(trained, size, nest.multiple, self.pruner.state.pretrained)
 
     def _outcome(self) -> Outcome:
