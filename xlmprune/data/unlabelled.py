@@ -10,7 +10,7 @@ from typing import Any
 from xlmprune.core.errors import DataError
 from xlmprune.data.examples import Examples
 from xlmprune.data.leaks import TestTexts, texts_of
-from xlmprune.data.readers.lines import expand, read_lines
+from xlmprune.data.readers.lines import expand, find_file, read_lines
 
 
 def unlabelled_examples(
@@ -69,15 +69,8 @@ def _lines(task: Any, pattern: str, language: str) -> list[str]:
         return task.unlabelled(language)
     if pattern == "task_with_translations":
         return task.unlabelled(language, translations=True)
-    path = _text_file(pattern, language)
-    return [line for line in read_lines(path) if line.strip()] if path.is_file() else []
-
-
-def _text_file(pattern: str, language: str) -> Path:
-    """Return a language's file of a pattern; the gzipped one, where only that is there."""
-    plain = Path(expand(pattern.replace("{language}", language)))
-    packed = plain.with_name(plain.name + ".gz")
-    return packed if packed.is_file() and not plain.exists() else plain
+    path = find_file(Path(expand(pattern.replace("{language}", language))))
+    return [] if path is None else [line for line in read_lines(path) if line.strip()]
 
 
 def _paired(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -116,10 +109,11 @@ def vocabulary_texts(
         tests = TestTexts(task.examples(language, "test") for language in texts)
         for pattern in files:
             for language in texts:
-                path = _text_file(pattern, language)
+                plain = Path(expand(pattern.replace("{language}", language)))
+                found = find_file(plain)
                 # The train language has text of its own, by the recipe; the others may have nothing else.
-                if language != train_language or path.is_file():
-                    lines = [text for line in read_lines(path) if (text := line.strip())]
+                if language != train_language or found is not None:
+                    lines = [text for line in read_lines(found or plain) if (text := line.strip())]
                     texts[language] += [text for text in lines if not tests.has(text)]
     # The two texts of a pair stand apart elsewhere, and a text must not count twice.
     return {

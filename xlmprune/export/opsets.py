@@ -13,10 +13,13 @@ from xlmprune.export.form import Form
 from xlmprune.export.graph import save_onnx
 
 Timer = Callable[[Mapping[str, Path], int, int, int], dict[str, float]]
-"""From files by name, batch, tokens and threads to the median milliseconds of every file; the files take turns."""
+"""From files by name, batch, tokens and threads to the median milliseconds of every file: `bundle.bench.medians`."""
 
 CANDIDATES = (20, 23)
-"""Up to 22 attention is several nodes a layer, which older runtimes open; from 23 on it is one. Others change no node."""
+"""From 20 on GELU is one node, and from 23 on attention is, which older runtimes cannot open. Others change no node."""
+
+TOKENS = 64
+"""Length of the text with which versions are timed; shorter where a model or task takes less."""
 
 GAIN = 0.02
 """Share of the time that a newer version must save: an older one is opened by more runtimes."""

@@ -33,7 +33,7 @@ from xlmprune.export.graph import (
     save_onnx,
     with_graph,
 )
-from xlmprune.export.opsets import Timer, graph_of_opset
+from xlmprune.export.opsets import TOKENS, Timer, graph_of_opset
 from xlmprune.export.quantization import INT4
 from xlmprune.export.sparse import read_config
 from xlmprune.models import architecture
@@ -146,10 +146,8 @@ def _opset(source: Source, exporting: Exporting, timer: Timer, say: Say) -> int:
     """Return the version of the operators; measure it with the whole model where the recipe leaves it open."""
     if exporting.opset != "auto":
         return exporting.opset
-    model, tokens = (
-        random_model(source, source.size, ROWS),
-        min(64, source.config.max_position_embeddings // 2),
-    )
+    model = random_model(source, source.size, ROWS)
+    tokens = min(TOKENS, source.config.max_position_embeddings // 2)
     graph = graph_of_opset(
         "auto",
         lambda opset: export_onnx(model, opset=opset),

@@ -277,7 +277,7 @@ def load(bundle: str | Path, verify: bool = True) -> nn.Module:
             section `xlmprune` in config.json is no bundle, and is opened as it is.
 
     Raises:
-        BundleError: a parameter is missing, foreign, or of another size; a file is missing or damaged.
+        BundleError: a parameter is missing, foreign, or of another size or type; a file is missing or damaged.
     """
     import torch
     import transformers

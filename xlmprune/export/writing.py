@@ -25,7 +25,7 @@ from xlmprune.export import sparse
 from xlmprune.export.floor import DECIDED_ON, Drops, Yardstick, faults
 from xlmprune.export.form import Form, Material, TextSource, Written, form_named, reference
 from xlmprune.export.graph import export_onnx, opset_of
-from xlmprune.export.opsets import Timer, graph_of_opset
+from xlmprune.export.opsets import TOKENS, Timer, graph_of_opset
 from xlmprune.export.runtime import INPUTS, forward_of, onnx_files
 from xlmprune.models import loading
 from xlmprune.pruning.masks import density
@@ -35,10 +35,6 @@ from xlmprune.tasks.metrics import Logits
 
 if TYPE_CHECKING:
     from xlmprune.training.outcome import Datasets, Outcome
-
-
-TOKENS = 64
-"""Length of the text with which opsets are timed; shorter where the task's texts are."""
 
 
 @dataclass(frozen=True)

@@ -341,7 +341,7 @@ def scaled_down(recipe: Recipe) -> list[str]:
         )
     if recipe.training.max_updates_per_stage is not None:
         capped.append(f"at most {recipe.training.max_updates_per_stage} updates a stage")
-    if recipe.training.epochs_per_stage < 1:
+    if 0 < recipe.training.epochs_per_stage < 1:
         capped.append(f"{recipe.training.epochs_per_stage:g} of an epoch a stage")
     elif recipe.task.name in PAPERS_TASKS and recipe.training.epochs_per_stage < PAPERS_EPOCHS:
         capped.append(

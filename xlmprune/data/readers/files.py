@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from xlmprune.core.errors import DataError
 from xlmprune.data.examples import Kind
 from xlmprune.data.readers.columns import check_roles, select_columns, usual_columns
-from xlmprune.data.readers.lines import expand
+from xlmprune.data.readers.lines import expand, find_file
 from xlmprune.data.readers.rows import Rows, Split
 from xlmprune.data.readers.tables import read_json_table, read_table, without_empty_rows
 from xlmprune.data.readers.token_files import read_json_tokens, read_tokens
@@ -151,11 +151,7 @@ class Files:
             return None  # there is only a test set, as `evaluate` needs
         if "{language}" not in self._pattern and language != self._train_language and not self._by_column:
             return None
-        plain = Path(fill(self._pattern, language, self._splits[split]))
-        for path in (plain, plain.with_name(plain.name + ".gz")):
-            if path.is_file():
-                return path
-        return None
+        return find_file(Path(fill(self._pattern, language, self._splits[split])))
 
 
 def fill(pattern: str, language: str, split: str) -> str:

@@ -31,6 +31,11 @@ def expand(path: str) -> str:
         raise DataError(f"{path}: no such home folder ({error})") from None
 
 
+def find_file(plain: Path) -> Path | None:
+    """Return the file of this name, or the gzipped one with ``.gz`` behind it; None where neither is there."""
+    return next((path for path in (plain, plain.with_name(plain.name + ".gz")) if path.is_file()), None)
+
+
 def read_text(path: Path) -> str:
     """Read a file's text, gunzipped if it begins as gzip does, without a byte order mark.
 
