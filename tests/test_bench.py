@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import sys
 
 import numpy as np
 import onnx
@@ -10,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 from xlmprune.bundle import bench
-from xlmprune.core.errors import BundleError
+from xlmprune.bundle.openvino import OpenVinoSession
+from xlmprune.core.errors import BundleError, MachineError
 from xlmprune.export.runtime import open_session
 
 
@@ -216,6 +218,38 @@ def test_the_tables_say_it_all(facts):
     ):
         assert part in text
     assert f"{facts['speed'][-1]['speedup']:.2f}" in text
+
+
+def test_openvino_is_measured_beside(files):
+    both = files | {"fast, OpenVINO": files["fast"]}
+    facts = bench.bench(
+        both, (2,), (8,), threads=(1,), repeats=5, loads=1, runtimes={"fast, OpenVINO": "openvino"}
+    )
+    assert [row["form"] for row in facts["speed"]] == ["slow", "fast", "fast, OpenVINO"]
+    assert [entry["runtime"] for entry in facts["files"].values()] == ["onnxruntime"] * 2 + ["openvino"]
+    assert facts["files"]["fast, OpenVINO"]["load_seconds"] > 0
+    assert facts["openvino"]["precision"] in ("f32", "bf16", "f16")
+    console = Console(file=io.StringIO(), width=160)
+    console.print(bench.render(facts))
+    assert f"OpenVINO {facts['openvino']['version']}" in console.file.getvalue()
+
+
+def test_openvino_computes_what_onnx_runtime_computes(files):
+    session, other = open_session(files["slow"], 1), OpenVinoSession(files["slow"], 1)
+    inputs = bench.make_inputs(other, 2, 8)
+    assert inputs.keys() == bench.make_inputs(session, 2, 8).keys()
+    (found,) = other.run(None, inputs)
+    tolerance = 1e-4 if other.precision == "f32" else 3e-2
+    np.testing.assert_allclose(found, session.run(None, inputs)[0], rtol=0, atol=tolerance)
+
+
+def test_what_openvino_cannot_do_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "damaged.onnx").write_bytes(b"no model")
+    with pytest.raises(BundleError, match=r"damaged.onnx cannot be opened by OpenVINO \d"):
+        OpenVinoSession(tmp_path / "damaged.onnx", 1)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MachineError, match=r"needs the package openvino\. Install it"):
+        OpenVinoSession(tmp_path / "damaged.onnx", 1)
 
 
 def test_the_table_of_a_system_that_does_not_tell_memory(facts):

@@ -144,6 +144,15 @@ def test_half_precision_goes_all_the_way(runs):
     ]
     asked = CliRunner().invoke(app, command)
     assert json.loads(asked.stdout)["files"].keys() - {"fp32 dense"} == {"fp32", "fp16", "int8"}
+    asked = CliRunner().invoke(app, [*command, "--runtime", "openvino"])
+    measured = json.loads(asked.stdout)["files"]
+    assert {form for form in measured if measured[form]["runtime"] == "openvino"} == {
+        "fp32, OpenVINO",
+        "fp16, OpenVINO",
+        "int8, OpenVINO",
+    }
+    for wrong in (["--runtime", "tensorrt"], ["--runtime", "openvino", "--latency-table", "x.json"]):
+        assert CliRunner().invoke(app, [*command, *wrong]).exit_code == 2
 
 
 @pytest.mark.slow

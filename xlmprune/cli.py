@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -445,6 +446,10 @@ def bench(
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Time to measure each batch size, length and number of threads.")
     ] = 10.0,
+    runtime: Annotated[
+        str,
+        typer.Option(help="'openvino' measures the unpacked files in OpenVINO too, beside ONNX Runtime."),
+    ] = "onnxruntime",
     latency_table: Annotated[
         Path | None,
         typer.Option(
@@ -470,16 +475,24 @@ def bench(
         # 0 has always stood for all cores.
         [] if threads in ("", "0") and not table else _numbers(threads or "1", "--threads"),
     )
+    if runtime not in ("onnxruntime", "openvino"):
+        raise RecipeError(f"--runtime {runtime}: expected onnxruntime or openvino")
     if latency_table is not None:
+        if runtime == "openvino":
+            raise RecipeError("--latency-table is measured with ONNX Runtime; leave out --runtime")
         _write_latency_table(bundle, latency_table, form, counts, seconds, set_, as_json)
         return
     if set_:
         raise RecipeError("--set changes a recipe; it needs --latency-table")
     from xlmprune.bundle import bench as benching
-    from xlmprune.bundle.unpack import contenders
+    from xlmprune.bundle.unpack import contenders, plain_forms
 
-    with contenders(Path(bundle), against) as files:
-        facts = benching.bench(files, *counts, seconds=seconds, say=_say)
+    with ExitStack() as stack:
+        files = stack.enter_context(contenders(Path(bundle), against))
+        plain = stack.enter_context(plain_forms(Path(bundle))) if runtime == "openvino" else {}
+        others = {f"{form}, OpenVINO": file for form, file in plain.items()}
+        runtimes = dict.fromkeys(others, benching.OPENVINO)
+        facts = benching.bench(files | others, *counts, seconds=seconds, say=_say, runtimes=runtimes)
     _print(facts, as_json, benching.render)
 
 

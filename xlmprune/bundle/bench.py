@@ -4,7 +4,7 @@ On a machine that others use too, a form measured now and another a minute later
 forms are open at once and take turns, one call each, in an order that reverses every round; a ratio is the median of the
 ratios within rounds. Load time and memory come from a process of its own for every form and every time.
 
-Needs numpy and onnxruntime; rich to `render`.
+Needs numpy and onnxruntime; rich to `render`; openvino for forms that it opens.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 import onnxruntime
 
 from xlmprune.core import machine, own_process
-from xlmprune.core.errors import BundleError
+from xlmprune.core.errors import BundleError, XlmpruneError
 from xlmprune.core.formatting import decimals, number, percent, size
 from xlmprune.core.tables import Table, rich_table, tabulate
 from xlmprune.export.runtime import onnx_files, open_session
@@ -37,6 +37,21 @@ TOKEN_IDS = 200
 
 LEAST_ROUNDS = 5
 
+Runtime = Literal["onnxruntime", "openvino"]
+
+USUAL: Runtime = "onnxruntime"
+OPENVINO: Runtime = "openvino"
+
+
+class Session(Protocol):
+    """An opened file: what this module uses of a session of ONNX Runtime."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """Return the inputs, each with `name` and `type`, such as ``tensor(int64)``."""
+
+    def run(self, outputs: Any, inputs: Any, /) -> Any:
+        """Return the arrays of the outputs."""
+
 
 def bench(
     files: Mapping[str, Path],
@@ -47,6 +62,7 @@ def bench(
     seconds: float = 10.0,
     loads: int = 3,
     say: Callable[[str], None] = lambda text: None,
+    runtimes: Mapping[str, Runtime] = {},
 ) -> dict[str, Any]:
     """Measure forms side by side; the first one is what the others are compared with.
 
@@ -59,9 +75,11 @@ def bench(
         seconds: for each of them, after which no round begins once there are five.
         loads: how often each form is opened in a fresh process.
         say: told what is measured next.
+        runtimes: by form, what opens it; ONNX Runtime those that are not named, which the first form may not be.
 
     Returns:
-        `threads`, `machine`, `onnxruntime`, `first`; `files` {form: file, bytes, load_seconds, peak_bytes,
+        `threads`, `machine`, `onnxruntime`, `openvino` where it opened a form: {version, precision}, `first`; `files`
+        {form: file, runtime, bytes, load_seconds, peak_bytes,
         loaded_bytes}, opened with the first number of threads; `speed`, a list of {form, batch, tokens, threads, rounds,
         median_ms, p95_ms, texts_per_second, speedup}, where `speedup` is how many times faster than the first form with
         as many threads. Memory is what the process gained from before
@@ -69,6 +87,7 @@ def bench(
 
     Raises:
         BundleError: a file is missing, cannot be opened, or does not take so many tokens.
+        MachineError: a runtime is not installed.
     """
     for path in files.values():
         if not Path(path).is_file():
@@ -79,11 +98,12 @@ def bench(
         "machine": machine.describe(),
         "onnxruntime": onnxruntime.__version__,
         "first": next(iter(files)),
-        "files": _loads(files, threads[0], loads, say),
+        "files": _loads(files, threads[0], loads, say, runtimes),
         "speed": [],
     }
     for count in threads:
-        sessions = {form: _open(path, count) for form, path in files.items()}
+        sessions = {form: _open(path, count, runtimes.get(form, USUAL)) for form, path in files.items()}
+        facts |= _openvino_facts(sessions.values())
         ids = _ids_known(sessions)
         for batch in batches:
             for tokens in lengths:
@@ -155,14 +175,26 @@ def time_files(files: Mapping[str, Path], say: Callable[[str], None]) -> dict[st
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _open(path: Path, threads: int, runtime: Runtime = USUAL) -> Session:
     """Open a session whose threads rest between calls, so that forms do not disturb one another."""
+    if runtime == OPENVINO:
+        from xlmprune.bundle.openvino import OpenVinoSession
+
+        return OpenVinoSession(path, threads)
     return open_session(path, threads, spinning=False)
 
 
-def make_inputs(
-    session: onnxruntime.InferenceSession, batch: int, tokens: int, ids: int = TOKEN_IDS
-) -> dict[str, np.ndarray]:
+def _openvino_facts(sessions: Iterable[Session]) -> dict[str, Any]:
+    """Return `openvino`: its version and the type of number that it computes with, if it opened any session."""
+    if "xlmprune.bundle.openvino" not in sys.modules:
+        return {}
+    from xlmprune.bundle import openvino
+
+    precisions = [session.precision for session in sessions if isinstance(session, openvino.OpenVinoSession)]
+    return {"openvino": {"version": openvino.version(), "precision": precisions[0]}} if precisions else {}
+
+
+def make_inputs(session: Session, batch: int, tokens: int, ids: int = TOKEN_IDS) -> dict[str, np.ndarray]:
     """Random texts of ids below ``ids``, without padding, for every input that the file has."""
     drawn = np.random.default_rng(0).integers(FIRST_ID, ids, (batch, tokens))
     inputs = {}
@@ -174,7 +206,7 @@ def make_inputs(
     return inputs
 
 
-def _ids_known(sessions: Mapping[str, onnxruntime.InferenceSession]) -> int:
+def _ids_known(sessions: Mapping[str, Session]) -> int:
     """Below which number every model knows the ids, as far as is asked for: `TOKEN_IDS`, halved while one refuses."""
     ids = TOKEN_IDS
     while ids > FIRST_ID + 1 and not all(_knows(session, ids) for session in sessions.values()):
@@ -182,17 +214,17 @@ def _ids_known(sessions: Mapping[str, onnxruntime.InferenceSession]) -> int:
     return ids
 
 
-def _knows(session: onnxruntime.InferenceSession, ids: int) -> bool:
+def _knows(session: Session, ids: int) -> bool:
     inputs = make_inputs(session, 1, 1)
     inputs["input_ids"][:] = ids - 1
     return _runs(session, inputs)
 
 
-def _takes(session: onnxruntime.InferenceSession, tokens: int, ids: int) -> bool:
+def _takes(session: Session, tokens: int, ids: int) -> bool:
     return _runs(session, make_inputs(session, 1, tokens, ids))
 
 
-def _runs(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> bool:
+def _runs(session: Session, inputs: dict[str, np.ndarray]) -> bool:
     try:
         session.run(None, inputs)
     except Exception:  # ONNX Runtime raises several types for an input that it refuses
@@ -201,7 +233,7 @@ def _runs(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) 
 
 
 def _rounds(
-    sessions: Mapping[str, onnxruntime.InferenceSession],
+    sessions: Mapping[str, Session],
     batch: int,
     tokens: int,
     repeats: int,
@@ -247,16 +279,20 @@ def _speed(form: str, rounds: Mapping[str, np.ndarray], batch: int, tokens: int)
 
 
 def _loads(
-    files: Mapping[str, Path], threads: int, loads: int, say: Callable[[str], None]
+    files: Mapping[str, Path],
+    threads: int,
+    loads: int,
+    say: Callable[[str], None],
+    runtimes: Mapping[str, Runtime],
 ) -> dict[str, dict[str, Any]]:
     measured: dict[str, list[dict[str, Any]]] = {form: [] for form in files}
     for turn in range(loads):
         for form in list(files) if turn % 2 == 0 else reversed(list(files)):
             say(f"loading {form}")
-            measured[form].append(load_once(files[form], threads))
+            measured[form].append(load_once(files[form], threads, runtimes.get(form, USUAL)))
     facts = {}
     for form, path in files.items():
-        facts[form] = {"file": Path(path).name, "bytes": bytes_of(path)}
+        facts[form] = {"file": Path(path).name, "runtime": runtimes.get(form, USUAL), "bytes": bytes_of(path)}
         for key in ("load_seconds", "peak_bytes", "loaded_bytes"):
             values = [entry[key] for entry in measured[form] if entry[key] is not None]
             facts[form][key] = type(values[0])(np.median(values)) if values else None
@@ -268,9 +304,9 @@ def bytes_of(path: Path) -> int:
     return sum(file.stat().st_size for file in onnx_files(path))
 
 
-def load_once(path: Path, threads: int) -> dict[str, Any]:
+def load_once(path: Path, threads: int, runtime: Runtime = USUAL) -> dict[str, Any]:
     """Open a file in a fresh process: `load_seconds`, `peak_bytes`, `loaded_bytes` (see `bench`)."""
-    command = own_process.command("xlmprune.bundle.bench", str(path), str(threads))
+    command = own_process.command("xlmprune.bundle.bench", str(path), str(threads), runtime)
     done = subprocess.run(command, capture_output=True, text=True, env=own_process.environment(), check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
@@ -279,10 +315,12 @@ def load_once(path: Path, threads: int) -> dict[str, Any]:
     return facts
 
 
-def _load_here(path: Path, threads: int) -> dict[str, Any]:
+def _load_here(path: Path, threads: int, runtime: Runtime) -> dict[str, Any]:
+    if runtime == OPENVINO:
+        import openvino  # noqa: F401, only the file's share is measured
     before = machine.process_memory()
     start = time.perf_counter()
-    session = _open(path, threads)
+    session = _open(path, threads, runtime)
     seconds = time.perf_counter() - start
     after = machine.process_memory()
     del session
@@ -303,6 +341,8 @@ def render(facts: Mapping[str, Any]) -> RenderableType:
     known = ", ".join(machine.get("instructions", ())) or "not known"
     opened = f"opened with {_threads(facts['threads'][0])}"
     note = f"{machine['processor']} ({known}), {opened}, ONNX Runtime {facts['onnxruntime']}"
+    if "openvino" in facts:
+        note += ", OpenVINO {version} (computes in {precision})".format(**facts["openvino"])
     return Group(rich_table(_file_table(facts)), "", rich_table(_speed_table(facts)), "", note)
 
 
@@ -341,6 +381,6 @@ def _speed_table(facts: Mapping[str, Any]) -> Table:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(_load_here(Path(sys.argv[1]), int(sys.argv[2]))))
-    except BundleError as error:
+        print(json.dumps(_load_here(Path(sys.argv[1]), int(sys.argv[2]), cast(Runtime, sys.argv[3]))))
+    except XlmpruneError as error:
         sys.exit(str(error))

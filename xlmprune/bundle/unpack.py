@@ -132,14 +132,29 @@ def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, 
             yield {**_others(against), **ours}
             return
         form, file = next(iter(ours.items()))
-        proto = onnx_export.load_onnx(file)
-        if not packing.is_packed(proto):
-            yield ours
-            return
-        dense = temporary / file.name
-        onnx_export.save_onnx(packing.unpack(proto), dense)
-        del proto
-        yield {f"{form} dense": dense, **ours}
+        dense = _plain(file, temporary)
+        yield ours if dense == file else {f"{form} dense": dense, **ours}
+
+
+@contextmanager
+def plain_forms(bundle: Path) -> Iterator[dict[str, Path]]:
+    """ONNX files of a bundle by form, for runtimes that do not open packed ones, which are unpacked for the while.
+
+    Raises:
+        BundleError: a file cannot be read.
+        MachineError: there is no room for the unpacked files.
+    """
+    with temporary_folder() as temporary:
+        yield {form: _plain(file, temporary) for form, file in forms_in(bundle).items()}
+
+
+def _plain(file: Path, folder: Path) -> Path:
+    """Return the file itself; where it is packed, an unpacked copy in the folder."""
+    proto = onnx_export.load_onnx(file)
+    if not packing.is_packed(proto):
+        return file
+    onnx_export.save_onnx(packing.unpack(proto), folder / file.name)
+    return folder / file.name
 
 
 def _others(against: Path) -> dict[str, Path]:
