@@ -80,6 +80,13 @@ def test_json_that_readers_stumble_over(bundle, name, text):
         assert f"{name} is damaged" in refused("inspect", bundle)
 
 
+@pytest.mark.parametrize("recipe", ["x", [], {}, None, {"task": "x"}, 10**9])
+def test_a_report_without_a_task(bundle, recipe):
+    (bundle / "report.json").write_text(json.dumps({"recipe": recipe}))
+    manifest.write(bundle, {}, "0" * 64)
+    assert "`recipe` has no `task`" in refused("evaluate", bundle)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

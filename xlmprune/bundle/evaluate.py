@@ -68,6 +68,8 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
     try:
         report = manifest.read_json(file)
         values = _own_recipe(path, report.get("recipe_sha256")) or report["recipe"]
+        if not (isinstance(values, dict) and isinstance(values.get("task"), dict)):
+            raise BundleError("`recipe` has no `task`")
     except (FileNotFoundError, BundleError, KeyError) as error:
         raise BundleError(
             f"{file}: cannot be read ({error}); it says what task the bundle was measured on"
