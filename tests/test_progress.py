@@ -104,7 +104,7 @@ def test_a_log_has_a_line_every_ten_seconds_on_one_line_each(clock):
     lines = file.getvalue().splitlines()
     assert len(lines) == 4
     assert all("stage 1/6   82.4% of the encoder  update" in line for line in lines)
-    assert "update 11/45  1.0/s loss 1.2500  0:34 left" in lines[0]
+    assert "update 11/45  1.0/s loss 1.2500  0:34 left in this stage" in lines[0]
     reporter.say("word " * 40)
     assert len(file.getvalue().splitlines()) == 5
 

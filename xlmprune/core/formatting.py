@@ -59,6 +59,13 @@ def number(value: float | str | None) -> str:
     return DASH if value is None else f"{value:,}" if isinstance(value, int) else value
 
 
+def clock(seconds: float) -> str:
+    """Format a duration as a clock: ``1:05`` for minutes and seconds, ``2:01:05`` with hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def decimals(value: float | None, digits: int = 2) -> str:
     """Write a number with a fixed count of decimals."""
     return DASH if value is None else f"{value:.{digits}f}"

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from xlmprune.core.formatting import clock
+
 LINE_EVERY_SECONDS = 10.0
 """Seconds between two lines of a running stage if there is no terminal."""
 
@@ -67,7 +69,8 @@ class Reporter:
         """Report one update."""
         self._clock.at(number)
         what, status = f"stage {stage}/{stages}", f"{self._clock.rate()} loss {loss:.4f}"
-        self._show(what, status, number, total, f"{what}  {density:6.1%} of the encoder  update")
+        logged = f"{what}  {density:6.1%} of the encoder  update"
+        self._show(what, status, number, total, logged, "left" if stage == stages else "left in this stage")
 
     def track(self, items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
         """Show progress over ``items``, for example over languages that are measured."""
@@ -108,8 +111,8 @@ class Reporter:
             ended.set()
             thread.join()
 
-    def _show(self, what: str, status: str, number: int, total: int, logged: str) -> None:
-        left = self._clock.left(total)
+    def _show(self, what: str, status: str, number: int, total: int, logged: str, word: str = "left") -> None:
+        left = self._clock.left(total, word)
         if self.level == "quiet":
             pass
         elif self.console.is_terminal and self.level == "normal":
@@ -175,12 +178,9 @@ class _Clock:
             return ""
         return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
 
-    def left(self, total: int) -> str:
-        """Return the time until event ``total``, such as ``1:05 left``."""
+    def left(self, total: int, word: str = "left") -> str:
+        """Return the time until event ``total``, such as ``1:05 left``, or nothing before the second event."""
         rate = self._per_second()
         if rate is None:
             return ""
-        seconds = round((total - self._number) / rate)
-        hours, minutes = seconds // 3600, seconds % 3600 // 60
-        clock = f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
-        return f"{clock} left"
+        return f"{clock((total - self._number) / rate)} {word}"

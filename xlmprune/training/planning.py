@@ -1,15 +1,17 @@
-"""Plan a run: stages, densities, updates, languages, memory. Reads data and configuration, and trains nothing."""
+"""Plan a run: stages, densities, updates, languages, time, memory. Reads data and configuration, and keeps nothing."""
 
 from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 
-from xlmprune.core.device import fallback, resolve_device, resolve_precision
-from xlmprune.core.formatting import amount, number, percent
+from xlmprune.core import processes
+from xlmprune.core.device import explain_full_memory, fallback, resolve_device, resolve_precision
+from xlmprune.core.formatting import amount, clock, number, percent
 from xlmprune.core.machine import processors
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.examples import Examples
@@ -24,6 +26,7 @@ from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
 from xlmprune.training.shrinking import planned_densities, planned_sizes
+from xlmprune.training.timing import estimate_duration
 
 LEAST_LEARNING = 1e-3
 """Sum of the learning rates of stage 0 below which a model seldom learns anything. AdamW moves a weight by at most about the
@@ -47,7 +50,8 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     Returns:
         ``stages`` [{stage, encoder_density, updates}], ``languages``, ``train_examples``, ``parameters``,
         ``prunable``, ``memory`` (bytes by what they hold, an estimate), ``disk`` (the same for a checkpoint and the run
-        folder), ``device``, ``precision``, ``warnings``.
+        folder), ``seconds`` {update, training, measuring} where a few updates could be timed, ``device``, ``precision``,
+        ``warnings``.
     """
     where = resolve_device(device)
     task = registry.load("task", recipe.task.name)(recipe.task)
@@ -59,7 +63,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     config = load_config(recipe.model, task.labels)
     check_length(recipe.model.name, config, recipe.training.max_length)
     with torch.device("meta"):
-        model = head_class(config, task.kind)(config)
+        model = head_class(config, task.kind)(deepcopy(config))  # planning cuts this model, and its config
     batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
     measured_on = choose_moment_text(recipe, texts, method)
@@ -79,6 +83,15 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     rows = distinct_words([texts.train, *texts.unlabelled.values()])
     chooses = texts.dev is not None and any(stage["updates"] > batches for stage in stages)
     precision = resolve_precision(recipe.training.precision, where)
+    memory = estimate_memory(
+        recipe, method, model, rows, chooses, precision is torch.bfloat16, where.type == "cpu"
+    )
+    slow = slow_on_cpu(recipe, model, updates, where)
+    duration = None
+    if not slow and processes.count() == 1:
+        counts = [stage["updates"] for stage in stages]
+        with explain_full_memory(where):
+            duration = estimate_duration(recipe, method, config, texts, counts, rows, where, memory["total"])
     planned = {}
     if recipe.sizes and method.structure is not None:
         multiple, before = method.structure.multiple, sizes["prunable"]
@@ -93,7 +106,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "labels": list(task.labels),
         "warnings": [
             *fallback(device, where),
-            *slow_on_cpu(recipe, model, updates, where),
+            *slow,
             *texts.train.notes,
             *texts.warnings,
             *too_little_learning(recipe, stages[0]["updates"]),
@@ -107,9 +120,8 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "regularizer": recipe.regularizer.name,
         "device": str(where),
         "precision": str(precision).removeprefix("torch."),
-        "memory": estimate_memory(
-            recipe, method, model, rows, chooses, precision is torch.bfloat16, where.type == "cpu"
-        ),
+        **({} if duration is None else {"seconds": duration.facts()}),
+        "memory": memory,
         "disk": estimate_disk(recipe, method, model, rows, chooses),
     }
 
@@ -206,9 +218,19 @@ def render(plan: dict[str, Any]) -> Any:
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",
         f"{plan['updates']:,} updates in all, {plan['precision']} on {plan['device']}",
+        *([_time_line(plan["seconds"])] if "seconds" in plan else []),
         f"memory, estimated, before any vocabulary trimming: {plan['memory']['total'] / 1e9:.1f} GB ({memory})",
         f"disk, estimated: {plan['disk']['checkpoint'] / 1e9:.1f} GB for a checkpoint, "
         f"{plan['disk']['run folder'] / 1e9:.1f} GB for the run folder without its bundle",
+    )
+
+
+def _time_line(seconds: dict[str, Any]) -> str:
+    first, last = seconds["update"][0], seconds["update"][-1]
+    return (
+        f"time, estimated by a few updates on this machine: training {clock(seconds['training'])} "
+        f"({first:.2g} s an update before pruning, {last:.2g} s after it), scores {clock(seconds['measuring'])}; reading, "
+        "refitting and export take some minutes more"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -108,7 +109,7 @@ class Training:
             if until is not None and self.pruner.state.at.stage > until:
                 return
             saved = time.monotonic()
-            for event in self.pruner.run():
+            for event in self._events():
                 due = time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
                 if isinstance(event, StageEnd):
                     self._close_stage(event)
@@ -125,6 +126,19 @@ class Training:
                     raise KeyboardInterrupt
                 if isinstance(event, StageEnd) and event.stage == until:
                     return
+
+    def _events(self) -> Iterator[Step | StageEnd]:
+        """Yield the loop's events; say that it is at work before a stage's first update, where pruning can take minutes."""
+        events, begins = self.pruner.run(), True
+        while True:
+            stage = self.pruner.state.at.stage
+            prunes = begins and 0 < stage <= self.last
+            with self.reporter.busy(f"pruning for stage {stage}") if prunes else nullcontext():
+                event = next(events, None)
+            if event is None:
+                return
+            begins = isinstance(event, StageEnd)
+            yield event
 
     def require_end(self) -> None:
         """Raise RecipeError if training has not ended."""
@@ -216,7 +230,12 @@ class Training:
         return evaluation.score(logits, test.examples, self.data.task.metrics, self.data.task.labels)
 
     def _log(self, step: Step) -> None:
-        self.reporter.step(step.stage, self.last, step.density, step.number, step.total, step.loss)
+        state = self.pruner.state
+        held = sum(weight.numel() for weight in state.weights.values())
+        density = (
+            step.density * held / state.whole.prunable
+        )  # of the encoder as it was before structures were removed
+        self.reporter.step(step.stage, self.last, density, step.number, step.total, step.loss)
         if step.number == step.total or step.number % 50 == 0:
             self.folder.events.write("update", **vars(step))
 
