@@ -10,7 +10,7 @@ from xlmprune.cli import app
 from xlmprune.core.errors import DataError, RecipeError
 from xlmprune.recipe import registry
 from xlmprune.recipe.loading import load_recipe
-from xlmprune.recipe.validation import build_component
+from xlmprune.recipe.yaml_text import parse_yaml
 from xlmprune.tasks import first_recipe
 
 TEXTS = "".join(f"a text about thing {i}\t{('good', 'bad', 'no')[i % 3]}\n" for i in range(30))
@@ -83,8 +83,8 @@ def test_files_are_understood(tmp_path, text, names, kind, pattern, splits):
     assert task.languages() == tuple(recipe.task.languages) == found.languages
     assert len(task.examples("en", "train")) == found.counts["train"]
     assert recipe.training.keep == ("best" if found.counts["dev"] else "last")
-    densities = build_component(recipe, "schedule").densities()
-    assert densities[-1] == pytest.approx(0.31, abs=2e-3)
+    assert recipe.pruning.pattern == "structured"
+    assert (recipe.pruning.structure.heads, recipe.pruning.structure.neurons) == (0.5, 0.5)
 
 
 def test_arguments_decide(tmp_path, monkeypatch):
@@ -102,12 +102,13 @@ def test_arguments_decide(tmp_path, monkeypatch):
         "--out",
         "r.yaml",
     ]
-    result = CliRunner().invoke(app, [*command, "--model", "quickstart", "--density", "0.5", "--json"])
+    result = CliRunner().invoke(app, [*command, "--model", "quickstart", "--density", "0.25", "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["languages"] == ["de", "no"]
     recipe = load_recipe("r.yaml")
     assert (recipe.model.name, recipe.task.train_language) == ("quickstart", "de")
-    assert build_component(recipe, "schedule").densities()[-1] == pytest.approx(0.5, abs=2e-3)
+    assert (recipe.pruning.structure.heads, recipe.pruning.structure.neurons) == (0.25, 0.25)
+    assert recipe.model.vocabulary == "keep", "no text was given to trim it to"
 
 
 def test_text_without_labels_teaches(tmp_path, monkeypatch):
@@ -118,7 +119,11 @@ def test_text_without_labels_teaches(tmp_path, monkeypatch):
     recipe = load_recipe("r.yaml")
     assert recipe.distillation.unlabelled == str(tmp_path / "text" / "{language}.txt")
     assert 'unlabelled: "text/{language}.txt"' in (tmp_path / "r.yaml").read_text()
-    assert recipe.pruning.criterion.name == "pins"
+    assert (
+        recipe.model.vocabulary.files
+        == recipe.export.calibration.split()
+        == [str(tmp_path / "text" / "{language}.txt")]
+    )
     assert recipe.pruning.reconstruct is not None
 
 
@@ -140,6 +145,9 @@ def test_a_budget_is_written_into_the_recipe(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     budget = load_recipe("r.yaml").pruning.structure.budget
     assert (budget.latency_ms, budget.bytes, budget.speedup) == (2.5, 10_500_000, None)
+    assert load_recipe("r.yaml").pruning.pattern == "structured", (
+        "nothing but the budget decides what remains"
+    )
     assert first_recipe.read_budget("") == {}
 
 
@@ -149,7 +157,8 @@ def test_a_budget_is_written_into_the_recipe(tmp_path, monkeypatch):
         ([], "give a folder of data files"),
         (["nowhere"], "nowhere: no such folder"),
         (["empty"], "no training and test files found"),
-        (["data", "--density", "3"], "expected a number between 0 and 1"),
+        (["data", "--density", "1"], "expected a share from 0.01 to below 1"),
+        (["data", "--density", "1e-40"], "expected a share from 0.01 to below 1"),
         (["data", "--text", "text.txt"], "expected a pattern with {language}"),
         (["data", "--task", "clasification"], "did you mean 'classification'"),
         (["data", "--task", "ranking"], "no kind of task can read these files"),
@@ -184,3 +193,28 @@ def test_labels_with_characters_that_are_not_printed_stay_in_their_comment(tmp_p
     assert '"a\\u2028seed: 1", "b\\u0085c", "d\\u0007"' in out.read_text(encoding="utf-8")
     assert "Küche" in out.read_text(encoding="utf-8")
     assert load_recipe(str(out)).seed == 42
+
+
+@pytest.mark.parametrize(("count", "dense", "pruned"), [(5, 10, 10), (3000, 1.6, 1.1), (400_000, 1, 1)])
+def test_epochs_follow_from_the_number_of_examples(tmp_path, count, dense, pruned):
+    labels = first_recipe.Survey(
+        "classification",
+        first_recipe.Layout("x", {}),
+        "en",
+        ("en", "de"),
+        ("a", "b"),
+        dict.fromkeys(("train", "dev", "test"), count),
+        40,
+    )
+    text = first_recipe.recipe_text(labels, "{language}.{split}.tsv", "quickstart", 0.5)
+    values, _ = parse_yaml(text, "r.yaml")
+    assert (values["training"]["dense_epochs"], values["training"]["epochs_per_stage"]) == (dense, pruned)
+    assert values["training"]["max_length"] == 64
+
+
+def test_lengths_are_those_of_the_language_that_needs_most(tmp_path):
+    write(tmp_path, TEXTS, "en.train.tsv", "en.test.tsv")
+    (tmp_path / "zh.test.tsv").write_text("text\tlabel\n" + f"{'好' * 120}\tgood\n" * 4, encoding="utf-8")
+    found = first_recipe.init(str(tmp_path), tmp_path / "r.yaml")
+    assert found.longest == 80
+    assert load_recipe(str(tmp_path / "r.yaml")).training.max_length == 128

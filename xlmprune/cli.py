@@ -611,7 +611,9 @@ def init(
     model: Annotated[
         str, typer.Option(help="Hub model, local folder, or quickstart (small, for a CPU).")
     ] = "FacebookAI/xlm-roberta-base",
-    density: Annotated[float, typer.Option(help="Share of the encoder's weights to keep.")] = 0.31,
+    density: Annotated[
+        float, typer.Option(help="Share of the attention heads and FFN neurons to keep; without --budget.")
+    ] = 0.5,
     budget: Annotated[
         str,
         typer.Option(
@@ -636,8 +638,10 @@ def init(
             f"Task ({', '.join(first_recipe.KINDS)}; empty: from the files)", default=task, err=True
         )
         languages = typer.prompt("Languages to measure (empty: all)", default=languages, err=True)
-        model = typer.prompt("Model", default=model, err=True)
-        density = typer.prompt("Share of the encoder's weights to keep", default=density, err=True)
+        model = typer.prompt("Model (quickstart: small, for a CPU)", default=model, err=True)
+        density = typer.prompt(
+            "Share of the attention heads and FFN neurons to keep", default=density, err=True
+        )
         budget = typer.prompt(
             "Budget of the INT8 file: 5 ms, 10 MB or 4x (empty: none)", default=budget, err=True
         )

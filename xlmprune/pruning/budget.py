@@ -334,7 +334,7 @@ def _unreachable(
         faults.append(
             f"bytes {bytes_in_words(limits.bytes)} cannot be met; the best reachable is "
             f"{bytes_in_words(float(weights[smallest]))}, with {_size_at(sizes, smallest)}. The rest are mostly embeddings: "
-            "trim the vocabulary (model.vocabulary), or set export.embeddings: int4"
+            "trim the vocabulary further (model.vocabulary, with a lower max_size), or set export.embeddings: int4"
         )
     faults = faults or ["each limit can be met, but not all of them by one size; raise one"]
     return "pruning.structure.budget: " + "; ".join(faults)

@@ -98,7 +98,7 @@ class TaskRecipe(Named):
     model_config = STRICT
 
     name: str
-    """Name of the task; the README lists them."""
+    """Name of the task; docs/methods.md lists them."""
     source: Literal["hub", "xglue", "files"] = "hub"
     """Where the data come from: the hub, the official XGLUE folder, or your own files."""
     path: Annotated[str | None, RUNNING] = None
@@ -365,7 +365,7 @@ class PruningRecipe(BaseModel):
     model_config = STRICT
 
     criterion: Component = Component(name="magnitude")
-    """How the importance of weights is scored; the README lists criteria and their parameters."""
+    """How the importance of weights is scored; docs/methods.md lists criteria and their parameters."""
     scope: Literal["layer", "global"] | None = None
     """Rank weights within each matrix (`layer`) or over all of them (`global`). By default the criterion's own choice."""
     pattern: Literal["unstructured", "2:4", "4:8", "structured"] = "unstructured"
@@ -375,7 +375,7 @@ class PruningRecipe(BaseModel):
     """Remove layers, heads and neurons in the first pruning stages. Give `pattern` or `schedule` too, and single weights of
     what remains are pruned in the stages that follow."""
     schedule: Component = Component(name="geometric")
-    """How the density falls from stage to stage; the README lists schedules and their parameters."""
+    """How the density falls from stage to stage; docs/methods.md lists schedules and their parameters."""
     regrow: bool = False
     """Let pruned weights return until the final phase of the schedule `continuous` (PINS, PLATON, movement)."""
     observe_regularizer: bool = False
@@ -570,7 +570,7 @@ class Recipe(BaseModel):
     the base's keys. A section that has another `name` than in the base replaces the base's whole section."""
     method: Annotated[str | None, Field(exclude=True)] = None
     """A pruning method by name: its criterion, scope and regularizer, and for a published training scheme its schedule,
-    learning rate and teacher. It replaces these keys of the base; keys given here win over it. The README lists methods."""
+    learning rate and teacher. It replaces these keys of the base; keys given here win over it. See docs/methods.md."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200), EXPORT]
     """Name of the run, in letters, digits and `_.-`. By default the file's name."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
@@ -584,7 +584,7 @@ class Recipe(BaseModel):
     pruning: PruningRecipe = PruningRecipe()
     """Which weights are pruned, and when."""
     regularizer: Component = Component(name="cosine")
-    """What keeps pruned weights close to the pretrained ones; the README lists regularizers and their parameters."""
+    """What keeps pruned weights close to the pretrained ones; docs/methods.md lists regularizers and their parameters."""
     distillation: DistillationRecipe | None = None
     """Learn from a teacher too; `null` learns from labels alone."""
     evaluation: EvaluationRecipe = EvaluationRecipe()

@@ -41,10 +41,11 @@ LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|x|[kMG]?B)", re.IGNORECASE)
 """One limit of a budget: a number and its unit."""
 MOST_FILES = 100_000
 
-UPDATES_PER_STAGE = 500
-"""Updates after which a stage of a small data set is long enough to recover what pruning took."""
-CHARACTERS_PER_TOKEN = 2.5
-"""Of XLM-R's tokenizer; fewer than in most languages, so that lengths are estimated on the safe side."""
+DENSE_UPDATES, PRUNED_UPDATES = 300, 200
+"""Updates of a small data set, before and after pruning: about those of `quickstart` and `pos_small`."""
+MOST_EPOCHS = 10.0
+CHARACTERS_PER_TOKEN, BYTES_PER_TOKEN = 1.5, 3.5
+"""Of XLM-R's tokenizer, in UTF-8; fewer than in most languages, so that lengths are estimated on the safe side."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Survey:
     counts: dict[str, int]
     """Examples of train, dev, and the test sets together."""
     longest: int
-    """Tokens of the longest of 99% of the training examples, estimated from characters."""
+    """Tokens of the longest of 99% of the examples, of the language where that is most; estimated from characters."""
 
 
 def survey(
@@ -97,7 +98,8 @@ def survey(
     tests = [task.examples(language, "test") for language in task.languages()]
     dev = _dev(task, train_language)
     counts = {"train": len(train), "dev": 0 if dev is None else len(dev), "test": sum(map(len, tests))}
-    return Survey(kind, layout, train_language, task.languages(), task.labels, counts, _longest(train))
+    longest = max(map(_longest, (train, *tests)))
+    return Survey(kind, layout, train_language, task.languages(), task.labels, counts, longest)
 
 
 # --- file names ------------------------------------------------------------------------------------------------------
@@ -207,8 +209,11 @@ def _dev(task: Task, train_language: str) -> Examples | None:
 
 
 def _longest(examples: Examples) -> int:
-    sizes = sorted(map(len, _texts(examples)))
-    return math.ceil(sizes[int(0.99 * (len(sizes) - 1))] / CHARACTERS_PER_TOKEN) if sizes else 0
+    sizes = sorted(
+        min(len(text) / CHARACTERS_PER_TOKEN, len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
+        for text in _texts(examples)
+    )
+    return math.ceil(sizes[int(0.99 * (len(sizes) - 1))]) if sizes else 0
 
 
 def _texts(examples: Examples) -> Iterator[str]:
@@ -227,7 +232,7 @@ def init(
     train_language: str = "en",
     languages: Sequence[str] = (),
     model: str = "FacebookAI/xlm-roberta-base",
-    density: float = 0.31,
+    density: float = 0.5,
     unlabelled: str = "",
     budget: str = "",
 ) -> Survey:
@@ -242,8 +247,8 @@ def init(
     """
     if out.exists():
         raise RecipeError(f"{out}: exists already; choose another file with --out")
-    if not 0 < density < 1:
-        raise RecipeError(f"--density {density}: expected a number between 0 and 1, such as 0.31")
+    if not 0.01 <= density < 1:
+        raise RecipeError(f"--density {density:g}: expected a share from 0.01 to below 1, such as 0.5")
     if unlabelled and "{language}" not in unlabelled:
         raise RecipeError(
             f"--text {unlabelled}: expected a pattern with {{language}}, such as text/{{language}}.txt"
@@ -271,33 +276,36 @@ def recipe_text(
     density: float,
     unlabelled: str = "",
     budget: Mapping[str, str] = {},
-    stages: int = 3,
 ) -> str:
     """Write a commented recipe.
 
     Args:
         pattern: of the data files, relative to the recipe.
         model: where to start; `quickstart` needs no hub and trains on a CPU.
-        density: share of the encoder's weights that remains at the end.
+        density: share of the attention heads and FFN neurons that remains, so about that of the encoder's weights.
         unlabelled: pattern of text files without labels, relative to the recipe; empty where there are none.
-        budget: limits of the INT8 file, from `read_budget`.
-        stages: pruning stages.
+        budget: limits of the INT8 file, from `read_budget`; they replace the density.
     """
     small = model == "quickstart"
-    updates = -(-found.counts["train"] // 32)
-    epochs = min(10.0, max(1.0, UPDATES_PER_STAGE / updates))
+    batch = 16 if small else 32
+    updates = -(-found.counts["train"] // batch)
+    dense, pruned = (
+        float(f"{min(MOST_EPOCHS, max(1.0, wanted / updates)):.2g}")
+        for wanted in (DENSE_UPDATES, PRUNED_UPDATES)
+    )
     length = next(size for size in (32, 64, 128, 256, math.inf) if size >= min(found.longest, 256))
     others = [language for language in found.languages if language != found.train_language]
     splits = [f"  {split}_split: {_scalar(word)}" for split, word in found.layout.splits.items()]
     shown = ", ".join(map(_in_comment, found.labels[:8])) + (", …" if len(found.labels) > 8 else "")
     text = json.dumps(unlabelled or "text/{language}.txt", ensure_ascii=False)
+    off = "" if unlabelled else "# "
     trained = _in_comment(language_name(found.train_language))
     keep = "best" if found.counts["dev"] else "last"
     lines = [
         f"# Task {found.kind}: trained in {trained}, measured in {len(others)} more "
         f"language{'s'[: len(others) != 1]}.",
         "#",
-        "# Written by `xlmprune init`. Check it, then print the plan and start:",
+        "# Written by `xlmprune init`. Check it, then print the plan with its time and memory, and start:",
         "#   xlmprune compress THIS_FILE --dry-run",
         "#   xlmprune compress THIS_FILE",
         "#",
@@ -305,8 +313,8 @@ def recipe_text(
         f"# Labels ({len(found.labels)}): {shown}",
         "model:",
         f"  name: {_scalar(model)}",
-        "  # Trim the vocabulary to your languages for a much smaller file. It needs plain text, one sentence a line:",
-        f"  # vocabulary: {{files: [{text}], max_size: 60000}}",
+        "  # Keep only the vocabulary that this text uses, for a much smaller file. Fewer pieces: `max_size: 30000`.",
+        f"  {off}vocabulary: {{files: [{text}]}}",
         "task:",
         f"  name: {found.kind}",
         "  source: files",
@@ -316,46 +324,53 @@ def recipe_text(
         f"  train_language: {_scalar(found.train_language)}",
         f"  languages: [{', '.join(map(_scalar, found.languages))}]",
         "training:",
-        f"  # A batch has 32 examples, so this is about {round(epochs * updates):,} updates in each of {stages + 1} stages.",
-        f"  epochs_per_stage: {epochs:.3g}",
+        f"  # About {round(dense * updates):,} updates before pruning and {round(pruned * updates):,} after it.",
+        f"  dense_epochs: {dense:g}",
+        f"  epochs_per_stage: {pruned:g}",
+        f"  batch_size: {batch}",
         "  # Small data needs a higher learning rate than the paper's 5e-6, which is for millions of updates.",
-        f"  learning_rate: {'1.0e-4' if small else '2.0e-5'}",
-        f"  # 99% of the training examples have at most about {found.longest} tokens.",
+        f"  dense_learning_rate: {'2.0e-4' if small else '2.0e-5'}",
+        f"  learning_rate: {'3.0e-4' if small else '3.0e-5'}",
+        f"  # 99% of a language's examples have at most about {found.longest} tokens. Shorter is faster and cuts texts.",
         f"  max_length: {length}",
         *([] if found.counts["dev"] else ["  # There is no dev file to choose the best epoch on."]),
         f"  keep: {keep}",
         "pruning:",
-        f"  # {density:.0%} of the encoder's weights remain after {stages} stages. Fewer: a smaller file, lower scores.",
-        f"  schedule: {{name: geometric, step_fraction: {1 - density ** (1 / stages):.4g}, stages: {stages}}}",
-        "  # PINS ranks weights by their gradients; least squares then refits those that remain.",
-        "  criterion: pins",
-        "  reconstruct: {ridge: 0.01}",
-        *_structure_lines(budget),
+        *_structure_lines(density, budget),
+        "  # Least squares then refits what remains, on the text below without labels.",
+        "  reconstruct: {texts: 1500}",
         "regularizer: none",
         "# The dense model teaches the pruned one its answers and hidden states.",
         "distillation:",
+        "  temperature: 0.3",
+        "  weight: 0.5",
         "  hidden: 1.0",
+        *([] if unlabelled else ["  # Without such text the other languages lose most. Give some, if you can:"]),
         "  # Text of the languages you serve, without labels, one sentence a line. It keeps these languages.",
-        f"  {'' if unlabelled else '# '}unlabelled: {text}",
+        f"  {off}unlabelled: {text}",
         "export:",
         "  onnx: [fp32, int8]",
+        *([f"  calibration: {text}"] if unlabelled else []),
         "  # Do not ship a form that loses more points than this against the unquantized model:",
         "  # floor: {zero_shot_drop: 1.0, worst_language_drop: 5.0}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def _structure_lines(budget: Mapping[str, str]) -> list[str]:
+def _structure_lines(density: float, budget: Mapping[str, str]) -> list[str]:
     if not budget:
         return [
-            "  # For a faster model, remove layers, heads and neurons instead (or let `budget: {speedup: 4}` choose):",
-            "  # pattern: structured",
-            "  # structure: {layers: 6, heads: 0.5, neurons: 0.5}",
+            f"  # {density:.0%} of the attention heads and FFN neurons remain in every layer. With `layers: 6`, half of",
+            "  # twelve, the model is twice as fast again and may lose a point or two. Or let xlmprune choose the sizes:",
+            "  # structure: {budget: {speedup: 4}}",
+            "  pattern: structured",
+            f"  structure: {{heads: {density:g}, neurons: {density:g}}}",
         ]
     limits = ", ".join(f"{key}: {value}" for key, value in budget.items())
     return [
-        "  # Layers, heads and neurons are removed first, as many as the INT8 file needs to meet the budget: one text of 64",
+        "  # Layers, heads and neurons are removed, as many as the INT8 file needs to meet the budget: one text of 64",
         "  # tokens on one thread of this machine. `--dry-run` shows the sizes. For another server see docs/choosing.md.",
+        "  pattern: structured",
         f"  structure: {{budget: {{{limits}}}}}",
     ]
 

@@ -201,7 +201,8 @@ def render(plan: dict[str, Any]) -> Any:
         "updates": lambda stage: number(stage["updates"]),
         "peak learning rate": lambda stage: f"{stage['peak_learning_rate']:g}",
     }
-    title = f"{plan['name']}: {plan['regularizer']} on {plan['model']}"
+    aligned = "" if plan["regularizer"] == "none" else f", {plan['regularizer']} regularizer"
+    title = f"{plan['name']}: {plan['model']}{aligned}"
     table = rich_table(tabulate(title, columns, plan["stages"]))
     memory = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in plan["memory"].items() if what != "total")
     others = [language for language in plan["languages"] if language != plan["train_language"]]
