@@ -8,14 +8,17 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import golden
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from xlmprune.cli import app
 from xlmprune.report import findings, results
+from xlmprune.training.material import cut_texts
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,3 +155,14 @@ def test_predict_on_a_terminal_without_text_prints_how_to_use_it(workplace):
         os.close(controller)
     assert done.returncode == 2
     assert 'Try: xlmprune predict bundle "your text"' in done.stderr
+
+
+def test_texts_that_are_cut_are_a_warning():
+    def test_set(cut):
+        return SimpleNamespace(encoded=SimpleNamespace(truncated=np.arange(100) < cut))
+
+    data = SimpleNamespace(max_length=32, tests={"en": test_set(2), "de": test_set(12), "zh": test_set(0)})
+    (warning,) = cut_texts(data)
+    assert warning.startswith("training.max_length 32 cuts test texts: German 12%. ")
+    data.tests.pop("de")
+    assert cut_texts(data) == []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder
 from xlmprune.data.encoding import Encoded
@@ -37,6 +38,22 @@ class Material:
     """Batches to measure activations on; none where nothing reads them."""
 
 
+CUT_SHARE = 0.02
+"""Of a language's test texts that are longer than `training.max_length`, from which on a run warns."""
+
+
+def cut_texts(data: Datasets) -> list[str]:
+    """Warn if many test texts are longer than the model reads; an empty list if few are."""
+    shares = {language: float(test.encoded.truncated.mean()) for language, test in data.tests.items()}
+    cut = {language: share for language, share in shares.items() if share > CUT_SHARE}
+    if not cut:
+        return []
+    listed = ", ".join(f"{language_name(language)} {share:.0%}" for language, share in cut.items())
+    return [
+        f"training.max_length {data.max_length} cuts test texts: {listed}. What is behind it is not read. Raise it, if that matters"
+    ]
+
+
 def read_material(
     recipe: Recipe,
     folder: RunFolder,
@@ -65,6 +82,8 @@ def read_material(
     if settled is not None and recipe.pruning.structure is not None:
         reporter.say(settled.sentence())
     data = encode_texts(texts, tokenizer, recipe.task.train_language, length)
+    for warning in cut_texts(data):
+        reporter.say(f"warning: {warning}")
     if measured_on is not None:
         marks = {**data.fingerprints, **measured_on.fingerprints(data.fingerprints)}
         data = replace(data, moments=measured_on.record(), fingerprints=marks)
