@@ -160,7 +160,7 @@ def test_the_triton_client_speaks_to_the_model_repository(folder):
         for answer in map(
             json.loads,
             subprocess.run(
-                [sys.executable, "-m", "xlmprune", "predict", str(bundle), "--form", "fp32", *TEXTS],
+                [sys.executable, "-m", "xlmprune", "predict", str(bundle), *TEXTS],
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 text=True,

@@ -104,7 +104,17 @@ Set = Annotated[
     ),
 ]
 Form = Annotated[
-    str, typer.Option(help=f"ONNX file to use: {', '.join(FORMS)}. Default: the first in the bundle.")
+    str,
+    typer.Option(
+        help=f"ONNX file to use: {', '.join(FORMS)}. Default: int8 if the bundle has it, else the first of these."
+    ),
+]
+MeasuredForm = Annotated[
+    str,
+    typer.Option(
+        help=f"ONNX file to measure: {', '.join(FORMS)}. Default: the first of these that the bundle has. "
+        "predict uses int8 by default."
+    ),
 ]
 Threads = Annotated[int, typer.Option(help="Threads for ONNX Runtime. 0: ONNX Runtime decides.")]
 Verify = Annotated[
@@ -267,7 +277,7 @@ def export(
 @app.command()
 def evaluate(
     bundle: Bundle,
-    form: Form = "",
+    form: MeasuredForm = "",
     set_: Set = [],
     languages: Annotated[str, typer.Option(help="Measure only these languages, separated by commas.")] = "",
     minimum: Annotated[

@@ -17,7 +17,7 @@ from xlmprune.core.progress import Reporter, silent_reporter
 from xlmprune.core.run_folder import RunFolder, bundle_name
 from xlmprune.core.stopping import interruptible
 from xlmprune.export import manifest, sizing, writing
-from xlmprune.export.form import Form
+from xlmprune.export.form import Form, form_named, form_to_serve
 from xlmprune.export.triton import write_triton
 from xlmprune.export.writing import MeasuredForm
 from xlmprune.pruning.structures import is_cut
@@ -194,8 +194,8 @@ def write_bundle(
         made = Exported(path, scored, forms, refused)
         golden.write(path, *writing.golden_arrays(outcome, data.tests, made.shipped, path))
         if recipe.export.triton and made.shipped:
-            first = path / made.shipped[0].file
-            write_triton(path / "triton", recipe.name, first, data.task.labels, data.task.kind)
+            served = form_named(form_to_serve(form.name for form in made.shipped))
+            write_triton(path / "triton", recipe.name, path / served.file, data.task.labels, data.task.kind)
     return made
 
 

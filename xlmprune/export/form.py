@@ -7,7 +7,7 @@ module and the forms is quick and needs numpy and onnxruntime only, since server
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -90,7 +90,7 @@ class Form(ABC):
     calibrated: ClassVar[bool] = False
     """Whether making it reads unlabelled text."""
     serving_rank: ClassVar[int]
-    """The model card serves the shipped form of the lowest rank."""
+    """Of the shipped forms, the one of the lowest rank serves; see `form_to_serve`."""
 
     @property
     def key(self) -> str:
@@ -179,6 +179,14 @@ def form_named(name: str) -> Form:
     if name not in forms:
         raise BundleError(f"no form is called {name!r}; {registry.nearest(name, list(forms))}")
     return forms[name]
+
+
+def form_to_serve(names: Iterable[str]) -> str:
+    """Return the name of the form that serves best, of those given: INT8 where it is there; empty without any.
+
+    `predict`, the model card and the Triton repository all take this form.
+    """
+    return min(names, key=lambda name: form_named(name).serving_rank, default="")
 
 
 def forms_in(folder: Path) -> dict[str, Path]:

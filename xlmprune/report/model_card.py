@@ -10,7 +10,7 @@ from typing import Any
 
 from xlmprune.core.formatting import plain
 from xlmprune.core.languages import language_name
-from xlmprune.export.form import Form, all_forms
+from xlmprune.export.form import Form, all_forms, form_to_serve
 from xlmprune.export.runtime import OLDEST_RUNTIME
 from xlmprune.report.findings import Report, train_language
 from xlmprune.report.tables import file_table, language_table
@@ -69,9 +69,9 @@ def render(report: Report) -> str:
 
 def served_form(report: Report) -> Form | None:
     """The form to serve first, of those that ship; None where none does. Any may ship where no files are listed."""
-    forms = sorted(all_forms().values(), key=lambda form: form.serving_rank)
-    files = report.get("files", {forms[-1].file: {}})
-    return next((form for form in forms if form.file in files), None)
+    forms = all_forms()
+    shipped = [name for name, form in forms.items() if "files" not in report or form.file in report["files"]]
+    return forms.get(form_to_serve(shipped))
 
 
 def metadata(report: Report) -> str:
