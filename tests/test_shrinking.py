@@ -55,6 +55,7 @@ def test_the_report_counts_against_the_whole_model(run):
     assert [stage["encoder_density"] for stage in report["stages"]] == [1.0, model["encoder_density"]]
     assert "1 of 2 layers remain" in (run / "bundle" / "README.md").read_text(encoding="utf-8")
     assert set(report["speed"]) == {"dense fp32", "model.onnx", "model.int8.onnx"}
+    assert report["packed"] == []
     assert report["dense_bytes"]["safetensors"] == 4 * model["parameters"]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,11 +17,13 @@ from test_pipeline import write_recipe
 from tiny import tiny_model
 from typer.testing import CliRunner
 
+from xlmprune import pipeline
 from xlmprune.bundle.bench import medians
 from xlmprune.cli import app
 from xlmprune.core.errors import BundleError, ModelError, RecipeError
+from xlmprune.core.progress import silent_reporter
 from xlmprune.export import sizing
-from xlmprune.export.form import all_forms
+from xlmprune.export.form import all_forms, form_named
 from xlmprune.export.graph import export_onnx
 from xlmprune.export.runtime import forward_of, open_session
 from xlmprune.models.loading import count_parameters
@@ -165,6 +168,18 @@ def test_a_run_measures_once_and_resumes_with_what_was_chosen(workplace, tmp_pat
     assert "chosen before training for a budget" in (run / "bundle" / "README.md").read_text(encoding="utf-8")
     left = sum(tensor.size for tensor in load_file(run / "bundle" / "model.safetensors").values())
     assert left == found["parameters"]
+
+
+def test_the_files_are_timed_as_the_budget_was(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipeline.bench, "time_files", lambda files, say, **given: calls.append(given) or {})
+    asked = {"batch": 2, "tokens": 32, "threads": 1, "speedup": 4.0}
+    for milliseconds in (12.0, None):
+        budget = {"asked": asked, "predicted": {"latency_ms": milliseconds}}
+        scored = SimpleNamespace(outcome=SimpleNamespace(model=tiny_model(), budget=budget))
+        made = SimpleNamespace(path=tmp_path, shipped=[form_named("int8")], scored=scored)
+        assert pipeline.time_forms(None, [made], silent_reporter()) == [{}]
+    assert calls == [{"batch": 2, "tokens": 32, "threads": 1}, {}]
 
 
 def dry_run(folder, tmp_path, *options, **budget):
