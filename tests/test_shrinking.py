@@ -60,6 +60,17 @@ def test_the_report_counts_against_the_whole_model(run):
 
 
 @pytest.mark.slow
+def test_bench_measures_the_whole_model_too(run):
+    short = ["--batches", "1", "--lengths", "8", "--seconds", "0.1"]
+    result = CliRunner().invoke(app, ["bench", str(run / "bundle"), *short, "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["first"] == "dense fp32"
+    assert list(facts["files"]) == ["dense fp32", "fp32", "int8"]
+    assert facts["files"]["dense fp32"]["bytes"] > facts["files"]["fp32"]["bytes"]
+
+
+@pytest.mark.slow
 def test_every_way_to_load_gives_the_same_answers(run, tmp_path):
     bundle = run / "bundle"
     model = xlmprune.load(bundle)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from xlmprune import pipeline
 from xlmprune.bundle.bench import medians
+from xlmprune.bundle.unpack import contenders
 from xlmprune.cli import app
 from xlmprune.core.errors import BundleError, ModelError, RecipeError
 from xlmprune.core.progress import silent_reporter
@@ -308,6 +310,33 @@ def test_a_bundle_is_sized_as_the_model_it_was_made_from(tmp_path):
     (folder / "report.json").unlink()
     with pytest.raises(BundleError, match="do not describe a model"):
         sizing.source_of_bundle(folder)
+
+
+def test_bench_compares_with_the_whole_model(tmp_path, monkeypatch):
+    cut = {"head_size": 4, "layers": [{"source": 0, "heads": 1, "neurons": 256}] * 2}
+    folder, said = bundle(tmp_path / "bundle", structure=cut), []
+    with contenders(folder, say=said.append) as files:
+        assert list(files) == ["dense fp32", "fp32"]
+        graph = onnx.load(files["dense fp32"])
+        assert sum(tensor.dims[:] == [300, 16] for tensor in graph.graph.initializer) == 1, "the vocabulary"
+        wide = [tensor for tensor in graph.graph.initializer if sorted(tensor.dims) == [16, 512]]
+        assert len(wide) == 2 * 12, "two matrices of each layer"
+        assert open_session(files["dense fp32"], 1).get_inputs()
+    assert said == ["exporting the dense model"]
+    with contenders(folder, folder) as files:
+        assert "dense fp32" not in files
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "xlmprune.export.sizing")
+        patch.setitem(sys.modules, "torch", None)
+        with contenders(folder, say=said.append) as files:
+            assert list(files) == ["fp32"]
+    assert said[1].startswith(
+        "the dense model was not measured: it takes the package torch, which is not installed."
+    )
+    (folder / "report.json").write_text(json.dumps({"model": {"structure": {"whole": {}}}}))
+    with contenders(folder, say=said.append) as files:
+        assert list(files) == ["fp32"]
+    assert "do not describe a model" in said[-1]
 
 
 def test_bench_writes_a_table(tmp_path, monkeypatch):

@@ -436,7 +436,10 @@ def bench(
     ],
     against: Annotated[
         Path | None,
-        typer.Option(help="Another bundle or an ONNX file to compare with. Default: the dense fp32 model."),
+        typer.Option(
+            help="Another bundle or an ONNX file to compare with. Default: the whole dense fp32 model where layers, heads "
+            "or neurons were removed (needs PyTorch), else the bundle's first form, unpacked."
+        ),
     ] = None,
     batches: Annotated[
         str, typer.Option(help="Batch sizes, separated by commas. Default: 1,8; with --latency-table: 1.")
@@ -498,7 +501,7 @@ def bench(
     from xlmprune.bundle.unpack import contenders, plain_forms
 
     with ExitStack() as stack:
-        files = stack.enter_context(contenders(Path(bundle), against))
+        files = stack.enter_context(contenders(Path(bundle), against, _say))
         plain = stack.enter_context(plain_forms(Path(bundle))) if runtime == "openvino" else {}
         others = {f"{form}, OpenVINO": file for form, file in plain.items()}
         runtimes = dict.fromkeys(others, benching.OPENVINO)
