@@ -148,8 +148,14 @@ def test_quick_halves_a_text_that_is_too_long(tmp_path):
         assert facts["load_seconds"] > 0
         assert set(facts) == {
             "batch", "tokens", "median_ms", "p95_ms", "texts_per_second", "speedup", "load_seconds", "peak_bytes",
-            "loaded_bytes",
+            "loaded_bytes", "threads",
         }  # fmt: skip
+
+
+def test_quick_measures_under_the_conditions_asked_for(tmp_path):
+    files = {"a": write_model(tmp_path / "a.onnx")}
+    (found,) = bench.time_files(files, print, batch=2, tokens=32, threads=1).values()
+    assert (found["batch"], found["tokens"], found["threads"]) == (2, 32, 1)
 
 
 @pytest.mark.slow

@@ -54,7 +54,9 @@ def test_the_repository_is_what_triton_reads(tmp_path, kind, dims):
     folder = tmp_path / "triton" / "xnli_cosine"
     assert all(path.is_file() for path in written)
     assert (folder / "1" / "model.onnx").read_bytes() == b"graph"
-    config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config())
+    text = (folder / "config.pbtxt").read_text()
+    assert text.startswith("# 1/model.onnx is model.onnx of the bundle.\n")
+    config = text_format.Parse(text, model_config())
     assert (config.name, config.backend) == ("xnli_cosine", "onnxruntime")
     assert config.max_batch_size > 1
     assert [(entry.name, entry.data_type, list(entry.dims)) for entry in config.input] == [

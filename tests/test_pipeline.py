@@ -23,6 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 import xlmprune
+from xlmprune.bundle.session import Bundle
 from xlmprune.cli import app
 from xlmprune.core.device import computes_bf16_quickly
 from xlmprune.core.errors import BundleError
@@ -131,6 +132,17 @@ def test_bundle_holds_what_the_contract_names(finished):
         "2": "sleep",
         "3": "temperature",
     }
+
+
+def test_triton_and_predict_use_the_form_that_serves_best(finished):
+    bundle = finished[0] / "bundle"
+    assert Bundle(bundle).served == "int8"
+    triton = bundle / "triton" / "tiny"
+    assert (triton / "1" / "model.onnx").read_bytes() == (bundle / "model.int8.onnx").read_bytes()
+    first = (triton / "config.pbtxt").read_text(encoding="utf-8").splitlines()[0]
+    assert first == "# 1/model.onnx is model.int8.onnx of the bundle."
+    card = (bundle / "README.md").read_text(encoding="utf-8")
+    assert "it holds `model.int8.onnx` with its `config.pbtxt`" in card
 
 
 def test_weights_only_with_languages_measured_at_every_second_stage(workplace, tmp_path):

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from xlmprune.core import formatting
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
-from xlmprune.report import charts, findings, labels
+from xlmprune.report import charts, findings, labels, shipped
 from xlmprune.report.model_card import render as model_card
 from xlmprune.report.pages import render_html, render_markdown, results_table, write
 from xlmprune.report.tables import all_tables, language_table
@@ -81,9 +81,9 @@ def test_both_densities_and_the_truth_about_embeddings_are_said_everywhere():
         model_card(report),
         printed(report, 400),
     ):
-        assert "31.4% of the encoder's weights remain (68.6% sparsity)" in text
-        assert "They are 83.9% of the model's 25.3 M parameters" in text
-        assert "42.4% of the whole model remains" in text
+        assert "The encoder's matrices had 21.2 M of the model's 25.3 M parameters" in text
+        assert "31.4% of them remain (68.6% sparsity)" in text
+        assert "Embeddings and head are not pruned, so 42.4% of the whole model remains" in text
 
 
 def test_figures_of_xlm_r_base_are_those_worked_out_by_hand():
@@ -96,7 +96,7 @@ def test_figures_of_xlm_r_base_are_those_worked_out_by_hand():
         "model_density": kept / 278_045_955,
     }
     said = findings.describe_density({"model": model})
-    for figure in ("31.4%", "68.6%", "30.5%", "278.0 M", "79.0%"):
+    for figure in ("31.4%", "68.6%", "84.9 M", "278.0 M", "79.0%"):
         assert figure in said
 
 
@@ -196,6 +196,163 @@ def test_language_names():
     assert language_name("pt-BR") == "Portuguese (Brazil)"
     assert language_name("zh_Hant") == "Chinese (Traditional)"
     assert language_name("x-private") == "x-private"
+
+
+# --- what is shipped, and how it was made ---
+
+
+def structured_report(pattern: str = "structured") -> dict:
+    """A report of a model that lost layers, heads and neurons for a budget, and no single weights."""
+    report = sample_report(3)
+    layer = {"source": 0, "heads": 5, "neurons": 384}
+    report["model"]["structure"] = {
+        "layers": [layer] * 10,
+        "whole": {"layers": 12, "heads": 12, "neurons": 1536},
+        "parameters": 17_307_463,
+        "stock": False,
+        "budget": {
+            "asked": {
+                **{"latency_ms": None, "speedup": 4.0, "bytes": 20_000_000, "form": "int8"},
+                **{"batch": 1, "tokens": 32, "threads": 1},
+            },
+            "predicted": {"latency_ms": 12.39, "speedup": 4.0755, "bytes": 18_150_539, "dense_ms": 50.5},
+        },
+    }
+    report["recipe"]["pruning"] |= {
+        "pattern": pattern,
+        "structure": {"importance": "fisher"},
+        "reconstruct": {"texts": 3000},
+    }
+    report["recipe"]["regularizer"] = {"name": "none"}
+    report["packed"] = []
+    for matrix in report["layers"]:
+        matrix["density"] = 1.0 if pattern == "structured" else 0.7
+    speed = report["speed"]
+    speed["model.onnx"]["speedup"], speed["model.int8.onnx"]["speedup"] = 3.48, 4.879
+    for entry in speed.values():
+        entry["threads"] = 1
+    report["speed"] = {"dense fp32": {**speed["model.onnx"], "median_ms": 12.7, "speedup": 1.0}, **speed}
+    return report
+
+
+def pages(report: dict) -> list[str]:
+    """The text of report.md, report.html, the card and the terminal, each on one line."""
+    shown = render_markdown(report), " ".join(Page(render_html(report)).text), model_card(report)
+    return [" ".join(text.replace("\\", "").split()) for text in (*shown, printed(report, 1000))]
+
+
+def test_a_card_says_how_the_model_was_pruned():
+    structures = (
+        "It was pruned while it was fine-tuned: layers, attention heads and FFN neurons were removed (importance fisher; "
+        "10 of 12 layers remain, with 5 of 12 attention heads and 384 of 1,536 FFN neurons each)"
+    )
+    refitted = "and then the remaining weights were refitted by least squares on text without labels."
+    card = pages(structured_report())[2]
+    assert f"{structures} {refitted}" in card
+    assert "criterion" not in card
+    both = structured_report("2:4")
+    weights = "single weights were set to zero (criterion magnitude, pattern 2:4)"
+    assert f"{structures}, {weights} {refitted}" in pages(both)[2]
+    single = "It was pruned while it was fine-tuned: single weights were set to zero (criterion magnitude, cosine alignment"
+    assert single in pages(sample_report())[2]
+    untouched = sample_report()
+    for matrix in untouched["layers"]:
+        matrix["density"] = 1.0
+    assert "pruned while" not in model_card(untouched)
+    layers = structured_report()
+    layers["model"]["structure"]["layers"] = [{"source": 0, "heads": 12, "neurons": 1536}] * 6
+    assert "fine-tuned: layers were removed (6 of 12 layers remain" in pages(layers)[2]
+
+
+def test_what_is_true_of_zeros_and_packed_files_is_said_of_those_alone():
+    zeros, packed, kernels = (
+        "Pruned weights are zeros",
+        "packed files are rebuilt",
+        "Dense kernels do not skip",
+    )
+    said = " ".join(pages(structured_report()))
+    assert not any(text in said for text in (zeros, packed, kernels))
+    for report in (sample_report(), sample_report() | {"packed": ["model.onnx"]}):
+        assert all(text in " ".join(pages(report)) for text in (zeros, packed, kernels))
+    plain = " ".join(pages(sample_report() | {"packed": []}))
+    assert zeros in plain
+    assert packed not in plain
+    assert kernels not in plain
+
+
+def test_the_headline_is_about_the_form_that_is_shipped():
+    report = structured_report()
+    report["languages"]["fr"]["onnx_int8"] = 60.0  # the worst of INT8, not of the model before export
+    said = (
+        "Shipped: model.int8.onnx has 14.1 MB, 13.9% of dense fp32. It takes 2.61 ms (median) for 1 text of 32 tokens with "
+        "1 thread and is 4.88 times as fast as dense fp32, measured in turns. Its zero-shot mean over 3 languages is"
+    )
+    worst = "Its worst language is French: 74.1 → 60.0 (−14.1 points)."
+    markdown, html, card, terminal = pages(report)
+    for text in (markdown, html, card, terminal):
+        assert said in text
+        assert worst in text
+    mean = report["summary"]["zero_shot_mean"]
+    assert f"is {mean['onnx_int8']:.1f}; the dense model has {mean['dense']:.1f}" in markdown
+    assert markdown.split(" - ")[1].startswith("Shipped: ")
+    assert card.split(" - Shipped: ")[0].endswith("only evaluated.")
+    assert terminal.endswith(worst)
+    tiles = re.findall(r'class="tile (\w*)"><b>(.*?)</b><span>(.*?)</span>', render_html(report))
+    assert tiles[:2] == [
+        ("", "14.1 MB", "model.int8.onnx, 13.9% of dense fp32"),
+        ("", "4.88×", "INT8: the speed of dense fp32"),
+    ]
+    assert ("worst", "−14.1", "INT8: worst, French, 74.1 → 60.0") in tiles
+
+
+def test_without_int8_the_headline_is_about_fp32_and_claims_no_speed():
+    report = sample_report()
+    for part in ("files", "speed"):
+        del report[part]["model.int8.onnx"]
+    said = shipped.describe_shipped(report)
+    assert "Shipped: model.onnx has 46.7 MB" in said
+    assert "for 1 text of 32 tokens. Its zero-shot mean" in said
+    assert "times as fast" not in said
+    report["files"] = {}
+    assert shipped.describe_shipped(report) == ""
+    assert shipped.tiles(report)[0].figure == "−3.5", "the model before export"
+
+
+def test_zeros_do_not_make_a_dense_file_slower_to_compare_with():
+    said = shipped.describe_shipped(sample_report())
+    assert "3.76 times as fast as model.onnx, measured in turns. model.onnx is as fast as dense fp32" in said
+
+
+def test_what_a_budget_predicted_stands_beside_what_was_measured():
+    report = structured_report()
+    said = (
+        "Predicted were 12.4 ms (measured: 2.61 ms), 4.08 times the speed of dense fp32 (measured: 4.88 times), and 18.2 MB "
+        "(measured: 14.1 MB)."
+    )
+    assert all(said in text for text in pages(report))
+    assert "The file was timed with" not in pages(report)[0]
+    report["speed"]["model.int8.onnx"]["threads"] = 2
+    assert f"{said} The file was timed with batch 1, 32 tokens, threads: 2." in pages(report)[0]
+    report["packed"] = ["model.int8.onnx"]
+    assert "18.2 MB without packing (measured: 14.1 MB)" in pages(report)[0]
+    del report["files"]["model.int8.onnx"], report["speed"]["model.int8.onnx"]
+    assert (
+        "Predicted were 12.4 ms, 4.08 times the speed of dense fp32, and 18.2 MB without" in pages(report)[0]
+    )
+
+
+def test_margins_are_named_and_bullets_end_with_a_full_stop():
+    report = structured_report()
+    report["target_text"] = ["text was read"]
+    report["task"]["train_notes"] = ["two rows were empty"]
+    report["refused"] = {"fp16": "model.fp16.onnx is not shipped: it lost much"}
+    markdown = render_markdown(report)
+    assert "loses at most 0.5 points of the English dev score and 3 points of label agreement" in markdown
+    bullets = re.findall(r"^- .*", markdown.split("## Recipe")[0], re.MULTILINE)
+    assert len(bullets) > 8
+    assert all(bullet.endswith(".") for bullet in bullets)
+    del report["quantization"]["margins"]
+    assert "margins" not in render_markdown(report)
 
 
 # --- robustness ---

@@ -103,11 +103,28 @@ def test_the_http_server_answers_as_the_bundle_does(folder, address):
     assert answers[0]["probability"] == pytest.approx(expected[0].probability, abs=1e-5)
     with urllib.request.urlopen(address, timeout=60) as answer:
         assert json.load(answer)["kind"] == "text"
-    for wrong in ({"text": "x"}, {"texts": [7]}, []):
-        with pytest.raises(urllib.error.HTTPError) as raised:
-            post(address, wrong)
-        assert raised.value.code == 400
-        assert "error" in json.load(raised.value)
+    expected = 'expected JSON like {"texts": ["first text", "second text"]}'
+    for wrong in (
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        b'["x"]',
+        b'"x"',
+        b"{}",
+        b'{"texts": "one string"}',
+        b'{"texts": []}',
+    ):
+        assert refused(address, wrong) == expected, wrong
+    assert refused(address, b'{"texts": ["x", 7]}') == "text 2: this bundle takes one text, found int"
+
+
+def refused(address: str, body: bytes) -> str:
+    """Return what the server says of a wrong request."""
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/predict", body), timeout=60)
+    assert raised.value.code == 400
+    return json.load(raised.value)["error"]
 
 
 class Triton(http.server.BaseHTTPRequestHandler):
@@ -160,7 +177,7 @@ def test_the_triton_client_speaks_to_the_model_repository(folder):
         for answer in map(
             json.loads,
             subprocess.run(
-                [sys.executable, "-m", "xlmprune", "predict", str(bundle), "--form", "fp32", *TEXTS],
+                [sys.executable, "-m", "xlmprune", "predict", str(bundle), *TEXTS],
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 text=True,

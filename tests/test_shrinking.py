@@ -55,7 +55,19 @@ def test_the_report_counts_against_the_whole_model(run):
     assert [stage["encoder_density"] for stage in report["stages"]] == [1.0, model["encoder_density"]]
     assert "1 of 2 layers remain" in (run / "bundle" / "README.md").read_text(encoding="utf-8")
     assert set(report["speed"]) == {"dense fp32", "model.onnx", "model.int8.onnx"}
+    assert report["packed"] == []
     assert report["dense_bytes"]["safetensors"] == 4 * model["parameters"]
+
+
+@pytest.mark.slow
+def test_bench_measures_the_whole_model_too(run):
+    short = ["--batches", "1", "--lengths", "8", "--seconds", "0.1"]
+    result = CliRunner().invoke(app, ["bench", str(run / "bundle"), *short, "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["first"] == "dense fp32"
+    assert list(facts["files"]) == ["dense fp32", "fp32", "int8"]
+    assert facts["files"]["dense fp32"]["bytes"] > facts["files"]["fp32"]["bytes"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,11 +18,14 @@ from test_pipeline import write_recipe
 from tiny import tiny_model
 from typer.testing import CliRunner
 
+from xlmprune import pipeline
 from xlmprune.bundle.bench import medians
+from xlmprune.bundle.unpack import contenders
 from xlmprune.cli import app
 from xlmprune.core.errors import BundleError, ModelError, RecipeError
+from xlmprune.core.progress import silent_reporter
 from xlmprune.export import sizing
-from xlmprune.export.form import all_forms
+from xlmprune.export.form import all_forms, form_named
 from xlmprune.export.graph import export_onnx
 from xlmprune.export.runtime import forward_of, open_session
 from xlmprune.models.loading import count_parameters
@@ -167,6 +172,18 @@ def test_a_run_measures_once_and_resumes_with_what_was_chosen(workplace, tmp_pat
     assert left == found["parameters"]
 
 
+def test_the_files_are_timed_as_the_budget_was(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipeline.bench, "time_files", lambda files, say, **given: calls.append(given) or {})
+    asked = {"batch": 2, "tokens": 32, "threads": 1, "speedup": 4.0}
+    for milliseconds in (12.0, None):
+        budget = {"asked": asked, "predicted": {"latency_ms": milliseconds}}
+        scored = SimpleNamespace(outcome=SimpleNamespace(model=tiny_model(), budget=budget))
+        made = SimpleNamespace(path=tmp_path, shipped=[form_named("int8")], scored=scored)
+        assert pipeline.time_forms(None, [made], silent_reporter()) == [{}]
+    assert calls == [{"batch": 2, "tokens": 32, "threads": 1}, {}]
+
+
 def dry_run(folder, tmp_path, *options, **budget):
     recipe = write_recipe(tmp_path, model={"name": str(folder / "model")}, **sections(folder, **budget))
     task = f"task.path={folder / 'data' / '{language}.{split}.tsv'}"
@@ -293,6 +310,33 @@ def test_a_bundle_is_sized_as_the_model_it_was_made_from(tmp_path):
     (folder / "report.json").unlink()
     with pytest.raises(BundleError, match="do not describe a model"):
         sizing.source_of_bundle(folder)
+
+
+def test_bench_compares_with_the_whole_model(tmp_path, monkeypatch):
+    cut = {"head_size": 4, "layers": [{"source": 0, "heads": 1, "neurons": 256}] * 2}
+    folder, said = bundle(tmp_path / "bundle", structure=cut), []
+    with contenders(folder, say=said.append) as files:
+        assert list(files) == ["dense fp32", "fp32"]
+        graph = onnx.load(files["dense fp32"])
+        assert sum(tensor.dims[:] == [300, 16] for tensor in graph.graph.initializer) == 1, "the vocabulary"
+        wide = [tensor for tensor in graph.graph.initializer if sorted(tensor.dims) == [16, 512]]
+        assert len(wide) == 2 * 12, "two matrices of each layer"
+        assert open_session(files["dense fp32"], 1).get_inputs()
+    assert said == ["exporting the dense model"]
+    with contenders(folder, folder) as files:
+        assert "dense fp32" not in files
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "xlmprune.export.sizing")
+        patch.setitem(sys.modules, "torch", None)
+        with contenders(folder, say=said.append) as files:
+            assert list(files) == ["fp32"]
+    assert said[1].startswith(
+        "the dense model was not measured: it takes the package torch, which is not installed."
+    )
+    (folder / "report.json").write_text(json.dumps({"model": {"structure": {"whole": {}}}}))
+    with contenders(folder, say=said.append) as files:
+        assert list(files) == ["fp32"]
+    assert "do not describe a model" in said[-1]
 
 
 def test_bench_writes_a_table(tmp_path, monkeypatch):

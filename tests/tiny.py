@@ -120,7 +120,7 @@ def tiny_bundle(
     from xlmprune.export import graph as onnx
     from xlmprune.export import manifest, packing, quantization, runtime, triton
     from xlmprune.export import sparse as safetensors
-    from xlmprune.export.form import form_named
+    from xlmprune.export.form import form_named, form_to_serve
     from xlmprune.export.fp16 import halve
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,8 @@ def tiny_bundle(
         arrays[f"logits.{form}"] = forward(feed["input_ids"], feed["attention_mask"])
     golden.write(folder, arrays, tiny_examples(kind))
     if forms:
-        triton.write_triton(folder / "triton", "tiny", folder / form_named(forms[0]).file, labels, kind)
+        file = folder / form_named(form_to_serve(forms)).file
+        triton.write_triton(folder / "triton", "tiny", file, labels, kind)
     manifest.write(folder, {"python": "3"}, "0" * 64)
     return folder
 

@@ -104,7 +104,17 @@ Set = Annotated[
     ),
 ]
 Form = Annotated[
-    str, typer.Option(help=f"ONNX file to use: {', '.join(FORMS)}. Default: the first in the bundle.")
+    str,
+    typer.Option(
+        help=f"ONNX file to use: {', '.join(FORMS)}. Default: int8 if the bundle has it, else the first of these."
+    ),
+]
+MeasuredForm = Annotated[
+    str,
+    typer.Option(
+        help=f"ONNX file to measure: {', '.join(FORMS)}. Default: the first of these that the bundle has. "
+        "predict uses int8 by default."
+    ),
 ]
 Threads = Annotated[int, typer.Option(help="Threads for ONNX Runtime. 0: ONNX Runtime decides.")]
 Verify = Annotated[
@@ -267,7 +277,7 @@ def export(
 @app.command()
 def evaluate(
     bundle: Bundle,
-    form: Form = "",
+    form: MeasuredForm = "",
     set_: Set = [],
     languages: Annotated[str, typer.Option(help="Measure only these languages, separated by commas.")] = "",
     minimum: Annotated[
@@ -426,7 +436,10 @@ def bench(
     ],
     against: Annotated[
         Path | None,
-        typer.Option(help="Another bundle or an ONNX file to compare with. Default: the dense fp32 model."),
+        typer.Option(
+            help="Another bundle or an ONNX file to compare with. Default: the whole dense fp32 model where layers, heads "
+            "or neurons were removed (needs PyTorch), else the bundle's first form, unpacked."
+        ),
     ] = None,
     batches: Annotated[
         str, typer.Option(help="Batch sizes, separated by commas. Default: 1,8; with --latency-table: 1.")
@@ -488,7 +501,7 @@ def bench(
     from xlmprune.bundle.unpack import contenders, plain_forms
 
     with ExitStack() as stack:
-        files = stack.enter_context(contenders(Path(bundle), against))
+        files = stack.enter_context(contenders(Path(bundle), against, _say))
         plain = stack.enter_context(plain_forms(Path(bundle))) if runtime == "openvino" else {}
         others = {f"{form}, OpenVINO": file for form, file in plain.items()}
         runtimes = dict.fromkeys(others, benching.OPENVINO)

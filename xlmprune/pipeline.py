@@ -17,7 +17,7 @@ from xlmprune.core.progress import Reporter, silent_reporter
 from xlmprune.core.run_folder import RunFolder, bundle_name
 from xlmprune.core.stopping import interruptible
 from xlmprune.export import manifest, sizing, writing
-from xlmprune.export.form import Form
+from xlmprune.export.form import DENSE_MODEL, Form, form_named, form_to_serve
 from xlmprune.export.triton import write_triton
 from xlmprune.export.writing import MeasuredForm
 from xlmprune.pruning.structures import is_cut
@@ -194,8 +194,8 @@ def write_bundle(
         made = Exported(path, scored, forms, refused)
         golden.write(path, *writing.golden_arrays(outcome, data.tests, made.shipped, path))
         if recipe.export.triton and made.shipped:
-            first = path / made.shipped[0].file
-            write_triton(path / "triton", recipe.name, first, data.task.labels, data.task.kind)
+            served = form_named(form_to_serve(form.name for form in made.shipped))
+            write_triton(path / "triton", recipe.name, path / served.file, data.task.labels, data.task.kind)
     return made
 
 
@@ -228,10 +228,6 @@ def publish(
     return require_all_forms(first)
 
 
-DENSE_MODEL = "dense fp32"
-"""What the report calls the model before structures were removed, among the files that were timed."""
-
-
 def time_forms(
     recipe: Recipe, made: Sequence[Exported], reporter: Reporter
 ) -> list[dict[str, dict[str, Any]]]:
@@ -242,19 +238,27 @@ def time_forms(
     """
     files = {str(one.path / form.file): one.path / form.file for one in made for form in one.shipped}
     outcome = made[0].scored.outcome
+    conditions = _conditions_of(outcome.budget)
     if not files or not is_cut(outcome.model):
         with reporter.busy("timing the files"):
-            timed = bench.time_files(files, reporter.say)
+            timed = bench.time_files(files, reporter.say, **conditions)
     else:
         with temporary_folder() as folder, reporter.busy("timing the files and the dense model"):
             dense_file = writing.write_whole(outcome, made[0].forms[0].opset, folder)
-            timed = bench.time_files({DENSE_MODEL: dense_file, **files}, reporter.say)
+            timed = bench.time_files({DENSE_MODEL: dense_file, **files}, reporter.say, **conditions)
     dense = {DENSE_MODEL: timed[DENSE_MODEL]} if DENSE_MODEL in timed else {}
     return [
         dense
         | {path.name: timed[key] for key, path in files.items() if path.parent == one.path and key in timed}
         for one in made
     ]
+
+
+def _conditions_of(budget: Mapping[str, Any] | None) -> dict[str, int]:
+    """Return the conditions that a budget's speed was predicted for, so that the measured speed is comparable."""
+    if budget is None or budget["predicted"]["latency_ms"] is None:
+        return {}
+    return {key: budget["asked"][key] for key in ("batch", "tokens", "threads")}
 
 
 def require_all_forms(report: dict[str, Any]) -> dict[str, Any]:

@@ -129,17 +129,23 @@ def medians(
 
 
 def quick(
-    files: Mapping[str, Path], tokens: int = 64, seconds: float = 2.0, threads: int | None = None
+    files: Mapping[str, Path],
+    tokens: int = 64,
+    seconds: float = 2.0,
+    threads: int | None = None,
+    batch: int = 1,
 ) -> dict[str, dict[str, Any]]:
-    """Latency of one text in every form, taking turns, and one opening of each, in a few seconds; for the report.
+    """Latency of one call in every form, taking turns, and one opening of each, in a few seconds; for the report.
 
     Args:
         files: ONNX files by name, the one to compare with first.
-        tokens: length of the text; halved until every model's positions allow it.
+        tokens: length of every text; halved until every model's positions allow it.
         seconds: for all calls together.
+        threads: of ONNX Runtime; by default all processors that this process may use.
+        batch: texts in a call.
 
     Returns:
-        by name: `batch` 1, `tokens`, `median_ms`, `p95_ms`, `texts_per_second`, `speedup` against the first,
+        by name: `batch`, `tokens`, `threads`, `median_ms`, `p95_ms`, `texts_per_second`, `speedup` against the first,
         `load_seconds`, `peak_bytes` and `loaded_bytes` (see `bench`).
     """
     threads = threads or machine.processors()
@@ -151,22 +157,28 @@ def quick(
                 f"{', '.join(map(str, files.values()))}: not even one token is taken; expected models of xlmprune"
             )
         tokens //= 2
-    rounds = _rounds(sessions, 1, tokens, repeats=1000, seconds=seconds, ids=ids)
+    rounds = _rounds(sessions, batch, tokens, repeats=1000, seconds=seconds, ids=ids)
     del sessions
     facts = {}
     for form, path in files.items():
-        speed = _speed(form, rounds, 1, tokens)
+        speed = _speed(form, rounds, batch, tokens)
         facts[form] = {key: value for key, value in speed.items() if key not in ("form", "rounds")}
-        facts[form] |= load_once(path, threads)
+        facts[form] |= {"threads": threads, **load_once(path, threads)}
     return facts
 
 
-def time_files(files: Mapping[str, Path], say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Measure files with `quick`, by name. Where that fails, ``say`` is told, and nothing is returned."""
+def time_files(
+    files: Mapping[str, Path], say: Callable[[str], None], **conditions: int
+) -> dict[str, dict[str, Any]]:
+    """Measure files with `quick`, by name. Where that fails, ``say`` is told, and nothing is returned.
+
+    Args:
+        conditions: `batch`, `tokens` and `threads`, where they are not those of `quick`.
+    """
     if not files:
         return {}
     try:
-        return quick(files)
+        return quick(files, **conditions)
     except (BundleError, OSError) as error:
         say(f"the forms were not timed: {error}")
         return {}

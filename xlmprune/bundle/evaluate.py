@@ -40,7 +40,8 @@ def evaluate(
     Args:
         bundle: the folder of a bundle.
         languages: measure only these.
-        form: the ONNX file to measure, for example ``int8``; by default the first that the bundle has.
+        form: the ONNX file to measure, for example ``int8``; by default the first of fp32, fp16 and int8 that the
+            bundle has. `predict` and `Predictor` use int8 by default.
         task: keys of the recipe's section ``task`` that differ from those of the run, for example
             ``{"path": "data/{language}.tsv"}``.
         verify: compare the files with the bundle's manifest first.

@@ -22,7 +22,7 @@ from xlmprune.data.examples import Examples, Kind
 from xlmprune.data.special import explain_panics
 from xlmprune.evaluation.scores import collect
 from xlmprune.export import manifest
-from xlmprune.export.form import expected_files, form_named, forms_in
+from xlmprune.export.form import expected_files, form_named, form_to_serve, forms_in
 from xlmprune.export.runtime import Forward, check_signature, forward_of, onnx_files
 from xlmprune.export.sparse import read_config
 
@@ -116,8 +116,8 @@ class Bundle:
 
     @property
     def served(self) -> str:
-        """The form to serve by default: the fastest one that the bundle has."""
-        return min(self.forms, key=lambda name: form_named(name).serving_rank, default="")
+        """The form to serve by default; see `form_to_serve`."""
+        return form_to_serve(self.forms)
 
     def session(self, form: str = "") -> onnxruntime.InferenceSession:
         """The session of one form, opened once. Raises BundleError where the file is not this bundle's model."""

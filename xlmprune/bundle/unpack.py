@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,7 +13,7 @@ from xlmprune.core.files import explain_disk, replacing, temporary_folder
 from xlmprune.export import graph as onnx_export
 from xlmprune.export import manifest, packing
 from xlmprune.export import sparse as safetensors_export
-from xlmprune.export.form import all_forms, expected_files, forms_in
+from xlmprune.export.form import DENSE_MODEL, all_forms, expected_files, forms_in
 from xlmprune.export.runtime import onnx_files
 
 Layout = Literal["bundle", "transformers.js"]
@@ -112,11 +112,17 @@ def without_nmt(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 @contextmanager
-def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, Path]]:
+def contenders(
+    bundle: Path, against: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> Iterator[dict[str, Path]]:
     """ONNX files to measure side by side, by name; the first is what the others are compared with.
 
-    That is ``against``, a bundle or an ONNX file, where it is given, and else the dense form of the bundle's first
-    form, written for the while where the bundle has it packed.
+    That is ``against``, a bundle or an ONNX file, where it is given. Else, where layers, heads or neurons were removed, it
+    is the whole dense fp32 model, which needs PyTorch. Else it is the dense form of the bundle's first form. What the bundle
+    does not hold is written for the while.
+
+    Args:
+        say: told what is written, and why the whole model is not.
 
     Raises:
         BundleError: there is nothing to measure.
@@ -130,6 +136,9 @@ def contenders(bundle: Path, against: Path | None = None) -> Iterator[dict[str, 
     with temporary_folder() as temporary:
         if against is not None:
             yield {**_others(against), **ours}
+            return
+        if whole := _whole_model(bundle, temporary, say):
+            yield {DENSE_MODEL: whole, **ours}
             return
         form, file = next(iter(ours.items()))
         dense = _plain(file, temporary)
@@ -146,6 +155,27 @@ def plain_forms(bundle: Path) -> Iterator[dict[str, Path]]:
     """
     with temporary_folder() as temporary:
         yield {form: _plain(file, temporary) for form, file in forms_in(bundle).items()}
+
+
+def _whole_model(bundle: Path, folder: Path, say: Callable[[str], None]) -> Path | None:
+    """Write the whole dense model where structures were removed; None where none were, or where it cannot be built."""
+    try:
+        model = manifest.read_json(bundle / "report.json").get("model")
+    except (FileNotFoundError, BundleError):
+        return None
+    if not isinstance(model, dict) or not model.get("structure"):
+        return None
+    try:
+        from xlmprune.export.sizing import write_whole
+
+        say("exporting the dense model")
+        return write_whole(bundle, folder)
+    except ImportError as error:
+        reason = f"it takes the package {error.name}, which is not installed"
+    except BundleError as error:
+        reason = str(error)
+    say(f"the dense model was not measured: {reason}. The speedups compare with a file of the pruned model")
+    return None
 
 
 def _plain(file: Path, folder: Path) -> Path:

@@ -7,7 +7,7 @@ module and the forms is quick and needs numpy and onnxruntime only, since server
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -70,6 +70,8 @@ class Written:
     """Bytes of the weights in this form, without packing."""
     reference_bytes: int
     """The same in the form that others are compared with."""
+    packed: bool = False
+    """Whether the file holds matrices as a mask and their non-zeros."""
     choice: dict[str, Any] = field(default_factory=dict)
     """How the form was chosen among several ways to make it, for the report; empty where there is one way."""
 
@@ -90,7 +92,7 @@ class Form(ABC):
     calibrated: ClassVar[bool] = False
     """Whether making it reads unlabelled text."""
     serving_rank: ClassVar[int]
-    """The model card serves the shipped form of the lowest rank."""
+    """Of the shipped forms, the one of the lowest rank serves; see `form_to_serve`."""
 
     @property
     def key(self) -> str:
@@ -133,7 +135,7 @@ class Form(ABC):
         from onnx.helper import set_model_props
 
         from xlmprune.export.graph import lowest_ir_version, save_onnx, weight_bytes, with_graph
-        from xlmprune.export.packing import pack
+        from xlmprune.export.packing import is_packed, pack
 
         proto, choice = self.convert(graph, material)
         dense_bytes = weight_bytes(proto) + self.merged_bytes(model, graph)
@@ -143,7 +145,8 @@ class Form(ABC):
         set_model_props(proto, known | ours)
         proto.ir_version = lowest_ir_version(proto)
         save_onnx(proto, path)
-        return Written(dense_bytes, weight_bytes(graph) + reference().merged_bytes(model, graph), choice)
+        reference_bytes = weight_bytes(graph) + reference().merged_bytes(model, graph)
+        return Written(dense_bytes, reference_bytes, is_packed(proto), choice)
 
     def merged_bytes(self, model: nn.Module, graph: onnx.ModelProto) -> int:
         """Count parameters that the graph does not hold: of several that are equal the exporter keeps one."""
@@ -179,6 +182,18 @@ def form_named(name: str) -> Form:
     if name not in forms:
         raise BundleError(f"no form is called {name!r}; {registry.nearest(name, list(forms))}")
     return forms[name]
+
+
+DENSE_MODEL = "dense fp32"
+"""What reports and `bench` call the whole model before structures were removed, among the files that are timed."""
+
+
+def form_to_serve(names: Iterable[str]) -> str:
+    """Return the name of the form that serves best, of those given: INT8 where it is there; empty without any.
+
+    `predict`, the model card and the Triton repository all take this form.
+    """
+    return min(names, key=lambda name: form_named(name).serving_rank, default="")
 
 
 def forms_in(folder: Path) -> dict[str, Path]:

@@ -380,6 +380,20 @@ def source_of_bundle(bundle: Path) -> Source:
         ) from error
 
 
+def write_whole(bundle: Path, folder: Path) -> Path:
+    """Write the fp32 graph of the whole model that a bundle was made from, with weights of no meaning, to time it.
+
+    Raises:
+        BundleError: the bundle does not say what the whole model was, or it has no ONNX file.
+    """
+    source = source_of_bundle(bundle)
+    opset = exporting_of_bundle(bundle, reference().name).opset
+    assert opset != "auto"
+    path = folder / "dense.onnx"
+    export_onnx(random_model(source, source.size, source.config.vocab_size), path, opset=opset)
+    return path
+
+
 def config_of(values: Mapping[str, Any]) -> Any:
     """Return a configuration of transformers from the values of a config.json."""
     import transformers

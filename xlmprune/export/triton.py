@@ -1,7 +1,8 @@
 """A Triton model repository: `<name>/config.pbtxt` and `<name>/1/model.onnx`.
 
 Triton's dynamic batching joins requests of equal length only; clients that pad to a few common lengths profit from it.
-A packed model is rebuilt when Triton loads it. For its TensorRT accelerator ship the dense layout.
+The file is the form that serves best, INT8 where it ships (`form.form_to_serve`). A packed model is rebuilt when Triton
+loads it. For its TensorRT accelerator ship the dense layout.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def write_triton(folder: Path, name: str, onnx_file: Path, labels: Sequence[str]
     model = folder / name / MODEL_FILE
     model.parent.mkdir(parents=True, exist_ok=True)
     written = [folder / name / "config.pbtxt"]
-    written[0].write_text(_config(name, len(labels), kind), encoding="utf-8")
+    written[0].write_text(_config(name, onnx_file.name, len(labels), kind), encoding="utf-8")
     if kind != "tokens":
         written.append(folder / name / "labels.txt")
         written[1].write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
@@ -60,10 +61,11 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _config(name: str, labels: int, kind: str) -> str:
+def _config(name: str, file: str, labels: int, kind: str) -> str:
     dims = f"[ -1, {labels} ]" if kind == "tokens" else f"[ {labels} ]"
     label_file = "" if kind == "tokens" else '\n    label_filename: "labels.txt"'
-    return f"""name: "{name}"
+    return f"""# {MODEL_FILE} is {file} of the bundle.
+name: "{name}"
 backend: "onnxruntime"
 max_batch_size: {MAX_BATCH_SIZE}
 input [

@@ -23,7 +23,7 @@ from xlmprune.evaluation.agreement import Agreement
 from xlmprune.evaluation.scores import Scores, TestSet
 from xlmprune.export import sparse
 from xlmprune.export.floor import DECIDED_ON, Drops, Yardstick, faults
-from xlmprune.export.form import Form, Material, TextSource, Written, form_named, reference
+from xlmprune.export.form import Form, Material, TextSource, Written, form_named, form_to_serve, reference
 from xlmprune.export.graph import export_onnx, opset_of
 from xlmprune.export.opsets import TOKENS, Timer, graph_of_opset
 from xlmprune.export.runtime import INPUTS, forward_of, onnx_files
@@ -171,7 +171,7 @@ def write_forms(
         graph = graph_of_opset(
             settings.opset,
             lambda opset: export_onnx(outcome.model, opset=opset),
-            min(map(form_named, settings.onnx), key=lambda form: form.serving_rank),
+            form_named(form_to_serve(settings.onnx)),
             settings.embeddings,
             min(TOKENS, material.data.max_length),
             timer,

@@ -16,7 +16,7 @@ from xlmprune.core.formatting import amount, number, percent, points, score, siz
 from xlmprune.core.languages import language_name
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.export.floor import DECIDED_ON
-from xlmprune.export.form import all_forms, reference
+from xlmprune.export.form import all_forms, form_to_serve, reference
 from xlmprune.models import architecture
 
 Report = Mapping[str, Any]
@@ -161,34 +161,12 @@ def describe_density(report: Report) -> str:
     density = model.get("encoder_density")
     if density is None:
         return ""
-    said = f"{percent(density)} of the encoder's weights remain ({percent(1 - density)} sparsity)."
-    if model.get("prunable") and model.get("parameters"):
-        said += (
-            f" They are {percent(model['prunable'] / model['parameters'])} of the model's"
-            f" {amount(model['parameters'])} parameters; the rest (embeddings, LayerNorm, biases, head) is not"
-            f" pruned, so {percent(model.get('model_density'))} of the whole model remains."
-        )
-    return said
-
-
-def describe_structure(report: Report) -> str:
-    """What is left of layers, heads and neurons, and who can load it; empty where only single weights were pruned."""
-    found = report.get("model", {}).get("structure")
-    if not found:
-        return ""
-    layers, whole = found["layers"], found["whole"]
-    heads, neurons = ([layer[key] for layer in layers] for key in ("heads", "neurons"))
-    said = (
-        f"{len(layers)} of {whole['layers']} layers remain, with {_spread(heads)} of {whole['heads']} attention heads and "
-        f"{_spread(neurons)} of {number(whole['neurons'])} FFN neurons each: {amount(found['parameters'])} parameters."
-    )
-    if "budget" in found:
-        said += f" {_describe_budget(found['budget'])}"
-    if found["stock"]:
-        return f"{said} Stock transformers loads the unpacked model."
+    if not (model.get("prunable") and model.get("parameters")):
+        return f"{percent(density)} of the encoder's weights remain ({percent(1 - density)} sparsity)."
     return (
-        f"{said} The configuration of stock transformers cannot say these sizes: load the model with "
-        "xlmprune.load, or serve the ONNX file."
+        f"The encoder's matrices had {amount(model['prunable'])} of the model's {amount(model['parameters'])} parameters; "
+        f"{percent(density)} of them remain ({percent(1 - density)} sparsity). Embeddings and head are not pruned, so "
+        f"{percent(model.get('model_density'))} of the whole model remains."
     )
 
 
@@ -202,30 +180,6 @@ def describe_sizes(report: Report) -> str:
         f"One run trained every size from 1 to {number(smallest)}, and each smaller model is a part of the larger ones. "
         f"This bundle has size {number(size)}, the share of the trained heads and neurons."
     )
-
-
-def _describe_budget(budget: Mapping[str, Any]) -> str:
-    asked, predicted = budget["asked"], budget["predicted"]
-    limits = [
-        *([f"at most {asked['latency_ms']:g} ms"] if asked["latency_ms"] is not None else []),
-        *([f"{asked['speedup']:g} times the speed of dense fp32"] if asked["speedup"] is not None else []),
-        *([f"at most {size(asked['bytes'])}"] if asked["bytes"] is not None else []),
-    ]
-    said = (
-        f"These sizes were chosen before training for a budget: the {asked['form']} file, {', '.join(limits)}"
-    )
-    if predicted["latency_ms"] is None:
-        return f"{said}. Predicted were {size(predicted['bytes'])} without packing."
-    return (
-        f"{said} (batch {asked['batch']}, {asked['tokens']} tokens, threads: {asked['threads']}). Predicted were "
-        f"{predicted['latency_ms']:.3g} ms, {predicted['speedup']:.3g} times the speed of dense fp32, and "
-        f"{size(predicted['bytes'])} without packing."
-    )
-
-
-def _spread(counts: list[int]) -> str:
-    low, high = min(counts), max(counts)
-    return number(low) if low == high else f"{number(low)} to {number(high)}"
 
 
 def describe_vocabulary(report: Report) -> str:
@@ -257,7 +211,9 @@ def describe_scores(report: Report) -> str:
     ]
     if zero_shot_count(report) and "worst" in report.get("summary", {}) and worst_language(report) is None:
         told.append("No zero-shot language lost accuracy.")
-    return " ".join(told)
+    if not told:
+        return ""
+    return " ".join(["These scores are of the model before export, dense → pruned.", *told])
 
 
 def describe_unlabelled(report: Report) -> str:
@@ -333,18 +289,12 @@ def describe_regularizer(report: Report) -> str:
 def size_rows(report: Report) -> list[dict[str, Any]]:
     """Every exported size, with bytes and milliseconds of the form to serve first."""
     listed = report.get("sizes", [])
-    served = [form.name for form in sorted(all_forms().values(), key=lambda form: form.serving_rank)]
-    return [
-        {
-            **row,
-            **{
-                key: next((row[key][form] for form in served if form in row.get(key, {})), None)
-                for key in ("bytes", "median_ms")
-            },
-            "form": next((form for form in served if form in row.get("bytes", {})), None),
-        }
-        for row in listed
-    ]
+    rows_ = []
+    for row in listed:
+        form = form_to_serve(name for name in row.get("bytes", {}) if name in all_forms()) or None
+        figures = {key: row.get(key, {}).get(form) for key in ("bytes", "median_ms")}
+        rows_.append({**row, **figures, "form": form})
+    return rows_
 
 
 def speed_rows(report: Report) -> list[dict[str, Any]]:
@@ -412,7 +362,7 @@ def describe_batches(report: Report) -> list[str]:
             said.append(
                 f"Answers of {title_of(key)} depend on the batch, since its scales are computed from the whole batch: of "
                 f"{alone['n']:,} answers, {1 - alone['agreement']:.1%} had another label alone than in batches of {batch}. "
-                "The scores are those of batches"
+                "The scores are those of batches."
             )
     return said
 
@@ -421,7 +371,7 @@ def _describe_change(change: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in change["changed"].items())
     return (
         f"The run resumed at stage {change['stage']}, update {change['update']} under other conditions ({listed}), so its "
-        "result may differ from that of an uninterrupted run"
+        "result may differ from that of an uninterrupted run."
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from xlmprune.core.formatting import plain
 from xlmprune.core.languages import language_name
-from xlmprune.export.form import Form, all_forms
 from xlmprune.export.runtime import OLDEST_RUNTIME
 from xlmprune.report.findings import Report, train_language
+from xlmprune.report.method import describe_method, lost_weights, packed_files
+from xlmprune.report.shipped import served_form
 from xlmprune.report.tables import file_table, language_table
 from xlmprune.report.templating import sections, squeeze, template_environment
 
@@ -53,8 +54,9 @@ def render(report: Report) -> str:
         "train_name": language_name(train) if train else None,
         "task": task,
         "taught": any(entry.get("seen_unlabelled") for entry in report.get("languages", {}).values()),
-        "pruning": report.get("recipe", {}).get("pruning"),
-        "regularizer": report.get("recipe", {}).get("regularizer"),
+        "method": describe_method(report),
+        "has_zeros": lost_weights(report),
+        "packed": packed_files(report),
         "max_length": model.get("max_length"),
         "served": "" if served is None else served.file,
         "opset": report.get("opset"),
@@ -65,13 +67,6 @@ def render(report: Report) -> str:
         "version": report.get("environment", {}).get("xlmprune"),
     }
     return squeeze(template_environment(autoescape=False).get_template("model_card.md.j2").render(**names))
-
-
-def served_form(report: Report) -> Form | None:
-    """The form to serve first, of those that ship; None where none does. Any may ship where no files are listed."""
-    forms = sorted(all_forms().values(), key=lambda form: form.serving_rank)
-    files = report.get("files", {forms[-1].file: {}})
-    return next((form for form in forms if form.file in files), None)
 
 
 def metadata(report: Report) -> str:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from xlmprune.core.files import write_atomically
 from xlmprune.core.formatting import plain
 from xlmprune.core.tables import rich_table
-from xlmprune.report import charts, drawings, findings, labels, model_card
+from xlmprune.report import charts, drawings, findings, labels, model_card, shipped
 from xlmprune.report.findings import Report
 from xlmprune.report.templating import sections, squeeze, template_environment
 
@@ -34,7 +34,7 @@ def render_html(report: Report) -> str:
     """The report as one HTML page that needs no other file: style and drawings are inside it."""
     report = plain(report)
     names = sections(report) | {
-        "model": report.get("model", {}),
+        "tiles": shipped.tiles(report),
         "rows": [*findings.rows(report), *findings.mean_rows(report)],
         "files": findings.file_rows(report),
         "parts": findings.part_rows(report),
@@ -77,7 +77,7 @@ CHARTS = (("wide", 1000, 540), ("narrow", 380, 420))
 
 
 def results_table(report: Report) -> RenderableType:
-    """The table of languages and the headline sentences under it, for `rich.print`."""
+    """The table of languages and the sentences under it, what is shipped last, for `rich.print`."""
     from rich.console import Group
     from rich.text import Text
 
@@ -102,7 +102,7 @@ def results_table(report: Report) -> RenderableType:
     if "sizes" in names["tables"]:
         shown += [rich_table(names["tables"]["sizes"].without(("parameters", "form"))), Text()]
     scaled = f"Scaled down: {'; '.join(names['scaled_down'])}." if names["scaled_down"] else ""
-    return Group(*shown, *(Text(said) for said in (*names["sentences"], scaled) if said))
+    return Group(*shown, *(Text(said) for said in (*names["sentences"], scaled, names["shipped"]) if said))
 
 
 LEFT_TO_FILES = ("code", "baseline", "95% interval", "gained", "lost", "unlabelled text")

@@ -86,6 +86,9 @@ def assemble(
         },
         **observations.assemble(outcome, data, recipe.evaluation.sample_errors, drawn),
     }
+    report["packed"] = [
+        entry.form.file for entry in forms if entry.written.packed and entry.form.name not in refused
+    ]
     for entry in forms:
         report["opset"] = entry.opset
         if entry.written.choice:

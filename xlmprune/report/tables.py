@@ -30,6 +30,7 @@ from xlmprune.report.findings import (
     train_language,
 )
 from xlmprune.report.labels import error_table
+from xlmprune.report.method import packed_files
 
 
 def language_table(report: Report) -> Table | None:
@@ -156,6 +157,11 @@ def part_table(report: Report) -> Table | None:
 
 def speed_table(report: Report) -> Table | None:
     """Latency and throughput of every file measured."""
+    said = ["The files were measured in turns, so the speedups hold on a busy machine."]
+    if packed_files(report):
+        said.append(
+            "Dense kernels do not skip zeros: unstructured pruning makes a file smaller, integer arithmetic makes it faster."
+        )
     return _table(
         "Speed",
         {
@@ -170,8 +176,7 @@ def speed_table(report: Report) -> Table | None:
             "memory once loaded": lambda row: size(row.get("loaded_bytes")),
         },
         speed_rows(report),
-        "The files were measured in turns, so the speedups hold on a busy machine. Dense kernels do not skip zeros: "
-        "unstructured pruning makes a file smaller, integer arithmetic makes it faster.",
+        " ".join(said),
     )
 
 
@@ -183,6 +188,17 @@ def quantization_table(report: Report) -> Table | None:
     exact = reference().title
     entries = [{"name": exact, **choice.get("reference", {})}, *choice.get("tried", [])]
     train = language_name(train_language(report) or "train")
+    said = ["Label agreement is measured on unlabelled text."]
+    if margins := choice.get("margins"):
+        named = {"dev": f"of the {train} dev score", "agreement": "of label agreement"}
+        losses = " and ".join(
+            f"{margins[key]:.3g} points {words}" for key, words in named.items() if key in margins
+        )
+        said.append(
+            f"The first variant that loses at most {losses} against {exact} is taken, the smallest first; later ones are "
+            "not tried."
+        )
+    said.append("No test text was read for this choice.")
     return _table(
         f"How {choice.get('form', 'the quantized form')} was chosen",
         {
@@ -192,8 +208,7 @@ def quantization_table(report: Report) -> Table | None:
             f"label agreement with {exact}": lambda row: percent(row["agreement"] / 100),
         },
         entries,
-        f"Label agreement is measured on unlabelled text. The first variant within its margins of {exact} is taken, the "
-        "smallest first; later ones are not tried. No test text was read for this choice.",
+        " ".join(said),
     )
 
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from xlmprune.core import formatting
 from xlmprune.core.languages import language_name
 from xlmprune.core.tables import Table
-from xlmprune.report import findings
+from xlmprune.report import findings, method, shipped
 from xlmprune.report.findings import Report
 from xlmprune.report.tables import all_tables
 
@@ -77,7 +77,8 @@ def sections(report: Report) -> dict[str, Any]:
     said = (
         findings.describe_density(report),
         findings.describe_regularizer(report),
-        findings.describe_structure(report),
+        method.describe_structure(report),
+        shipped.describe_budget(report),
         findings.describe_sizes(report),
         findings.describe_vocabulary(report),
         findings.describe_scores(report),
@@ -89,15 +90,23 @@ def sections(report: Report) -> dict[str, Any]:
         "name": report.get("name", "xlmprune run"),
         "created": report.get("created"),
         "warnings": report.get("warnings", []),
+        "shipped": shipped.describe_shipped(report),
         "sentences": [sentence for sentence in said if sentence],
         "curve_note": findings.describe_curve(report),
-        "refused": list(report.get("refused", {}).values()),
+        "refused": [_ended(said) for said in report.get("refused", {}).values()],
         "scaled_down": report.get("scaled_down", []),
         "collapse": findings.describe_collapse(report),
-        "notes": [*findings.describe_data(report), *findings.describe_batches(report)],
+        "notes": [
+            _ended(said) for said in (*findings.describe_data(report), *findings.describe_batches(report))
+        ],
         "tables": all_tables(report),
         "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
     }
+
+
+def _ended(sentence: str) -> str:
+    """A sentence with its full stop."""
+    return sentence if sentence.endswith((".", "!", "?", "…")) else f"{sentence}."
 
 
 def squeeze(text: str) -> str:

@@ -1,0 +1,214 @@
+"""The headline of a report: what the form that serves first has in bytes, speed and scores, and what a budget foresaw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xlmprune.core.formatting import number, percent, points, score, size
+from xlmprune.core.languages import language_name
+from xlmprune.export.form import DENSE_MODEL, Form, all_forms, form_to_serve, reference
+from xlmprune.report import findings
+from xlmprune.report.findings import Report, count_languages
+from xlmprune.report.method import lost_structures, lost_weights, packed_files
+
+CONDITIONS = ("batch", "tokens", "threads")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A score of the dense model, and what it has become."""
+
+    name: str
+    dense: float
+    now: float
+    style: str
+    """``mean``, ``train`` or ``worst``, as in `findings.Row`."""
+
+    @property
+    def delta(self) -> float:
+        """Points gained."""
+        return self.now - self.dense
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure at the head of the page."""
+
+    figure: str
+    caption: str
+    style: str = ""
+
+
+def served_form(report: Report) -> Form | None:
+    """The form to serve first, of those that ship; None where none does. Any may ship where no files are listed."""
+    forms = all_forms()
+    shipped = [name for name, form in forms.items() if "files" not in report or form.file in report["files"]]
+    return forms.get(form_to_serve(shipped))
+
+
+def describe_shipped(report: Report) -> str:
+    """Size, speed, zero-shot mean and worst language of the form that serves first; empty where no form ships."""
+    form = _listed_form(report)
+    if form is None:
+        return ""
+    said = [f"Shipped: {form.file} has {size(report['files'][form.file]['bytes'])}{_share(report, form)}."]
+    if speed := _describe_speed(report, form):
+        said.append(speed)
+    found = {change.style: change for change in changes(report, form.key)}
+    if mean := found.get("mean"):
+        said.append(
+            f"Its zero-shot mean over {count_languages(findings.zero_shot_count(report))} is {score(mean.now)}; the "
+            f"dense model has {score(mean.dense)} ({points(mean.delta)} points)."
+        )
+    if worst := found.get("worst"):
+        said.append(
+            f"Its worst language is {worst.name}: {score(worst.dense)} → {score(worst.now)} "
+            f"({points(worst.delta)} points)."
+        )
+    elif mean:
+        said.append("No zero-shot language lost accuracy.")
+    return " ".join(said)
+
+
+def changes(report: Report, key: str) -> list[Change]:
+    """The zero-shot mean, the language that lost most and the train language, in the scores of ``key``.
+
+    Args:
+        key: as in `findings.scored`, ``onnx_int8`` for example.
+    """
+    train, found = findings.train_language(report), []
+    mean = report.get("summary", {}).get("zero_shot_mean") or {}
+    if mean.get("dense") is not None and mean.get(key) is not None:
+        found.append(Change(findings.ZERO_SHOT_MEAN, mean["dense"], mean[key], "mean"))
+    scores = {
+        code: Change(language_name(code), entry["dense"], entry[key], "worst")
+        for code, entry in report.get("languages", {}).items()
+        if entry.get("dense") is not None and entry.get(key) is not None
+    }
+    of_train = scores.pop(train, None) if train else None
+    worst = min(scores.values(), key=lambda change: change.delta, default=None)
+    if train and worst and worst.delta <= findings.NO_LOSS:
+        found.append(worst)
+    if of_train:
+        found.append(Change(of_train.name, of_train.dense, of_train.now, "train"))
+    return found
+
+
+def tiles(report: Report) -> list[Tile]:
+    """The figures of the headline: of the form that serves first, then what remains, then the other files."""
+    form, shown = _listed_form(report), []
+    if form is not None:
+        shown.append(Tile(size(report["files"][form.file]["bytes"]), f"{form.file}{_share(report, form)}"))
+        ratio = _speedup(report, form)
+        if ratio is not None:
+            shown.append(Tile(f"{ratio:.3g}×", f"{form.title}: the speed of {_baseline(report)}"))
+    title = f"{form.title}: " if form is not None else ""
+    for change in changes(report, "pruned" if form is None else form.key):
+        worst = "worst, " if change.style == "worst" else ""
+        caption = f"{title}{worst}{change.name}, {score(change.dense)} → {score(change.now)}"
+        shown.append(Tile(points(change.delta), caption, change.style))
+    model = report.get("model", {})
+    for key, caption in (
+        ("encoder_density", "of the encoder's weights remain"),
+        ("model_density", "of the whole model remains"),
+    ):
+        if model.get(key) is not None:
+            shown.append(Tile(percent(model[key]), caption))
+    for other in all_forms().values():
+        if other != form and other.file in report.get("files", {}):
+            bytes_ = report["files"][other.file]["bytes"]
+            shown.append(Tile(size(bytes_), f"{other.file}{_share(report, other)}"))
+    return shown
+
+
+def describe_budget(report: Report) -> str:
+    """Say what a budget asked for and predicted, and beside it what was measured; empty without a budget."""
+    budget = (report.get("model", {}).get("structure") or {}).get("budget")
+    if not budget:
+        return ""
+    asked, predicted, form = budget["asked"], budget["predicted"], all_forms().get(budget["asked"]["form"])
+    name = "" if form is None else form.file
+    limits = [
+        *([f"at most {asked['latency_ms']:g} ms"] if asked["latency_ms"] is not None else []),
+        *([f"{asked['speedup']:g} times the speed of {DENSE_MODEL}"] if asked["speedup"] is not None else []),
+        *([f"at most {size(asked['bytes'])}"] if asked["bytes"] is not None else []),
+    ]
+    said = f"The sizes of the layers were chosen before training for a budget: the {asked['form']} file, {', '.join(limits)}"
+    held = report.get("files", {}).get(name, {}).get("bytes")
+    foreseen = [f"{size(predicted['bytes'])} without packing{_measured(size(held) if held else '')}"]
+    if held and name not in packed_files(report):
+        foreseen = [f"{size(predicted['bytes'])}{_measured(size(held))}"]
+    if predicted["latency_ms"] is None:
+        return f"{said}. Predicted were {foreseen[0]}."
+    timed = report.get("speed", {}) if DENSE_MODEL in report.get("speed", {}) else {}
+    own = timed.get(name, {})
+    milliseconds, ratio = own.get("median_ms"), own.get("speedup")
+    foreseen = [
+        f"{predicted['latency_ms']:.3g} ms{_measured(f'{milliseconds:.3g} ms' if milliseconds else '')}",
+        f"{predicted['speedup']:.3g} times the speed of {DENSE_MODEL}{_measured(f'{ratio:.3g} times' if ratio else '')}",
+        *foreseen,
+    ]
+    return (
+        f"{said} ({_describe_conditions(asked)}). Predicted were {', '.join(foreseen[:-1])}, and {foreseen[-1]}."
+        f"{_describe_other_conditions(asked, own)}"
+    )
+
+
+def _measured(figure: str) -> str:
+    return f" (measured: {figure})" if figure else ""
+
+
+def _describe_other_conditions(asked: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Say under which conditions the file was timed, where they are not those of the budget."""
+    if all(own.get(key, asked[key]) == asked[key] for key in CONDITIONS):
+        return ""
+    return f" The file was timed with {_describe_conditions(own)}."
+
+
+def _describe_conditions(of: Mapping[str, Any]) -> str:
+    said = {"batch": "batch {}", "tokens": "{} tokens", "threads": "threads: {}"}
+    return ", ".join(text.format(of[key]) for key, text in said.items() if of.get(key) is not None)
+
+
+def _listed_form(report: Report) -> Form | None:
+    """The form that serves first, if the report lists its file."""
+    form = served_form(report)
+    return form if form is not None and form.file in report.get("files", {}) else None
+
+
+def _share(report: Report, form: Form) -> str:
+    dense = report.get("dense_bytes", {}).get(reference().key)
+    return f", {percent(report['files'][form.file]['bytes'] / dense)} of {DENSE_MODEL}" if dense else ""
+
+
+def _speedup(report: Report, form: Form) -> float | None:
+    """Return the speedup of a form, if it was compared with something else."""
+    timed = report.get("speed", {})
+    return timed.get(form.file, {}).get("speedup") if form.file != next(iter(timed), None) else None
+
+
+def _baseline(report: Report) -> str:
+    """Name what the files were compared with in speed: the dense fp32 model, or a file."""
+    first = next(iter(report.get("speed", {})))
+    is_whole = first == reference().file and not lost_structures(report) and not lost_weights(report)
+    return DENSE_MODEL if is_whole else first
+
+
+def _describe_speed(report: Report, form: Form) -> str:
+    own, ratio = report.get("speed", {}).get(form.file), _speedup(report, form)
+    if not own or own.get("median_ms") is None:
+        return ""
+    texts = (
+        f"{own.get('batch', 1)} text{'' if own.get('batch', 1) == 1 else 's'} of {own.get('tokens')} tokens"
+    )
+    threads = f" with {own['threads']} thread{'' if own['threads'] == 1 else 's'}" if "threads" in own else ""
+    said = f"It takes {number(own['median_ms'])} ms (median) for {texts}{threads}"
+    if ratio is None:
+        return f"{said}."
+    baseline = _baseline(report)
+    why = ""
+    if baseline == reference().file and not lost_structures(report):
+        why = f" {baseline} is as fast as {DENSE_MODEL}, because zeros take the same time."
+    return f"{said} and is {ratio:.3g} times as fast as {baseline}, measured in turns.{why}"
