@@ -52,8 +52,15 @@ STRUCTURED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["text", "pair", "tokens"])
-@pytest.mark.parametrize("pruning", [{"criterion": "pins"}, {"criterion": "obert"}, STRUCTURED])
+@pytest.mark.parametrize(
+    ("kind", "pruning"),
+    [
+        ("text", {"criterion": "pins"}),
+        ("pair", STRUCTURED),
+        ("tokens", STRUCTURED),
+        ("tokens", {"criterion": "obert"}),
+    ],
+)
 def test_updates_of_every_kind_of_run_are_timed(kind, pruning):
     found = estimate(recipe(pruning=pruning), texts(kind), stages=(13, 13, 13))
     assert len(found.updates) == 3
