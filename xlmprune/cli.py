@@ -219,7 +219,9 @@ def compress(
         ),
     ] = None,
     allow_change: AllowChange = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without training.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan with its time and memory, and do not train.")
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: Json = False,

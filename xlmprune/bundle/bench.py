@@ -75,15 +75,14 @@ def bench(
         seconds: for each of them, after which no round begins once there are five.
         loads: how often each form is opened in a fresh process.
         say: told what is measured next.
-        runtimes: by form, what opens it; ONNX Runtime those that are not named, which the first form may not be.
+        runtimes: by form, what opens it; ONNX Runtime opens those that are not named.
 
     Returns:
         `threads`, `machine`, `onnxruntime`, `openvino` where it opened a form: {version, precision}, `first`; `files`
-        {form: file, runtime, bytes, load_seconds, peak_bytes,
-        loaded_bytes}, opened with the first number of threads; `speed`, a list of {form, batch, tokens, threads, rounds,
-        median_ms, p95_ms, texts_per_second, speedup}, where `speedup` is how many times faster than the first form with
-        as many threads. Memory is what the process gained from before
-        the file was opened: at most while loading, and after it; None on systems that do not tell.
+        {form: file, runtime, bytes, load_seconds, peak_bytes, loaded_bytes}, opened with the first number of threads;
+        `speed`, a list of {form, batch, tokens, threads, rounds, median_ms, p95_ms, texts_per_second, speedup}, where
+        `speedup` is how many times faster than the first form with as many threads. Memory is what the process gained
+        from before the file was opened: at most while loading, and after it; None on systems that do not tell.
 
     Raises:
         BundleError: a file is missing, cannot be opened, or does not take so many tokens.
@@ -103,7 +102,8 @@ def bench(
     }
     for count in threads:
         sessions = {form: _open(path, count, runtimes.get(form, USUAL)) for form, path in files.items()}
-        facts |= _openvino_facts(sessions.values())
+        if OPENVINO in runtimes.values():
+            facts["openvino"] = _openvino_facts(sessions.values())
         ids = _ids_known(sessions)
         for batch in batches:
             for tokens in lengths:
@@ -197,13 +197,11 @@ def _open(path: Path, threads: int, runtime: Runtime = USUAL) -> Session:
 
 
 def _openvino_facts(sessions: Iterable[Session]) -> dict[str, Any]:
-    """Return `openvino`: its version and the type of number that it computes with, if it opened any session."""
-    if "xlmprune.bundle.openvino" not in sys.modules:
-        return {}
+    """Return the version of OpenVINO and the type of number that its sessions compute with."""
     from xlmprune.bundle import openvino
 
-    precisions = [session.precision for session in sessions if isinstance(session, openvino.OpenVinoSession)]
-    return {"openvino": {"version": openvino.version(), "precision": precisions[0]}} if precisions else {}
+    opened = next(session for session in sessions if isinstance(session, openvino.OpenVinoSession))
+    return {"version": openvino.version(), "precision": opened.precision}
 
 
 def make_inputs(session: Session, batch: int, tokens: int, ids: int = TOKEN_IDS) -> dict[str, np.ndarray]:
