@@ -210,6 +210,8 @@ def test_epochs_follow_from_the_number_of_examples(tmp_path, count, dense, prune
     values, _ = parse_yaml(text, "r.yaml")
     assert (values["training"]["dense_epochs"], values["training"]["epochs_per_stage"]) == (dense, pruned)
     assert values["training"]["max_length"] == 64
+    rates = [values["training"][key] for key in ("dense_learning_rate", "learning_rate")]
+    assert rates == [2e-4, 1e-4], "a higher rate after pruning lost English and the others on few, long texts"
 
 
 def test_lengths_are_those_of_the_language_that_needs_most(tmp_path):

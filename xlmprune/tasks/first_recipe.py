@@ -330,7 +330,7 @@ def recipe_text(
         f"  batch_size: {batch}",
         "  # Small data needs a higher learning rate than the paper's 5e-6, which is for millions of updates.",
         f"  dense_learning_rate: {'2.0e-4' if small else '2.0e-5'}",
-        f"  learning_rate: {'3.0e-4' if small else '3.0e-5'}",
+        f"  learning_rate: {'1.0e-4' if small else '2.0e-5'}",
         f"  # 99% of a language's examples have at most about {found.longest} tokens. Shorter is faster and cuts texts.",
         f"  max_length: {length}",
         *([] if found.counts["dev"] else ["  # There is no dev file to choose the best epoch on."]),
