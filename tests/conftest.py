@@ -21,9 +21,11 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _traced_once():
+def _traced_once(request, tmp_path_factory):
     """Let tests share the trace of each structure of a model; see `traced.py`."""
     with pytest.MonkeyPatch.context() as patch:
+        if hasattr(request.config, "workerinput"):
+            patch.setattr(traced, "shared", tmp_path_factory.getbasetemp().parent / "traces")
         patch.setattr(torch.onnx, "export", traced.export)
         yield
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 from types import SimpleNamespace
 
+import golden
 import pytest
 import torch
 import transformers
@@ -173,12 +174,15 @@ def test_a_card_that_this_build_has_no_code_for_is_refused(cards, capability, ar
             device.resolve_device(name)
 
 
-def test_a_plan_and_doctor_warn_of_the_cpu(monkeypatch, driver, cards):
+def test_a_plan_and_doctor_warn_of_the_cpu(tmp_path, monkeypatch, driver, cards):
+    golden.write_inputs(tmp_path)
+    recipe = golden.write_recipe(tmp_path, "cosine")
     cards(0)
     driver.control.unlink()
     facts = doctor.diagnose()
     assert any("--gpus all" in line for line in facts["advice"])
-    result = CliRunner().invoke(app, ["compress", "quickstart", "--dry-run"])
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["compress", str(recipe), "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "--gpus all" in result.stdout
 

@@ -1,19 +1,25 @@
-"""Trace each structure of a model once in a test process, since tracing takes seconds and its result depends on no weight.
+"""Trace each structure of a model once in a test run, since tracing takes seconds and its result depends on no weight.
 
 Tests that need a graph get the graph of the first model of this structure, with their model's weights in it. Tests of the
 exporter itself ask for the fixture `traced_anew`. `test_exporters_onnx.py` compares both byte for byte. They differ where a
 model has small tensors that are equal, of which the exporter keeps one.
+
+Workers of one run (pytest-xdist) share their graphs in a folder of that run: what one has traced no other traces.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from filelock import FileLock
 from onnx import numpy_helper
 
 EXPORT = torch.onnx.export
@@ -22,6 +28,12 @@ EXPORT = torch.onnx.export
 Template = tuple[onnx.ModelProto, dict[str, tuple[str, bool]]]
 """A graph, and for each initializer that holds a parameter its name and whether it is transposed."""
 
+NAMES = ("_name_or_path", "id2label", "label2id")
+"""What a model's configuration holds that no graph depends on."""
+
+shared: Path | None = None
+"""The folder of this run's graphs; None where one process runs all tests."""
+
 _templates: dict[str, Template | None] = {}
 
 
@@ -29,16 +41,37 @@ def export(model: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
     """Export as `torch.onnx.export` does; trace only where no model of this structure was traced before."""
     key = _structure(model, options)
     if key not in _templates:
-        _templates[key] = _template(model, arguments, options)
+        _templates[key] = (
+            _template(model, arguments, options)
+            if shared is None
+            else _of_any_worker(key, model, arguments, options)
+        )
     template = _templates[key]
     if template is None:
         return EXPORT(model, *arguments, **options)
     return SimpleNamespace(model_proto=_filled(template, model))
 
 
+def _of_any_worker(
+    key: str, model: torch.nn.Module, arguments: Any, options: dict[str, Any]
+) -> Template | None:
+    """Read the template that a worker has written, or write it; the others wait meanwhile."""
+    assert shared is not None
+    shared.mkdir(exist_ok=True)
+    file = shared / hashlib.sha256(key.encode()).hexdigest()
+    with FileLock(file.with_suffix(".lock")):
+        if file.exists():
+            graph, found = pickle.loads(file.read_bytes())
+            return graph and (onnx.ModelProto.FromString(graph), found)
+        template = _template(model, arguments, options)
+        graph, found = template or (None, {})
+        file.write_bytes(pickle.dumps((graph and graph.SerializeToString(), found)))
+    return template
+
+
 def _structure(model: torch.nn.Module, options: dict[str, Any]) -> str:
     """Describe everything but the weights: classes, settings, shapes and the exporter's options."""
-    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    config = {name: value for name, value in model.config.to_dict().items() if name not in NAMES}
     plain = int | float | str | None
     modules = [
         (name, type(module), {key: value for key, value in vars(module).items() if isinstance(value, plain)})
