@@ -4,8 +4,9 @@
 
 The weights are random with the configuration of XLM-R base (278 M parameters), so no hub is needed. The tokenizer is that of
 the quickstart, which has XLM-R's 250,002 pieces. `--pieces` trims the vocabulary to this size, counted on a text made of the
-pieces themselves. By default 31 % of single weights remain; `--structure '{heads: 0.5, neurons: 0.5}'` removes whole heads and
-neurons, and `bench` then compares with the dense model. Prints the seconds and the peak memory of each step, and the result of `bench`.
+pieces themselves. By default 31 % of single weights remain. `--structure '{heads: 0.5, neurons: 0.5}'` removes whole heads
+and neurons, and `bench` then compares with the dense model. Prints the seconds and the peak memory of each step, and the
+result of `bench`.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def main() -> None:
     options.add_argument("--opset", default="auto", type=yaml.safe_load)
     options.add_argument("--forms", default="fp32,int8")
     options.add_argument("--pieces", type=int, help="trim the vocabulary to so many; otherwise it is kept")
-    options.add_argument("--structure", type=yaml.safe_load, help="remove structures, as pruning.structure says")
+    options.add_argument(
+        "--structure", type=yaml.safe_load, help="remove structures, as pruning.structure says"
+    )
     options.add_argument("--threads", default="1,2", help="of bench")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
