@@ -326,7 +326,7 @@ def test_another_model_in_its_place_is_found_by_its_answers(copy):
     reseal(copy)
     found = failures(copy)
     assert found.keys() == {"model.onnx: golden logits", "triton/tiny/1/model.onnx serves"}
-    assert "not what was measured" in found["model.onnx: golden logits"]
+    assert "differs from what was measured" in found["model.onnx: golden logits"]
 
 
 def test_a_graph_the_checker_refuses(copy):

@@ -154,7 +154,8 @@ def quick(
     while not all(_takes(session, tokens, ids) for session in sessions.values()):
         if tokens == 1:
             raise BundleError(
-                f"{', '.join(map(str, files.values()))}: not even one token is taken; expected models of xlmprune"
+                f"{', '.join(map(str, files.values()))}: do not accept even one token; expected ONNX "
+                "files written by xlmprune"
             )
         tokens //= 2
     rounds = _rounds(sessions, batch, tokens, repeats=1000, seconds=seconds, ids=ids)

@@ -171,7 +171,7 @@ def _whole_model(bundle: Path, folder: Path, say: Callable[[str], None]) -> Path
         say("exporting the dense model")
         return write_whole(bundle, folder)
     except ImportError as error:
-        reason = f"it takes the package {error.name}, which is not installed"
+        reason = f"it needs the package {error.name}, which is not installed"
     except BundleError as error:
         reason = str(error)
     say(f"the dense model was not measured: {reason}. The speedups compare with a file of the pruned model")

@@ -175,7 +175,7 @@ def _check_without_forms(path: Path) -> str:
     listed = {form.file for form in all_forms().values()} & set(manifest.read(path)["files"])
     if listed:
         raise BundleError(f"has no {expected_files()}, and its manifest lists {', '.join(sorted(listed))}")
-    return "none was shipped: this bundle holds weights for PyTorch, and nothing to serve"
+    return "none was shipped: this bundle has weights for PyTorch only"
 
 
 def _check_measured_forms(bundle: Bundle) -> Iterator[Check]:
@@ -201,7 +201,7 @@ def _check_numbering(bundle: Bundle) -> str:
     """The tokenizer gives the golden texts the token ids that the model was measured with."""
     stored = golden.read(bundle.path)
     if stored.texts is None:
-        return f"; {golden.FILE} has no texts, so how it numbers them was not checked"
+        return f"; {golden.FILE} has no texts, so the token ids were not checked"
     found = pad(encode(bundle.tokenizer, stored.texts, bundle.max_length), range(len(stored.texts.first)))
     for number, ids in enumerate(stored.input_ids, 1):
         real, ours = ids[stored.attention_mask[number - 1] == 1], found["input_ids"][number - 1]
@@ -209,7 +209,7 @@ def _check_numbering(bundle: Bundle) -> str:
             raise BundleError(
                 f"gives golden text {number} other token ids than the model was measured with; it belongs to another model"
             )
-    return ", golden texts numbered as measured"
+    return ", token ids of the golden texts as measured"
 
 
 def _check_graph(bundle: Bundle, form: str) -> str:
@@ -270,8 +270,8 @@ def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
     sentence = f"differ by at most {largest:.2g} ({share}), {agreement:.1%} of the labels agree"
     if largest > allowed or agreement < tolerance.agreement:
         raise BundleError(
-            f"{sentence}; allowed are {tolerance.difference:.1%} and {tolerance.agreement:.0%}. The file, or this "
-            "runtime, is not what was measured"
+            f"{sentence}; at most {tolerance.difference:.1%} difference and at least {tolerance.agreement:.0%} agreement "
+            "are allowed. The file or the runtime differs from what was measured"
         )
     return sentence
 
@@ -312,14 +312,14 @@ def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
         dense = forward_of(open_session(path, bundle.threads))
         if not np.array_equal(packed(*feed), dense(*feed)):
             raise BundleError(
-                "its logits are not those of the dense graph; ship the dense one (xlmprune unpack)"
+                "its logits differ from those of the dense graph; ship the dense graph (xlmprune unpack)"
             )
         ratio = _time_ratio(packed, dense, feed)
-    sentence = f"logits are bit for bit those of the dense graph, latency {ratio:.2f} times its"
+    sentence = f"logits equal those of the dense graph bit for bit, latency {ratio:.2f} times that of the dense graph"
     if ratio > SLOWEST_PACKED:
         raise _Slow(
-            f"{sentence}; expected at most {SLOWEST_PACKED:g} times. If a quiet machine says the same, ship the dense graph "
-            "(xlmprune unpack)"
+            f"{sentence}; expected at most {SLOWEST_PACKED:g} times. If a quiet machine gives the same, ship the dense "
+            "graph (xlmprune unpack)"
         )
     return sentence
 

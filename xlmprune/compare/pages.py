@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 ONE_SEED = "†"
-SPREAD_NOTE = (
-    "Mean ± standard deviation over seeds. † one seed: no spread is known, so small differences mean little."
-)
+SPREAD_NOTE = "Mean ± standard deviation over seeds. † one seed: the spread is unknown, so small differences mean little."
 
 
 def tables(comparison: Comparison) -> list[Table]:

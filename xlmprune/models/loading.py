@@ -223,8 +223,8 @@ def _notes(model: Any) -> tuple[str, ...]:
     if share < SPARSE_START:
         return ()
     return (
-        f"{share:.1%} of the checkpoint's prunable weights are zero: it was pruned or quantized before. Training lets them "
-        "grow back, and pruning starts from all weights",
+        f"{share:.1%} of the checkpoint's prunable weights are zero. This is normal for weights that were quantized or "
+        "pruned before. Training updates these weights too, and pruning starts from all weights",
     )
 
 

@@ -141,12 +141,12 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
 def _require_same_stage_0(dense: Path, recipe: Recipe) -> None:
     file = dense / "recipe.yaml"
     if not file.is_file():
-        raise ModelError(f"{dense}: is no run folder; it has no recipe.yaml")
+        raise ModelError(f"{dense}: is not a run folder; it has no recipe.yaml")
     values, _ = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     found = validate_recipe(values, str(file))
     if dense_key(found) != dense_key(recipe):
         said = first_difference(_reduced(found).resolved(), _reduced(recipe).resolved())
-        raise RecipeError(f"{dense}: its stage 0 is not that of this recipe ({said})")
+        raise RecipeError(f"{dense}: its stage 0 differs from the stage 0 of this recipe ({said})")
 
 
 def _own_tensors(method: Method, distillation: DistillationRecipe | None, dense: Tensors) -> Tensors:
