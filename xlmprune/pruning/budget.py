@@ -396,7 +396,7 @@ class Settled:
                 f"{choice.speedup:.3g} times as fast as dense fp32",
                 *costs,
             ]
-        return f"the budget leaves {choice.size}; predicted for {form}: {', '.join(costs)}"
+        return f"the budget keeps {choice.size}; predicted for {form}: {', '.join(costs)}"
 
     def write(self, path: Path) -> None:
         """Write it as JSON, so that a resumed run measures nothing."""

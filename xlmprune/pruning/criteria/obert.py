@@ -1,7 +1,7 @@
-"""Keep the weights whose removal raises the loss most, others making up for it (oBERT, the Optimal BERT Surgeon).
+"""Keep the weights whose removal raises the loss most, even if others compensate for it (oBERT, the Optimal BERT Surgeon).
 
 The curvature is the empirical Fisher matrix in blocks of consecutive weights. Global. The most faithful
-criterion here and the dearest: ``4 * block`` bytes per weight at the pruning moment (XLM-R base: 5.4 GB in
+criterion here and the most expensive: ``4 * block`` bytes per weight at the pruning moment (XLM-R base: 5.4 GB in
 blocks of 16, 17 GB in the published 50) and ``batches`` gradients.
 """
 

@@ -1,4 +1,4 @@
-"""Keep the weights whose removal the others of their row cannot make up for on unlabelled text (SparseGPT).
+"""Keep the weights whose removal the others of their row cannot compensate for on unlabelled text (SparseGPT).
 
 By layer, from second moments of activations alone. Unlike `wanda` it knows that of two inputs alike one is enough.
 It is meant to be followed by the refit that it presumes (`pruning.reconstruct`).
