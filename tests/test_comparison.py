@@ -1078,7 +1078,7 @@ def test_what_some_compute_beside_the_updates_is_said(base):
     (note,) = extra("distillation=null,{teacher: finetuned}")
     assert 'distillation={"teacher": "finetuned"}: a teacher\'s answers' in note.replace("'", "'")
     (note,) = extra("pruning.criterion=magnitude,gradient", "distillation=null,{unlabelled: task}")
-    assert note.count("gradients of 1 batches a stage") == 2
+    assert note.count("gradients of 1 batches per stage") == 2
     assert "as many unlabelled texts, for student and teacher and gradients" in note
 
 

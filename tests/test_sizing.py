@@ -202,7 +202,7 @@ def test_a_dry_run_says_what_the_budget_resolves_to(workplace, tmp_path):  # noq
     assert [stage["encoder_density"] for stage in plan["stages"]] == pytest.approx([1, prunable])
     result = dry_run(workplace, tmp_path, speedup=4, table="table.json")
     assert (
-        "the budget leaves 2 layers with 1 head and 12 FFN neurons each; predicted for int8: 6 ms"
+        "the budget keeps 2 layers with 1 head and 12 FFN neurons each; predicted for int8: 6 ms"
         in " ".join(result.output.split())
     )
 
@@ -372,7 +372,7 @@ def test_nothing_is_measured_for_a_table_that_cannot_be_written(tmp_path, monkey
 def test_a_size_that_cannot_be_timed_is_named(exported, monkeypatch):
     monkeypatch.setattr(sizing, "random_model", lambda *_: None)
     monkeypatch.setattr(sizing, "export_onnx", lambda model, opset: exported[1])
-    with pytest.raises(BundleError, match=r"1 layer with 1 head .* does not take texts of 100000 tokens"):
+    with pytest.raises(BundleError, match=r"1 layer with 1 head .* does not accept texts of 100000 tokens"):
         sizing.measure(source(), INT8, [(1, 100_000, 1)], partial(medians, seconds=0.1))
 
 

@@ -64,7 +64,7 @@ class Bundle:
             named = {int(index): label for index, label in self.config["id2label"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(
-                f"{self.path / 'config.json'}: {error} is missing or not what was written"
+                f"{self.path / 'config.json'}: {error} is missing or has changed since it was written"
             ) from error
         if self.kind not in get_args(Kind):
             raise BundleError(

@@ -111,7 +111,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, XlmpruneError):
         return str(error)
     first = (str(error).strip().splitlines() or [""])[0]
-    return f"could not be checked ({type(error).__name__}: {first}); is it damaged, or may it not be read?"
+    return f"could not be checked ({type(error).__name__}: {first}); it may be damaged or unreadable"
 
 
 def _check_files(path: Path) -> Iterator[Check]:
@@ -182,7 +182,7 @@ def _check_measured_forms(bundle: Bundle) -> Iterator[Check]:
     """Every form whose answers are stored must be there: without it, another form would answer in its place."""
     answered = set(golden.read(bundle.path).logits) & set(all_forms())
     for form in sorted(answered - set(bundle.forms)):
-        detail = f"is missing, and {golden.FILE} holds its answers"
+        detail = f"is missing, but {golden.FILE} has answers of it"
         yield Check(f"{form_named(form).file}: golden logits", False, detail)
 
 
@@ -221,7 +221,7 @@ def _check_graph(bundle: Bundle, form: str) -> str:
         onnx.checker.check_model(path, full_check=True)
         graph = onnx.load(path, load_external_data=False)
     except Exception as error:  # the checker raises errors of several unrelated kinds
-        raise BundleError(f"the ONNX checker refuses it: {str(error).strip().splitlines()[0]}") from error
+        raise BundleError(f"the ONNX checker rejects it: {str(error).strip().splitlines()[0]}") from error
     opsets = {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import}
     named = ", ".join(f"{domain} {version}" for domain, version in sorted(opsets.items()))
     return f"{len(graph.graph.node)} nodes, opset {named}"
@@ -249,7 +249,9 @@ def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
     """
     expected, tolerance = stored.logits[form], form_named(form).tolerance
     if found.shape != expected.shape:
-        raise BundleError(f"logits are {list(found.shape)}, {list(expected.shape)} were stored")
+        raise BundleError(
+            f"logits have shape {list(found.shape)}; the stored logits have shape {list(expected.shape)}"
+        )
     if not np.isfinite(expected).all():
         raise BundleError(f"{golden.FILE} is damaged: its logits of {form} are not finite")
     if expected.ndim == 3:  # what a tagger says of padding means nothing
@@ -352,7 +354,9 @@ def _check_triton(bundle: Bundle) -> Iterator[Check]:
             yield Check(f"{name} serves", True, "is one of the bundle's forms, with its config.pbtxt")
         else:
             yield Check(
-                f"{name} serves", False, "is none of the bundle's forms" if config else "has no config.pbtxt"
+                f"{name} serves",
+                False,
+                "is not one of the bundle's forms" if config else "has no config.pbtxt",
             )
 
 

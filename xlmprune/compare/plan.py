@@ -496,9 +496,9 @@ def _extra_passes(cells: Sequence[Cell]) -> Iterator[str]:
         if settings is not None:
             extra.append("a teacher's answers on every batch")
             if settings.unlabelled is not None:
-                extra.append("as many unlabelled texts, for student and teacher")
+                extra.append("as many unlabelled texts for student and teacher")
         if (batches := getattr(criterion, "batches", None)) is not None:
-            extra.append(f"gradients of {batches} batches a stage to score weights")
+            extra.append(f"gradients of {batches} batches per stage to score weights")
         if extra:
             found.setdefault(" and ".join(extra), {})[cell.method] = None
     everywhere = {cell.method for cell in cells}

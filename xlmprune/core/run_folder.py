@@ -332,7 +332,7 @@ class RunFolder:
             return None
         self.events.cut(found[1]["events_bytes"])
         for folder, cause in damaged:
-            say(f"{cause}; the checkpoint before it is used")
+            say(f"{cause}; using the previous checkpoint")
             self.repairs.append({"what": folder.name, "cause": cause})
             shutil.rmtree(folder)
         return found

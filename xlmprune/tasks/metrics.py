@@ -149,7 +149,7 @@ class Ndcg:
         if not rows and len(examples):
             raise DataError(
                 f"{examples.origin}: no query has two documents, so nothing is ranked in {examples.language!r}. The "
-                "documents of a query must stand on neighbouring lines"
+                "documents of a query must be on neighbouring lines"
             )
         return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
