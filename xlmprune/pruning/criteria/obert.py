@@ -81,13 +81,13 @@ class Obert(Criterion):
     default_scope: ClassVar[Scope] = "global"
 
     block: Annotated[int, Field(ge=1)] = 16
-    """Weights to a block of the Fisher matrix; published: 50. With 1 it is diagonal and nothing is compensated."""
+    """Weights per block of the Fisher matrix (published: 50). With 1 it is diagonal, and nothing is compensated."""
 
     batches: Annotated[int, Field(ge=1)] = 256
-    """Gradients to estimate it from, each of one batch; published: 1024."""
+    """Number of gradients, each of one batch, to estimate the Fisher matrix from (published: 1024)."""
 
     damping: Annotated[float, Field(gt=0)] = 1e-7
-    """Added to the diagonal."""
+    """Value added to the diagonal of the Fisher matrix."""
 
     def __post_init__(self) -> None:
         self._inverse: dict[str, Tensor] = {}

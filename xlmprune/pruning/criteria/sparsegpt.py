@@ -56,7 +56,7 @@ class SparseGpt(Criterion):
     needs_moments: ClassVar[bool] = True
 
     ridge: Annotated[float, Field(gt=0)] = 0.01
-    """Added to the second moment, relative to the mean square of an input."""
+    """Value added to the second moment, relative to the mean square of an input."""
 
     def scores(self, context: PruningContext) -> Scores:
         """Measure inputs on unlabelled text with the weights as they are."""
