@@ -219,7 +219,7 @@ def test_what_is_no_finished_dense_run_is_refused(base, tmp_path):
             dense.start_from(tmp_path / "none", recipe, run)
         with open_run(tmp_path / "d", dense.dense_recipe(recipe)):
             pass
-        with pytest.raises(ModelError, match="holds no finished dense run"):
+        with pytest.raises(ModelError, match="has no finished dense run"):
             dense.start_from(tmp_path / "d", recipe, run)
         with open_run(tmp_path / "seed", dense.dense_recipe(load(base, "seed=5"))):
             pass

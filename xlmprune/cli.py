@@ -439,7 +439,7 @@ def bench(
     against: Annotated[
         Path | None,
         typer.Option(
-            help="Another bundle or an ONNX file to compare with. Default: the whole dense fp32 model where layers, heads "
+            help="Another bundle or an ONNX file to compare with. Default: the whole dense fp32 model if layers, heads "
             "or neurons were removed (needs PyTorch), else the bundle's first form, unpacked."
         ),
     ] = None,

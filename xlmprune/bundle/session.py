@@ -253,7 +253,7 @@ def _found(entry: Any) -> str:
     if isinstance(entry, str):
         return "one text"
     if isinstance(entry, tuple):
-        return f"{len(entry)} texts (a tab stands between two)"
+        return f"{len(entry)} texts (a tab separates two texts)"
     return f"{len(entry)} texts" if isinstance(entry, list) else type(entry).__name__
 
 

@@ -424,7 +424,7 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
         if same in seen:
             raise RecipeError(
                 f"two cells are the same run: {seen[same]} and {cell}. Is a value listed twice, or does --set override "
-                "what is varied?"
+                "a varied key?"
             )
         seen[same] = cell
 

@@ -120,7 +120,7 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
     found = read_newest(dense / "checkpoint")
     if found is None or not after_stage_0(found[1]) or "languages" not in found[1]["stages"][-1]:
         raise ModelError(
-            f"{dense}: holds no finished dense run; run it to its end, with pruning.schedule.stages: 0"
+            f"{dense}: has no finished dense run; finish that run, with pruning.schedule.stages: 0"
         )
     tensors, numbers = found
     if damage := start_damage(dense, numbers["start"]):
