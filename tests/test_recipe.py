@@ -309,7 +309,7 @@ def test_a_file_name_that_is_no_name_becomes_one(tmp_path):
 
 @pytest.mark.parametrize("text", ["seed: !!int abc", "seed: !!timestamp x", "seed: !mine 1"])
 def test_tags_are_refused(text):
-    with pytest.raises(RecipeError, match=r"x\.yaml, line 1: tags such as !\S+ are not read"):
+    with pytest.raises(RecipeError, match=r"x\.yaml, line 1: tags such as !\S+ are not allowed"):
         parse_yaml(text, "x.yaml")
 
 
