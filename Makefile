@@ -24,7 +24,7 @@ INSTALLED_TEST := .venv/installed-test
 
 help:
 	@echo "make quickstart   prune a real multilingual model in minutes and report on every language"
-	@echo "make test         run the linter, the type checker and the tests, but for the slow ones"
+	@echo "make test         run the linter, the type checker and the tests, except the slow ones"
 	@echo "make test-slow    run the slow tests: whole runs, kills, every family, every task"
 	@echo "make test-lowest  run the tests with the lowest versions that pyproject.toml allows, in .venv/lowest"
 	@echo "make test-gpu     run the tests that need a GPU"

@@ -183,7 +183,7 @@ def test_medians_are_of_every_file(files):
 
 
 def test_what_cannot_be_measured_is_said(tmp_path, files, capfd):
-    with pytest.raises(BundleError, match="does not take texts of 128 tokens"):
+    with pytest.raises(BundleError, match="does not accept texts of 128 tokens"):
         bench.bench(files, lengths=(128,), loads=1)
     with pytest.raises(BundleError, match=r"missing\.onnx is not there"):
         bench.bench({"fp32": tmp_path / "missing.onnx"})

@@ -119,7 +119,7 @@ def test_an_earlier_heads_problem_type_is_not_kept(folder):
         ("hidden_size", 10**9, "hidden_size"),
         ("vocab_size", -1, "vocab_size: -1"),
         ("num_attention_heads", 0, "num_attention_heads: 0"),
-        ("num_attention_heads", 3, "which 3 heads do not divide"),
+        ("num_attention_heads", 3, "which cannot be divided by 3 heads"),
         ("intermediate_size", "64", 'intermediate_size: "64"'),
         ("max_position_embeddings", 1e9, "max_position_embeddings"),
         ("pad_token_id", None, "pad_token_id: null"),
@@ -197,7 +197,7 @@ def test_a_tokenizer_that_adds_no_tokens_is_refused(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["post_processor"] = None
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    refused(folder, "adds no token before and behind a text")
+    refused(folder, "adds no token before and after a text")
 
 
 def test_another_padding_id_than_the_models_is_refused(folder):

@@ -339,7 +339,7 @@ def test_what_cannot_be_varied(base, vary, overrides, said):
         ({"vary": {"seed": [1]}, "base": 5}, "line [0-9]+: base: expected text, found 5"),
         ({"vary": {"seed": []}}, "vary.seed: no value"),
         ({"methods": {"A": {"regularizer": "frob"}}}, "methods.A.*no regularizer is called 'frob'"),
-        ({"methods": {"A": {}}, "baseline": "B"}, "baseline 'B' is no method here; .*A"),
+        ({"methods": {"A": {}}, "baseline": "B"}, "baseline 'B' is not a method of this comparison; .*A"),
         ({"tasks": {"A": {"recipe": 3}}}, "tasks.A.recipe"),
         ({"tasks": {"A": {"recipe": "nowhere.yaml"}}}, "no recipe at nowhere.yaml"),
         ({"methods": {"A": {"seed": float("nan")}}}, "methods.A: seed: nan"),
@@ -1078,7 +1078,7 @@ def test_what_some_compute_beside_the_updates_is_said(base):
     (note,) = extra("distillation=null,{teacher: finetuned}")
     assert 'distillation={"teacher": "finetuned"}: a teacher\'s answers' in note.replace("'", "'")
     (note,) = extra("pruning.criterion=magnitude,gradient", "distillation=null,{unlabelled: task}")
-    assert note.count("gradients of 1 batches a stage") == 2
+    assert note.count("gradients of 1 batches per stage") == 2
     assert "as many unlabelled texts, for student and teacher and gradients" in note
 
 

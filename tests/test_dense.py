@@ -201,7 +201,7 @@ def test_the_command_starts_from_a_dense_run_and_refuses_another(base, tmp_path)
     other = compress(base, tmp_path / "other", *weights_only, *start, "--set", "training.dense_epochs=1")
     assert other.exit_code == 2
     assert (
-        "its stage 0 is not that of this recipe (training.dense_epochs is 2.0 there and 1.0 here)"
+        "its stage 0 differs from the stage 0 of this recipe (training.dense_epochs is 2.0 there and 1.0 here)"
         in other.stderr
     )
     pruned = compress(base, tmp_path / "run", *weights_only, *start)
@@ -219,7 +219,7 @@ def test_what_is_no_finished_dense_run_is_refused(base, tmp_path):
             dense.start_from(tmp_path / "none", recipe, run)
         with open_run(tmp_path / "d", dense.dense_recipe(recipe)):
             pass
-        with pytest.raises(ModelError, match="holds no finished dense run"):
+        with pytest.raises(ModelError, match="has no finished dense run"):
             dense.start_from(tmp_path / "d", recipe, run)
         with open_run(tmp_path / "seed", dense.dense_recipe(load(base, "seed=5"))):
             pass

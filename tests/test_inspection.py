@@ -219,8 +219,8 @@ def test_weights_that_are_no_numbers_are_null_in_json(model, tmp_path):
         ("{}", "weight_map"),
         ("[]", "is damaged"),
         ('{"weight_map": {"a": 1}}', "is damaged"),
-        ('{"weight_map": {"a": "../other/model.safetensors"}}', "not the name of a file beside it"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "not the name of a file beside it"),
+        ('{"weight_map": {"a": "../other/model.safetensors"}}', "not the name of a file in the same folder"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "not the name of a file in the same folder"),
     ],
 )
 def test_a_damaged_index_of_shards_is_said(tmp_path, content, said):

@@ -209,7 +209,9 @@ def test_a_recipe_chooses_the_main_metric_by_name():
     metrics = (Ndcg("wpr_argmax"), Ndcg("wpr_expected", expected=True))
     assert [metric.name for metric in main_first(metrics, None)] == ["wpr_argmax", "wpr_expected"]
     assert [metric.name for metric in main_first(metrics, "wpr_expected")] == ["wpr_expected", "wpr_argmax"]
-    with pytest.raises(RecipeError, match="'f1' is no metric of this task; it has: wpr_argmax, wpr_expected"):
+    with pytest.raises(
+        RecipeError, match="'f1' is not a metric of this task; it has: wpr_argmax, wpr_expected"
+    ):
         main_first(metrics, "f1")
 
 

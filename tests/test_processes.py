@@ -553,7 +553,7 @@ def test_killed_stopped_and_resumed_it_ends_the_same(workplace):
     run = torchrun(workplace, recipe, "interrupted")
     said, _ = run.communicate()
     assert run.returncode == 0
-    assert said.count("holds this run, finished; nothing to do") == 1
+    assert said.count("this run is finished; nothing to do") == 1
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def test_a_card_that_the_hub_refuses_is_a_sentence(hub, bundle):
             "me/model could not be uploaded to: the hub does not accept the token",
         ),
         (READER, "me/model", "the token may not do this; an upload needs a token with write permission"),
-        (WRITER, "a/b/c", "is no name of a repository, expected owner/name"),
+        (WRITER, "a/b/c", "is not a repository name; expected owner/name"),
     ],
 )
 def test_what_the_hub_refuses_is_a_sentence(hub, bundle, monkeypatch, token, name, said):
@@ -160,7 +160,7 @@ def test_what_the_hub_refuses_is_a_sentence(hub, bundle, monkeypatch, token, nam
 def test_a_branch_that_cannot_be_is_refused_before_anything_is_created(hub, bundle, revision):
     result = push(bundle, "me/model", f"--revision={revision}")
     assert result.exit_code == 2, result.output
-    assert "is no name of a branch" in result.stderr
+    assert "is not a branch name" in result.stderr
     assert not hub.asked
 
 

@@ -317,7 +317,7 @@ def test_a_language_with_too_little_is_refused_saying_what_is_missing():
 
 
 def test_only_the_train_language_has_train_and_dev():
-    with pytest.raises(DataError, match="no train set in 'de', which is only tested"):
+    with pytest.raises(DataError, match="no train set in 'de': this language is only tested"):
         task().examples("de", "train")
 
 

@@ -126,7 +126,7 @@ def test_unknown_task(tmp_path):
         ("pruning: {schedule: {name: geometric, step_fraction: 1.5}}", "pruning.schedule.step_fraction"),
         ("model: {vocabulary: {min_count: 2}}", "keep_languages_of"),
         ("training: {batch_size: 2, gradient_accumulation: 4}", "more micro-batches"),
-        ("training: {epochs_per_stage: 0}", "say how long stage 0 trains: dense_epochs"),
+        ("training: {epochs_per_stage: 0}", "set dense_epochs to the length of stage 0"),
         ("training: {dense_epochs: 0}", "training.dense_epochs: must be greater than 0"),
         (
             "training: {epochs_per_stage: 0, dense_epochs: 2}\npruning: {criterion: l0}",
@@ -134,7 +134,7 @@ def test_unknown_task(tmp_path):
         ),
         (
             "training: {epochs_per_stage: 0, dense_epochs: 2}\npruning: {criterion: pins, schedule: {name: continuous}}",
-            "the schedule continuous prunes while it trains",
+            "the schedule `continuous` prunes during training",
         ),
         (
             "pruning: {schedule: {name: geometric, stages: 100000000}}",
@@ -309,7 +309,7 @@ def test_a_file_name_that_is_no_name_becomes_one(tmp_path):
 
 @pytest.mark.parametrize("text", ["seed: !!int abc", "seed: !!timestamp x", "seed: !mine 1"])
 def test_tags_are_refused(text):
-    with pytest.raises(RecipeError, match=r"x\.yaml, line 1: tags such as !\S+ are not read"):
+    with pytest.raises(RecipeError, match=r"x\.yaml, line 1: tags such as !\S+ are not allowed"):
         parse_yaml(text, "x.yaml")
 
 
@@ -615,4 +615,4 @@ def test_mutated_recipes_are_read_or_refused_with_a_sentence():
 def test_many_faults_are_cut_short(tmp_path):
     said = refusal(tmp_path, MINIMAL + "training:\n" + "".join(f"  key{i}: 1\n" for i in range(3000)))
     assert len(said.splitlines()) == 51
-    assert said.endswith("and 2950 more faults")
+    assert said.endswith("and 2950 more errors")

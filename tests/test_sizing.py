@@ -167,7 +167,9 @@ def test_a_run_measures_once_and_resumes_with_what_was_chosen(workplace, tmp_pat
     assert found["budget"]["predicted"]["speedup"] == pytest.approx(26 / 6)
     kept = json.loads((run / "budget.json").read_text(encoding="utf-8"))
     assert SizeTable.from_record(kept["table"]) == known_table()
-    assert "chosen before training for a budget" in (run / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert "the layer sizes were chosen so that the" in (run / "bundle" / "README.md").read_text(
+        encoding="utf-8"
+    )
     left = sum(tensor.size for tensor in load_file(run / "bundle" / "model.safetensors").values())
     assert left == found["parameters"]
 
@@ -200,7 +202,7 @@ def test_a_dry_run_says_what_the_budget_resolves_to(workplace, tmp_path):  # noq
     assert [stage["encoder_density"] for stage in plan["stages"]] == pytest.approx([1, prunable])
     result = dry_run(workplace, tmp_path, speedup=4, table="table.json")
     assert (
-        "the budget leaves 2 layers with 1 head and 12 FFN neurons each; predicted for int8: 6 ms"
+        "the budget keeps 2 layers with 1 head and 12 FFN neurons each; predicted for int8: 6 ms"
         in " ".join(result.output.split())
     )
 
@@ -214,10 +216,10 @@ OTHER = {"name": "large", **WHOLE, "hidden": 1024, "layers": 24}
         (
             {},
             {"latency_ms": 1},
-            "latency_ms 1 cannot be met; the best reachable is 2.5 ms, with 1 layer with 1 head",
+            "latency_ms 1 cannot be met; the best possible is 2.5 ms, with 1 layer with 1 head",
         ),
-        ({}, {"speedup": 50}, "speedup 50 cannot be met; the best reachable is 10.4"),
-        ({}, {"bytes": "1 kB"}, "bytes 1.0 kB cannot be met; the best reachable is"),
+        ({}, {"speedup": 50}, "speedup 50 cannot be met; the best possible is 10.4"),
+        ({}, {"bytes": "1 kB"}, "bytes 1.0 kB cannot be met; the best possible is"),
         (
             {},
             {"speedup": 2, "batch": 8},
@@ -275,7 +277,7 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "budget.json").write_text("[" * 100_000)
     with pytest.raises(ModelError, match=r"budget\.json: is damaged"):
         Settled.read(tmp_path / "budget.json")
-    for text, said in (('{"files": []}', "it is no table of sizes"), ("[" * 100_000, "recursion")):
+    for text, said in (('{"files": []}', "it is not a table of sizes"), ("[" * 100_000, "recursion")):
         (tmp_path / "table.json").write_text(text)
         with pytest.raises(RecipeError, match=rf"table\.json cannot be read: .*{said}"):
             sizing.read_table(tmp_path / "table.json", source(), INT8)
@@ -331,7 +333,7 @@ def test_bench_compares_with_the_whole_model(tmp_path, monkeypatch):
         with contenders(folder, say=said.append) as files:
             assert list(files) == ["fp32"]
     assert said[1].startswith(
-        "the dense model was not measured: it takes the package torch, which is not installed."
+        "the dense model was not measured: it needs the package torch, which is not installed."
     )
     (folder / "report.json").write_text(json.dumps({"model": {"structure": {"whole": {}}}}))
     with contenders(folder, say=said.append) as files:
@@ -370,7 +372,7 @@ def test_nothing_is_measured_for_a_table_that_cannot_be_written(tmp_path, monkey
 def test_a_size_that_cannot_be_timed_is_named(exported, monkeypatch):
     monkeypatch.setattr(sizing, "random_model", lambda *_: None)
     monkeypatch.setattr(sizing, "export_onnx", lambda model, opset: exported[1])
-    with pytest.raises(BundleError, match=r"1 layer with 1 head .* does not take texts of 100000 tokens"):
+    with pytest.raises(BundleError, match=r"1 layer with 1 head .* does not accept texts of 100000 tokens"):
         sizing.measure(source(), INT8, [(1, 100_000, 1)], partial(medians, seconds=0.1))
 
 

@@ -207,7 +207,7 @@ def test_what_is_not_on_the_hub_says_how_to_get_it(name):
 def test_tasks_of_ones_own_come_from_files(name):
     with pytest.raises(DataError, match=r"set `task\.source: files` and `task\.path`"):
         build(name)
-    with pytest.raises(DataError, match="is no task of XGLUE"):
+    with pytest.raises(DataError, match="is not a task of XGLUE"):
         build(name, source="xglue", path=str(SAMPLE))
 
 
@@ -225,7 +225,7 @@ def test_classes_of_ones_own(tmp_path):
     assert task.examples("en", "train").labels == [1, 0]
     assert task.licence == "unknown"
     assert own(tmp_path, "classification", {}, labels=["two", "one"]).examples("sw", "test").labels == [1]
-    with pytest.raises(RecipeError, match="'f1' is no metric of this task; it has: accuracy"):
+    with pytest.raises(RecipeError, match="'f1' is not a metric of this task; it has: accuracy"):
         own(tmp_path, "classification", {}, metric="f1")
 
 
@@ -250,7 +250,7 @@ def test_a_stray_among_bio_tags_is_named(tmp_path, stray):
     content = {"en.train": f"a\tB-LOC\nb\tO\nd\t{stray}\n\nc\tB-PER\n", "en.test": "a\tO\n"}
     task = own(tmp_path, "tagging", content, header=False)
     for ask in (lambda: task.labels, lambda: task.metrics):
-        with pytest.raises(DataError, match=rf"BIO but for '{stray}' \(.*en\.train\.tsv:3\).*task\.labels"):
+        with pytest.raises(DataError, match=rf"BIO except '{stray}' \(.*en\.train\.tsv:3\).*task\.labels"):
             ask()
     meant = own(tmp_path, "tagging", content, labels=["O", "B-LOC", "B-PER", stray])
     assert [metric.name for metric in meant.metrics] == ["token_accuracy"]

@@ -108,7 +108,7 @@ def test_text_can_be_limited_to_languages_and_to_a_number():
 
 
 def test_a_language_that_is_not_measured_is_an_error():
-    with pytest.raises(DataError, match="fi not among the languages measured, de, th"):
+    with pytest.raises(DataError, match="fi not among the measured languages: de, th"):
         unlabelled_examples(Task("text"), "task", measured("text"), languages=["th", "fi"])
 
 

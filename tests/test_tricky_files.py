@@ -245,7 +245,7 @@ def test_one_file_with_a_column_for_the_language(tmp_path):
     assert task.examples("en", "train").first == ["a", "c"]
     assert task.examples("de", "test").first == ["b"]
     assert task.unlabelled("de") == []
-    with pytest.raises(DataError, match=r"no test set for language 'fr'\. Languages that have one: de, en"):
+    with pytest.raises(DataError, match=r"no test set for language 'fr'\. Languages with a test set: de, en"):
         build(TaskRecipe(**recipe, columns={"language": "lang"}, languages=["fr"])).languages()
     with pytest.raises(DataError, match=r"no column is called 'lng'"):
         build(TaskRecipe(**recipe, columns={"language": "lng"})).languages()

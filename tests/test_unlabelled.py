@@ -55,7 +55,7 @@ def test_the_report_says_for_what_task_text_was_read():
     )
     (counted,) = target_text(recipe(model={"vocabulary": {"keep_languages_of": "task"}}))
     assert counted.startswith(
-        "the task's own text of the zero-shot languages was read to count the vocabulary"
+        "the task's own text of the zero-shot languages was used to count the vocabulary"
     )
     taught, calibrated = target_text(
         recipe(

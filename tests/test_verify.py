@@ -312,7 +312,7 @@ def test_a_form_that_was_taken_out_is_found_by_its_answers(tmp_path):
     (copy / "model.int8.onnx").unlink()
     reseal(copy)
     found = failures(copy)
-    assert "golden.safetensors holds its answers" in found["model.int8.onnx: golden logits"]
+    assert "golden.safetensors has answers of it" in found["model.int8.onnx: golden logits"]
 
 
 def test_another_model_in_its_place_is_found_by_its_answers(copy):
@@ -326,7 +326,7 @@ def test_another_model_in_its_place_is_found_by_its_answers(copy):
     reseal(copy)
     found = failures(copy)
     assert found.keys() == {"model.onnx: golden logits", "triton/tiny/1/model.onnx serves"}
-    assert "not what was measured" in found["model.onnx: golden logits"]
+    assert "differs from what was measured" in found["model.onnx: golden logits"]
 
 
 def test_a_graph_the_checker_refuses(copy):
@@ -334,7 +334,7 @@ def test_a_graph_the_checker_refuses(copy):
     graph.graph.node[-1].input[0] = "nothing"
     (copy / "model.onnx").unlink()
     onnx.save(graph, copy / "model.onnx")
-    assert "the ONNX checker refuses it" in failures(copy)["model.onnx: graph"]
+    assert "the ONNX checker rejects it" in failures(copy)["model.onnx: graph"]
 
 
 def test_a_mask_that_does_not_fit_its_values(copy):
@@ -375,7 +375,7 @@ def test_how_far_logits_may_differ():
         compare(stored(first), "fp32", np.add(first, [[0, 0.02], [0, 0], [0, 0]]))
     with pytest.raises(BundleError, match="not finite"):
         compare(stored(first), "fp32", np.full((3, 2), np.nan))
-    with pytest.raises(BundleError, match=r"\[2, 2\], \[3, 2\] were stored"):
+    with pytest.raises(BundleError, match=r"\[2, 2\]; the stored logits have shape \[3, 2\]"):
         compare(stored(first), "fp32", np.zeros((2, 2)))
 
 
@@ -443,7 +443,7 @@ def test_unpacked_a_bundle_is_dense(packed, tmp_path):
     assert not is_packed(onnx.load(tmp_path / "plain" / "model.onnx"))
     with pytest.raises(BundleError, match="is the bundle itself"):
         unpack_bundle(packed, packed)
-    with pytest.raises(BundleError, match="lies inside the bundle"):
+    with pytest.raises(BundleError, match="is inside the bundle"):
         unpack_bundle(packed, packed / "plain")
 
 

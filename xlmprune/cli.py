@@ -439,7 +439,7 @@ def bench(
     against: Annotated[
         Path | None,
         typer.Option(
-            help="Another bundle or an ONNX file to compare with. Default: the whole dense fp32 model where layers, heads "
+            help="Another bundle or an ONNX file to compare with. Default: the whole dense fp32 model if layers, heads "
             "or neurons were removed (needs PyTorch), else the bundle's first form, unpacked."
         ),
     ] = None,
@@ -463,14 +463,14 @@ def bench(
     ] = 10.0,
     runtime: Annotated[
         str,
-        typer.Option(help="'openvino' measures the unpacked files in OpenVINO too, beside ONNX Runtime."),
+        typer.Option(help="'openvino' also measures the unpacked files in OpenVINO."),
     ] = "onnxruntime",
     latency_table: Annotated[
         Path | None,
         typer.Option(
             "--latency-table",
             metavar="FILE",
-            help="Write what sizes of the model cost on this machine to FILE, for pruning.structure.budget.table.",
+            help="Measure model sizes on this machine, and write a table to FILE for pruning.structure.budget.table.",
         ),
     ] = None,
     form: Annotated[
@@ -637,7 +637,7 @@ def init(
     ] = "",
     text: Annotated[
         str,
-        typer.Option(help="Text without labels in the languages you serve: 'text/{language}.txt'."),
+        typer.Option(help="Unlabelled text in the languages you serve: 'text/{language}.txt'."),
     ] = "",
     as_json: Json = False,
 ) -> None:

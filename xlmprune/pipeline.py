@@ -103,12 +103,12 @@ def run(
         finished = processes.from_first(folder.finished)
         if finished is not None and not again:
             processes.from_first(lambda: checkpoint.require_same_export(folder, recipe))
-            reporter.say(f"{out} holds this run, finished; nothing to do (--fresh starts over)")
+            reporter.say(f"{out}: this run is finished; nothing to do (--fresh starts over)")
             return require_all_forms(finished)
         if start_from is not None and not processes.from_first(
             lambda: dense.start_from(start_from, recipe, folder)
         ):
-            reporter.say(f"{out} holds this run already; it resumes, and --start-from is not read")
+            reporter.say(f"{out} holds this run already; the run resumes and ignores --start-from")
         names = [bundle_name(), *map(bundle_name, recipe.sizes[1:])]
         processes.from_first(lambda: folder.require_replaceable(names))
         settle = partial(sizing.settle_recipe, timer=bench.medians, say=reporter.say)

@@ -154,7 +154,8 @@ def quick(
     while not all(_takes(session, tokens, ids) for session in sessions.values()):
         if tokens == 1:
             raise BundleError(
-                f"{', '.join(map(str, files.values()))}: not even one token is taken; expected models of xlmprune"
+                f"{', '.join(map(str, files.values()))}: do not accept even one token; expected ONNX "
+                "files written by xlmprune"
             )
         tokens //= 2
     rounds = _rounds(sessions, batch, tokens, repeats=1000, seconds=seconds, ids=ids)
@@ -253,7 +254,7 @@ def _rounds(
     """Milliseconds of every call, [rounds] for each form; entries of one index were measured in one round."""
     for form, session in sessions.items():
         if not _takes(session, tokens, ids):
-            raise BundleError(f"{form} does not take texts of {tokens} tokens; try shorter ones")
+            raise BundleError(f"{form} does not accept texts of {tokens} tokens; try shorter texts")
     inputs = {form: make_inputs(session, batch, tokens, ids) for form, session in sessions.items()}
     order = list(sessions)
     taken: dict[str, list[float]] = {form: [] for form in order}

@@ -126,7 +126,7 @@ def evaluate_bundle(
     task = registry.load("task", settings.name)(settings)
     if tuple(task.labels) != tuple(bundle.labels):
         raise BundleError(
-            f"{path}: its labels are {list(bundle.labels)}, those of the data {list(task.labels)}"
+            f"{path}: the bundle's labels are {list(bundle.labels)}; the labels of the data are {list(task.labels)}"
         )
     # An official prediction file has a line for every line of the test file.
     cap = None if predictions is not None else settings.max_test_examples
@@ -188,7 +188,7 @@ def require(facts: dict[str, Any], minimums: Sequence[str]) -> None:
                 f"--min {minimum}: nothing was measured as {name!r}; {registry.nearest(name, list(known))}"
             )
         if known[name] < wanted:
-            short.append(f"{name} is {known[name]:.2f}, promised {wanted:g}")
+            short.append(f"{name} is {known[name]:.2f}, below the minimum {wanted:g}")
     if short:
         raise ShortfallError("; ".join(short))
 

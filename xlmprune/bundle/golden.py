@@ -99,7 +99,7 @@ def _read_texts(path: Path) -> Examples | None:
     found = json.loads(stored)
     parts = [found.get("first"), found.get("second") or []] if isinstance(found, dict) else [None]
     if not all(isinstance(part, list) and all(map(_is_text, part)) for part in parts):
-        raise ValueError("its texts are no lists of strings")
+        raise ValueError("its texts are not lists of strings")
     return Examples("", "", *([found["first"]] if not parts[1] else parts))
 
 

@@ -106,7 +106,7 @@ def _shards(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         for name in names:
             if Path(name).name != name or "\\" in name:
-                raise ValueError(f"{name!r} is not the name of a file beside it")
+                raise ValueError(f"{name!r} is not the name of a file in the same folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(
             f"{index} is damaged ({error}); expected a weight_map from parameters to files"

@@ -50,7 +50,7 @@ def push(bundle: Path, repository: str, private: bool = False, revision: str | N
     """
     if revision is not None and (not BRANCH.fullmatch(revision) or ".." in revision):
         raise RecipeError(
-            f"--revision {revision!r} is no name of a branch; expected letters and digits, with - _ . / between them"
+            f"--revision {revision!r} is not a branch name; expected letters and digits, with - _ . / between them"
         )
     files = require_whole(bundle)
     require_card(bundle)
@@ -59,7 +59,7 @@ def push(bundle: Path, repository: str, private: bool = False, revision: str | N
         name = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
         if private and not api.repo_info(name).private:
             raise RecipeError(
-                f"{name} exists and is public, and --private asks for a private repository. Make it private on the hub, or "
+                f"{name} exists and is public, but --private asks for a private repository. Make it private on the hub, or "
                 "push to another name"
             )
         if revision is not None:
@@ -96,7 +96,7 @@ def require_card(bundle: Path) -> None:
     try:
         card = ModelCard.load(file)
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise BundleError(f"{file}: is no valid model card: {str(error).splitlines()[0]}") from error
+        raise BundleError(f"{file}: is not a valid model card: {str(error).splitlines()[0]}") from error
     if not card.data.to_dict():
         raise BundleError(f"{file}: has no metadata between two lines of ---, which a model card needs")
 

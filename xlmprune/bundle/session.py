@@ -64,7 +64,7 @@ class Bundle:
             named = {int(index): label for index, label in self.config["id2label"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(
-                f"{self.path / 'config.json'}: {error} is missing or not what was written"
+                f"{self.path / 'config.json'}: {error} is missing or has changed since it was written"
             ) from error
         if self.kind not in get_args(Kind):
             raise BundleError(
@@ -253,7 +253,7 @@ def _found(entry: Any) -> str:
     if isinstance(entry, str):
         return "one text"
     if isinstance(entry, tuple):
-        return f"{len(entry)} texts (a tab stands between two)"
+        return f"{len(entry)} texts (a tab separates two texts)"
     return f"{len(entry)} texts" if isinstance(entry, list) else type(entry).__name__
 
 

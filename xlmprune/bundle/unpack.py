@@ -52,9 +52,7 @@ def unpack_bundle(bundle: Path, out: Path, verify: bool = True, layout: Layout =
     if out.resolve() == bundle.resolve():
         raise BundleError(f"{out} is the bundle itself; unpack it into another folder")
     if bundle.resolve() in out.resolve().parents:
-        raise BundleError(
-            f"{out} lies inside the bundle, which must stay as it is; unpack it into another folder"
-        )
+        raise BundleError(f"{out} is inside the bundle, which must not change; unpack it into another folder")
     if verify:
         graphs = [file.name for graph in forms_in(bundle).values() for file in onnx_files(graph)]
         manifest.require(bundle, *safetensors_export.FILES, *graphs)
@@ -171,7 +169,7 @@ def _whole_model(bundle: Path, folder: Path, say: Callable[[str], None]) -> Path
         say("exporting the dense model")
         return write_whole(bundle, folder)
     except ImportError as error:
-        reason = f"it takes the package {error.name}, which is not installed"
+        reason = f"it needs the package {error.name}, which is not installed"
     except BundleError as error:
         reason = str(error)
     say(f"the dense model was not measured: {reason}. The speedups compare with a file of the pruned model")

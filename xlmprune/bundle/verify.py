@@ -111,7 +111,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, XlmpruneError):
         return str(error)
     first = (str(error).strip().splitlines() or [""])[0]
-    return f"could not be checked ({type(error).__name__}: {first}); is it damaged, or may it not be read?"
+    return f"could not be checked ({type(error).__name__}: {first}); it may be damaged or unreadable"
 
 
 def _check_files(path: Path) -> Iterator[Check]:
@@ -175,14 +175,14 @@ def _check_without_forms(path: Path) -> str:
     listed = {form.file for form in all_forms().values()} & set(manifest.read(path)["files"])
     if listed:
         raise BundleError(f"has no {expected_files()}, and its manifest lists {', '.join(sorted(listed))}")
-    return "none was shipped: this bundle holds weights for PyTorch, and nothing to serve"
+    return "none was shipped: this bundle has weights for PyTorch only"
 
 
 def _check_measured_forms(bundle: Bundle) -> Iterator[Check]:
     """Every form whose answers are stored must be there: without it, another form would answer in its place."""
     answered = set(golden.read(bundle.path).logits) & set(all_forms())
     for form in sorted(answered - set(bundle.forms)):
-        detail = f"is missing, and {golden.FILE} holds its answers"
+        detail = f"is missing, but {golden.FILE} has answers of it"
         yield Check(f"{form_named(form).file}: golden logits", False, detail)
 
 
@@ -201,7 +201,7 @@ def _check_numbering(bundle: Bundle) -> str:
     """The tokenizer gives the golden texts the token ids that the model was measured with."""
     stored = golden.read(bundle.path)
     if stored.texts is None:
-        return f"; {golden.FILE} has no texts, so how it numbers them was not checked"
+        return f"; {golden.FILE} has no texts, so the token ids were not checked"
     found = pad(encode(bundle.tokenizer, stored.texts, bundle.max_length), range(len(stored.texts.first)))
     for number, ids in enumerate(stored.input_ids, 1):
         real, ours = ids[stored.attention_mask[number - 1] == 1], found["input_ids"][number - 1]
@@ -209,7 +209,7 @@ def _check_numbering(bundle: Bundle) -> str:
             raise BundleError(
                 f"gives golden text {number} other token ids than the model was measured with; it belongs to another model"
             )
-    return ", golden texts numbered as measured"
+    return ", token ids of the golden texts as measured"
 
 
 def _check_graph(bundle: Bundle, form: str) -> str:
@@ -221,7 +221,7 @@ def _check_graph(bundle: Bundle, form: str) -> str:
         onnx.checker.check_model(path, full_check=True)
         graph = onnx.load(path, load_external_data=False)
     except Exception as error:  # the checker raises errors of several unrelated kinds
-        raise BundleError(f"the ONNX checker refuses it: {str(error).strip().splitlines()[0]}") from error
+        raise BundleError(f"the ONNX checker rejects it: {str(error).strip().splitlines()[0]}") from error
     opsets = {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import}
     named = ", ".join(f"{domain} {version}" for domain, version in sorted(opsets.items()))
     return f"{len(graph.graph.node)} nodes, opset {named}"
@@ -249,7 +249,9 @@ def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
     """
     expected, tolerance = stored.logits[form], form_named(form).tolerance
     if found.shape != expected.shape:
-        raise BundleError(f"logits are {list(found.shape)}, {list(expected.shape)} were stored")
+        raise BundleError(
+            f"logits have shape {list(found.shape)}; the stored logits have shape {list(expected.shape)}"
+        )
     if not np.isfinite(expected).all():
         raise BundleError(f"{golden.FILE} is damaged: its logits of {form} are not finite")
     if expected.ndim == 3:  # what a tagger says of padding means nothing
@@ -270,8 +272,8 @@ def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
     sentence = f"differ by at most {largest:.2g} ({share}), {agreement:.1%} of the labels agree"
     if largest > allowed or agreement < tolerance.agreement:
         raise BundleError(
-            f"{sentence}; allowed are {tolerance.difference:.1%} and {tolerance.agreement:.0%}. The file, or this "
-            "runtime, is not what was measured"
+            f"{sentence}; at most {tolerance.difference:.1%} difference and at least {tolerance.agreement:.0%} agreement "
+            "are allowed. The file or the runtime differs from what was measured"
         )
     return sentence
 
@@ -312,14 +314,14 @@ def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
         dense = forward_of(open_session(path, bundle.threads))
         if not np.array_equal(packed(*feed), dense(*feed)):
             raise BundleError(
-                "its logits are not those of the dense graph; ship the dense one (xlmprune unpack)"
+                "its logits differ from those of the dense graph; ship the dense graph (xlmprune unpack)"
             )
         ratio = _time_ratio(packed, dense, feed)
-    sentence = f"logits are bit for bit those of the dense graph, latency {ratio:.2f} times its"
+    sentence = f"logits equal those of the dense graph bit for bit, latency {ratio:.2f} times that of the dense graph"
     if ratio > SLOWEST_PACKED:
         raise _Slow(
-            f"{sentence}; expected at most {SLOWEST_PACKED:g} times. If a quiet machine says the same, ship the dense graph "
-            "(xlmprune unpack)"
+            f"{sentence}; expected at most {SLOWEST_PACKED:g} times. If a quiet machine gives the same, ship the dense "
+            "graph (xlmprune unpack)"
         )
     return sentence
 
@@ -352,7 +354,9 @@ def _check_triton(bundle: Bundle) -> Iterator[Check]:
             yield Check(f"{name} serves", True, "is one of the bundle's forms, with its config.pbtxt")
         else:
             yield Check(
-                f"{name} serves", False, "is none of the bundle's forms" if config else "has no config.pbtxt"
+                f"{name} serves",
+                False,
+                "is not one of the bundle's forms" if config else "has no config.pbtxt",
             )
 
 

@@ -82,7 +82,7 @@ def share(slot: int, jobs: int, device: str) -> Mapping[str, str]:
     Args:
         slot: which of them, from 0.
         jobs: how many run at once; a single one gets no variables.
-        device: as the option --device has it; GPUs are dealt out only where none is named.
+        device: as the option --device has it; GPUs are assigned only if it names none.
     """
     if jobs == 1:
         return {}

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 ONE_SEED = "†"
-SPREAD_NOTE = (
-    "Mean ± standard deviation over seeds. † one seed: no spread is known, so small differences mean little."
-)
+SPREAD_NOTE = "Mean ± standard deviation over seeds. † one seed: the spread is unknown, so small differences mean little."
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -138,7 +136,7 @@ def _by_density(comparison: Comparison, task: str) -> Table | None:
             for method, curve in curves.items()
         ],
         note="Columns: encoder weights that remain. Where evaluation.max_stage_examples limits the examples, every column "
-        "is measured on these examples only, and the last differs from the table of methods, which uses all.",
+        "is measured on these examples only, so the last column differs from the table of methods, which uses all examples.",
     )
 
 
@@ -160,8 +158,8 @@ def _by_text(comparison: Comparison, task: str) -> Iterator[Table]:
                     for row in rows
                 ],
                 note=f"Two zero-shot means. {', '.join(readers)} read unlabelled text of "
-                f"{'this language' if len(codes) == 1 else f'these {len(codes)} languages'} and of no other; the last "
-                "column shows what this does for the other languages.",
+                f"{'this language' if len(codes) == 1 else f'these {len(codes)} languages'} and of no others. The "
+                "last column shows the effect on the other languages.",
             )
 
 
@@ -177,7 +175,7 @@ def _by_language(comparison: Comparison, task: str) -> Table | None:
             [language_name(code), code, *(spread_text(row["languages"].get(code)) for row in rows)]
             for code in codes
         ],
-        note="The train language first. A mean can rise while one language falls.",
+        note="The train language comes first. A mean can rise while one language falls.",
         texts=2,
     )
 
@@ -199,9 +197,9 @@ def _tests(comparison: Comparison) -> Table | None:
     }
     note = (
         f"Difference of the zero-shot means, first minus second, in points. p: randomization test with "
-        f"{tests[0]['rounds']:,} random exchanges of examples; ≤ marks the smallest value that so many can show. Holm's "
-        f"correction covers {count_of(len(tests), 'test')}. The test asks whether another test set would show the "
-        "difference. The spread over seeds says whether other seeds would; one seed cannot."
+        f"{tests[0]['rounds']:,} random exchanges of examples; ≤ marks the smallest p-value that this number of exchanges "
+        f"can show. Holm's correction covers {count_of(len(tests), 'test')}. The test asks whether another test set would "
+        "show the difference. The spread over seeds shows whether other seeds would; one seed cannot show this."
     )
     ordered = sorted(tests, key=lambda test: (tasks.index(test["task"]), test["p_holm"]))
     return tabulate("Pairs of methods, on the same examples", columns, ordered, note, texts=len(columns) - 4)
@@ -247,7 +245,7 @@ def _settings(comparison: Comparison) -> Table | None:
     for key, heading in SETTINGS.items():
         if any(row[key] for row in rows):
             columns[heading] = lambda row, key=key: row[key] or DASH  # type: ignore[misc]
-    note = "On the first task, where there are several. The recipe of every run is in its folder."
+    note = "The settings are those on the first task. The recipe of every run is in its folder."
     return tabulate("What the methods are", columns, rows, note, texts=len(columns))
 
 

@@ -134,7 +134,7 @@ def read(
     plan = Plan(given.name, file.name, cells, baseline)
     if baseline is not None and baseline not in plan.methods:
         raise RecipeError(
-            f"baseline {baseline!r} is no method here; {registry.nearest(baseline, plan.methods)}"
+            f"baseline {baseline!r} is not a method of this comparison; {registry.nearest(baseline, plan.methods)}"
         )
     shared = not any(cell.recipe.training.regularize_dense for cell in cells)
     notes = (*([SHARED_DENSE] if shared else []), *_uneven_budgets(cells), *_extra_passes(cells))
@@ -389,7 +389,7 @@ def _put(values: dict[str, Any], key: str, value: Any, source: str) -> Iterable[
     except RecipeError as error:
         raise RecipeError(f"{source}: {str(error).removeprefix('--set ')}") from None
     except (TypeError, ValueError):
-        raise RecipeError(f"{source}: {key}: {value!r} is no value that a recipe can hold") from None
+        raise RecipeError(f"{source}: {key}: a recipe cannot hold the value {value!r}") from None
 
 
 def slug(text: str) -> str:
@@ -424,7 +424,7 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
         if same in seen:
             raise RecipeError(
                 f"two cells are the same run: {seen[same]} and {cell}. Is a value listed twice, or does --set override "
-                "what is varied?"
+                "a varied key?"
             )
         seen[same] = cell
 
@@ -496,9 +496,9 @@ def _extra_passes(cells: Sequence[Cell]) -> Iterator[str]:
         if settings is not None:
             extra.append("a teacher's answers on every batch")
             if settings.unlabelled is not None:
-                extra.append("as many unlabelled texts, for student and teacher")
+                extra.append("as many unlabelled texts for student and teacher")
         if (batches := getattr(criterion, "batches", None)) is not None:
-            extra.append(f"gradients of {batches} batches a stage to score weights")
+            extra.append(f"gradients of {batches} batches per stage to score weights")
         if extra:
             found.setdefault(" and ".join(extra), {})[cell.method] = None
     everywhere = {cell.method for cell in cells}

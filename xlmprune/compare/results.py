@@ -254,12 +254,12 @@ def _column_notes(column: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Sentences on the cells of one task, without their beginning."""
     if readers := _methods(cell for cell in column if cell.get("unlabelled")):
         yield (
-            "these methods also read unlabelled text of languages they are measured in, so they are not zero-shot in the "
+            "these methods also read unlabelled text of measured languages, so they are not zero-shot in the "
             f"strict sense: {readers}."
         )
     common = _common_dense(column)
     if apart := _methods(cell for cell in column if cell["dense_key"] != common[cell["seed"]]):
-        yield f"these methods trained their own dense stage, because what is varied already acts there: {apart}."
+        yield f"these methods trained their own dense stage, because the varied keys change that stage too: {apart}."
     done = [cell for cell in column if cell["status"] == "done"]
     densities = dict.fromkeys(round(cell["encoder_density"], 3) for cell in done)
     if len(densities) > 1:

@@ -102,7 +102,7 @@ def read_numbers(folder: Path) -> Numbers:
         text = (folder / STATE).read_text(encoding="utf-8")
         written = (folder / STATE_HASH).read_text(encoding="utf-8")
         if written != _hash_line(text):
-            raise ValueError(f"{STATE} is not what was written")
+            raise ValueError(f"{STATE} has changed since it was written")
         return json.loads(text)
     except (OSError, ValueError) as error:
         raise _damaged(folder, error) from error
@@ -118,7 +118,7 @@ def first_damage(folder: Path, hashes: Mapping[str, str]) -> str | None:
         if not (folder / name).is_file():
             return f"{name} is missing"
         if sha256_of(folder / name) != expected:
-            return f"{name} is not what was written"
+            return f"{name} has changed since it was written"
     return None
 
 

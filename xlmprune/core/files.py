@@ -125,7 +125,9 @@ def explain_disk(folder: Path) -> Iterator[None]:
                 f"{folder}: cannot be written to ({text}); choose another folder with --out"
             ) from error
         if code == errno.EISDIR:
-            raise MachineError(f"{folder}: a folder is where a file was to be written ({text})") from error
+            raise MachineError(
+                f"{folder}: a folder exists where the file should be written ({text})"
+            ) from error
         if code == errno.ENOTDIR or isinstance(error, FileExistsError | NotADirectoryError):
             raise MachineError(
                 f"{folder}: is not a folder, or its parent is a file; choose another --out"

@@ -91,7 +91,7 @@ def explained(name: str, done: str) -> Iterator[None]:
         yield
     except HFValidationError as error:
         raise MachineError(
-            f"{name!r} is no name of a repository, expected owner/name: {_first_line(error)}"
+            f"{name!r} is not a repository name; expected owner/name: {_first_line(error)}"
         ) from error
     except (HTTPError, OfflineModeIsEnabled, ValueError, RuntimeError) as error:
         said = meaning_of(error)

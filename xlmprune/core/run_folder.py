@@ -162,7 +162,7 @@ class RunFolder:
         try:
             found = json.loads(report.read_text(encoding="utf-8"))
             if not isinstance(found, dict) or "summary" not in found:
-                raise ValueError("it is no report of a run")
+                raise ValueError("it is not a report of a run")
             return found
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{report}: is damaged ({error}); use --fresh to start over") from error
@@ -332,7 +332,7 @@ class RunFolder:
             return None
         self.events.cut(found[1]["events_bytes"])
         for folder, cause in damaged:
-            say(f"{cause}; the checkpoint before it is used")
+            say(f"{cause}; using the previous checkpoint")
             self.repairs.append({"what": folder.name, "cause": cause})
             shutil.rmtree(folder)
         return found

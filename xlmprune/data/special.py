@@ -99,7 +99,7 @@ def _has_segments(tokenizer: Tokenizer, separator: int | None) -> bool:
     if found != [int(position > first) for position in range(len(found))]:
         raise ModelError(
             f"the tokenizer gives a pair the segment ids {found}; expected 0 up to the first separator and 1 "
-            "behind it, as BERT's does"
+            "after it, as BERT's does"
         )
     return True
 

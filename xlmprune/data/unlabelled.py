@@ -44,7 +44,7 @@ def unlabelled_examples(
     strangers = sorted(set(languages or ()) - set(tests))
     if strangers:
         raise DataError(
-            f"distillation.languages: {', '.join(strangers)} not among the languages measured, {', '.join(tests)}"
+            f"distillation.languages: {', '.join(strangers)} not among the measured languages: {', '.join(tests)}"
         )
     measured = TestTexts([*tests.values(), *([] if dev is None else [dev])])
     found: dict[str, Examples] = {}

@@ -28,11 +28,11 @@ TEXTS = 200
 """Unlabelled texts of each language."""
 
 DECIDED_ON = {
-    "test": "by scores on the test sets",
-    "dev": "by the score on dev of the train language",
-    "unlabelled": "by the share of unlabelled texts whose label changes",
+    "test": "Scores on the test sets decide",
+    "dev": "The score on dev of the train language decides",
+    "unlabelled": "The decision uses the share of unlabelled texts whose label changes",
 }
-"""In words, what the points of `on` count."""
+"""What decides for each value of `on`, in words."""
 
 Drops = Mapping[str, float]
 """Points that a form loses, by language."""
@@ -66,7 +66,7 @@ class Yardstick:
     def _dev(self) -> dict[str, Encoded]:
         dev = self.material.data.dev
         if dev is None:
-            raise DataError("export.floor.on: dev needs a dev set, and training.keep: last reads none")
+            raise DataError("export.floor.on: dev needs a dev set, but training.keep: last does not read one")
         return {self.material.data.train_language: dev.encoded}
 
     def _dev_score(self, logits: Logits) -> float:
@@ -105,9 +105,9 @@ def faults(drops: Drops, floor: FloorRecipe, train_language: str) -> Iterator[st
     mean = float(np.mean(list((zero_shot or drops).values())))
     if floor.zero_shot_drop is not None and mean > floor.zero_shot_drop:
         name = "zero-shot mean" if zero_shot else train_language
-        yield f"its {name} is {mean:.2f} points lower, allowed are {floor.zero_shot_drop:g}"
+        yield f"its {name} is {mean:.2f} points lower (at most {floor.zero_shot_drop:g} is allowed)"
     if floor.worst_language_drop is not None and drops[worst] > floor.worst_language_drop:
-        yield f"{worst} fell by {drops[worst]:.2f} points, allowed are {floor.worst_language_drop:g}"
+        yield f"{worst} fell by {drops[worst]:.2f} points (at most {floor.worst_language_drop:g} is allowed)"
 
 
 __all__ = ["DECIDED_ON", "TEXTS", "Drops", "Yardstick", "faults"]

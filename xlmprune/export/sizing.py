@@ -293,7 +293,7 @@ def settle(
     if budget.table is not None:
         table = read_table(Path(budget.table).expanduser(), source, exporting)
     else:
-        say("measuring what sizes cost on this machine")
+        say("measuring the speed and bytes of model sizes on this machine")
         table = measure(source, exporting, [conditions] if timed else [], timer, say)
     timing = table.timing(*conditions) if timed else None
     limits = Limits(budget.latency_ms, budget.speedup, budget.bytes)

@@ -317,8 +317,8 @@ def refuse(
         said = list(faults(drops_of(entry, pruned), floor, train_language))
         if said:
             refused[entry.form.name] = (
-                f"{entry.form.file} is not shipped: against the pruned model {' and '.join(said)} "
-                f"({DECIDED_ON[floor.on]})"
+                f"{entry.form.file} is not shipped: against the pruned model {' and '.join(said)}. "
+                f"{DECIDED_ON[floor.on]}"
             )
             for file in onnx_files(folder / entry.form.file):
                 file.unlink()

@@ -79,8 +79,8 @@ def _explain_missing_weights(folder: Path) -> None:
     if any((folder / name).is_file() for name in PICKLES):
         raise ModelError(
             f"{folder} has its weights as a pickle (pytorch_model.bin), which can run any code when it is opened; "
-            "xlmprune reads safetensors only. Where the model is published with model.safetensors, use that. Else "
-            "convert it on a machine that holds nothing of value: load it there with transformers and call "
+            "xlmprune reads safetensors only. If the model is also published as model.safetensors, use that. Else "
+            "convert it on a machine without valuable data: load it there with transformers and call "
             "save_pretrained"
         )
     raise ModelError(f"{folder}: no {SAFETENSORS_FILE}; expected a model saved by save_pretrained")
@@ -121,7 +121,9 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
         raise ModelError(f"{name}: config.json has pad_token_id: {_shown(padding)}; expected a token's id")
     width, heads = config.get("hidden_size", 0), config.get("num_attention_heads", 1)
     if width % heads:
-        raise ModelError(f"{name}: config.json has hidden_size {width}, which {heads} heads do not divide")
+        raise ModelError(
+            f"{name}: config.json has hidden_size {width}, which cannot be divided by {heads} heads"
+        )
     if (parameters := _count(config)) > LARGEST_MODEL:
         raise ModelError(
             f"{name}: config.json describes a model of {parameters:,} parameters; at most {LARGEST_MODEL:,} are read"
@@ -185,7 +187,7 @@ def check_keys(
         )
     if lacking:
         raise ModelError(
-            f"{name}: {len(lacking)} weights are missing, such as {lacking[0]}; is the checkpoint whole?"
+            f"{name}: {len(lacking)} weights are missing, such as {lacking[0]}; the checkpoint may be incomplete"
         )
 
 

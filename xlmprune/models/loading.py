@@ -198,7 +198,7 @@ def load_pretrained(recipe: ModelRecipe, kind: Kind, labels: Sequence[str], seed
     misshapen = sorted(key for key in _mismatched(info) if not family.is_drawn(key))
     if misshapen:
         raise ModelError(
-            f"{recipe.name}: {misshapen[0]} and {len(misshapen) - 1} others are not of the shape config.json gives"
+            f"{recipe.name}: {misshapen[0]} and {len(misshapen) - 1} others do not have the shape that config.json gives"
         )
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise ModelError(
@@ -223,8 +223,8 @@ def _notes(model: Any) -> tuple[str, ...]:
     if share < SPARSE_START:
         return ()
     return (
-        f"{share:.1%} of the checkpoint's prunable weights are zero: it was pruned or quantized before. Training lets them "
-        "grow back, and pruning starts from all weights",
+        f"{share:.1%} of the checkpoint's prunable weights are zero. This is normal for weights that were quantized or "
+        "pruned before. Training updates these weights too, and pruning starts from all weights",
     )
 
 
@@ -244,7 +244,7 @@ def fit_to_tokenizer(model: Any, tokenizer: Tokenizer) -> None:
     family, special = architecture.of(model), special_tokens(tokenizer)
     if special.separator is None:
         raise ModelError(
-            "the tokenizer adds no token before and behind a text, so that the head would read a word; save the "
+            "the tokenizer adds no token before and after a text, so the head would read a word. Save the "
             "tokenizer that the model was trained with (tokenizer.save_pretrained)"
         )
     if family.positions_follow_padding and model.config.pad_token_id != special.pad:
@@ -301,7 +301,7 @@ def _convert_tokenizer(source: str, revision: str | None) -> Tokenizer:
         # transformers would make up a tokenizer of special tokens alone, to which every text is unknown.
         raise ModelError(
             f"{source}: no tokenizer.json, and none of {', '.join(OLDER_TOKENIZERS)}; save the model's tokenizer "
-            "beside it (tokenizer.save_pretrained)"
+            "in the same folder (tokenizer.save_pretrained)"
         )
     try:
         fast = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)

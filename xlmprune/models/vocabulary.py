@@ -215,7 +215,7 @@ def choose_pieces(
         raise DataError(
             f"model.vocabulary.max_size is {max_size}, but the special tokens and the single characters of "
             f"{', '.join(sorted(served_scripts(texts_by_language)))} alone are {len(kept)} pieces; "
-            "without them text would turn into <unk>. Allow more, or serve fewer languages"
+            "without them text would turn into <unk>. Raise max_size, or serve fewer languages"
         )
     # Most frequent first; of equals, the lower id, which SentencePiece gave to the likelier piece.
     for piece in np.lexsort((np.arange(len(counts)), -counts)).tolist():

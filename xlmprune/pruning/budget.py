@@ -116,9 +116,9 @@ class SizeTable:
             numbers += [*asdict(table.whole).values()]
             right = bool(files) and all(map(_is_amount, numbers))
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"it is no table of sizes: {error}") from error
+            raise ValueError(f"it is not a table of sizes: {error}") from error
         if not right or any(len(entry.ms) != len(files) for entry in timings):
-            raise ValueError("it is no table of sizes: a number is missing, or not above 0")
+            raise ValueError("it is not a table of sizes: a number is missing, or not above 0")
         return table
 
     def timing(self, batch: int, tokens: int, threads: int) -> Timing:
@@ -294,7 +294,7 @@ def search(limits: Limits, table: SizeTable, timing: Timing | None, rows: int, m
     size = Size(int(layers[best]), int(heads[best]), int(neurons[best]))
     if size == whole:
         raise RecipeError(
-            "pruning.structure.budget: the whole model is within it; leave pruning.structure out"
+            "pruning.structure.budget: the whole model meets it already; leave pruning.structure out"
         )
     taken = float(ms[best])
     return Choice(
@@ -322,21 +322,22 @@ def _unreachable(
     faults = []
     if limits.latency_ms is not None and ms[fastest] > limits.latency_ms:
         faults.append(
-            f"latency_ms {limits.latency_ms:g} cannot be met; the best reachable is {ms[fastest]:.3g} ms, with "
+            f"latency_ms {limits.latency_ms:g} cannot be met; the best possible is {ms[fastest]:.3g} ms, with "
             f"{_size_at(sizes, fastest)}"
         )
     if limits.speedup is not None and timing is not None and timing.dense_ms < limits.speedup * ms[fastest]:
         faults.append(
-            f"speedup {limits.speedup:g} cannot be met; the best reachable is {timing.dense_ms / ms[fastest]:.3g} (dense "
+            f"speedup {limits.speedup:g} cannot be met; the best possible is {timing.dense_ms / ms[fastest]:.3g} (dense "
             f"fp32 {timing.dense_ms:.3g} ms, this {ms[fastest]:.3g} ms), with {_size_at(sizes, fastest)}"
         )
     if limits.bytes is not None and weights[smallest] > limits.bytes:
         faults.append(
-            f"bytes {bytes_in_words(limits.bytes)} cannot be met; the best reachable is "
-            f"{bytes_in_words(float(weights[smallest]))}, with {_size_at(sizes, smallest)}. The rest are mostly embeddings: "
-            "trim the vocabulary further (model.vocabulary, with a lower max_size), or set export.embeddings: int4"
+            f"bytes {bytes_in_words(limits.bytes)} cannot be met; the best possible is "
+            f"{bytes_in_words(float(weights[smallest]))}, with {_size_at(sizes, smallest)}. Most of these bytes are "
+            "embeddings: trim the vocabulary further (model.vocabulary, with a lower max_size), or set export.embeddings: "
+            "int4"
         )
-    faults = faults or ["each limit can be met, but not all of them by one size; raise one"]
+    faults = faults or ["each limit can be met alone, but no size meets all of them; relax one"]
     return "pruning.structure.budget: " + "; ".join(faults)
 
 
@@ -395,7 +396,7 @@ class Settled:
                 f"{choice.speedup:.3g} times as fast as dense fp32",
                 *costs,
             ]
-        return f"the budget leaves {choice.size}; predicted for {form}: {', '.join(costs)}"
+        return f"the budget keeps {choice.size}; predicted for {form}: {', '.join(costs)}"
 
     def write(self, path: Path) -> None:
         """Write it as JSON, so that a resumed run measures nothing."""

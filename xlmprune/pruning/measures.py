@@ -89,7 +89,7 @@ class Magnitude(Measure):
 
 
 class Obs(Measure):
-    """What least squares cannot make up for; see `obs_importance`."""
+    """What least squares cannot compensate for; see `obs_importance`."""
 
     reads_text = True
 

@@ -57,8 +57,8 @@ class Geometric:
     """Share of the remaining weights that each pruning stage removes."""
 
     stages: Stages = 11
-    """Pruning stages; the final density is (1 - step_fraction) to the power of those that prune. 0 trains the dense stage
-    alone."""
+    """Pruning stages; the final density is (1 - step_fraction) to the power of the number of stages that prune. 0 trains
+    only the dense stage."""
 
     warm_up: Spare = 0
     """Pruning stages at the start that stay dense."""
@@ -81,7 +81,7 @@ class Linear:
     """Remove the same number of weights at every stage: ``1 - (1 - final_density) * j / n``."""
 
     stages: Stages = 11
-    """Pruning stages, warm-up and cool-down included; 0 trains the dense stage alone."""
+    """Pruning stages, including warm-up and cool-down. 0 trains only the dense stage."""
 
     final_density: FinalDensity = 0.9**11
     """Share of the prunable weights that remains after the last stage."""
@@ -112,7 +112,7 @@ class Cubic:
     """
 
     stages: Stages = 11
-    """Pruning stages, warm-up and cool-down included; 0 trains the dense stage alone."""
+    """Pruning stages, including warm-up and cool-down. 0 trains only the dense stage."""
 
     final_density: FinalDensity = 0.9**11
     """Share of the prunable weights that remains after the last stage."""

@@ -69,8 +69,8 @@ class Quickstart:
         parts = self._parts(language)
         if split not in parts:
             raise DataError(
-                f"task quickstart has no {split} set in {language!r}, which is only tested: "
-                f"it trains in {self.train_language!r} (task.train_language)"
+                f"task quickstart has no {split} set in {language!r}: this language is only tested. "
+                f"The task trains in {self.train_language!r} (task.train_language)"
             )
         texts, labels = _take_turns(parts[split])
         return Examples(language, split, texts, labels=labels, origin=intents.version())

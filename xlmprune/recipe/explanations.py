@@ -15,7 +15,7 @@ from xlmprune.recipe.registry import nearest
 from xlmprune.recipe.yaml_text import BRACE_HINT, KeyPath
 
 MOST = 50
-"""Faults that are explained; a reader mends the first few and tries again."""
+"""Faults that are explained; a reader fixes the first few and tries again."""
 
 LONGEST = 200
 """Characters of a name that a sentence quotes."""
@@ -68,7 +68,7 @@ def explain(error: ValidationError, kind: Any, values: Any, where: Where, above:
     told = [fault for fault in faults if not any(_says_more(other, fault) for other in faults)]
     more = error.error_count() - MOST
     sentences = dict.fromkeys(f"{where(fault.path)}: {fault.sentence}" for fault in told)
-    return [*sentences, *([f"{where.origin}: and {more} more faults"] if more > 0 else [])]
+    return [*sentences, *([f"{where.origin}: and {more} more errors"] if more > 0 else [])]
 
 
 def _says_more(other: _Fault, fault: _Fault) -> bool:

@@ -69,14 +69,14 @@ METHODS = {
         _staged("magnitude", "layer", FROBENIUS),
     ),
     "eq6": Preset(
-        "Eq. 6 of the same paper, read as a choice of masks as well as a term of the loss.",
+        "Eq. 6 of the same paper, used to choose the masks and as a term of the loss.",
         _staged("eq6", "layer", FROBENIUS, strength=5.0e-4),
     ),
     "random": Preset("Weights drawn within each matrix.", _staged("random", "layer", NONE)),
     "global_random": Preset("Weights drawn over all matrices.", _staged("random", "global", NONE)),
     "l0": Preset(
         "Hard concrete gates (Louizos et al. 2018) with the settings of movement pruning's code. The paper does not say how "
-        "its gates reach a density; here the most open ones stay, in exact counts.",
+        "its gates reach a density; here the most open gates stay, in exact counts.",
         _staged("l0", "layer", NONE),
     ),
     "l2": Preset(
@@ -104,7 +104,7 @@ METHODS = {
         _staged("pins", "global", NONE),
     ),
     "pins": Preset(
-        "PINS as published (Ren and Zhu 2023): one training run from the pretrained weights, masks chosen anew every 10 "
+        "PINS as published (Ren and Zhu 2023): one training run from the pretrained weights, masks chosen again every 10 "
         "updates, pruned weights may return, the teacher is the best model so far. What differs: biases are not pruned, 32 "
         "examples in a batch (16), 31 % of the weights remain (20 %).",
         _published(
@@ -133,9 +133,9 @@ METHODS = {
         ),
     ),
     "movement": Preset(
-        "Hard movement pruning as published (Sanh et al. 2020): scores learn beside the weights, in one training run from "
-        "the pretrained weights with frozen embeddings. What differs: masks are chosen every 10 updates and not every one, "
-        "the scores' learning rate does not fall, 31 % of the weights remain.",
+        "Hard movement pruning as published (Sanh et al. 2020): scores are trained together with the weights, in one "
+        "training run from the pretrained weights with frozen embeddings. What differs: masks are chosen every 10 updates "
+        "instead of every update, the scores' learning rate does not fall, 31 % of the weights remain.",
         _published(
             {"name": "movement", "mode": "hard", "learning_rate": 1.0e-2},
             "layer",

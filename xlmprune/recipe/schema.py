@@ -32,7 +32,7 @@ EXPORT = Field(json_schema_extra={"effect": "export"})
 
 
 class Named(BaseModel):
-    """A part of a recipe that has a name; the name alone is enough: `criterion: magnitude`."""
+    """A part of a recipe that has a name. The name alone is enough: `criterion: magnitude`."""
 
     name: str
 
@@ -43,7 +43,7 @@ class Named(BaseModel):
 
 
 class Component(Named):
-    """An entry of one of the registry's tables, with its parameters beside the name."""
+    """An entry of one of the registry's tables, with its parameters next to the name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -66,7 +66,7 @@ class VocabularyRecipe(BaseModel):
     """`task`: count pieces in the task's own text of every language it reports. Test text is never counted. On the hub,
     `task_with_translations` includes machine translations of the training set. The report marks both."""
     files: list[str] | None = None
-    """Text files to count pieces in, one sentence a line; `{language}` is replaced by every language of the task."""
+    """Text files to count pieces in, one sentence per line. `{language}` is replaced by every language of the task."""
     min_count: Annotated[int, Field(ge=1)] = 2
     """Drop pieces seen fewer than this many times. Single characters of the served scripts always stay."""
     max_size: Annotated[int, Field(ge=100)] | None = None
@@ -100,24 +100,25 @@ class TaskRecipe(Named):
     name: str
     """Name of the task; docs/methods.md lists them."""
     source: Literal["hub", "xglue", "files"] = "hub"
-    """Where the data come from: the hub, the official XGLUE folder, or your own files."""
+    """Where the data comes from: the hub, the official XGLUE folder, or your own files."""
     path: Annotated[str | None, RUNNING] = None
-    """For `xglue` the official folder; for `files` a pattern with `{language}` and `{split}`. It is relative to the recipe's
-    file; `~` is your home folder."""
+    """For `xglue`, the official folder. For `files`, a pattern with `{language}` and `{split}`. It is relative to the
+    recipe's file; `~` is your home folder."""
     revision: str | None = None
     """A commit, tag or branch of the hub, to pin the data set. A run fills it in."""
     train_language: str = "en"
-    """The language of the training examples. Its dev set decides everything that is chosen."""
+    """The language of the training examples. All choices are made on its dev set."""
     languages: Literal["all"] | list[str] = "all"
     """The languages to measure, or `all` that have test data. The train language is always measured."""
     max_train_examples: Annotated[int, Field(ge=1)] | None = None
-    """Train on a sample of at most this many examples, every label in its proportion and the same in every run. The report
-    says that the run was scaled down."""
+    """Train on a sample of at most this many examples. The sample keeps the proportions of the labels and is the same in
+    every run. The report says that the run was scaled down."""
     max_test_examples: Annotated[int, Field(ge=1)] | None = None
-    """Measure on a sample of at most this many examples of each language, and of dev. Files that are translations of one
-    another give the same rows. The report says so."""
+    """Measure on a sample of at most this many examples of each language and of dev. From files that are translations of one
+    another, the same rows are taken. The report says that the run was scaled down."""
     labels: list[str] | None = None
-    """Label names in the order of the model's outputs. By default those of the task, or of the training file, sorted."""
+    """Label names in the order of the model's outputs. By default the task's labels, or the sorted labels of the training
+    file."""
     columns: dict[str, str | int] | None = None
     """Which column holds which part of an example, by name or by position from 0. Tables have the parts `first`, `second`,
     `label`, `group` and `language`; token files have `words` and `tags`. Names of nested JSON keys have dots. With
@@ -194,18 +195,18 @@ class TrainingRecipe(BaseModel):
     model_config = STRICT
 
     epochs_per_stage: Annotated[float, Field(ge=0, le=1_000_000)] = 15
-    """Passes over the training set in each stage; a fraction is a part of a pass. 0: prune without training afterwards."""
+    """Passes over the training set in each stage; fractions are allowed. 0: prune without training afterwards."""
     dense_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
-    """Passes in stage 0, before any pruning. By default `epochs_per_stage`; needed where that is 0."""
+    """Passes in stage 0, before any pruning. By default `epochs_per_stage`; required if that is 0."""
     last_epochs: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
     """Passes in the last pruning stage, whose weights are exported. By default `epochs_per_stage`."""
     max_updates_per_stage: Annotated[int, Field(ge=1)] | None = None
     """End a stage after this many updates, for a scaled-down run. The report says so."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
-    """Examples in an update."""
+    """Examples in one update."""
     gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000), CONDITIONS] = 1
-    """Split each batch into this many micro-batches, to save memory; the gradient is that of the whole batch, but for
-    rounding and dropout's random numbers. Several processes share them."""
+    """Split each batch into this many micro-batches, to save memory; the gradient equals that of the whole batch,
+    except for rounding and dropout's random numbers. Several processes share the micro-batches."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
     """Learning rate at the start of every stage. The default is the paper's, for millions of updates."""
     dense_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -217,27 +218,27 @@ class TrainingRecipe(BaseModel):
     dense_warmup_updates: Annotated[int, Field(ge=0)] | None = None
     """The same in stage 0. By default `warmup_updates`."""
     max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 256
-    """Tokens of an example, special tokens included. Longer examples are cut, and the report counts them."""
+    """Maximum tokens of an example, including special tokens. Longer examples are cut, and the report counts them."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay on weight matrices; never on biases, LayerNorm and embeddings."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
-    """Scale the gradient down to this norm where it is larger; `null` never does."""
+    """Scale the gradient down to this norm if it is larger; `null` does not scale it."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device computes it quickly, else fp32. Weights, optimizer and measurements are always fp32."""
     deterministic: bool = False
     """Repeat every result bit by bit on a GPU too, with PyTorch's deterministic algorithms, which are slower. A CPU repeats
-    results in any case. The key must stay as it is when a run resumes."""
+    results in any case. Do not change this key when a run resumes."""
     regularize_dense: bool = False
     """Apply the regularizer in stage 0 too. By default it acts from the first pruning on, so that all methods prune the same
     dense model and can share it. The report says which."""
     freeze_embeddings: bool = False
     """Do not train the embedding table. This saves memory, and languages without training text keep their embeddings."""
     keep: Literal["best", "last"] = "best"
-    """At the end of a stage, keep the weights of the epoch with the `best` English dev score, the last of equal ones, or
-    those of the `last` epoch. With `pruning.structure.smallest`, the mean score of the largest and the smallest size
-    decides."""
+    """Which weights to keep at the end of a stage. `best`: the epoch with the best English dev score, and the last one if
+    several are equal. `last`: the last epoch. With `pruning.structure.smallest`, the mean score of the largest and the
+    smallest size decides."""
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNNING] = 10
-    """Save a long stage this often; every stage is also saved at its end."""
+    """Minutes between checkpoints within a stage. A checkpoint is also saved at the end of every stage."""
     report_to: Annotated[list[TrackerName], RUNNING] = []
     """Send losses and scores to these trackers too, each through its own package: `tensorboard`, `mlflow`, `wandb`. The run
     folder's `events.jsonl` has every value anyway."""
@@ -249,9 +250,10 @@ class ReconstructRecipe(BaseModel):
     model_config = STRICT
 
     texts: Annotated[int, Field(ge=1)] = 3000
-    """Texts to measure activations on, in all, drawn evenly over the languages."""
+    """Total number of texts to measure activations on, drawn evenly over the languages."""
     ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """How much weights are held to what they were, relative to the mean square of an input; more for few texts."""
+    """How strongly the weights are kept at their old values, relative to the mean square of an input. Use more for few
+    texts."""
 
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -260,17 +262,17 @@ UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
 class BudgetRecipe(BaseModel):
-    """What the model may cost when it is served. Give at least one of `latency_ms`, `speedup` and `bytes`; all are met."""
+    """Limits for the served model. Give at least one of `latency_ms`, `speedup` and `bytes`; the model meets all of them."""
 
     model_config = STRICT
 
     latency_ms: Annotated[float, Field(gt=0)] | None = None
-    """At most so many milliseconds for a call of the ONNX file."""
+    """Maximum latency of one call of the ONNX file, in milliseconds."""
     speedup: Annotated[float, Field(gt=0)] | None = None
-    """At least so many times as fast as the dense fp32 ONNX file of the whole model."""
+    """Minimum speedup over the dense fp32 ONNX file of the whole model."""
     bytes: Annotated[int, Field(ge=1)] | None = None
-    """At most so many bytes of the ONNX file without packing, as a number or such as `10.5 MB`. What `schedule` prunes later
-    is not counted."""
+    """Maximum size of the ONNX file without packing, in bytes or with a unit, such as `10.5 MB`. Weights that `schedule`
+    prunes later still count."""
     batch: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """Texts in a call, for `latency_ms` and `speedup`."""
     tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 64
@@ -290,7 +292,9 @@ class BudgetRecipe(BaseModel):
             return value
         found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmg]?b)\s*", value.lower())
         if found is None:
-            raise ValueError(f"{value!r}: expected a number of bytes, or such as 10.5 MB (B, kB, MB, GB)")
+            raise ValueError(
+                f"{value!r}: expected a number of bytes, or a size such as 10.5 MB (B, kB, MB, GB)"
+            )
         count = float(found[1]) * UNITS[found[2]]
         return int(count) if math.isfinite(count) else count
 
@@ -313,22 +317,22 @@ class StructureRecipe(BaseModel):
     neurons: Share = 1.0
     """Share of the FFN neurons to keep in the layers that remain."""
     budget: BudgetRecipe | None = None
-    """What the model may cost, in place of `layers`, `heads` and `neurons`, which then follow before training begins: layers
-    count more than width, and heads and neurons count alike."""
+    """Limits for latency, speed and size, in place of `layers`, `heads` and `neurons`. xlmprune then chooses these before
+    training: it prefers layers to width, and heads and neurons count equally."""
     multiple: Annotated[int, Field(ge=1)] = 32
-    """A layer keeps neurons in multiples of this: kernels are slow at odd widths."""
+    """The number of neurons that a layer keeps is a multiple of this, because kernels are slow at odd widths."""
     importance: ImportanceName = "fisher"
     """How heads and neurons are ranked. `fisher`: squared gradients of gates on unlabelled text, without labels. `gradient`
     and `taylor`: gradients of gates on English training text with its labels. `magnitude`: the weights alone. `obs`: what
-    least squares on unlabelled text cannot make up for. `criterion`: the scores of `pruning.criterion`, summed over the
+    least squares on unlabelled text cannot compensate for. `criterion`: the scores of `pruning.criterion`, summed over the
     weights that a head or neuron owns."""
     scope: Literal["layer", "global"] = "layer"
     """`layer` keeps the same share of every layer. `global` ranks all layers together, so that widths differ."""
     rounds: Annotated[int, Field(ge=1, le=100)] = 1
-    """Pruning stages that remove a part each and train in between."""
+    """Number of pruning stages. Each removes a part of the heads and neurons, and the model trains in between."""
     languages: Annotated[list[str], Field(min_length=1)] | None = None
-    """Languages whose unlabelled text decides, here and in `reconstruct`; `null` for all that have some. One language makes
-    a model for that language."""
+    """Languages whose unlabelled text is used, here and in `reconstruct`; `null` uses all languages that have text. With one
+    language, the result is a model for that language."""
     smallest: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Train every size at once, from all heads and neurons that `heads` and `neurons` leave down to this share of them. Each
     smaller model is a part of the larger ones. `export.sizes` says which sizes are exported. `null` trains one size."""
@@ -369,8 +373,8 @@ class PruningRecipe(BaseModel):
     scope: Literal["layer", "global"] | None = None
     """Rank weights within each matrix (`layer`) or over all of them (`global`). By default the criterion's own choice."""
     pattern: Literal["unstructured", "2:4", "4:8", "structured"] = "unstructured"
-    """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row. `structured`: what `structure`
-    removes and no single weights; `schedule` is not read."""
+    """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row. `structured`: only what
+    `structure` removes, and no single weights; `schedule` is ignored."""
     structure: StructureRecipe | None = None
     """Remove layers, heads and neurons in the first pruning stages. Give `pattern` or `schedule` too, and single weights of
     what remains are pruned in the stages that follow."""
@@ -379,10 +383,11 @@ class PruningRecipe(BaseModel):
     regrow: bool = False
     """Let pruned weights return until the final phase of the schedule `continuous` (PINS, PLATON, movement)."""
     observe_regularizer: bool = False
-    """Let criteria that watch gradients see the regularizer's too; otherwise those of the task and the teacher alone."""
+    """Criteria that use gradients also see the gradient of the regularizer. By default they see only those of the task and
+    the teacher."""
     reconstruct: ReconstructRecipe | None = None
-    """Refit the remaining weights whenever weights are removed, on the text of `distillation.unlabelled`, else on the
-    vocabulary's files with `{language}` in the name, else on English training text alone, which preserves English alone. It
+    """Refit the remaining weights whenever weights are removed. The text is that of `distillation.unlabelled`, else the
+    vocabulary's files with `{language}` in the name, else only English training text, which preserves only English. It
     replaces the compensation of `obert`; `null` refits nothing."""
 
     @model_validator(mode="before")
@@ -407,36 +412,37 @@ class DistillationRecipe(BaseModel):
     model_config = STRICT
 
     teacher: Literal["finetuned", "best_so_far", "best_at_current_sparsity"] = "finetuned"
-    """`finetuned`: the dense network, in every stage. `best_so_far` (PINS): the weights with the best English dev score yet.
-    `best_at_current_sparsity`: the same, but the search begins anew whenever the density has fallen by `density_step`, since
-    a sparser network seldom beats a denser one."""
+    """`finetuned`: the dense network, in every stage. `best_so_far` (PINS): the weights with the best English dev score so
+    far. `best_at_current_sparsity`: the same, but the search starts again whenever the density has fallen by `density_step`,
+    because a sparser network seldom beats a denser one."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Softens the outputs of teacher and student; a higher value gives more weight to the labels that were not chosen."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the teacher's answers in the loss on labelled text; the label has the rest."""
+    """Weight of the teacher's answers in the loss on labelled text. The label has the rest."""
     hidden: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the distance between hidden states, summed over layers; 0 skips them and costs nothing."""
     confidence: bool = False
-    """Weigh teacher against label by the student's own certainty, example by example (PINS); replaces `weight`."""
+    """For each example, the student's own certainty sets the weights of teacher and label (PINS). It replaces `weight`."""
     unlabelled: str | None = None
-    """Text files, one sentence a line, with `{language}` in the name, or `task` for the task's own text, or
+    """Text files, one sentence per line, with `{language}` in the name, or `task` for the task's own text, or
     `task_with_translations` to include machine translations of the training set (hub). The student also learns the
     teacher's answers on them. Languages without a file are skipped. Texts of the test sets and of English dev are left out,
-    whatever their spaces, case and punctuation."""
+    even if their spaces, case or punctuation differ."""
     languages: Annotated[list[str], Field(min_length=1)] | None = None
-    """Languages whose unlabelled text is read; `null` for all that have some. The report marks them as `seen_unlabelled`."""
+    """Languages whose unlabelled text is read; `null` reads all that have text. The report marks them as
+    `seen_unlabelled`."""
     max_texts: Annotated[int, Field(ge=1)] | None = None
-    """Read only this many texts of each language, a sample that is the same in every run; `null` for all."""
+    """Read a sample of this many texts of each language, the same in every run; `null` reads all."""
     unlabelled_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the loss on unlabelled text, which is added to the loss on labelled text."""
     ask_every: Annotated[int, Field(ge=1)] | None = None
-    """Measure English dev every so many updates, and let a student that scores best so far become the teacher at once (PINS:
-    50); `null` for the end of each stage."""
+    """Number of updates between two measurements on English dev (PINS: 50). A student with the best score so far becomes the
+    teacher at once. `null` measures at the end of each stage."""
     dense_defends: bool = True
-    """The student must beat the dense network's own dev score to become the teacher. `false` as in the released code of
-    PINS: the first student that is measured does."""
+    """The student must beat the dense network's own dev score to become the teacher. With `false`, as in PINS's code, the
+    first student that is measured becomes the teacher."""
     density_step: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """For `best_at_current_sparsity`: how far the density must fall before the search begins anew."""
+    """For `best_at_current_sparsity`: how far the density must fall before the search starts again."""
 
     @field_validator("languages", mode="before")
     @classmethod
@@ -477,10 +483,10 @@ class EvaluationRecipe(BaseModel):
     max_stage_examples: Annotated[int, Field(ge=1)] | None = None
     """Test examples of each language in the curve over stages. Dense, pruned and ONNX models are measured on all."""
     stage_interval: Annotated[int, Field(ge=1)] = 1
-    """Measure languages after every so many pruning stages, and always after the dense stage and the last one."""
+    """Measure all languages once per this many pruning stages, and always after the dense stage and after the last stage."""
     sample_errors: Annotated[int, Field(ge=0, le=100), EXPORT] = 3
-    """Errors of each language that the report shows with their texts, among those that pruning introduced. 0 leaves texts
-    out of the report; `golden.safetensors` still has two texts of each language."""
+    """Number of errors of each language that the report shows with their texts. They are errors that pruning introduced.
+    With 0 the report has no texts; `golden.safetensors` still has two texts of each language."""
 
 
 class FloorRecipe(BaseModel):
@@ -493,8 +499,8 @@ class FloorRecipe(BaseModel):
     worst_language_drop: Annotated[float, Field(ge=0)] | None = None
     """Largest loss of any language, the train language included."""
     on: Literal["test", "dev", "unlabelled"] = "test"
-    """What a loss is measured on. `test`: scores on the test sets, so the files that ship were chosen on test scores. `dev`:
-    the score on dev of the train language alone. `unlabelled`: the percent of texts whose label changes, in every language
+    """What a loss is measured on. `test`: scores on the test sets. The shipped files are then chosen on test scores. `dev`:
+    the score on dev of the train language only. `unlabelled`: the percent of texts whose label changes, in every language
     with text for `calibration`, else for the teacher or the vocabulary; no test text is read. The report says which."""
 
     @property
@@ -511,20 +517,20 @@ class ExportRecipe(BaseModel):
     safetensors: Literal["sparse", "dense"] = "sparse"
     """`sparse`: a bitmask and the remaining values of every pruned matrix. `dense`: every value."""
     onnx: list[FormName] = list(USUAL_FORMS)
-    """ONNX forms to write. An empty list writes weights only, as the runs of a comparison do."""
+    """ONNX forms to write. With an empty list, only the weights are written, as in the runs of a comparison."""
     onnx_layout: Literal["packed", "dense"] = "packed"
     """`packed`: a smaller file that rebuilds its matrices when it is opened. `dense`: ordinary matrices."""
     embeddings: Literal["int8", "int4"] = "int8"
-    """Word embeddings of the INT8 form: eight bits a value, or four with a scale for every 32 values."""
+    """Word embeddings of the INT8 form: eight bits per value, or four bits with a scale for every 32 values."""
     opset: Annotated[int, Field(ge=18, le=25)] | Literal["auto"] = 20
-    """Version of the ONNX operators; lower it for an older runtime. `auto` measures versions 20 and 23 on this machine and
-    takes the faster."""
+    """Version of the ONNX operators. Use a lower one for an older runtime. `auto` measures versions 20 and 23 on this
+    machine and uses the faster one."""
     floor: FloorRecipe = FloorRecipe()
     """How many points an exported form may lose."""
     calibration: str | None = None
     """Unlabelled text in the served languages to calibrate INT8: files with `{language}` in the name, or `task` for the
-    task's own text. By default the text files that the recipe names for distillation or the vocabulary, else English
-    training text alone."""
+    task's own text. By default the text files that the recipe names for distillation or the vocabulary, else only
+    English training text."""
     triton: bool = True
     """Write a model repository for NVIDIA Triton."""
     sizes: Annotated[list[Share], Field(min_length=1)] | None = None
@@ -570,11 +576,12 @@ class Recipe(BaseModel):
     the base's keys. A section that has another `name` than in the base replaces the base's whole section."""
     method: Annotated[str | None, Field(exclude=True)] = None
     """A pruning method by name: its criterion, scope and regularizer, and for a published training scheme its schedule,
-    learning rate and teacher. It replaces these keys of the base; keys given here win over it. See docs/methods.md."""
+    learning rate and teacher. It replaces these keys of the base. Keys given in this recipe override the method. See
+    docs/methods.md."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200), EXPORT]
     """Name of the run, in letters, digits and `_.-`. By default the file's name."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    """Seed of everything random."""
+    """Seed for all random numbers."""
     model: ModelRecipe = ModelRecipe()
     """The pretrained model to start from."""
     task: TaskRecipe
@@ -586,7 +593,7 @@ class Recipe(BaseModel):
     regularizer: Component = Component(name="cosine")
     """What keeps pruned weights close to the pretrained ones; docs/methods.md lists regularizers and their parameters."""
     distillation: DistillationRecipe | None = None
-    """Learn from a teacher too; `null` learns from labels alone."""
+    """Learn from a teacher too; `null` learns only from labels."""
     evaluation: EvaluationRecipe = EvaluationRecipe()
     """How languages are measured."""
     export: ExportRecipe = ExportRecipe()

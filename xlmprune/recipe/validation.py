@@ -93,40 +93,41 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
                 f"pattern {pruning.pattern} ends at density {keep / of}, the schedule at {densities[-1]:.4g}",
             )
     if training.gradient_accumulation > training.batch_size:
-        yield ("training", "gradient_accumulation"), "more micro-batches than examples in a batch"
+        yield ("training", "gradient_accumulation"), "there are more micro-batches than examples in a batch"
     criterion, continuous = build_component(recipe, "criterion"), pruning.schedule.name == "continuous"
     yield from _training_conflicts(recipe, criterion, continuous)
     if pruning.regrow and not continuous:
-        yield ("pruning", "regrow"), "pruned weights can return only with the schedule continuous"
+        yield ("pruning", "regrow"), "pruned weights can return only with the schedule `continuous`"
     if pruning.regrow and pruning.reconstruct is not None:
         yield (
             ("pruning", "reconstruct"),
-            "weights that are refitted for a mask cannot also return; set pruning.regrow: false or leave reconstruct out",
+            "refitted weights cannot return; set pruning.regrow: false or leave reconstruct out",
         )
     if pruning.regrow and not criterion.scores_pruned:
         yield (
             ("pruning", "regrow"),
-            f"the criterion {pruning.criterion.name} does not score pruned weights; those that do are pins, platon and "
+            f"the criterion {pruning.criterion.name} does not score pruned weights; use pins, platon or "
             "movement",
         )
     if pruning.structure is not None and pruning.pattern != "structured" and continuous:
         yield (
             ("pruning", "schedule"),
-            "the schedule continuous prunes within one stage, and structure takes stages of its own; use another one",
+            "the schedule `continuous` prunes within one stage, but structure needs stages of its own; use another schedule",
         )
     if pruning.structure is not None and distillation is not None and distillation.teacher != "finetuned":
         yield (
             ("distillation", "teacher"),
-            f"{distillation.teacher} replaces the teacher by the student, which structure makes smaller; use finetuned",
+            f"{distillation.teacher} replaces the teacher with the student, but structure makes the student smaller; use "
+            "finetuned",
         )
     if distillation is not None and distillation.teacher != "finetuned" and training.keep == "last":
         yield (
             ("distillation", "teacher"),
-            f"{distillation.teacher} needs dev scores, and training.keep: last reads no dev examples",
+            f"{distillation.teacher} needs dev scores, but training.keep: last reads no dev examples",
         )
     floor = recipe.export.floor
     if floor.limits and floor.on == "dev" and training.keep == "last":
-        yield ("export", "floor"), "on: dev needs dev examples, and training.keep: last reads none"
+        yield ("export", "floor"), "on: dev needs dev examples, but training.keep: last reads none"
     if floor.limits and floor.on == "unlabelled" and not _has_unlabelled_text(recipe):
         yield (
             ("export", "floor"),
@@ -142,16 +143,16 @@ def _training_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Ite
     """Find what cannot go with stages that have no update."""
     training, key = recipe.training, ("training", "epochs_per_stage")
     if continuous and 0 in (training.epochs_per_stage, training.last_epochs):
-        yield key, "the schedule continuous prunes while it trains, and 0 epochs have no update"
+        yield key, "the schedule `continuous` prunes during training, but 0 epochs have no update"
     if training.epochs_per_stage:
         return
     if training.dense_epochs is None:
-        yield key, "0 trains nothing after pruning; say how long stage 0 trains: dense_epochs"
+        yield key, "0 trains nothing after pruning; set dense_epochs to the length of stage 0"
     if criterion.watches and not criterion.acts_on_dense:
         name = recipe.pruning.criterion.name
         yield (
             key,
-            f"the criterion {name} learns what to prune in the stages after stage 0, and 0 epochs have no update",
+            f"the criterion {name} learns what to prune in the stages after stage 0, but 0 epochs have no update",
         )
 
 
@@ -163,7 +164,7 @@ def _size_conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         if sizes is not None:
             yield (
                 ("export", "sizes"),
-                "only a model that is trained with pruning.structure.smallest has sizes; give it, or leave sizes out",
+                "only a model that is trained with pruning.structure.smallest has sizes; set that key, or leave sizes out",
             )
         return
     needed = {

@@ -77,20 +77,20 @@ class _Reader:
     def document(self) -> Any:
         documents = [self._value(event, ()) for event in self._events if isinstance(event, yaml.NodeEvent)]
         if len(documents) > 1:
-            raise RecipeError(f"{self.origin}: holds {len(documents)} documents; a recipe is one")
+            raise RecipeError(f"{self.origin}: holds {len(documents)} documents; a recipe has one")
         return documents[0] if documents else None
 
     def _value(self, event: Any, path: KeyPath) -> Any:
         self.lines.setdefault(path, _line(event))
         if isinstance(event, yaml.AliasEvent):
             raise self._fault(
-                event, "anchors and aliases (&, *) are not read in recipes; write the values out"
+                event, "anchors and aliases (&, *) are not allowed in recipes; write the values out"
             )
         if event.tag:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            raise self._fault(event, f"tags such as {tag} are not read in recipes; write the value alone")
+            raise self._fault(event, f"tags such as {tag} are not allowed in recipes; write only the value")
         if len(path) > MAX_DEPTH:
-            raise self._fault(event, f"nested more than {MAX_DEPTH} deep; no recipe is")
+            raise self._fault(event, f"nested more than {MAX_DEPTH} levels deep; no recipe needs this")
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(path)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -120,7 +120,7 @@ class _Reader:
             raise self._fault(event, "a text holds a NUL character or half a character")
         value = text if event.style else plain_value(text)
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
-            raise self._fault(event, "the number is too large for any key")
+            raise self._fault(event, "the number is too large")
         return value
 
     def _fault(self, event: Any, what: str) -> RecipeError:

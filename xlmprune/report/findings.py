@@ -136,7 +136,7 @@ def describe_baselines(report: Report) -> str:
     if not found:
         return ""
     low, high = score(min(found)), score(max(found))
-    return "Baseline, the higher score of always giving the most frequent label and of guessing: " + (
+    return "Baseline (the higher score of guessing and of always giving the most frequent label): " + (
         f"{low} to {high}." if low != high else f"{low}."
     )
 
@@ -147,7 +147,7 @@ def describe_curve(report: Report) -> str:
     most = max((entry.get("n") or 0 for entry in report.get("languages", {}).values()), default=0)
     if cap is None or cap >= most:
         return ""
-    return f"The curves use a sample of {cap} test examples of each language, and the table uses all. So the two can differ."
+    return f"The curves use a sample of {cap} test examples of each language, and the table uses all, so the two can differ."
 
 
 def count_languages(count: int) -> str:
@@ -188,9 +188,9 @@ def describe_vocabulary(report: Report) -> str:
     if not trim.get("pieces"):
         return ""
     return (
-        f"Before training the vocabulary was trimmed to the languages served, from {number(trim.get('pieces_before'))}"
-        f" pieces to {number(trim['pieces'])}; that removed {amount(trim.get('parameters_removed'))} parameters, which"
-        " the figures above no longer count."
+        f"Before training, the vocabulary was trimmed to the served languages, from {number(trim.get('pieces_before'))}"
+        f" pieces to {number(trim['pieces'])}. This removed {amount(trim.get('parameters_removed'))} parameters. The figures"
+        " above do not count them."
     )
 
 
@@ -224,17 +224,17 @@ def describe_unlabelled(report: Report) -> str:
     if not seen:
         return ""
     said = (
-        f"{len(seen)} of the {count_languages(len(zero_shot))} never trained on with labels gave unlabelled text to learn "
-        "from, so zero-shot here means without labels"
+        f"The model also learned from unlabelled text in {len(seen)} of the {len(zero_shot)} zero-shot languages, so "
+        "zero-shot here means without labels"
     )
     unseen = [entry for entry in zero_shot.values() if not entry.get("seen_unlabelled")]
     if not unseen:
         return f"{said}."
     groups = [
         f"{name} {score(_mean(group, 'dense'))} → {score(_mean(group, 'pruned'))}"
-        for name, group in (("those with text", seen), ("those without", unseen))
+        for name, group in (("languages with text", seen), ("languages without text", unseen))
     ]
-    return f"{said}: {', '.join(groups)}."
+    return f"{said}. Means: {', '.join(groups)}."
 
 
 def _mean(entries: list[Mapping[str, Any]], key: str) -> float | None:
@@ -253,7 +253,7 @@ def describe_files(report: Report) -> str:
             said.append(f"{name} {size(files[name]['bytes'])}{share}")
     if not said:
         return ""
-    against = f", against {size(dense)} dense in {reference().title}" if dense else ""
+    against = f"; the dense {reference().title} file has {size(dense)}" if dense else ""
     return f"On disk: {', '.join(said)}{against}."
 
 
@@ -267,9 +267,9 @@ def describe_floor(report: Report) -> str:
         f"{floor[key]:g} points {words}" for key, words in limits.items() if floor.get(key) is not None
     ]
     said = (
-        f"A form may lose {' and '.join(allowed)} against the pruned model, decided {DECIDED_ON[floor['on']]}"
+        f"A form may lose at most {' and '.join(allowed)} against the pruned model. {DECIDED_ON[floor['on']]}"
     )
-    return said + (", which the report shows." if floor["on"] == "test" else "; no test score decided.")
+    return said + ("; the report shows them." if floor["on"] == "test" else "; no test score decides.")
 
 
 def describe_regularizer(report: Report) -> str:
@@ -280,9 +280,9 @@ def describe_regularizer(report: Report) -> str:
         return ""
     dense = recipe["training"]["regularize_dense"]
     return f"The regularizer {regularizer['name']} acts " + (
-        "in every stage, the dense one included."
+        "in every stage, including the dense stage."
         if dense
-        else "from the first pruning on, not in the dense stage."
+        else "after the first pruning, not in the dense stage."
     )
 
 
@@ -320,8 +320,8 @@ def describe_collapse(report: Report) -> str:
     ]
     listed = ", ".join(named[:SHOWN]) + (f" and {len(named) - SHOWN} more" if len(named) > SHOWN else "")
     return (
-        f"{len(found)} of {len(layers)} matrices keep less than {percent(COLLAPSE, 0)} of their weights: {listed}. A "
-        "ranking over all matrices at once emptied them; pruning.scope: layer keeps the same share of each."
+        f"{len(found)} of {len(layers)} matrices keep less than {percent(COLLAPSE, 0)} of their weights: {listed}. The "
+        "cause is a ranking over all matrices at once. pruning.scope: layer keeps the same share of each matrix."
     )
 
 
@@ -332,9 +332,9 @@ def describe_chance(report: Report) -> str:
         return ""
     expected = f"{tested / 20:.0f}" if tested >= 20 else f"{tested / 20:.1g}"
     return (
-        "p: exact paired test of pruned against dense on the same examples (McNemar's where an example is right or "
-        "wrong, else the sign test), not corrected for the number "
-        f"of languages; of {tested}, about {expected} would fall below 0.05 by chance alone."
+        "p: exact paired test of the pruned against the dense model on the same examples (McNemar's test if each example "
+        "is right or wrong, else the sign test). The p-values are not corrected for the number of languages: of "
+        f"{tested}, about {expected} would be below 0.05 by chance alone."
     )
 
 
@@ -360,9 +360,9 @@ def describe_batches(report: Report) -> list[str]:
         if alone and alone["agreement"] < 1:
             batch = ((report.get("recipe") or {}).get("evaluation") or {}).get("batch_size", "many")
             said.append(
-                f"Answers of {title_of(key)} depend on the batch, since its scales are computed from the whole batch: of "
-                f"{alone['n']:,} answers, {1 - alone['agreement']:.1%} had another label alone than in batches of {batch}. "
-                "The scores are those of batches."
+                f"The answers of {title_of(key)} depend on the batch, because its scales are computed from the whole batch: "
+                f"of {alone['n']:,} answers, {1 - alone['agreement']:.1%} had another label alone than in batches of "
+                f"{batch}. The scores were measured in batches."
             )
     return said
 

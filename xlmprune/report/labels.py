@@ -139,7 +139,7 @@ def error_table(report: Report) -> Table | None:
         "Errors that pruning introduced",
         shown,
         entries,
-        f"The dense model was right and the pruned one is wrong on {number(introduced)} of {number(total)} {what} in "
+        f"The dense model is right and the pruned model is wrong on {number(introduced)} of {number(total)} {what} in "
         f"{len(found)} {'language' if len(found) == 1 else 'languages'}. This is a random sample of them, a few of each "
         "language.",
         texts=len(shown),

@@ -63,9 +63,9 @@ def describe_structure(report: Report) -> str:
     found = report["model"]["structure"]
     said = f"{describe_kept(found)}: {amount(found['parameters'])} parameters."
     if found["stock"]:
-        return f"{said} Stock transformers loads the unpacked model."
+        return f"{said} Plain transformers loads the unpacked model."
     return (
-        f"{said} The configuration of stock transformers cannot say these sizes: load the model with "
+        f"{said} The configuration of plain transformers cannot describe these sizes: load the model with "
         "xlmprune.load, or serve the ONNX file."
     )
 

@@ -33,7 +33,7 @@ TEXTS = {"quickstart": '["turn on the kitchen light", "schalte das Licht in der 
 ANY_TEXTS = '["Where can I see the stars tonight?", "Wo kann ich heute Nacht die Sterne sehen?"]'
 """What the serving code asks about: by task, and for every other."""
 
-UNKNOWN = "unknown; ask whoever published it before you ship"
+UNKNOWN = "unknown; ask the publisher before you ship"
 
 
 def render(report: Report) -> str:

@@ -326,7 +326,7 @@ def target_text(recipe: Recipe) -> list[str]:
         else None,
     }
     return [
-        f"the task's own text of the zero-shot languages was read to {use}, without labels and without test text"
+        f"the task's own text of the zero-shot languages was used to {use}, without labels and without test text"
         + (", with machine translations of the training set" if pattern != "task" else "")
         for use, pattern in asked.items()
         if pattern in TASK_TEXT
@@ -340,15 +340,16 @@ def scaled_down(recipe: Recipe) -> list[str]:
         capped.append(f"a sample of at most {recipe.task.max_train_examples} training examples")
     if recipe.task.max_test_examples is not None:
         capped.append(
-            f"a sample of at most {recipe.task.max_test_examples} test examples per language, and as many of dev"
+            f"a sample of at most {recipe.task.max_test_examples} test examples per language, and of at most as many dev "
+            "examples"
         )
     if recipe.training.max_updates_per_stage is not None:
-        capped.append(f"at most {recipe.training.max_updates_per_stage} updates a stage")
+        capped.append(f"at most {recipe.training.max_updates_per_stage} updates per stage")
     if 0 < recipe.training.epochs_per_stage < 1:
-        capped.append(f"{recipe.training.epochs_per_stage:g} of an epoch a stage")
+        capped.append(f"{recipe.training.epochs_per_stage:g} of an epoch per stage")
     elif recipe.task.name in PAPERS_TASKS and recipe.training.epochs_per_stage < PAPERS_EPOCHS:
         capped.append(
-            f"{recipe.training.epochs_per_stage:g} epochs a stage (the paper trains {PAPERS_EPOCHS})"
+            f"{recipe.training.epochs_per_stage:g} epochs per stage (the paper trains {PAPERS_EPOCHS})"
         )
     if (recipe.training.dense_epochs or PAPERS_EPOCHS) < PAPERS_EPOCHS and recipe.task.name in PAPERS_TASKS:
         capped.append(f"{recipe.training.dense_epochs:g} dense epochs (the paper trains {PAPERS_EPOCHS})")

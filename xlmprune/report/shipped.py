@@ -132,16 +132,23 @@ def describe_budget(report: Report) -> str:
     name = "" if form is None else form.file
     limits = [
         *([f"at most {asked['latency_ms']:g} ms"] if asked["latency_ms"] is not None else []),
-        *([f"{asked['speedup']:g} times the speed of {DENSE_MODEL}"] if asked["speedup"] is not None else []),
+        *(
+            [f"at least {asked['speedup']:g} times the speed of {DENSE_MODEL}"]
+            if asked["speedup"] is not None
+            else []
+        ),
         *([f"at most {size(asked['bytes'])}"] if asked["bytes"] is not None else []),
     ]
-    said = f"The sizes of the layers were chosen before training for a budget: the {asked['form']} file, {', '.join(limits)}"
+    said = (
+        f"Before training, the layer sizes were chosen so that the {asked['form']} file meets this budget: "
+        f"{', '.join(limits)}"
+    )
     held = report.get("files", {}).get(name, {}).get("bytes")
     foreseen = [f"{size(predicted['bytes'])} without packing{_measured(size(held) if held else '')}"]
     if held and name not in packed_files(report):
         foreseen = [f"{size(predicted['bytes'])}{_measured(size(held))}"]
     if predicted["latency_ms"] is None:
-        return f"{said}. Predicted were {foreseen[0]}."
+        return f"{said}. The prediction was {foreseen[0]}."
     timed = report.get("speed", {}) if DENSE_MODEL in report.get("speed", {}) else {}
     own = timed.get(name, {})
     milliseconds, ratio = own.get("median_ms"), own.get("speedup")
@@ -151,7 +158,7 @@ def describe_budget(report: Report) -> str:
         *foreseen,
     ]
     return (
-        f"{said} ({_describe_conditions(asked)}). Predicted were {', '.join(foreseen[:-1])}, and {foreseen[-1]}."
+        f"{said} ({_describe_conditions(asked)}). The prediction was {', '.join(foreseen[:-1])}, and {foreseen[-1]}."
         f"{_describe_other_conditions(asked, own)}"
     )
 

@@ -42,7 +42,7 @@ def language_table(report: Report) -> Table | None:
     listed = [*first, *mean_rows(report), *(row for row in listed if row.style != "train")]
     note = [f"{metric_name(report)}, percent. Δ: pruned minus dense, in points."]
     if any(row.interval for row in listed):
-        note += ["The interval is the pruned score's: over other test sets as large as this one."]
+        note += ["The interval is for the pruned score, over other test sets of the same size."]
     return tabulate(
         "Languages",
         _language_columns(report, listed),
@@ -157,10 +157,10 @@ def part_table(report: Report) -> Table | None:
 
 def speed_table(report: Report) -> Table | None:
     """Latency and throughput of every file measured."""
-    said = ["The files were measured in turns, so the speedups hold on a busy machine."]
+    said = ["The files were measured in turns, so the speedups are reliable on a busy machine too."]
     if packed_files(report):
         said.append(
-            "Dense kernels do not skip zeros: unstructured pruning makes a file smaller, integer arithmetic makes it faster."
+            "Dense kernels do not skip zeros. Unstructured pruning makes a file smaller. Integer arithmetic makes it faster."
         )
     return _table(
         "Speed",
@@ -195,8 +195,8 @@ def quantization_table(report: Report) -> Table | None:
             f"{margins[key]:.3g} points {words}" for key, words in named.items() if key in margins
         )
         said.append(
-            f"The first variant that loses at most {losses} against {exact} is taken, the smallest first; later ones are "
-            "not tried."
+            f"The variants were tried from the smallest to the largest. The first one that loses at most {losses} against "
+            f"{exact} was chosen, and the rest were not tried."
         )
     said.append("No test text was read for this choice.")
     return _table(
@@ -258,7 +258,8 @@ def text_table(report: Report) -> Table | None:
             "unknown tokens": lambda row: percent(row.get("unknown"), 2),
         },
         [{"language": language_name(code), **entry} for code, entry in report.get("text", {}).items()],
-        "Test sets. A word is what spaces separate, which says little of Thai, Chinese or Japanese.",
+        "Measured on the test sets. Words are separated by spaces, so tokens per word says little for Thai, Chinese or "
+        "Japanese.",
     )
 
 
@@ -272,15 +273,15 @@ def vocabulary_table(report: Report) -> Table | None:
             "texts": lambda row: number(row.get("texts")),
             "tokens before": lambda row: number(row.get("tokens_before")),
             "tokens": lambda row: number(row.get("tokens")),
-            "cut as before": lambda row: percent(row.get("identical")),
+            "split as before": lambda row: percent(row.get("identical")),
             "single letters before": lambda row: percent(row.get("characters_before")),
             "single letters": lambda row: percent(row.get("characters")),
             "unknown before": lambda row: percent(row.get("unknown_before"), 2),
             "unknown": lambda row: percent(row.get("unknown"), 2),
         },
         [{"language": language_name(code), **entry} for code, entry in languages.items()],
-        "On a tenth of the text, which was held out, with the pieces counted in the rest: mean tokens a text, the share of"
-        " texts that are cut into the same pieces as before, and the shares of tokens that are a single letter or unknown.",
+        "Measured on a held-out tenth of the text, with the pieces counted in the rest: mean tokens per text, the share of "
+        "texts that are split into the same pieces as before, and the shares of tokens that are a single letter or unknown.",
     )
 
 
@@ -293,7 +294,7 @@ def alignment_table(report: Report) -> Table | None:
         title="Alignment with the reference",
         headings=["layer", *grid["columns"]],
         rows=[[str(layer), *map(number, values)] for layer, values in grid["rows"]],
-        note="Mean |cosine| between the rows of a pruned matrix and of its reference; 1 is the same direction.",
+        note="Mean |cosine| between the rows of a pruned matrix and of its reference. 1 means the same direction.",
     )
 
 
@@ -309,8 +310,8 @@ def norm_table(report: Report) -> Table | None:
             [str(layer), *(f"{number(before)} → {number(after)}" for before, after in cells)]
             for layer, cells in grid["rows"]
         ],
-        note="Frobenius norm of each matrix: pretrained → after fine-tuning and pruning. Of a matrix that lost heads or "
-        "neurons, both figures count what remains.",
+        note="Frobenius norm of each matrix: pretrained → after fine-tuning and pruning. If a matrix lost heads or "
+        "neurons, both figures count only what remains.",
     )
 
 
@@ -326,8 +327,9 @@ def class_table(report: Report) -> Table | None:
             "Δ": lambda row: points(100 * (shares[row.code]["pruned"] - shares[row.code]["dense"])),
         },
         [row for row in rows(report) if row.code in shares],
-        "The share of the variance of the first token's vector, which the classifier reads, that lies between the classes: "
-        f"100% if all texts of a class have the same vector. Measured on up to {SAMPLE} test texts of each language.",
+        "The classifier reads the vector of the first token. The table shows the share of this vector's variance that lies "
+        f"between the classes: 100% if all texts of a class have the same vector. Measured on up to {SAMPLE} test texts of "
+        "each language.",
     )
 
 

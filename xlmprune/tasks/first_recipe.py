@@ -126,7 +126,8 @@ def find_layout(folder: Path) -> Layout:
     }
     if not complete:
         raise DataError(
-            f"{folder}: no training and test files found whose names hold a language and a split, such as en.train.tsv and "
+            f"{folder}: no training and test files found whose names contain a language and a split, such as en.train.tsv "
+            "and "
             "de.test.tsv; rename the files, or give a pattern such as 'data/{language}/{split}.tsv'"
         )
     best = max(complete, key=lambda pattern: complete[pattern].total())
@@ -337,7 +338,7 @@ def recipe_text(
         f"  keep: {keep}",
         "pruning:",
         *_structure_lines(density, budget),
-        "  # Least squares then refits what remains, on the text below without labels.",
+        "  # Least squares then refits what remains, on the unlabelled text below.",
         "  reconstruct: {texts: 1500}",
         "regularizer: none",
         "# The dense model teaches the pruned one its answers and hidden states.",
@@ -345,8 +346,8 @@ def recipe_text(
         "  temperature: 0.3",
         "  weight: 0.5",
         "  hidden: 1.0",
-        *([] if unlabelled else ["  # Without such text the other languages lose most. Give some, if you can:"]),
-        "  # Text of the languages you serve, without labels, one sentence a line. It keeps these languages.",
+        *([] if unlabelled else ["  # Without such text the other languages lose most. Give some if you can:"]),
+        "  # Unlabelled text of the languages you serve, one sentence per line. It preserves their accuracy.",
         f"  {off}unlabelled: {text}",
         "export:",
         "  onnx: [fp32, int8]",
@@ -368,7 +369,7 @@ def _structure_lines(density: float, budget: Mapping[str, str]) -> list[str]:
         ]
     limits = ", ".join(f"{key}: {value}" for key, value in budget.items())
     return [
-        "  # Layers, heads and neurons are removed, as many as the INT8 file needs to meet the budget: one text of 64",
+        "  # Layers, heads and neurons are removed until the INT8 file meets the budget, for a call with one text of 64",
         "  # tokens on one thread of this machine. `--dry-run` shows the sizes. For another server see docs/choosing.md.",
         "  pattern: structured",
         f"  structure: {{budget: {{{limits}}}}}",

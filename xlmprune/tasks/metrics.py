@@ -149,7 +149,7 @@ class Ndcg:
         if not rows and len(examples):
             raise DataError(
                 f"{examples.origin}: no query has two documents, so nothing is ranked in {examples.language!r}. The "
-                "documents of a query must stand on neighbouring lines"
+                "documents of a query must be on neighbouring lines"
             )
         return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
@@ -261,7 +261,7 @@ def main_first(metrics: tuple[Metric, ...], name: str | None) -> tuple[Metric, .
     if name is None:
         return metrics
     if name not in (known := [metric.name for metric in metrics]):
-        raise RecipeError(f"task.metric: {name!r} is no metric of this task; it has: {', '.join(known)}")
+        raise RecipeError(f"task.metric: {name!r} is not a metric of this task; it has: {', '.join(known)}")
     return tuple(sorted(metrics, key=lambda metric: metric.name != name))
 
 

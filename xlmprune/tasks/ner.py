@@ -51,8 +51,8 @@ class Ner(CorpusTask):
         super().__init__(recipe)
         if not is_bio(self.labels):
             raise RecipeError(
-                f"task.labels: {', '.join(self.labels)} are not BIO tags (O, B-PER, I-PER …), whose entities task ner "
-                "scores; for plain tags use task.name: tagging"
+                f"task.labels: {', '.join(self.labels)} are not BIO tags (O, B-PER, I-PER …), and task ner scores "
+                "entities of BIO tags; for plain tags use task.name: tagging"
             )
 
     def examples(self, language: str, split: Split) -> Examples:

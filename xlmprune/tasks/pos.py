@@ -1,4 +1,4 @@
-"""POS: the universal part of speech of every word; token accuracy, and XGLUE's own number beside it.
+"""POS: the universal part of speech of every word; token accuracy, and also XGLUE's own score.
 
 XGLUE's 18 languages are treebanks of Universal Dependencies 2.5. Its English train set is larger than the treebank of
 dev and test. The hub has the same treebanks in a later release, so its scores differ a little. What XGLUE calls

@@ -45,7 +45,7 @@ class Tagging(CorpusTask):
         if others := strays(found):
             locations = " and ".join(f"{tag!r} ({self._corpus.first_location(tag)})" for tag in others)
             raise DataError(
-                f"the tags are BIO but for {locations}. If they are meant, list all tags in the recipe's `task.labels`; "
+                f"all tags are BIO except {locations}. If this is intended, list all tags in the recipe's `task.labels`; "
                 "each word's tag then counts by itself, and there is no entity F1"
             )
         return tuple(sorted(found))

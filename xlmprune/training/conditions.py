@@ -63,7 +63,7 @@ def require_allowed(changed: Changes, allowed: bool, path: Path) -> None:
     if changed and not allowed:
         threads = " (OMP_NUM_THREADS sets the threads)" if "threads" in changed else ""
         raise MachineError(
-            f"{path}: the conditions changed since the last start of this run: {describe(changed)}. Its result would not be "
-            f"that of an uninterrupted run. Resume under the earlier conditions{threads}, or accept the change with "
-            "--allow-change"
+            f"{path}: the conditions changed since the last start of this run: {describe(changed)}. The result could "
+            f"differ from that of an uninterrupted run. Resume under the earlier conditions{threads}, or accept the change "
+            "with --allow-change"
         )

@@ -120,7 +120,7 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
     found = read_newest(dense / "checkpoint")
     if found is None or not after_stage_0(found[1]) or "languages" not in found[1]["stages"][-1]:
         raise ModelError(
-            f"{dense}: holds no finished dense run; run it to its end, with pruning.schedule.stages: 0"
+            f"{dense}: has no finished dense run; finish that run, with pruning.schedule.stages: 0"
         )
     tensors, numbers = found
     if damage := start_damage(dense, numbers["start"]):
@@ -141,12 +141,12 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
 def _require_same_stage_0(dense: Path, recipe: Recipe) -> None:
     file = dense / "recipe.yaml"
     if not file.is_file():
-        raise ModelError(f"{dense}: is no run folder; it has no recipe.yaml")
+        raise ModelError(f"{dense}: is not a run folder; it has no recipe.yaml")
     values, _ = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     found = validate_recipe(values, str(file))
     if dense_key(found) != dense_key(recipe):
         said = first_difference(_reduced(found).resolved(), _reduced(recipe).resolved())
-        raise RecipeError(f"{dense}: its stage 0 is not that of this recipe ({said})")
+        raise RecipeError(f"{dense}: its stage 0 differs from the stage 0 of this recipe ({said})")
 
 
 def _own_tensors(method: Method, distillation: DistillationRecipe | None, dense: Tensors) -> Tensors:

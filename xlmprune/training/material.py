@@ -50,8 +50,8 @@ def cut_texts(data: Datasets) -> list[str]:
         return []
     listed = ", ".join(f"{language_name(language)} {share:.0%}" for language, share in cut.items())
     return [
-        f"training.max_length {data.max_length} cuts test texts: {listed}. The model does not read what is behind it; raise "
-        "it, if that matters"
+        f"training.max_length {data.max_length} cuts test texts: {listed}. The model does not read the rest of "
+        "these texts. Raise it if that matters"
     ]
 
 

@@ -115,5 +115,5 @@ def describe(record: Mapping[str, Any]) -> list[str]:
     ]
     if record["without"]:
         missing = ", ".join(language_name(code) for code in record["without"])
-        said.append(f"no such text in {missing}: what these languages need was not measured")
+        said.append(f"there is no such text in {missing}, so no activations were measured for them")
     return said

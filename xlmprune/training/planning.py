@@ -171,7 +171,7 @@ def slow_on_cpu(recipe: Recipe, model: torch.nn.Module, updates: int, device: to
         return []
     return [
         f"training takes about {days:,.0f} days on this CPU: {updates:,} updates of a model with {amount(encoder)} "
-        "parameters beside its embeddings. Use a machine with a GPU, or train less, for example with "
+        "parameters without the embeddings. Use a machine with a GPU, or train less, for example with "
         "--set training.max_updates_per_stage=2000"
     ]
 

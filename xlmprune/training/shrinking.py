@@ -197,8 +197,8 @@ def require_possible(model: nn.Module, settings: StructureRecipe, refitted: bool
     family = architecture.of(model)
     if family.norm_first and refitted:
         raise RecipeError(
-            f"pruning.reconstruct: models of type {family.model_type!r} normalise before each part of a layer; what "
-            "structure leaves is refitted only where LayerNorm follows. Leave reconstruct out"
+            f"pruning.reconstruct: models of type {family.model_type!r} normalise before each part of a layer, and "
+            "refitting needs a LayerNorm after it. Leave reconstruct out"
         )
     layers = family.layers(model)
     asked, total = settings.layers, len(layers)

@@ -39,7 +39,7 @@ def open_start(
         if damage is None:
             trimming = json.loads((folder.start / VOCABULARY_FILE).read_text(encoding="utf-8"))
             return read_start(folder.start, task.kind), trimming
-        reporter.warn(f"{folder.start} is damaged ({damage}); it is made again")
+        reporter.warn(f"{folder.start} is damaged ({damage}); loading the model again")
         folder.repairs.append({"what": folder.start.name, "cause": damage})
     reporter.say(f"loading {recipe.model.name}")
     pretrained, trimming = load_start(recipe, task)
@@ -47,8 +47,8 @@ def open_start(
         reporter.say(note)
     for language, loss in () if trimming is None else vocabulary.thin_languages(trimming):
         reporter.warn(
-            f"model.vocabulary: there is little text in {language_name(language)}; text that was held out {loss}. Give more "
-            "text of this language"
+            f"model.vocabulary: {language_name(language)} has little text: held-out text {loss}. Give more text of this "
+            "language"
         )
 
     def write(target: Path) -> None:

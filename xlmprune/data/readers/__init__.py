@@ -98,7 +98,7 @@ class Corpus:
     def _no_test_set(self, language: str, available: Sequence[str]) -> DataError:
         if not available:
             return DataError(
-                f"no test file of any language at {self._path!r} (seen from {Path.cwd().name or '/'}/, with "
+                f"no test file of any language at {self._path!r} (relative to {Path.cwd().name or '/'}/, with "
                 "{split} filled in as the test split). Check task.path, or give it with --set task.path=…"
             )
         why = ""
@@ -108,7 +108,7 @@ class Corpus:
                 "other languages alone)"
             )
         known = ", ".join(sorted(available))
-        return DataError(f"no test set for language {language!r}{why}. Languages that have one: {known}")
+        return DataError(f"no test set for language {language!r}{why}. Languages with a test set: {known}")
 
     def examples(self, language: str, split: Split, labels: Sequence[str]) -> Examples:
         """Read one split of one language, labels as indexes into ``labels``."""
@@ -176,7 +176,9 @@ def _xglue(recipe: TaskRecipe, layout: Layout | None, grouped: bool) -> Source:
     from xlmprune.data.readers.xglue import Xglue
 
     if layout is None:
-        raise DataError(f"task {recipe.name!r} is no task of XGLUE; set `task.source: files` and `task.path`")
+        raise DataError(
+            f"task {recipe.name!r} is not a task of XGLUE; set `task.source: files` and `task.path`"
+        )
     return Xglue(recipe, layout, grouped)
 
 

@@ -40,7 +40,7 @@ def check_roles(columns: Mapping[str, str | int], kind: Kind) -> None:
     for role in columns:
         if role not in roles:
             raise DataError(
-                f"task.columns: {role!r} is no part of an example here; known: {', '.join(roles)}"
+                f"task.columns: {role!r} is not a part of an example here; known: {', '.join(roles)}"
             )
 
 

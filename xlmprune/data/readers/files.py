@@ -107,8 +107,8 @@ class Files:
             found = find_languages(self._pattern, self._splits[split])
             others = f"; languages with a {split} file: {', '.join(found) or 'none'}"
         return DataError(
-            f"no file {name} (nor {name}.gz, seen from {Path.cwd().name or '/'}/) for language {language!r}, split "
-            f"{split!r}{others}. Another folder can be given with --set task.path=…"
+            f"no file {name} (nor {name}.gz, relative to {Path.cwd().name or '/'}/) for language {language!r}, split "
+            f"{split!r}{others}. Give another folder with --set task.path=…"
         )
 
     def _read(self, path: Path, split: Split) -> Rows:

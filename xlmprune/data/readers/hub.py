@@ -120,8 +120,8 @@ class Hub:
             return MachineError(f"{name} could not be put into the cache: {said}")
         if isinstance(fault, ChecksumVerificationError | SplitsVerificationError):
             return DataError(
-                f"{name}: the files are not those that the data set describes ({type(fault).__name__}), as after a download "
-                f"that was cut. Delete its folder in {settings.HF_DATASETS_CACHE} and load it again"
+                f"{name}: the files differ from the description of the data set ({type(fault).__name__}), as after an "
+                f"interrupted download. Delete its folder in {settings.HF_DATASETS_CACHE} and load it again"
             )
         reason = hub.reason_for(fault).rstrip(".")
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):

@@ -236,7 +236,7 @@ def check_classes(rows: Rows) -> None:
         )
         raise DataError(
             f"{rows.origin}: {len(counts):,} different labels in {counts.total():,} {'words' if words else 'rows'} "
-            f"({examples}, …), so they are hardly classes. Are they in another column? Say so in the recipe: "
+            f"({examples}, …), so they are probably not classes. Are they in another column? Say so in the recipe: "
             f"`task.columns: {roles}`; or list them in `task.labels`"
         )
 

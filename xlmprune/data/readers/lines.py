@@ -73,8 +73,8 @@ def _gunzip(raw: bytes, path: Path) -> bytes:
         found = file.read(limit + 1)
     if len(found) > limit:
         raise DataError(
-            f"{path}: its {len(raw):,} bytes expand to more than {limit:,}, and text does not compress that well. If it is "
-            "what you want, unzip it (gunzip) and give the plain file"
+            f"{path}: its {len(raw):,} bytes expand to more than {limit:,}, and text does not compress that well. If the "
+            "file is right, unzip it (gunzip) and give the plain file"
         )
     return found
 

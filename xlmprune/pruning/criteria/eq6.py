@@ -37,7 +37,7 @@ class Eq6(Criterion):
     """Score every weight by its square and its agreement with the pretrained weight."""
 
     strength: Annotated[float, Field(ge=0, le=1)] = 5e-4
-    """0 ranks by magnitude, 1 by agreement alone."""
+    """0 ranks by magnitude, 1 ranks only by agreement with the pretrained weights."""
 
     def scores(self, context: PruningContext) -> Scores:
         """Always against the pretrained weights."""

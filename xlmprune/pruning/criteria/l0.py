@@ -50,10 +50,10 @@ class L0(Criterion):
     """Weight in the loss of the share of open gates, averaged over matrices."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Of the gates' own Adam, constant."""
+    """Constant learning rate of the gates, which have their own Adam optimizer."""
 
     initial: float = 2.197
-    """log alpha at the start; 2.197 leaves a gate open with probability 0.978."""
+    """Initial value of log alpha; 2.197 leaves a gate open with probability 0.978."""
 
     def __post_init__(self) -> None:
         self._alpha: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Keep the weights that are large beside the others that would remain in their matrix (LAMP).
+"""Keep the weights that are large compared with the others that would remain in their matrix (LAMP).
 
 Inside a matrix the order is that of magnitude; the score only decides, globally, how much of each matrix
 remains, and never empties one. Choose it when a uniform density per matrix seems wasteful and no data should

@@ -148,7 +148,7 @@ def layer_norm_gains(model: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], Ten
     first: Any = family.input_norm(model)
     if family.norm_first or first is None:
         raise ValueError(
-            f"lookahead with residual neighbours needs LayerNorms behind the matrices; {family.model_type} has them "
+            f"lookahead with residual neighbours needs LayerNorms after the matrices; {family.model_type} has them "
             "before. Use neighbours: block"
         )
     layers = family.layers(model)

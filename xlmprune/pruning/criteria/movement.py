@@ -57,13 +57,13 @@ class Movement(Criterion):
     least_of_matrix: ClassVar[float] = 0.005
 
     mode: Literal["hard", "soft"] = "hard"
-    """`hard` ranks within each matrix; `soft` ranks over all of them, under a penalty on high scores."""
+    """`hard` ranks within each matrix; `soft` ranks over all of them, with a penalty on high scores."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
-    """Of the scores' own Adam, constant."""
+    """Constant learning rate of the scores, which have their own Adam optimizer."""
 
     strength: Annotated[float, Field(ge=0)] = 400.0
-    """Of the penalty of `soft`, the mean of sigmoid(S) averaged over matrices, once the final density is reached."""
+    """Weight of the penalty of `soft` at the final density: the mean of sigmoid(S), averaged over matrices."""
 
     def __post_init__(self) -> None:
         self._scores: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
-"""Keep the weights whose removal raises the loss most, others making up for it (oBERT, the Optimal BERT Surgeon).
+"""Keep the weights whose removal raises the loss most, even if others compensate for it (oBERT, the Optimal BERT Surgeon).
 
 The curvature is the empirical Fisher matrix in blocks of consecutive weights. Global. The most faithful
-criterion here and the dearest: ``4 * block`` bytes per weight at the pruning moment (XLM-R base: 5.4 GB in
+criterion here and the most expensive: ``4 * block`` bytes per weight at the pruning moment (XLM-R base: 5.4 GB in
 blocks of 16, 17 GB in the published 50) and ``batches`` gradients.
 """
 
@@ -81,13 +81,13 @@ class Obert(Criterion):
     default_scope: ClassVar[Scope] = "global"
 
     block: Annotated[int, Field(ge=1)] = 16
-    """Weights to a block of the Fisher matrix; published: 50. With 1 it is diagonal and nothing is compensated."""
+    """Weights per block of the Fisher matrix (published: 50). With 1 it is diagonal, and nothing is compensated."""
 
     batches: Annotated[int, Field(ge=1)] = 256
-    """Gradients to estimate it from, each of one batch; published: 1024."""
+    """Number of gradients, each of one batch, to estimate the Fisher matrix from (published: 1024)."""
 
     damping: Annotated[float, Field(gt=0)] = 1e-7
-    """Added to the diagonal."""
+    """Value added to the diagonal of the Fisher matrix."""
 
     def __post_init__(self) -> None:
         self._inverse: dict[str, Tensor] = {}

@@ -49,7 +49,7 @@ class Pins(Criterion):
     """Decay of the importance, per window."""
 
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the uncertainty, per window; 0 takes the open window's distance alone, as the released code does."""
+    """Decay of the uncertainty, per window; 0 uses only the distance of the current window, as the released code does."""
 
     window: Annotated[int, Field(ge=1)] = 10
     """Updates whose importance is averaged before it is smoothed."""

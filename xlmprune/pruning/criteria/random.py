@@ -1,4 +1,4 @@
-"""Keep weights at random: the floor that any criterion must clear.
+"""Keep weights at random: the baseline that every other criterion must beat.
 
 Scope `layer` draws the same share of every matrix; `global` (Global-Random) draws over all at once, which for
 matrices of half a million weights is the same within a tenth of a percent.

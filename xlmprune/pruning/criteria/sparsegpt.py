@@ -1,4 +1,4 @@
-"""Keep the weights whose removal the others of their row cannot make up for on unlabelled text (SparseGPT).
+"""Keep the weights whose removal the others of their row cannot compensate for on unlabelled text (SparseGPT).
 
 By layer, from second moments of activations alone. Unlike `wanda` it knows that of two inputs alike one is enough.
 It is meant to be followed by the refit that it presumes (`pruning.reconstruct`).
@@ -56,7 +56,7 @@ class SparseGpt(Criterion):
     needs_moments: ClassVar[bool] = True
 
     ridge: Annotated[float, Field(gt=0)] = 0.01
-    """Added to the second moment, relative to the mean square of an input."""
+    """Value added to the second moment, relative to the mean square of an input."""
 
     def scores(self, context: PruningContext) -> Scores:
         """Measure inputs on unlabelled text with the weights as they are."""

@@ -32,7 +32,7 @@ class Both(Regularizer):
     """Strength of the Frobenius term."""
 
     reference: Reference = "pretrained"
-    """What both align to."""
+    """Weights that both terms align to."""
 
     def __post_init__(self) -> None:
         self._terms = (

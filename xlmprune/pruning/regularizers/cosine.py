@@ -109,11 +109,11 @@ class Cosine(Regularizer):
 
     strength: Annotated[float, Field(ge=0)] = 100.0
     """Weight of the alignment in the loss; 0 turns it off. The paper does not give it; search {1, 10, 100, 1000} on
-    English dev. At 5e-4, the paper's figure for Frobenius, the averages of Eqs. 2 and 3 leave no effect at
-    all."""
+    English dev. At 5e-4, the paper's value for Frobenius, the term has no effect, because Eqs. 2 and 3
+    average."""
 
     reference: Reference = "pretrained"
-    """What to align to: the pretrained weights, or those after dense fine-tuning (then without effect in stage 0)."""
+    """Weights to align to: the pretrained ones, or those after dense fine-tuning. The latter have no effect in stage 0."""
 
     abs: bool = True
     """Count a unit and its negative as equally aligned, as Eq. 2 does."""
@@ -122,8 +122,8 @@ class Cosine(Regularizer):
     """Prune the reference like the weights: the same direction for each unit, but more weight on heavily pruned ones."""
 
     reduction: Literal["mean", "sum"] = "mean"
-    """`mean` over the units of a matrix and over matrices (Eqs. 2 and 3); `sum` over all units, with a strength that many
-    times smaller (82,944 for XLM-R base) for the same effect where matrices have equally many units."""
+    """`mean` over the units of a matrix and over matrices (Eqs. 2 and 3); `sum` over all units. For the same effect, `sum`
+    needs a strength smaller by the number of units (82,944 for XLM-R base), if all matrices have equally many units."""
 
     def __post_init__(self) -> None:
         self._lengths = RowLengths()

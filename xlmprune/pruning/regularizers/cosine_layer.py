@@ -41,7 +41,7 @@ class CosineLayer(Regularizer):
     """Weight of the alignment in the loss; 0 turns it off."""
 
     reference: Reference = "pretrained"
-    """What to align to: the pretrained weights, or those after dense fine-tuning (then without effect in stage 0)."""
+    """Weights to align to: the pretrained ones, or those after dense fine-tuning. The latter have no effect in stage 0."""
 
     abs: bool = True
     """Count a matrix and its negative as equally aligned."""

@@ -44,10 +44,10 @@ class Frobenius(Regularizer):
     """Weight of the distance in the loss; 0 turns it off. Search {5e-5, 5e-4, 5e-3, 5e-2} on English dev."""
 
     reference: Reference = "pretrained"
-    """What to stay near: the pretrained weights, or those after dense fine-tuning (then without effect in stage 0)."""
+    """Weights to stay near: the pretrained ones, or those after dense fine-tuning. The latter have no effect in stage 0."""
 
     squared: bool = True
-    """Square the norm of each matrix, as Eq. 6 does; otherwise every matrix is pulled with constant force."""
+    """Square the norm of each matrix, as Eq. 6 does; otherwise the pull on every matrix is constant."""
 
     reduction: Literal["sum", "mean"] = "sum"
     """`sum` over all entries of all matrices (Eq. 6); `mean` divides by the number of entries, or of matrices where the
