@@ -336,6 +336,8 @@ def test_unequal_budgets_are_said(base):
     (note,) = plan.read(str(base), ["training.epochs_per_stage=1,2"]).notes[1:]
     assert "epochs_per_stage=1" in note
     assert "Budgets differ" in note
+    (note,) = plan.read(str(base), ["training.last_epochs=0,null"], ["training.epochs_per_stage=2"]).notes[1:]
+    assert "Budgets differ" in note
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from xlmprune.core import formatting
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
-from xlmprune.report import charts, findings, labels, shipped
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.report import charts, findings, labels, results, shipped
 from xlmprune.report.model_card import render as model_card
 from xlmprune.report.pages import render_html, render_markdown, results_table, write
 from xlmprune.report.tables import all_tables, language_table
@@ -755,3 +756,17 @@ def test_a_form_whose_answers_depend_on_the_batch_is_said_so():
     assert said[0] in model_card(report)
     report["parity"]["onnx_int8"]["alone"]["agreement"] = 1.0
     assert findings.describe_batches(report) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("training.last_epochs=0.1", "0.1 of an epoch in the last stage"),
+        ("training.last_epochs=0", "0 epochs in the last stage (the paper trains 15)"),
+        ("training.dense_epochs=3", "3 epochs in the dense stage (the paper trains 15)"),
+        ("training.epochs_per_stage=0.5", "0.5 of an epoch a stage"),
+    ],
+)
+def test_every_stage_that_trains_less_than_the_papers_is_scaled_down(option, said):
+    assert results.scaled_down(load_recipe("xnli_cosine")) == []
+    assert results.scaled_down(load_recipe("xnli_cosine", [option])) == [said]
