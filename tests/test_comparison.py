@@ -1101,6 +1101,26 @@ def test_languages_that_gave_text_stand_apart():
     assert "B read unlabelled text of this language and of no other" in found.note
 
 
+def test_text_that_was_read_to_rank_or_refit_or_count_is_named():
+    report = {
+        "summary": {"train_language": "en"},
+        "languages": {"en": {}, "de": {}, "th": {"seen_unlabelled": False}},
+    }
+    moments = {"source": "x", "uses": ["pruning.reconstruct"], "without": []}
+    assert results._languages_read(report) == []
+    assert results._languages_read({**report, "moments": {**moments, "texts": {"en": 3}}}) == []
+    refitted = results._languages_read({**report, "moments": {**moments, "texts": {"th": 3, "en": 2}}})
+    assert refitted == ["en", "th"]
+    common = {"status": "pending", "seed": 1, "dense_key": "k"}
+    cells = [
+        {**common, "method": "A", "unlabelled": refitted, "target_text": ["text was read to count", "and refit"]},
+        {**common, "method": "B", "unlabelled": [], "target_text": ["text was read to count"]},
+    ]
+    read, *others = results._column_notes(cells)
+    assert read.endswith("not zero-shot in the strict sense: A.")
+    assert others == ["text was read to count: A, B.", "and refit: A."]
+
+
 def test_what_some_compute_beside_the_updates_is_said(base):
     def extra(*vary):
         return [
