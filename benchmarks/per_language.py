@@ -1,9 +1,10 @@
 """Does it help to prune for one language? Compare one model for all languages with one model for each.
 
-    python benchmarks/per_language.py [--recipe quickstart] [--share 0.5] [--trained] [--set key=value] [--out DIR]
+    python benchmarks/per_language.py [--recipe quickstart] [--share 0.5] [--texts N] [--trained] [--set key=value] [--out DIR]
 
 Every model removes the same share of heads and FFN neurons from the same dense model. For the shared model, importance and
-least squares read text of all languages; for the others, text of one language. Nothing is trained afterwards, unless
+least squares read text of all languages; for the others, text of one language. Every model reads the same number of texts:
+`--texts`, or as many as the language with the least unlabelled text has. Nothing is trained afterwards, unless
 `--trained` is given. Source of the question: Li et al. 2022 (arXiv:2204.02601), settings shared and per language. Prints one
 line per language. Run it again to resume.
 """
@@ -32,23 +33,25 @@ DENSE = {
 def main() -> None:
     options = _options()
     own = [*options.set, "export.onnx=[]", "export.triton=false", "evaluation.max_stage_examples=null"]
-    dense = _run(options, own, "dense", DENSE)
+    report = _run(options, own, "dense", DENSE)
+    dense, texts = _scores(report), options.texts or smallest(report)
     structure = {"heads": options.share, "neurons": options.share}
-    pruned: dict[str, Any] = {"pruning.structure": structure, "pruning.reconstruct.texts": options.texts}
+    pruned: dict[str, Any] = {"pruning.structure": structure, "pruning.reconstruct.texts": texts}
     if not options.trained:
         rate = load_recipe(options.recipe, own).training
         pruned |= {
             "training.epochs_per_stage": 0,
             "training.dense_epochs": rate.dense_epochs or rate.epochs_per_stage,
         }
-    shared = _run(options, own, "shared", pruned, "dense")
+    shared = _scores(_run(options, own, "shared", pruned, "dense"))
+    print(f"every model reads {texts} texts")
     print(f"{'language':<10}{'dense':>8}{'shared':>8}{'own':>8}{'own - shared':>14}", flush=True)
     rows = []
     for language in sorted(dense):
         if language == options.train_language:
             continue
         alone = {**pruned, "pruning.structure": {**structure, "languages": [language]}}
-        found = _run(options, own, language, alone, "dense")[language]
+        found = _scores(_run(options, own, language, alone, "dense"))[language]
         rows.append((dense[language], shared[language], found))
         print(_line(language, rows[-1]), flush=True)
     means = [statistics.mean(column) for column in zip(*rows)]
@@ -68,17 +71,28 @@ def _run(
     name: str,
     changes: Mapping[str, Any],
     start: str | None = None,
-) -> dict[str, float]:
-    """Run a recipe unless it is finished, and return the score of every language."""
+) -> Mapping[str, Any]:
+    """Run a recipe unless it is finished, and return its report."""
     sets = [*own, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]
     out = Path(options.out)
-    report = run(
+    return run(
         load_recipe(options.recipe, sets),
         out / name,
         reporter=Reporter(level="quiet"),
         start_from=out / start if start else None,
     )
+
+
+def _scores(report: Mapping[str, Any]) -> dict[str, float]:
     return {language: row["pruned"] for language, row in report["languages"].items()}
+
+
+def smallest(report: Mapping[str, Any]) -> int:
+    """Return the number of texts of the language that has the fewest."""
+    counts: Mapping[str, int] = report.get("unlabelled", {})
+    if missing := sorted(set(report["languages"]) - set(counts)):
+        raise SystemExit(f"no unlabelled text is counted in {', '.join(missing)}; say how many to read: --texts")
+    return min(counts.values())
 
 
 def _options() -> argparse.Namespace:
@@ -87,7 +101,11 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--share", type=float, default=0.5, help="of heads and FFN neurons kept")
-    parser.add_argument("--texts", type=int, default=1500, help="read for importance and least squares")
+    parser.add_argument(
+        "--texts",
+        type=int,
+        help="read by every model for importance and least squares; by default as many as the smallest language has",
+    )
     parser.add_argument("--trained", action="store_true", help="train after pruning, as the recipe says")
     parser.add_argument("--train-language", default="en")
     parser.add_argument(

@@ -298,10 +298,45 @@ def test_the_large_comparisons_have_every_method(name):
         assert shared >= {"L2-MBP", "Cosine-MBP", "Frobenius-MBP", "PINS", "PLATON", "oBERT", "L0-MBP"}
 
 
+OWN_DENSE = {
+    "table1": {"Movement", "PINS score"},
+    "table1_xnli": {"Movement", "PINS score"},
+    "quickstart_methods": {"Movement", "PINS score", "PINS score + cosine", "PINS score + text"},
+    "quickstart_structures": {"31 % of weights"},
+    "small_tasks": {"31 % of weights"},
+    "pos_methods": {"PINS score"},
+}
+"""Rows that train a dense stage of their own, as the comparisons' comments say."""
+
+
+@pytest.mark.parametrize("options", [[], ["training.epochs_per_stage=3"], ["training.learning_rate=0.25"]])
+@pytest.mark.parametrize("name", slow_but(sorted({*OWN_DENSE} - {"table1"}), sorted(OWN_DENSE)))
+def test_the_other_rows_of_a_column_prune_one_dense_model(name, options):
+    columns: dict[object, dict[str, set[str]]] = {}
+    for cell in plan.read(name, ["seed=1"], options).cells:
+        columns.setdefault(cell.task, {}).setdefault(dense_key(cell.recipe), set()).add(cell.method)
+    for column in columns.values():
+        shared = max(column.values(), key=len)
+        assert {method for methods in column.values() for method in methods} - shared == OWN_DENSE[name]
+
+
+def test_keys_beside_a_published_scheme_leave_stage_0_alone(tmp_path):
+    beside = {"training": {"epochs_per_stage": 180, "learning_rate": 1.0, "warmup_updates": 7}}
+    text = "base: xnli_cosine\nmethod: {}\n" + yaml.safe_dump(beside)
+    keys = set()
+    for method in ("pins", "platon", "obert"):
+        file = tmp_path / f"{method}.yaml"
+        file.write_text(text.format(method), encoding="utf-8")
+        keys.add(dense_key(load_recipe(str(file))))
+    assert keys == {dense_key(load_recipe("xnli_cosine"))}
+
+
 def test_unequal_budgets_are_said(base):
     assert "random" not in " ".join(plan.read(str(base), ["pruning.criterion=random,lamp"]).notes)
     (note,) = plan.read(str(base), ["training.epochs_per_stage=1,2"]).notes[1:]
     assert "epochs_per_stage=1" in note
+    assert "Budgets differ" in note
+    (note,) = plan.read(str(base), ["training.last_epochs=0,null"], ["training.epochs_per_stage=2"]).notes[1:]
     assert "Budgets differ" in note
 
 
@@ -1064,6 +1099,31 @@ def test_languages_that_gave_text_stand_apart():
     assert found.title.endswith(": Thai")
     assert found.rows[1] == ["A", "50.0†", "40.0†"]
     assert "B read unlabelled text of this language and of no other" in found.note
+
+
+def test_text_that_was_read_to_rank_or_refit_or_count_is_named():
+    report = {
+        "summary": {"train_language": "en"},
+        "languages": {"en": {}, "de": {}, "th": {"seen_unlabelled": False}},
+    }
+    moments = {"source": "x", "uses": ["pruning.reconstruct"], "without": []}
+    assert results._languages_read(report) == []
+    assert results._languages_read({**report, "moments": {**moments, "texts": {"en": 3}}}) == []
+    refitted = results._languages_read({**report, "moments": {**moments, "texts": {"th": 3, "en": 2}}})
+    assert refitted == ["en", "th"]
+    common = {"status": "pending", "seed": 1, "dense_key": "k"}
+    cells = [
+        {
+            **common,
+            "method": "A",
+            "unlabelled": refitted,
+            "target_text": ["text was read to count", "and refit"],
+        },
+        {**common, "method": "B", "unlabelled": [], "target_text": ["text was read to count"]},
+    ]
+    read, *others = results._column_notes(cells)
+    assert read.endswith("not zero-shot in the strict sense: A.")
+    assert others == ["text was read to count: A, B.", "and refit: A."]
 
 
 def test_what_some_compute_beside_the_updates_is_said(base):

@@ -13,7 +13,8 @@ from xlmprune.data.encoding import (
     pad,
     training_order,
 )
-from xlmprune.data.examples import Examples
+from xlmprune.data.examples import Examples, normalize
+from xlmprune.tasks.metrics import runs
 
 
 def pieces(row):
@@ -219,6 +220,18 @@ def test_a_sample_has_every_label_in_its_proportion(labels, count):
             assert taken >= 1
 
 
+@given(st.lists(st.sampled_from("xyz"), min_size=1, max_size=12), st.data())
+def test_two_queries_of_one_name_stay_two_when_what_is_between_them_is_left_out(names, data):
+    names = [name for number, name in enumerate(names) if number == 0 or name != names[number - 1]]
+    groups = [name for name in names for _ in range(2)]
+    texts = [str(row) for row in range(len(groups))]
+    examples = Examples("en", "test", texts, texts, [0] * len(groups), groups)
+    sample = examples.sample(data.draw(st.integers(1, len(groups))))
+    for part in (sample, sample.sample(max(1, len(sample) // 2))):
+        assert len(runs(part.groups)) == len(part) / 2
+    assert examples.take(range(len(groups))).groups == groups
+
+
 def test_a_sample_of_a_sorted_file_is_of_all_its_rows_and_the_same_in_every_language():
     labels = [0] * 500 + [1] * 300 + [2] * 200
     english = Examples("en", "test", [f"text {row}" for row in range(1000)], None, labels, notes=("one",))
@@ -259,3 +272,9 @@ def test_length_statistics_by_hand():
     assert length_statistics(encode(tiny_tokenizer(), foreign, 8), foreign)["unknown"] > 0
     empty = Examples("en", "test", [])
     assert length_statistics(encode(tiny_tokenizer(), empty, 8), empty)["tokens_mean"] is None
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=20))
+def test_plain_ascii_is_compared_as_every_other_text(text):
+    # With a letter that is no ASCII the general way is taken.
+    assert normalize(text + "aé") == (normalize(text) if any(map(str.isalnum, text)) else "") + "aé"

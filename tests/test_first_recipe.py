@@ -163,7 +163,12 @@ def test_a_budget_is_written_into_the_recipe(tmp_path, monkeypatch):
         (["data", "--task", "clasification"], "did you mean 'classification'"),
         (["data", "--task", "ranking"], "no kind of task can read these files"),
         (["data", "--languages", "de,xx"], "no test set for language 'xx'"),
-        (["data", "--out", "there.yaml"], "exists already"),
+        (
+            ["data", "--out", "there.yaml"],
+            "exists already; choose another file with --out, or replace it with --force",
+        ),
+        (["data", "--out", "empty", "--force"], "empty: is a folder"),
+        (["nowhere", "--out", "there.yaml", "--force"], "nowhere: no such folder"),
         (["data", "--budget", "fast"], "--budget fast: expected milliseconds (5 ms)"),
         (["data", "--budget", "0x"], "--budget 0x: expected"),
         (["data", "--budget", "2x, 4 x"], "speedup is given twice"),
@@ -181,6 +186,15 @@ def test_what_cannot_be_done_is_a_sentence(tmp_path, monkeypatch, arguments, sai
     assert not (tmp_path / "recipe.yaml").exists()
     with pytest.raises((DataError, RecipeError)):
         first_recipe.init("nowhere", tmp_path / "there.yaml")
+
+
+def test_force_replaces_a_recipe(tmp_path, monkeypatch):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
+    (tmp_path / "there.yaml").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "data", "--out", "there.yaml", "--force"])
+    assert result.exit_code == 0, result.output
+    assert load_recipe("there.yaml").task.source == "files"
 
 
 def test_labels_with_characters_that_are_not_printed_stay_in_their_comment(tmp_path):

@@ -128,6 +128,10 @@ def test_the_report_says_whether_the_dense_stage_was_regularized(dense):
     [
         (["export.floor={on: dev, zero_shot_drop: 1}", "training.keep=last"], "on: dev needs dev examples"),
         (["export.floor={on: unlabelled, zero_shot_drop: 1}"], "on: unlabelled needs unlabelled text"),
+        (
+            ["export.floor={on: unlabelled, zero_shot_drop: 1}", "model.vocabulary={files: [all.txt]}"],
+            "on: unlabelled needs unlabelled text.* files with {language} in the name",
+        ),
         (["export.floor={on: tests}"], "expected `test` or `dev` or `unlabelled`"),
     ],
 )

@@ -24,7 +24,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from xlmprune.core import formatting
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
-from xlmprune.report import charts, findings, labels, shipped
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.report import charts, findings, labels, results, shipped
+from xlmprune.report.method import describe_method
 from xlmprune.report.model_card import render as model_card
 from xlmprune.report.pages import render_html, render_markdown, results_table, write
 from xlmprune.report.tables import all_tables, language_table
@@ -116,8 +118,10 @@ def test_languages_that_gave_unlabelled_text_are_told_apart():
     for text in (render_markdown(report), model_card(report), printed(report, 400)):
         assert said in text
         assert "languages with text 76.2 → 74.9, languages without text 72.9 → 70.6" in text
-    assert "were only evaluated" not in model_card(report)
-    assert "were only evaluated" in model_card(sample_report(3))
+    assert "only evaluated" not in model_card(report)
+    plain = sample_report(3)
+    plain["recipe"]["model"]["vocabulary"] = "keep"
+    assert "Every language but English was only evaluated." in model_card(plain)
     headings = language_table(report).headings
     answers = {row[1]: row[headings.index("unlabelled text")] for row in language_table(report).rows}
     assert answers == {"en": "no", "": "", "de": "yes", "fr": "yes", "es": "no"}
@@ -241,6 +245,88 @@ def pages(report: dict) -> list[str]:
     return [" ".join(text.replace("\\", "").split()) for text in (*shown, printed(report, 1000))]
 
 
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"model": {"vocabulary": {"files": ["all.txt"]}}},
+            "to choose the vocabulary; no model was trained on it.",
+        ),
+        (
+            {"export": {"calibration": "task", "onnx": ["int8"]}},
+            "to calibrate INT8; no model was trained on it.",
+        ),
+        ({"export": {"calibration": "task", "onnx": ["fp32"]}}, ""),
+        (
+            {"model": {"vocabulary": {"files": ["{language}.txt"]}}, "export": {"onnx": ["int8"]}},
+            "to choose the vocabulary and to calibrate INT8; no model was trained on it.",
+        ),
+        (
+            {"export": {"calibration": "task", "floor": {"on": "unlabelled", "zero_shot_drop": 1.0}}},
+            "to decide which files ship; no model was trained on it.",
+        ),
+    ],
+)
+def test_a_card_says_for_what_text_of_other_languages_was_read(sections, said):
+    report = sample_report(3)
+    report["recipe"] |= {"model": {"vocabulary": "keep"}, "export": {}, **sections}
+    told = f"No labels but those in English were used; unlabelled text was in other languages, {said}"
+    assert findings.describe_read_text(report) == (
+        said and told or "Every language but English was only evaluated."
+    )
+    report["moments"] = {"source": "x", "uses": ["pruning.reconstruct"], "texts": {"en": 1}, "without": []}
+    assert ("to rank or refit" in model_card(report)) is False
+    report["moments"]["texts"]["de"] = 1
+    told = findings.describe_read_text(report)
+    assert "in other languages, to rank or refit weights" in told
+    assert "no model was trained" not in told
+    assert told in model_card(report)
+
+
+@pytest.mark.parametrize(
+    ("training", "regularizer", "method", "acts"),
+    [
+        ({}, {"name": "cosine"}, "while it was fine-tuned", "from the first pruning on, not in the dense"),
+        ({"regularize_dense": True}, {"name": "cosine"}, ", cosine alignment with", "in every stage"),
+        (
+            {"regularize_dense": True},
+            {"name": "l2"},
+            ", L2 decay of the weights toward zero)",
+            "in every stage",
+        ),
+        (
+            {"regularize_dense": True},
+            {"name": "cosine", "reference": "finetuned"},
+            "cosine alignment with the finetuned weights",
+            "from the first pruning on",
+        ),
+        ({}, {"name": "cosine", "strength": 0.0}, "(criterion magnitude)", ""),
+        ({"epochs_per_stage": 0}, {"name": "cosine"}, "after it was fine-tuned: single", "acts nowhere"),
+        ({"epochs_per_stage": 0}, {"name": "none"}, "after it was fine-tuned: single", ""),
+        (
+            {"epochs_per_stage": 0, "last_epochs": 2},
+            {"name": "l2"},
+            "while it was",
+            "from the first pruning on",
+        ),
+        (
+            {"epochs_per_stage": 0, "regularize_dense": True},
+            {"name": "cosine"},
+            "(criterion magnitude)",
+            "in the dense stage alone",
+        ),
+    ],
+)
+def test_sentences_on_the_method_are_of_what_had_an_effect(training, regularizer, method, acts):
+    report = sample_report()
+    report["recipe"]["training"] |= {"regularize_dense": False, **training}
+    report["recipe"]["regularizer"] = regularizer
+    assert method in describe_method(report)
+    said = findings.describe_regularizer(report)
+    assert acts in said
+    assert bool(acts) == bool(said)
+
+
 def test_a_card_says_how_the_model_was_pruned():
     structures = (
         "It was pruned while it was fine-tuned: layers, attention heads and FFN neurons were removed (importance fisher; "
@@ -295,7 +381,7 @@ def test_the_headline_is_about_the_form_that_is_shipped():
     mean = report["summary"]["zero_shot_mean"]
     assert f"is {mean['onnx_int8']:.1f}; the dense model has {mean['dense']:.1f}" in markdown
     assert markdown.split(" - ")[1].startswith("Shipped: ")
-    assert card.split(" - Shipped: ")[0].endswith("only evaluated.")
+    assert card.split(" - Shipped: ")[0].endswith("no model was trained on it.")
     assert terminal.endswith(worst)
     tiles = re.findall(r'class="tile (\w*)"><b>(.*?)</b><span>(.*?)</span>', render_html(report))
     assert tiles[:2] == [
@@ -756,3 +842,17 @@ def test_a_form_whose_answers_depend_on_the_batch_is_said_so():
     assert said[0] in model_card(report)
     report["parity"]["onnx_int8"]["alone"]["agreement"] = 1.0
     assert findings.describe_batches(report) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("training.last_epochs=0.1", "0.1 of an epoch in the last stage"),
+        ("training.last_epochs=0", "0 epochs in the last stage (the paper trains 15)"),
+        ("training.dense_epochs=3", "3 epochs in the dense stage (the paper trains 15)"),
+        ("training.epochs_per_stage=0.5", "0.5 of an epoch a stage"),
+    ],
+)
+def test_every_stage_that_trains_less_than_the_papers_is_scaled_down(option, said):
+    assert results.scaled_down(load_recipe("xnli_cosine")) == []
+    assert results.scaled_down(load_recipe("xnli_cosine", [option])) == [said]

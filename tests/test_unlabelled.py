@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from xlmprune.data.checks import uneven_text
 from xlmprune.data.examples import Examples
 from xlmprune.data.readers import Corpus
 from xlmprune.data.readers.hub import Hub, HubSet
@@ -12,8 +13,10 @@ from xlmprune.data.readers.rows import Rows
 from xlmprune.data.unlabelled import unlabelled_examples, vocabulary_texts
 from xlmprune.export.writing import calibration_text
 from xlmprune.recipe import registry
-from xlmprune.recipe.schema import Recipe, TaskRecipe
+from xlmprune.recipe.schema import DistillationRecipe, Recipe, TaskRecipe
 from xlmprune.report.results import target_text
+from xlmprune.tasks.metrics import METRICS
+from xlmprune.training.datasets import read_texts
 
 
 def recipe(**sections):
@@ -30,6 +33,8 @@ DISTILLED = {"teacher": "finetuned", "unlabelled": "task"}
         ({}, None),
         ({"model": {"vocabulary": {"keep_languages_of": "task"}}}, None),
         ({"model": {"vocabulary": {"files": ["text/{language}.txt"]}}}, "text/{language}.txt"),
+        ({"model": {"vocabulary": {"files": ["all.txt", "text/{language}.txt"]}}}, "text/{language}.txt"),
+        ({"model": {"vocabulary": {"files": ["all.txt"]}}}, None),
         ({"distillation": DISTILLED}, "task"),
         ({"distillation": {**DISTILLED, "unlabelled": "task_with_translations"}}, "task"),
         ({"export": {"calibration": "task"}}, "task"),
@@ -112,6 +117,51 @@ def test_translations_of_the_training_set_are_read_by_name_only(translated):
 @pytest.mark.parametrize("name", ["xnli", "pawsx"])
 def test_the_hubs_training_sets_of_these_tasks_are_translations(name):
     assert registry.load("task", name).hub.translated_train
+
+
+@pytest.mark.parametrize(
+    ("english", "said"),
+    [(20, []), (15, []), (99, ["83% of the unlabelled text is English", "distillation.max_texts: 10"])],
+)
+def test_it_is_said_if_most_of_the_unlabelled_text_is_of_one_language(english, said):
+    counts = {"en": english, "de": 10, "fr": 10}
+    parts = {code: Examples(code, "unlabelled", ["x"] * count) for code, count in counts.items()}
+    sentence = uneven_text(parts)
+    assert bool(sentence) == bool(said)
+    assert all(part in sentence for part in said)
+    assert uneven_text({"en": parts["en"]}) == "", "nothing to share out"
+
+
+class Plain:
+    """Ten test and dev texts in English and German; the task's own text is all of them and one more."""
+
+    name = "plain"
+    kind = "text"
+    labels = ("a", "b")
+    metrics = (METRICS["accuracy"],)
+
+    def languages(self):
+        return ("en", "de")
+
+    def unlabelled(self, language, translations=False):
+        texts = [text for split in ("test", "dev") for text in self.examples(language, split).first]
+        return [*map(str.upper, texts), f"{language} is free"]
+
+    def examples(self, language, split):
+        texts = [f"{language} {split} number {'abcdefghij'[number]}" for number in range(10)]
+        return Examples(language, split, texts, labels=[0, 1] * 5)
+
+
+@pytest.mark.parametrize("cap", [None, 3])
+def test_a_sample_of_the_test_sets_still_keeps_all_of_their_texts_out(cap):
+    settings = TaskRecipe(name="classification", source="files", path="x", max_test_examples=cap)
+    distillation = DistillationRecipe(teacher="finetuned", unlabelled="task")
+    texts = read_texts(Plain(), settings, "best", distillation)
+    assert len(texts.tests["de"]) == (cap or 10)
+    assert {language: part.first for language, part in texts.unlabelled.items()} == {
+        "en": ["en is free"],
+        "de": [*map(str.upper, Plain().examples("de", "dev").first), "de is free"],
+    }
 
 
 class Task:

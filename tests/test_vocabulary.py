@@ -306,6 +306,19 @@ def test_words_of_tokens_and_both_texts_of_pairs_count():
     assert vocabulary_texts(Others())["en"] == ["two", "four", "words of one", "a", "b"]
 
 
+def test_a_training_text_that_differs_from_a_test_text_only_in_case_and_signs_is_not_counted():
+    class Alike(TwoLanguages):
+        def examples(self, language, split):
+            texts = {
+                "test": ["turn on the light"],
+                "train": ["Turn on the Light!", "free"],
+                "dev": ["Turn on: the light"],
+            }
+            return Examples(language, split, texts[split])
+
+    assert vocabulary_texts(Alike())["en"] == ["two", "four", "free"]
+
+
 def test_files_add_text_by_language_and_for_all(tmp_path: Path):
     (tmp_path / "sw.txt").write_text("\ufeffmbili\n\n moja \r\n", encoding="utf-8")
     (tmp_path / "names.txt").write_text("Orion\n", encoding="utf-8")

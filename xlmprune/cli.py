@@ -639,6 +639,7 @@ def init(
         str,
         typer.Option(help="Unlabelled text in the languages you serve: 'text/{language}.txt'."),
     ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace the recipe file if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Look at your data files and write a commented recipe for them.
@@ -665,7 +666,9 @@ def init(
             "init: give a folder of data files, or a pattern such as 'data/{language}.{split}.tsv'"
         )
     asked = [code.strip() for code in languages.split(",") if code.strip()]
-    found = first_recipe.init(data, out, task or None, train_language, asked, model, density, text, budget)
+    found = first_recipe.init(
+        data, out, task or None, train_language, asked, model, density, text, budget, force
+    )
     if as_json:
         _print_json(vars(found) | {"layout": vars(found.layout), "recipe": str(out)})
         return

@@ -32,7 +32,7 @@ from pydantic import BaseModel, Field, ValidationError
 from xlmprune.core.errors import RecipeError
 from xlmprune.recipe import registry
 from xlmprune.recipe.catalog import find_recipe, shipped_recipes
-from xlmprune.recipe.loading import apply_overrides, read_recipe
+from xlmprune.recipe.loading import DENSE_KEYS, apply_overrides, read_recipe
 from xlmprune.recipe.schema import STRICT, Recipe
 from xlmprune.recipe.validation import build_component, validate_recipe
 from xlmprune.recipe.yaml_text import parse_yaml
@@ -372,6 +372,8 @@ def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequen
     values, lines = copy.deepcopy(read_recipe(origin))
     values["name"] = "cell"
     sources: dict[Any, str] = {}
+    if choices.row:  # stage 0 is that of the options before a method of a row keeps it
+        parts.append(_Choice("", dict(_dense_options(options)), "--set"))
     for part in [*parts, *choices.row, *choices.seed]:
         for key, value in sorted(part.overrides.items(), key=lambda entry: entry[0] != "method"):
             sources |= dict.fromkeys(_put(values, key, value, part.source), part.source)
@@ -380,6 +382,15 @@ def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequen
     method = ", ".join(choice.label for choice in choices.row) or given.name
     task = ", ".join(choice.label for choice in choices.column) or recipe.task.name
     return Cell("", method, task, recipe.seed, recipe)
+
+
+def _dense_options(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Key and value of the options that stage 0 takes where it has none of its own."""
+    for option in options:
+        key, _, text = option.partition("=")
+        section, _, name = key.strip().partition(".")
+        if section == "training" and name in DENSE_KEYS:
+            yield key.strip(), parse_yaml(text, f"--set {option}")[0]
 
 
 def _put(values: dict[str, Any], key: str, value: Any, source: str) -> Iterable[Any]:
@@ -436,9 +447,12 @@ def _budget(recipe: Recipe) -> str:
     """What the weights that ship have been trained for, all stages together."""
     training, method = recipe.training, build_method(recipe.pruning, recipe.regularizer)
     every = training.epochs_per_stage
-    stages = [training.dense_epochs or every, *[every] * (len(method.densities) - 1)]
+    stages = [
+        every if training.dense_epochs is None else training.dense_epochs,
+        *[every] * (len(method.densities) - 1),
+    ]
     if len(stages) > 1:
-        stages[-1] = training.last_epochs or every
+        stages[-1] = every if training.last_epochs is None else training.last_epochs
     if method.continuous is not None and method.continuous.restart:
         del stages[0]  # what it learned is not in the weights
     cap = training.max_updates_per_stage

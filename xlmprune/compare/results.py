@@ -119,12 +119,22 @@ def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
             for language, row in report["languages"].items()
         },
         "collapsed": len(collapsed(report["layers"], density)),
-        "unlabelled": [code for code, row in report["languages"].items() if row.get("seen_unlabelled")],
+        "unlabelled": _languages_read(report),
+        "target_text": list(report.get("target_text", [])),
         "curve": [
             {key: stage.get(key) for key in ("stage", "encoder_density", "zero_shot_mean")}
             for stage in stages
         ],
     }
+
+
+def _languages_read(report: Mapping[str, Any]) -> list[str]:
+    """Languages whose unlabelled text a method read: to learn a teacher's answers, to rank weights or to refit them."""
+    read = {code for code, row in report["languages"].items() if row.get("seen_unlabelled")}
+    measured = set((report.get("moments") or {}).get("texts", ()))
+    if not measured - read <= {report["summary"]["train_language"]}:
+        read |= measured
+    return [code for code in report["languages"] if code in read]
 
 
 def spread(values: Mapping[int, float | None]) -> Spread | None:
@@ -257,6 +267,8 @@ def _column_notes(column: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             "these methods also read unlabelled text of measured languages, so they are not zero-shot in the "
             f"strict sense: {readers}."
         )
+    for said in dict.fromkeys(text for cell in column for text in cell.get("target_text", [])):
+        yield f"{said}: {_methods(cell for cell in column if said in cell.get('target_text', []))}."
     common = _common_dense(column)
     if apart := _methods(cell for cell in column if cell["dense_key"] != common[cell["seed"]]):
         yield f"these methods trained their own dense stage, because the varied keys change that stage too: {apart}."

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xlmprune.core.languages import language_name
 from xlmprune.data.examples import Examples
 from xlmprune.data.readers.lines import count_of
+
+
+MUCH_MORE = 2
+"""From how many times the next language's texts on a language has much more."""
 
 
 def warnings_about(train: Examples, dev: Examples | None, tests: Mapping[str, Examples]) -> tuple[str, ...]:
@@ -28,6 +33,25 @@ def warnings_about(train: Examples, dev: Examples | None, tests: Mapping[str, Ex
     warnings.append(_contradictions(train, trained))
     warnings += [_single_class(name, examples) for name, examples in sets.items()]
     return tuple(warning for warning in warnings if warning)
+
+
+def uneven_text(unlabelled: Mapping[str, Examples]) -> str:
+    """Say if more than half of the texts that a teacher answers are of one language; empty if not.
+
+    A batch takes texts in proportion to their number, so the other languages are seldom met.
+    """
+    counts = {language: len(part) for language, part in unlabelled.items()}
+    if len(counts) < 2:
+        return ""
+    (language, most), (_, next_most) = sorted(counts.items(), key=lambda entry: -entry[1])[:2]
+    total = sum(counts.values())
+    if most <= total / 2 or most <= MUCH_MORE * next_most:
+        return ""
+    return (
+        f"{most / total:.0%} of the unlabelled text is {language_name(language)} ({most:,} of {total:,} texts), and the student "
+        f"learns the teacher's answers mostly on it. distillation.max_texts: {next_most} takes a sample where a language "
+        "has more"
+    )
 
 
 def _keys(examples: Examples) -> list[str]:

@@ -23,7 +23,7 @@ in one word from many others, and one with fewer letters must be equal."""
 
 
 class TestTexts:
-    """The texts of test and dev sets.
+    """The texts of test and dev sets, those that a sample of a set leaves out too.
 
     Texts are equal if their letters, marks and digits are, however they are spaced, cased or punctuated. A sentence of a
     token task is also found if it is only similar: treebanks split words in two and change their letters, as French `du`
@@ -36,7 +36,7 @@ class TestTexts:
         self._exact: set[str] = set()
         self._sentences: list[str] = []
         self._by_shingle: dict[str, list[int]] = defaultdict(list)
-        for examples in sets:
+        for examples in _whole(sets):
             texts = set(map(normalize, texts_of(examples)))
             if examples.kind == "tokens":
                 for text in sorted(texts - self._exact):
@@ -67,6 +67,13 @@ class TestTexts:
             return False
         needed = next(share for letters, share in SIMILAR if len(text) >= letters)
         return SequenceMatcher(None, text, other, autojunk=False).ratio() >= needed
+
+
+def _whole(sets: Iterable[Examples]) -> Iterator[Examples]:
+    for examples in sets:
+        yield examples
+        if examples.rest is not None:
+            yield examples.rest
 
 
 def texts_of(examples: Examples) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
-from xlmprune.data.examples import Examples
+from xlmprune.data.examples import Examples, normalize
 from xlmprune.data.leaks import TestTexts, texts_of
 from xlmprune.data.readers.lines import expand, find_file, read_lines
 
@@ -28,8 +28,8 @@ def unlabelled_examples(
         pattern: a file name with ``{language}``, one text a line; or `task` for the task's own text, without machine
             translations of its training set, or `task_with_translations`. A pair is two texts with a tab between; a
             line without a tab is paired with the next. Words of a tagging task are what spaces separate.
-        tests: the test sets. Their texts are left out, whatever their spaces, case and punctuation; a pair, if either
-            text is one of theirs.
+        tests: the test sets. Their texts are left out, those that a sample of a set leaves out too, whatever their spaces,
+            case and punctuation; a pair, if either text is one of theirs.
         dev: its texts are left out likewise, since something is chosen on them.
         languages: read only these; None for every language of ``tests``.
         max_texts: at most so many of a language, a sample that is the same at every call.
@@ -123,9 +123,9 @@ def vocabulary_texts(
 
 
 def _train_texts(task: Any, language: str) -> list[str]:
-    """Return train and dev texts that are not in the test set as well."""
-    test = set(texts_of(task.examples(language, "test")))
+    """Return train and dev texts that are not in the test set as well, whatever their spaces, case and punctuation."""
+    test = set(map(normalize, texts_of(task.examples(language, "test"))))
     mine = list(texts_of(task.examples(language, "train")))
     with suppress(DataError):  # not every source has a dev set
         mine += texts_of(task.examples(language, "dev"))
-    return [text for text in mine if text not in test]
+    return [text for text in mine if normalize(text) not in test]

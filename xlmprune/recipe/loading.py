@@ -134,12 +134,16 @@ DENSE_KEYS = {
 
 
 def _apply_method(values: dict[str, Any], name: Any, position: str) -> None:
-    """Put the method's values over ``values``. Stage 0 stays as it was, so that all methods prune the same dense model."""
+    """Put the method's values over ``values``. Stage 0 stays as it was, so that all methods prune the same dense model.
+
+    A published training scheme keeps all of stage 0, also what it does not change itself: keys beside it may.
+    """
     chosen = copy.deepcopy(values_of(name, position))
     given = values.get("training")
     before = given if isinstance(given, dict) else {}
-    for key, dense_key in DENSE_KEYS.items():
-        if key in chosen.get("training", {}) and before.get(dense_key) is None:
+    for key, dense_key in DENSE_KEYS.items() if "training" in chosen else ():
+        # Without a base there is no stage 0 yet, and keys beside the method are for both.
+        if before.get(dense_key) is None and (values or key in chosen["training"]):
             default = TrainingRecipe.model_fields[key].default
             chosen["training"][dense_key] = before.get(key, default)
     values |= {section: _merge(values.get(section), part) for section, part in chosen.items()}

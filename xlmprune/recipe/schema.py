@@ -78,6 +78,11 @@ class VocabularyRecipe(BaseModel):
             raise ValueError("needs text to count pieces in: `keep_languages_of: task` or `files: […]`")
         return self
 
+    @property
+    def files_by_language(self) -> list[str]:
+        """Patterns of `files` whose text has a known language; a file without `{language}` may hold any."""
+        return [pattern for pattern in self.files or () if "{language}" in pattern]
+
 
 class ModelRecipe(Named):
     """The pretrained model to start from."""
@@ -529,8 +534,8 @@ class ExportRecipe(BaseModel):
     """How many points an exported form may lose."""
     calibration: str | None = None
     """Unlabelled text in the served languages to calibrate INT8: files with `{language}` in the name, or `task` for the
-    task's own text. By default the text files that the recipe names for distillation or the vocabulary, else only
-    English training text."""
+    task's own text. By default the text that the recipe names for distillation, else the vocabulary's files with
+    `{language}` in the name, else only English training text."""
     triton: bool = True
     """Write a model repository for NVIDIA Triton."""
     sizes: Annotated[list[Share], Field(min_length=1)] | None = None

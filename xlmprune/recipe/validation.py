@@ -185,7 +185,7 @@ def _size_conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _has_unlabelled_text(recipe: Recipe) -> bool:
-    files = recipe.model.vocabulary != "keep" and recipe.model.vocabulary.files
+    files = recipe.model.vocabulary != "keep" and recipe.model.vocabulary.files_by_language
     taught = recipe.distillation is not None and recipe.distillation.unlabelled
     return bool(recipe.export.calibration or taught or files)
 

@@ -237,6 +237,48 @@ def describe_unlabelled(report: Report) -> str:
     return f"{said}. Means: {', '.join(groups)}."
 
 
+def describe_read_text(report: Report) -> str:
+    """Say what was read in the languages that were not trained on: no text, or text without labels, and what for."""
+    train, languages = train_language(report), report.get("languages", {})
+    name = language_name(train) if train else "the train language"
+    taught = any(entry.get("seen_unlabelled") for code, entry in languages.items() if code != train)
+    uses = _uses_of_text(report)
+    if not taught and not uses:
+        return f"Every language but {name} was only evaluated."
+    said = f"No labels but those in {name} were used; unlabelled text was"
+    if taught:
+        said += ", in the languages marked below, to learn a teacher's answers"
+    else:
+        said += " in other languages"
+    if uses:
+        *first, last = uses
+        listed = f"{', '.join(first)} and {last}" if first else last
+        said += f"; such text was also read {listed}" if taught else f", {listed}"
+    trained = taught or "moments" in report
+    return f"{said}." if trained else f"{said}; no model was trained on it."
+
+
+def _uses_of_text(report: Report) -> list[str]:
+    """What text of other languages was read for, beside a teacher's answers."""
+    recipe = report.get("recipe") or {}
+    vocabulary = recipe.get("model", {}).get("vocabulary")
+    vocabulary = vocabulary if isinstance(vocabulary, Mapping) else {}
+    by_language = [file for file in vocabulary.get("files") or () if "{language}" in file]
+    export, distillation = recipe.get("export") or {}, recipe.get("distillation") or {}
+    named = export.get("calibration") or distillation.get("unlabelled") or by_language
+    floor, forms = export.get("floor") or {}, all_forms()
+    calibrated = any(form in forms and forms[form].calibrated for form in export.get("onnx") or ())
+    limited = any(floor.get(key) is not None for key in ("zero_shot_drop", "worst_language_drop"))
+    measured = set((report.get("moments") or {}).get("texts", ())) - {train_language(report)}
+    uses = {
+        "to rank or refit weights": measured,
+        "to choose the vocabulary": vocabulary.get("keep_languages_of") or vocabulary.get("files"),
+        "to calibrate INT8": named and calibrated,
+        "to decide which files ship": floor.get("on") == "unlabelled" and limited,
+    }
+    return [use for use, is_read in uses.items() if is_read]
+
+
 def _mean(entries: list[Mapping[str, Any]], key: str) -> float | None:
     values = [entry[key] for entry in entries if entry.get(key) is not None]
     return sum(values) / len(values) if values else None
@@ -275,15 +317,34 @@ def describe_floor(report: Report) -> str:
 def describe_regularizer(report: Report) -> str:
     """Say which regularizer acted, and whether in stage 0; empty without one."""
     recipe = report.get("recipe") or {}
-    regularizer = recipe.get("regularizer") or {}
-    if regularizer.get("name", "none") == "none" or "regularize_dense" not in recipe.get("training", {}):
+    regularizer, training = acting_regularizer(report), recipe.get("training", {})
+    if not regularizer or "regularize_dense" not in training:
         return ""
-    dense = recipe["training"]["regularize_dense"]
+    # In stage 0 there are no fine-tuned weights to compare with yet.
+    dense = training["regularize_dense"] and regularizer.get("reference") != "finetuned"
+    if not trains_after_pruning(report):
+        where = "in the dense stage alone" if dense else "nowhere"
+        return f"The regularizer {regularizer['name']} acts {where}, since nothing is trained after pruning."
     return f"The regularizer {regularizer['name']} acts " + (
         "in every stage, including the dense stage."
         if dense
         else "after the first pruning, not in the dense stage."
     )
+
+
+def acting_regularizer(report: Report) -> Mapping[str, Any]:
+    """Return the recipe's regularizer; empty where it is none or its strength is 0."""
+    regularizer: Mapping[str, Any] = (report.get("recipe") or {}).get("regularizer") or {}
+    is_off = regularizer.get("name", "none") == "none" or regularizer.get("strength") == 0
+    return {} if is_off else regularizer
+
+
+def trains_after_pruning(report: Report) -> bool:
+    """Return whether any stage after stage 0 has updates."""
+    training = (report.get("recipe") or {}).get("training", {})
+    every, last = training.get("epochs_per_stage", 1), training.get("last_epochs")
+    last = every if last is None else last
+    return bool(last or (every and len(report.get("stages", ())) != 2))
 
 
 def size_rows(report: Report) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from xlmprune.core.formatting import amount, number
 from xlmprune.export.form import all_forms
-from xlmprune.report.findings import Report
+from xlmprune.report.findings import Report, acting_regularizer, trains_after_pruning
 
 
 def lost_weights(report: Report) -> bool:
@@ -53,7 +53,8 @@ def describe_method(report: Report) -> str:
         return ""
     if pruning.get("reconstruct"):
         done.append("the remaining weights were refitted by least squares on text without labels")
-    return f"It was pruned while it was fine-tuned: {_listed(done, 'and then')}."
+    when = "while it was fine-tuned" if trains_after_pruning(report) else "after it was fine-tuned"
+    return f"It was pruned {when}: {_listed(done, 'and then')}."
 
 
 def describe_structure(report: Report) -> str:
@@ -104,9 +105,11 @@ def _criterion(pruning: Mapping[str, Any]) -> str:
 
 
 def _alignment(report: Report) -> str:
-    regularizer = report["recipe"].get("regularizer") or {}
-    if regularizer.get("name", "none") == "none":
+    regularizer = acting_regularizer(report)
+    if not regularizer or not trains_after_pruning(report):
         return ""
+    if regularizer["name"] == "l2":
+        return ", L2 decay of the weights toward zero"
     return f", {regularizer['name']} alignment with the {regularizer.get('reference', 'pretrained')} weights"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from xlmprune.core.formatting import plain
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
-from xlmprune.report.findings import Report, train_language
+from xlmprune.report.findings import Report, describe_read_text, train_language
 from xlmprune.report.method import describe_method, lost_weights, packed_files
 from xlmprune.report.shipped import served_form
 from xlmprune.report.tables import file_table, language_table
@@ -53,7 +53,7 @@ def render(report: Report) -> str:
         "revision": model.get("revision"),
         "train_name": language_name(train) if train else None,
         "task": task,
-        "taught": any(entry.get("seen_unlabelled") for entry in report.get("languages", {}).values()),
+        "read_text": describe_read_text(report),
         "method": describe_method(report),
         "has_zeros": lost_weights(report),
         "packed": packed_files(report),

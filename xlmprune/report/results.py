@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -345,20 +345,28 @@ def scaled_down(recipe: Recipe) -> list[str]:
         )
     if recipe.training.max_updates_per_stage is not None:
         capped.append(f"at most {recipe.training.max_updates_per_stage} updates per stage")
-    if 0 < recipe.training.epochs_per_stage < 1:
-        capped.append(f"{recipe.training.epochs_per_stage:g} of an epoch per stage")
-    elif recipe.task.name in PAPERS_TASKS and recipe.training.epochs_per_stage < PAPERS_EPOCHS:
-        capped.append(
-            f"{recipe.training.epochs_per_stage:g} epochs per stage (the paper trains {PAPERS_EPOCHS})"
-        )
-    if (recipe.training.dense_epochs or PAPERS_EPOCHS) < PAPERS_EPOCHS and recipe.task.name in PAPERS_TASKS:
-        capped.append(f"{recipe.training.dense_epochs:g} dense epochs (the paper trains {PAPERS_EPOCHS})")
+    capped += _few_epochs(recipe)
     if recipe.evaluation.max_stage_examples is not None:
         capped.append(
             f"the curve over stages takes at most {recipe.evaluation.max_stage_examples} test examples a language; "
             "dense, pruned and ONNX scores use all"
         )
     return capped
+
+
+def _few_epochs(recipe: Recipe) -> Iterator[str]:
+    """Say where a stage trains for less than an epoch, or on a task of the paper for less than the paper does."""
+    training, papers = recipe.training, recipe.task.name in PAPERS_TASKS
+    stages = {
+        "a stage": training.epochs_per_stage,
+        "in the dense stage": training.dense_epochs,
+        "in the last stage": training.last_epochs,
+    }
+    for which, epochs in stages.items():
+        if epochs is not None and 0 < epochs < 1:
+            yield f"{epochs:g} of an epoch {which}"
+        elif papers and epochs is not None and epochs < PAPERS_EPOCHS:
+            yield f"{epochs:g} epochs {which} (the paper trains {PAPERS_EPOCHS})"
 
 
 def without_machine_paths(recipe: Recipe) -> dict[str, Any]:

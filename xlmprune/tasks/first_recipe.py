@@ -236,18 +236,24 @@ def init(
     density: float = 0.5,
     unlabelled: str = "",
     budget: str = "",
+    force: bool = False,
 ) -> Survey:
     """Look at data files and write a recipe for them to ``out``; see `survey` and `recipe_text` for the arguments.
 
     Args:
         budget: see `read_budget`; empty for none.
+        force: replace ``out`` where it is a file.
 
     Raises:
         DataError: the files cannot be read.
         RecipeError: ``out`` exists, or an argument is not possible.
     """
-    if out.exists():
-        raise RecipeError(f"{out}: exists already; choose another file with --out")
+    if out.is_dir():
+        raise RecipeError(f"{out}: is a folder; give a file with --out")
+    if out.exists() and not force:
+        raise RecipeError(
+            f"{out}: exists already; choose another file with --out, or replace it with --force"
+        )
     if not 0.01 <= density < 1:
         raise RecipeError(f"--density {density:g}: expected a share from 0.01 to below 1, such as 0.5")
     if unlabelled and "{language}" not in unlabelled:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from xlmprune.core.errors import DataError
-from xlmprune.data.checks import warnings_about
+from xlmprune.data.checks import uneven_text, warnings_about
 from xlmprune.data.encoding import Encoded, encode, join_encoded
 from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
@@ -50,7 +50,7 @@ def read_texts(
     train = _read_train(task, settings)
     dev = None if keep == "last" else _read_dev(task, settings)
     tests = {
-        language: _sample(task.examples(language, "test"), settings.max_test_examples)
+        language: task.examples(language, "test").sample_of_set(settings.max_test_examples)
         for language in task.languages()
     }
     evaluation.require_scorable(task, [*tests.values(), *([] if dev is None else [dev])])
@@ -59,7 +59,8 @@ def read_texts(
         unlabelled = unlabelled_examples(
             task, distillation.unlabelled, tests, dev, distillation.languages, distillation.max_texts
         )
-    return Texts(task, train, dev, tests, unlabelled, tuple(warnings_about(train, dev, tests)))
+    warnings = [*warnings_about(train, dev, tests), uneven_text(unlabelled)]
+    return Texts(task, train, dev, tests, unlabelled, tuple(warning for warning in warnings if warning))
 
 
 def encode_texts(texts: Texts, tokenizer: Tokenizer, train_language: str, max_length: int) -> Datasets:
@@ -93,7 +94,8 @@ def encode_unlabelled(texts: Texts, tokenizer: Tokenizer, max_length: int) -> En
 
 
 def _read_train(task: Any, settings: TaskRecipe) -> Examples:
-    examples = _sample(task.examples(settings.train_language, "train"), settings.max_train_examples)
+    examples, cap = task.examples(settings.train_language, "train"), settings.max_train_examples
+    examples = examples if cap is None else examples.sample(cap)
     if len(examples) == 0:
         raise DataError(
             f"{examples.origin or settings.name}: no training examples in {settings.train_language!r}"
@@ -111,7 +113,7 @@ def _read_dev(task: Any, settings: TaskRecipe) -> Examples:
             f"{error}\nThe best epoch of a stage is chosen on dev examples in {settings.train_language!r}; without them "
             "set training.keep: last"
         ) from error
-    return _sample(examples, settings.max_test_examples)
+    return examples.sample_of_set(settings.max_test_examples)
 
 
 def check_length(model: str, config: Any, max_length: int) -> None:
@@ -119,10 +121,6 @@ def check_length(model: str, config: Any, max_length: int) -> None:
     positions = architecture.of(config).positions(config)
     if max_length > positions:
         raise DataError(f"training.max_length is {max_length}; {model} has {positions} positions")
-
-
-def _sample(examples: Examples, cap: int | None) -> Examples:
-    return examples if cap is None else examples.sample(cap)
 
 
 def _fingerprints(texts: Texts) -> dict[str, str]:

@@ -97,8 +97,7 @@ def _source(recipe: Recipe, texts: Texts) -> tuple[str, Mapping[str, Examples]]:
     if texts.unlabelled:
         return "distillation.unlabelled", texts.unlabelled
     vocabulary = recipe.model.vocabulary
-    files = (vocabulary.files or []) if isinstance(vocabulary, VocabularyRecipe) else []
-    patterns = [pattern for pattern in files if "{language}" in pattern]
+    patterns = vocabulary.files_by_language if isinstance(vocabulary, VocabularyRecipe) else []
     if not patterns:
         return TRAINING_TEXT, {recipe.task.train_language: texts.train}
     found = unlabelled_examples(texts.task, patterns[0], texts.tests, texts.dev, key=VOCABULARY_FILES)
