@@ -887,6 +887,15 @@ def test_criteria_that_learn_give_magnitudes_before_they_have_learned(criterion)
     assert criterion.scores(context(weights))["w"].tolist() == [[1.0, 3.0, 2.0]]
 
 
+def test_obert_keeps_no_fisher_matrix_where_nothing_is_compensated():
+    """`importance: criterion` scores without a choice of masks; 4 * block bytes a weight stayed until the next one."""
+    run = Run(Obert, block=4, batches=2)
+    pool(run.criterion.scores(run.moment(0.5)), run.model)
+    assert not run.criterion._inverse
+    run.prune(0.5)
+    assert not run.criterion._inverse
+
+
 @pytest.mark.parametrize("stop_folded", [False, True], ids=["within a stage", "between stages"])
 @pytest.mark.parametrize(("name", "parameters"), VARIANTS)
 def test_a_resumed_run_is_the_unbroken_one(name, parameters, stop_folded):
