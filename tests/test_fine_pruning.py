@@ -19,7 +19,7 @@ from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
 from xlmprune.pruning.reconstruction import input_moments, text_batches
 from xlmprune.pruning.regularizers.cosine import alignment
-from xlmprune.recipe.registry import CRITERIA
+from xlmprune.recipe.registry import CRITERIA, REGULARIZERS
 from xlmprune.recipe.registry import load as load_component
 from xlmprune.recipe.schema import DistillationRecipe, PruningRecipe, Recipe
 from xlmprune.recipe.validation import build_component
@@ -687,6 +687,27 @@ def test_a_hidden_weight_keeps_its_value_until_the_final_phase():
     for name, mask in pruner.state.masks.items():
         assert not seen[-1][name][~mask].any()
         assert bool((pruner.state.weights[name][~mask] != 0).any())
+
+
+@pytest.mark.parametrize("name", [name for name in REGULARIZERS if name != "none"])
+def test_the_regularizer_sees_hidden_weights_as_zero(name, monkeypatch):
+    """Movement: the term and its gradient are those of autograd through ``mask * weight``."""
+    pruner = continuous_pruner("movement", regularizer={"name": name, "strength": 3.0})
+    step = next(e for e in pruner.run() if isinstance(e, Step) and e.stage == 1 and e.number == 12)
+    state, reference = pruner.state, pruner.reference()
+    assert any(bool((w[~state.masks[n]] != 0).any()) for n, w in state.weights.items()), "some are hidden"
+    leaves = {n: w.detach().double().requires_grad_() for n, w in state.weights.items()}
+    seen = {n: leaf * state.masks[n] for n, leaf in leaves.items()}
+    expected = pruner.method.regularizer(seen, {n: r.double() for n, r in reference.items()}, state.masks)
+    expected.backward()
+    monkeypatch.setattr(pruner.gradients, "add", lambda *_: torch.zeros((), dtype=torch.float64))
+    monkeypatch.setattr("xlmprune.training.loop.clip", lambda *_: None)
+    for weight in state.weights.values():
+        weight.grad = torch.zeros_like(weight)
+    _, penalty, _ = pruner._backward(1e-3, step.total)
+    assert penalty == pytest.approx(float(expected.detach()), rel=1e-5)
+    for key, weight in state.weights.items():
+        torch.testing.assert_close(weight.grad.double(), leaves[key].grad, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("stop_after", slow_but([12], [5, 12, 21, 28]))

@@ -204,7 +204,9 @@ class FinePruning:
         if early:
             mask_gradients(state.weights, masks)
             criterion.observe(state.weights, state.masks, rate)
-        added = self._add_penalty()
+        # The regularizer holds the weights that the forward pass sees.
+        with self.pruner.masked(total) if hidden else nullcontext():
+            added = self._add_penalty()
         # Masked before the norm is taken, so that pruned weights do not count in it.
         norms = mask_gradients(state.weights, state.masks if hidden else masks)
         # Stage 0 is the same bit for bit with every criterion that does not act on it, so that runs can share it.
