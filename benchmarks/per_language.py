@@ -91,7 +91,9 @@ def smallest(report: Mapping[str, Any]) -> int:
     """Return the number of texts of the language that has the fewest."""
     counts: Mapping[str, int] = report.get("unlabelled", {})
     if missing := sorted(set(report["languages"]) - set(counts)):
-        raise SystemExit(f"no unlabelled text is counted in {', '.join(missing)}; say how many to read: --texts")
+        raise SystemExit(
+            f"no unlabelled text is counted in {', '.join(missing)}; say how many to read: --texts"
+        )
     return min(counts.values())
 
 

@@ -51,6 +51,7 @@ from xlmprune.pruning.criteria.platon import Platon, sensitivity
 from xlmprune.pruning.criteria.random import Random
 from xlmprune.pruning.criteria.smoothing import Smoothed, confidence
 from xlmprune.pruning.criteria.ties import break_ties
+from xlmprune.pruning.importance import pool
 from xlmprune.pruning.masks import apply_masks, density, full_masks, keep_top, select
 from xlmprune.pruning.reconstruction import input_moments
 from xlmprune.recipe.registry import CRITERIA
@@ -425,7 +426,7 @@ def test_l0_leaves_the_dense_stage_alone_and_then_prunes_by_magnitude():
     gates.observe(weights, full_masks(weights), 1e-3)
     gates.end_stage(weights, full_masks(weights))
     assert weights["w"].tolist() == [[0.5, -3.0, 1.0, 2.0]]
-    masks = select(gates.scores(context(weights)), 0.5, full_masks(weights))
+    masks = select(gates.ranking(context(weights)), 0.5, full_masks(weights))
     assert masks["w"].tolist() == [[False, True, False, True]]
 
 
@@ -446,7 +447,7 @@ def test_l0_multiplies_gates_in_for_a_measurement_and_for_good_at_the_end_of_a_s
         gates.end_stage(weights, masks)
         assert weights["w"][0].tolist() == pytest.approx([shut, 1.0, 3.0, 0.0])
     # A stage's masks are chosen when the gates are in the weights: by openness, whatever the product is.
-    fewer = select(gates.scores(context(weights, masks)), 0.5, masks)
+    fewer = select(gates.ranking(context(weights, masks)), 0.5, masks)
     assert fewer["w"].tolist() == [[False, True, True, False]]
     apply_masks(weights, fewer)
     gates.before_forward(weights, fewer)
@@ -483,7 +484,7 @@ def test_movement_by_hand():
 def test_movement_collects_over_updates_and_falls_back_on_magnitude_before_any():
     weights = {"w": torch.tensor([[1.0, -1.0, 2.0]])}
     criterion = Movement(learning_rate=0.1)
-    assert criterion.scores(context(weights))["w"].argsort(descending=True).tolist() == [[2, 0, 1]]
+    assert criterion.ranking(context(weights))["w"].argsort(descending=True).tolist() == [[2, 0, 1]]
     expected = nn.Parameter(torch.zeros(1, 3))
     adam = torch.optim.Adam([expected], lr=0.1)
     for gradient in ([-3.0, -3.0, 0.0], [1.0, 1.0, 1.0]):
@@ -494,7 +495,7 @@ def test_movement_collects_over_updates_and_falls_back_on_magnitude_before_any()
     assert torch.allclose(criterion.state()["scores|w"], expected.detach(), atol=1e-6)
     assert (
         expected.detach().argsort(descending=True).tolist()
-        == criterion.scores(context(weights))["w"].argsort(descending=True).tolist()
+        == criterion.ranking(context(weights))["w"].argsort(descending=True).tolist()
     )
 
 
@@ -510,7 +511,7 @@ def test_soft_movement_adds_the_slope_of_its_penalty():
     criterion = Movement(mode="soft", learning_rate=0.5, strength=8.0)
     criterion.observe(weights, masks, 1.0)
     assert not criterion.state()["scores|a"].any(), "no penalty before the first pruning"
-    criterion.scores(context(weights, masks, density=0.75, final_density=0.5))
+    criterion.ranking(context(weights, masks, density=0.75, final_density=0.5))
     criterion.observe(weights, masks, 1.0)
     # sigmoid'(0) = 1/4; half of strength 8, over two matrices of four entries each: a slope of 1/8. It is the second
     # update, so that the first moment is 0.1 / 8 of a weight of 0.19, the second 0.001 / 64 of 0.001999.
@@ -563,7 +564,7 @@ def test_windows_and_moving_averages_by_hand(beta2):
         expected = (third, beta2 * second_uncertainty + (1 - beta2) * abs(7.0 - third))
     importance, uncertainty = smoothed.current("w")
     assert (float(importance), float(uncertainty)) == pytest.approx(expected)
-    assert float(confidence(importance, uncertainty)) ** 2 == pytest.approx(expected[0] * expected[1])
+    assert float(confidence(importance, uncertainty)) == pytest.approx(expected[0] * expected[1])
 
 
 def test_before_the_first_window_closes_it_counts_as_far_as_it_goes():
@@ -578,7 +579,7 @@ def test_before_the_first_window_closes_it_counts_as_far_as_it_goes():
 @pytest.mark.parametrize("criterion", [Platon(), Pins(), Pins(score="signed")], ids=repr)
 def test_smoothed_criteria_fall_back_on_magnitude_before_anything_is_observed(criterion):
     weights = {"w": torch.tensor([[1.0, -3.0, 2.0]])}
-    assert criterion.scores(context(weights))["w"].argsort(descending=True).tolist() == [[1, 2, 0]]
+    assert criterion.ranking(context(weights))["w"].argsort(descending=True).tolist() == [[1, 2, 0]]
 
 
 @pytest.mark.parametrize(
@@ -592,7 +593,7 @@ def test_smoothed_criteria_rank_by_what_they_measure(criterion, order):
     weights["w"].grad = torch.tensor([[-2.0, -1.0, -1.0]])
     for _ in range(3):
         criterion.observe(weights, full_masks(weights), 1.0)
-    assert criterion.scores(context(weights))["w"].argsort(descending=True).tolist() == [order]
+    assert criterion.ranking(context(weights))["w"].argsort(descending=True).tolist() == [order]
 
 
 # --- obert -----------------------------------------------------------------------------------------------------------
@@ -635,7 +636,7 @@ def test_obert_in_blocks_of_one_is_the_diagonal_and_compensates_nothing():
     weights = {"w": torch.randn(3, 5)}
     gradients = [{"w": torch.randn(3, 5)} for _ in range(6)]
     criterion = Obert(block=1, batches=6, damping=0.01)
-    scores = criterion.scores(context(weights, gradients=gradients))
+    scores = criterion.ranking(context(weights, gradients=gradients))
     diagonal = 0.01 + sum(g["w"].square() for g in gradients) / 6
     assert torch.allclose(scores["w"], weights["w"].square() * diagonal / 2, rtol=1e-4)
     before, removed = weights["w"].clone(), {"w": torch.rand(3, 5) < 0.4}
@@ -649,7 +650,7 @@ def test_obert_leaves_pruned_weights_out_and_gives_the_rest_their_share():
     weights = {"w": torch.tensor([[1.0, 0.0, 2.0, -1.0]])}
     gradients = [{"w": torch.randn(1, 4)} for _ in range(8)]
     criterion = Obert(block=4, batches=8, damping=0.01)
-    criterion.scores(context(weights, masks, gradients))
+    criterion.ranking(context(weights, masks, gradients))
     part = torch.stack([g["w"][0] * masks["w"][0] for g in gradients])
     inverse = torch.linalg.inv(0.01 * torch.eye(4) + part.T @ part / 8)
     expected = weights["w"][0] - inverse[:, 0] * weights["w"][0, 0] / inverse[0, 0]
@@ -728,8 +729,8 @@ class Run:
         batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         return input_moments(self.model, self.weights, [batch])
 
-    def prune(self, share, stage=1, scope=None, pattern="unstructured"):
-        moment = PruningContext(
+    def moment(self, share, stage=1):
+        return PruningContext(
             weights={name: weight.detach() for name, weight in self.weights.items()},
             masks=self.masks,
             reference=self.reference,
@@ -741,7 +742,10 @@ class Run:
             gradients=self.gradients,
             moments=self.moments,
         )
-        scores = self.criterion.scores(moment)
+
+    def prune(self, share, stage=1, scope=None, pattern="unstructured"):
+        moment = self.moment(share, stage)
+        scores = self.criterion.ranking(moment)
         scope = scope or self.criterion.default_scope
         before, self.masks = self.masks, select(scores, share, self.masks, scope, pattern)
         self.criterion.compensate(
@@ -821,6 +825,75 @@ def test_every_criterion_serves_both_scopes_and_patterns(name, parameters):
         run.prune(0.5, scope=scope, pattern=pattern)
         assert density(run.masks) == 0.5
         assert all(follows(mask, pattern) for mask in run.masks.values())
+
+
+LEARNED = {
+    "l0": lambda state, name: state[f"alpha|{name}"].sigmoid(),
+    "movement": lambda state, name: state[f"scores|{name}"],
+}
+"""What a criterion has learned of a weight, out of its state, where that is its score."""
+
+
+def raw_scores(run):
+    """The scores that the papers name, from what the criterion has seen."""
+    name = type(run.criterion).__name__.lower()
+    if name in LEARNED:
+        return {key: LEARNED[name](run.criterion.state(), key) for key in run.weights}
+    if name in ("pins", "platon"):
+        known = {key: run.criterion._smoothed.current(key) for key in run.weights}
+        if getattr(run.criterion, "score", "abs") == "signed":
+            return {key: importance for key, (importance, _) in known.items()}
+        return {key: importance * uncertainty for key, (importance, uncertainty) in known.items()}
+    return run.criterion.scores(run.moment(0.5))
+
+
+@pytest.mark.parametrize(("name", "parameters"), VARIANTS)
+def test_pooled_importance_is_the_sum_of_raw_scores(name, parameters):
+    """`importance: criterion`: ranks instead of scores would let many small scores outweigh a large one."""
+    kind, parameters = variant(name, parameters)
+    run = Run(kind, **parameters)
+    run.prune(0.8)  # the gates of `l0` begin with it
+    for _ in range(5):
+        run.update()
+    raw = {key: score.double() for key, score in raw_scores(run).items()}
+    found = pool(run.criterion.scores(run.moment(0.5)), run.model)
+    for number in range(2):
+        layer = f"roberta.encoder.layer.{number}"
+        of = {key.removeprefix(f"{layer}."): score for key, score in raw.items() if key.startswith(layer)}
+        for head in range(2):
+            owned = slice(8 * head, 8 * head + 8)
+            rows = sum(of[f"attention.self.{key}.weight"][owned].sum() for key in ("query", "key", "value"))
+            expected = rows + of["attention.output.dense.weight"][:, owned].sum()
+            assert float(found.heads[number][head]) == pytest.approx(float(expected), rel=1e-5)
+        neurons = of["intermediate.dense.weight"].sum(dim=1) + of["output.dense.weight"].sum(dim=0)
+        torch.testing.assert_close(found.neurons[number], neurons, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("name", "parameters"), VARIANTS)
+def test_a_ranking_never_turns_scores_around(name, parameters):
+    kind, parameters = variant(name, parameters)
+    run = Run(kind, **parameters)
+    run.prune(0.8)
+    run.update()
+    scores, ranking = run.criterion.scores(run.moment(0.5)), run.criterion.ranking(run.moment(0.5))
+    for key, score in scores.items():
+        ordered = score.flatten()[ranking[key].flatten().argsort()].double()
+        assert (ordered.diff() >= -1e-6 * ordered[1:].abs()).all(), "but for rounding to float32"
+
+
+@pytest.mark.parametrize("criterion", [Platon(), Pins(), Movement(), L0()], ids=repr)
+def test_criteria_that_learn_give_magnitudes_before_they_have_learned(criterion):
+    weights = {"w": torch.tensor([[1.0, -3.0, 2.0]])}
+    assert criterion.scores(context(weights))["w"].tolist() == [[1.0, 3.0, 2.0]]
+
+
+def test_obert_keeps_no_fisher_matrix_where_nothing_is_compensated():
+    """`importance: criterion` scores without a choice of masks; 4 * block bytes a weight stayed until the next one."""
+    run = Run(Obert, block=4, batches=2)
+    pool(run.criterion.scores(run.moment(0.5)), run.model)
+    assert not run.criterion._inverse
+    run.prune(0.5)
+    assert not run.criterion._inverse
 
 
 @pytest.mark.parametrize("stop_folded", [False, True], ids=["within a stage", "between stages"])

@@ -1,5 +1,6 @@
 """The loop: exact counts, dead weights stay dead, and a run taken up again is the same run."""
 
+import copy
 import json
 
 import numpy as np
@@ -19,7 +20,7 @@ from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
 from xlmprune.pruning.reconstruction import input_moments, text_batches
 from xlmprune.pruning.regularizers.cosine import alignment
-from xlmprune.recipe.registry import CRITERIA
+from xlmprune.recipe.registry import CRITERIA, REGULARIZERS
 from xlmprune.recipe.registry import load as load_component
 from xlmprune.recipe.schema import DistillationRecipe, PruningRecipe, Recipe
 from xlmprune.recipe.validation import build_component
@@ -602,6 +603,27 @@ def test_a_mask_that_is_not_what_is_there_is_an_internal_error():
         pruner.state.nonzero_masks()
 
 
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_checkpoint_with_dead_neurons_is_pruned_like_any_other(name):
+    """Their weights are zero, and without a gradient they stay so; the density counts them as pruned."""
+    model = tiny_classifier(num_hidden_layers=1)
+    layer = model.roberta.encoder.layer[0]
+    with torch.no_grad():
+        for tensor in (layer.intermediate.dense.weight[:4], layer.intermediate.dense.bias[:4]):
+            tensor.zero_()
+        layer.output.dense.weight[:, :4] = 0
+    dead = 2 * 4 * 16
+    recipe = make_recipe(
+        pruning={"criterion": {"name": name, **QUICK.get(name, {})}}, training={"epochs_per_stage": 1}
+    )
+    pruner = make_pruner(recipe, model, examples())
+    sizes = [weight.numel() for weight in pruner.state.weights.values()]
+    ends = [event for event in drive(pruner) if isinstance(event, StageEnd)]
+    assert ends[0].density == 1 - dead / sum(sizes)
+    assert ends[-1].density <= sum(round(size * 0.7**3) for size in sizes) / sum(sizes) + 1e-9
+    assert not layer.intermediate.dense.weight[:4].any()
+
+
 # --- continuous stages -----------------------------------------------------------------------------------------------
 
 CONTINUOUS = {"name": "continuous", "final_density": 0.3, "every": 4, "warm_up": 0.1, "cool_down": 0.3}
@@ -687,6 +709,27 @@ def test_a_hidden_weight_keeps_its_value_until_the_final_phase():
     for name, mask in pruner.state.masks.items():
         assert not seen[-1][name][~mask].any()
         assert bool((pruner.state.weights[name][~mask] != 0).any())
+
+
+@pytest.mark.parametrize("name", [name for name in REGULARIZERS if name != "none"])
+def test_the_regularizer_sees_hidden_weights_as_zero(name, monkeypatch):
+    """Movement: the term and its gradient are those of autograd through ``mask * weight``."""
+    pruner = continuous_pruner("movement", regularizer={"name": name, "strength": 3.0})
+    step = next(e for e in pruner.run() if isinstance(e, Step) and e.stage == 1 and e.number == 12)
+    state, reference = pruner.state, pruner.reference()
+    assert any(bool((w[~state.masks[n]] != 0).any()) for n, w in state.weights.items()), "some are hidden"
+    leaves = {n: w.detach().double().requires_grad_() for n, w in state.weights.items()}
+    seen = {n: leaf * state.masks[n] for n, leaf in leaves.items()}
+    expected = pruner.method.regularizer(seen, {n: r.double() for n, r in reference.items()}, state.masks)
+    expected.backward()
+    monkeypatch.setattr(pruner.gradients, "add", lambda *_: torch.zeros((), dtype=torch.float64))
+    monkeypatch.setattr("xlmprune.training.loop.clip", lambda *_: None)
+    for weight in state.weights.values():
+        weight.grad = torch.zeros_like(weight)
+    _, penalty, _ = pruner._backward(1e-3, step.total)
+    assert penalty == pytest.approx(float(expected.detach()), rel=1e-5)
+    for key, weight in state.weights.items():
+        torch.testing.assert_close(weight.grad.double(), leaves[key].grad, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("stop_after", slow_but([12], [5, 12, 21, 28]))
@@ -781,18 +824,61 @@ def test_warm_up_is_at_most_a_tenth_of_a_stage():
     assert long.index(max(long)) == 99
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("limit", [None, 0.05])
 @pytest.mark.parametrize("included", [False, True])
-def test_criteria_see_the_regularizer_only_if_asked(included):
-    """A strong pull changes what PINS observes in the first update only where it is included."""
+def test_criteria_see_the_regularizer_only_if_asked(included, limit, decoupled):
+    """A strong pull changes what PINS observes in the first update only where it is included; clipped in any case."""
     states = []
     for strength in (0.0, 50.0):
         recipe = make_recipe(
-            regularizer={"name": "l2", "strength": strength},
-            training={"gradient_clip": None, "regularize_dense": True},
+            regularizer={"name": "l2", "strength": strength, "decoupled": decoupled},
+            training={"gradient_clip": limit, "regularize_dense": True},
             pruning={"criterion": "pins", "observe_regularizer": included},
         )
         pruner = make_pruner(recipe, tiny_classifier(), examples())
         drive(pruner, 1)
         states.append(pruner.method.criterion.state())
-    same = all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert same == (not included)
+    exact = limit is None or decoupled
+    same = all(
+        torch.equal(states[0][key], states[1][key])
+        if exact
+        else torch.allclose(states[0][key], states[1][key], rtol=1e-5, atol=0)
+        for key in states[0]
+    )
+    assert same == (decoupled or not included)
+
+
+@pytest.mark.parametrize("regularizer", ["none", {"name": "frobenius", "strength": 3.0}])
+@pytest.mark.parametrize("method", ["pins", "platon", "movement", "l0"])
+def test_criteria_that_watch_see_the_gradient_of_the_task_clipped(method, regularizer, monkeypatch):
+    """Published code clips before it scores; without a limit they see the gradient itself."""
+    pruner = continuous_pruner(method, regularizer=regularizer)
+    step = next(e for e in pruner.run() if isinstance(e, Step) and e.stage == 1 and e.number == 12)
+    state, kind, limit = pruner.state, type(pruner.method.criterion), 0.05
+    start = copy.deepcopy((state.tensors(), state.progress()))
+
+    def gradients(clip):
+        def observe(self, weights, masks, rate):
+            seen.update({name: weight.grad.clone() for name, weight in weights.items()})
+            kept(self, weights, masks, rate)
+
+        seen, kept = {}, kind.observe
+        restore(pruner, *copy.deepcopy(start))
+        pruner.settings = pruner.settings.model_copy(update={"gradient_clip": clip})
+        pruner.model.train()
+        pruner.model.zero_grad()
+        torch.manual_seed(5)
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "observe", observe)
+            pruner._backward(1e-3, step.total)
+        others = [p.grad for n, p in pruner.model.named_parameters() if n not in seen and p.grad is not None]
+        return seen, others
+
+    (task, others), (clipped, _) = gradients(None), gradients(limit)
+    hidden = method == "movement"
+    counted = [gradient * state.masks[name] if hidden else gradient for name, gradient in task.items()]
+    norm = float(torch.stack([gradient.norm() for gradient in (*counted, *others)]).norm())
+    assert norm > limit
+    for name, gradient in task.items():
+        torch.testing.assert_close(clipped[name], gradient * (limit / norm), rtol=1e-4, atol=1e-9)

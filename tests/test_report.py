@@ -272,7 +272,7 @@ def test_a_card_says_for_what_text_of_other_languages_was_read(sections, said):
     report["recipe"] |= {"model": {"vocabulary": "keep"}, "export": {}, **sections}
     told = f"No labels but those in English were used; unlabelled text was in other languages, {said}"
     assert findings.describe_read_text(report) == (
-        said and told or "Every language but English was only evaluated."
+        (said and told) or "Every language but English was only evaluated."
     )
     report["moments"] = {"source": "x", "uses": ["pruning.reconstruct"], "texts": {"en": 1}, "without": []}
     assert ("to rank or refit" in model_card(report)) is False

@@ -186,17 +186,22 @@ def pool(scores: Scores, model: nn.Module) -> Importance:
 
     Args:
         scores: of any criterion, shaped like the weights; scores of all six weights of every layer.
+
+    Returns:
+        Sums in float64: products of small numbers may be below what float32 can hold.
     """
     heads, neurons = [], []
     for layer in architecture.of(model).layers(model):
         names = _names(layer)
-        rows = sum(scores[names[role]].float().sum(dim=1) for role in ("query", "key", "value"))
-        owned = rows + scores[names["attention_output"]].float().sum(dim=0)
+        rows = sum(_summed(scores[names[role]], 1) for role in ("query", "key", "value"))
+        owned = rows + _summed(scores[names["attention_output"]], 0)
         heads.append(owned.view(layer.heads, layer.head_size).sum(dim=1))
-        neurons.append(
-            scores[names["ffn_in"]].float().sum(dim=1) + scores[names["ffn_out"]].float().sum(dim=0)
-        )
+        neurons.append(_summed(scores[names["ffn_in"]], 1) + _summed(scores[names["ffn_out"]], 0))
     return Importance(heads, neurons)
+
+
+def _summed(scores: Tensor, dim: int) -> Tensor:
+    return scores.sum(dim=dim, dtype=torch.float64)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

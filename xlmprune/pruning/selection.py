@@ -1,4 +1,4 @@
-"""Choose what remains: the one place where a criterion's scores become the next masks."""
+"""Choose what remains: the one place where a criterion's ranking becomes the next masks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ class Selection:
 
     def masks(self, criterion: Criterion, context: PruningContext) -> Masks:
         """Return the next masks, within ``context.masks``."""
-        scores = criterion.scores(context)
+        ranking = criterion.ranking(context)
         least = criterion.least_of_matrix
-        return select(scores, context.density, context.masks, self.scope, self.pattern, least)
+        return select(ranking, context.density, context.masks, self.scope, self.pattern, least)

@@ -389,7 +389,7 @@ class PruningRecipe(BaseModel):
     """Let pruned weights return until the final phase of the schedule `continuous` (PINS, PLATON, movement)."""
     observe_regularizer: bool = False
     """Criteria that use gradients also see the gradient of the regularizer. By default they see only those of the task and
-    the teacher."""
+    the teacher, clipped as they would be without a regularizer."""
     reconstruct: ReconstructRecipe | None = None
     """Refit the remaining weights whenever weights are removed. The text is that of `distillation.unlabelled`, else the
     vocabulary's files with `{language}` in the name, else only English training text, which preserves only English. It

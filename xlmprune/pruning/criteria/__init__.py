@@ -1,7 +1,8 @@
 """Importance scores: what a weight is worth, one criterion a file.
 
-The loop asks a criterion for `scores` whenever it prunes. A criterion that watches the training in between overrides
-hooks of `Criterion`, which the loop calls in this order for every update:
+The loop asks a criterion for its `ranking` whenever it prunes single weights, and for its `scores` where they are summed
+over heads and neurons. The ranking is the scores, unless the criterion also says which of equal ones goes first. A criterion
+that watches the training in between overrides hooks of `Criterion`, which the loop calls in this order for every update:
 
     before_forward(weights, masks)                  may replace weights by what the forward pass should see
     … forward, backward, gradients of pruned weights set to zero …
@@ -33,7 +34,7 @@ from xlmprune.pruning.reconstruction import Moments
 WATCHING = ("before_forward", "observe")
 """Hooks that are called in stage 0 too."""
 
-HOOKS = ("scores", *WATCHING, "measured", "end_stage", "compensate", "state", "load_state")
+HOOKS = ("scores", "ranking", *WATCHING, "measured", "end_stage", "compensate", "state", "load_state")
 
 FACTS = (
     "default_scope",
@@ -120,9 +121,14 @@ class Criterion:
     def scores(self, context: PruningContext) -> Scores:
         """Return one finite score per weight, shaped like the weights; higher is kept longer.
 
-        Scores of pruned entries do not matter, unless pruned weights may return.
+        They are numbers and not ranks, since structures sum them. Scores of pruned entries do not matter, unless pruned
+        weights may return.
         """
         raise NotImplementedError
+
+    def ranking(self, context: PruningContext) -> Scores:
+        """Return what single weights are ranked by when masks are chosen; only its order means something."""
+        return self.scores(context)
 
     def before_forward(self, weights: Weights, masks: Masks) -> None:
         """Replace weights by what the forward pass should see."""

@@ -101,7 +101,15 @@ class L0(Criterion):
             weight.copy_(ungated)
 
     def scores(self, context: PruningContext) -> Scores:
+        """Return sigmoid(log alpha), how open each gate is; the magnitude before there are gates."""
+        return {
+            name: self._alpha[name].sigmoid() if name in self._alpha else weight.abs()
+            for name, weight in context.weights.items()
+        }
+
+    def ranking(self, context: PruningContext) -> Scores:
         """By log alpha, then by magnitude of the weight without its gate."""
+        # Not by its sigmoid, which is 1 for all of the most open gates in float32.
         return {
             name: break_ties(self._alpha.get(name, torch.zeros_like(weight)), weight)
             for name, weight in context.weights.items()

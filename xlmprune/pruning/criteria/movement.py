@@ -92,12 +92,14 @@ class Movement(Criterion):
             self._adam.step(name, scores, slope)
 
     def scores(self, context: PruningContext) -> Scores:
+        """Return S; the magnitude before anything was observed."""
+        return {name: self._scores.get(name, weight.abs()) for name, weight in context.weights.items()}
+
+    def ranking(self, context: PruningContext) -> Scores:
         """By S, and by magnitude where that is equal (as before anything was observed)."""
         self._pruned = (1 - context.density) / max(1 - context.final_density, 1e-9)
-        return {
-            name: break_ties(self._scores.get(name, torch.zeros_like(weight)), weight)
-            for name, weight in context.weights.items()
-        }
+        scores = self.scores(context)
+        return {name: break_ties(scores[name], weight) for name, weight in context.weights.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Return S of every weight, its Adam, and the share pruned."""

@@ -98,21 +98,31 @@ class Obert(Criterion):
         return self.block
 
     def scores(self, context: PruningContext) -> Scores:
-        """Estimates the inverse Fisher matrix anew and keeps it for `compensate`."""
-        weights = {name: weight.detach() for name, weight in context.weights.items()}
-        self._inverse = {
-            name: initial_inverse(weight.numel(), self.block, self.damping, weight.float())
-            for name, weight in weights.items()
+        """Estimate the inverse Fisher matrix anew."""
+        return self._saliencies(context.weights, self._estimate(context))
+
+    def ranking(self, context: PruningContext) -> Scores:
+        """Estimate the inverse Fisher matrix anew and keep it for `compensate`, which follows the choice of masks."""
+        self._inverse = self._estimate(context)
+        return self._saliencies(context.weights, self._inverse)
+
+    def _estimate(self, context: PruningContext) -> dict[str, Tensor]:
+        found = {
+            name: initial_inverse(weight.numel(), self.block, self.damping, weight.detach().float())
+            for name, weight in context.weights.items()
         }
         for gradients in context.gradients(
             self.batches
         ):  # which back-propagates, so no_grad must not reach here
-            for name in weights:
+            for name, inverse in found.items():
                 # Without the gradients of pruned weights: they are not free to make up for anything.
                 gradient = gradients[name].detach().float() * context.masks[name]
-                add_sample(self._inverse[name], in_blocks(gradient, self.block), self.batches)
+                add_sample(inverse, in_blocks(gradient, self.block), self.batches)
+        return found
+
+    def _saliencies(self, weights: Weights, inverse: dict[str, Tensor]) -> Scores:
         return {
-            name: saliency(in_blocks(weight.float(), self.block), self._inverse[name])
+            name: saliency(in_blocks(weight.detach().float(), self.block), inverse[name])
             .view(-1)[: weight.numel()]
             .view(weight.shape)
             for name, weight in weights.items()

@@ -68,16 +68,23 @@ class Pins(Criterion):
         self._smoothed.add({name: s.abs_() if self.score == "abs" else s for name, s in measured.items()})
 
     def scores(self, context: PruningContext) -> Scores:
-        """By smoothed importance, and by magnitude where that is equal (as before anything was observed)."""
+        """Return the smoothed importance, with `abs` times its uncertainty; the magnitude before anything was observed."""
         scores = {}
         for name, weight in context.weights.items():
             known = self._smoothed.current(name)
             if known is None:
-                score = torch.zeros_like(weight)
+                scores[name] = weight.abs()
             else:
-                score = confidence(*known) if self.score == "abs" else known[0]
-            scores[name] = break_ties(score, weight)
+                scores[name] = confidence(*known) if self.score == "abs" else known[0]
         return scores
+
+    def ranking(self, context: PruningContext) -> Scores:
+        """By smoothed importance, and by magnitude where that is equal (as before anything was observed)."""
+        # The root ranks alike and does not fall below what float32 can hold.
+        return {
+            name: break_ties(score.sqrt() if self.score == "abs" else score, context.weights[name])
+            for name, score in self.scores(context).items()
+        }
 
     def state(self) -> dict[str, Tensor]:
         """The moving averages."""

@@ -60,14 +60,20 @@ class Platon(Criterion):
         )
 
     def scores(self, context: PruningContext) -> Scores:
-        """By importance times uncertainty, and by magnitude where that is equal (as before anything was observed)."""
+        """Return importance times uncertainty; the magnitude before anything was observed."""
         scores = {}
         for name, weight in context.weights.items():
             known = self._smoothed.current(name)
-            scores[name] = break_ties(
-                torch.zeros_like(weight) if known is None else confidence(*known), weight
-            )
+            scores[name] = weight.abs() if known is None else confidence(*known)
         return scores
+
+    def ranking(self, context: PruningContext) -> Scores:
+        """By importance times uncertainty, and by magnitude where that is equal (as before anything was observed)."""
+        # The root ranks alike and does not fall below what float32 can hold.
+        return {
+            name: break_ties(score.sqrt(), context.weights[name])
+            for name, score in self.scores(context).items()
+        }
 
     def state(self) -> dict[str, Tensor]:
         """The moving averages."""

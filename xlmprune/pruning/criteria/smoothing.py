@@ -13,11 +13,11 @@ from xlmprune.pruning.criteria.adam import named
 
 
 def confidence(importance: Tensor, uncertainty: Tensor) -> Tensor:
-    """Importance times uncertainty, by the root, which ranks alike and does not fall below what float32 can hold.
+    """Importance times uncertainty, float64: the product of two small float32 numbers may be below what float32 can hold.
 
     Source: Zhang et al. 2022 (arXiv:2206.12562), Eq. 9.
     """
-    return importance.double().mul_(uncertainty).sqrt_().float()
+    return importance.double().mul_(uncertainty)
 
 
 class Smoothed:

@@ -1,4 +1,7 @@
-"""One ranking out of two: an importance score, and the magnitude where scores are equal."""
+"""One ranking out of two: an importance score, and the magnitude where scores are equal.
+
+For the choice of single weights alone: sums of such ranks mean nothing.
+"""
 
 from __future__ import annotations
 
