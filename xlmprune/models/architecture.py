@@ -24,7 +24,7 @@ Part = Literal["embeddings", "encoder", "head", "other"]
 
 PARTS: tuple[Part, ...] = ("embeddings", "encoder", "head", "other")
 
-Role = Literal["query", "key", "value", "attention_output", "ffn_in", "ffn_out"]
+Role = Literal["query", "key", "value", "attention_output", "ffn_in", "ffn_gate", "ffn_out"]
 
 TITLES: dict[Role, str] = {
     "query": "query",
@@ -32,9 +32,13 @@ TITLES: dict[Role, str] = {
     "value": "value",
     "attention_output": "attention output",
     "ffn_in": "FFN in",
+    "ffn_gate": "FFN gate",
     "ffn_out": "FFN out",
 }
-"""What reports call the matrix that plays a role, in the order in which a layer uses them."""
+"""What reports call the matrix that plays a role, in the order in which a layer uses them.
+
+`ffn_gate` is there in families whose neurons are products: what `ffn_in` gives, times what the gate gives.
+"""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class Layer:
     """Behind attention; before it in families with ``norm_first``."""
     ffn_norm: nn.LayerNorm
     """Behind the feed-forward part; before it in families with ``norm_first``."""
+    ffn_gate: Matrix | None = None
+    """None in families without one."""
 
     @property
     def heads(self) -> int:
@@ -130,7 +136,8 @@ class Layer:
 
     def matrices(self) -> dict[Role, Matrix]:
         """Return all matrices by role, in the order in which the layer uses them."""
-        return {role: getattr(self, role) for role in TITLES}
+        found = {role: getattr(self, role) for role in TITLES}
+        return {role: matrix for role, matrix in found.items() if matrix is not None}
 
 
 @dataclass(frozen=True)
