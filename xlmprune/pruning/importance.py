@@ -20,7 +20,7 @@ from torch.nn import functional
 from xlmprune.core.errors import DataError, ModelError
 from xlmprune.data.encoding import IGNORE
 from xlmprune.models import architecture
-from xlmprune.models.architecture import Layer
+from xlmprune.models.architecture import FFN, OUTPUTS, Layer
 from xlmprune.pruning.masks import Scores
 from xlmprune.pruning.reconstruction import Moments, damped
 
@@ -182,20 +182,22 @@ def pool(scores: Scores, model: nn.Module) -> Importance:
     """Sum scores of single weights over the weights that each head and neuron owns.
 
     A head owns its rows of query, key and value and its columns of the attention's output; a neuron its row of the FFN's
-    first matrix and its column of the second.
+    first matrix, that of the gate where there is one, and its column of the last.
 
     Args:
-        scores: of any criterion, shaped like the weights; scores of all six weights of every layer.
+        scores: of any criterion, shaped like the weights; scores of all weights of every layer.
     """
     heads, neurons = [], []
     for layer in architecture.of(model).layers(model):
-        names = _names(layer)
-        rows = sum(scores[names[role]].float().sum(dim=1) for role in ("query", "key", "value"))
-        owned = rows + scores[names["attention_output"]].float().sum(dim=0)
-        heads.append(owned.view(layer.heads, layer.head_size).sum(dim=1))
-        neurons.append(
-            scores[names["ffn_in"]].float().sum(dim=1) + scores[names["ffn_out"]].float().sum(dim=0)
-        )
+        owned = {
+            role: scores[matrix.name].float().sum(dim=0)
+            if role in OUTPUTS
+            else scores[matrix.name][matrix.rows].float().sum(dim=1)
+            for role, matrix in layer.matrices().items()
+        }
+        channels = [sums for role, sums in owned.items() if role not in FFN]
+        heads.append(torch.stack(channels).sum(dim=0).view(layer.heads, layer.head_size).sum(dim=1))
+        neurons.append(torch.stack([sums for role, sums in owned.items() if role in FFN]).sum(dim=0))
     return Importance(heads, neurons)
 
 
