@@ -181,6 +181,8 @@ class Architecture:
     """Modules of the head that every run draws anew; the others are drawn where a checkpoint lacks them."""
     positions_follow_padding: bool = False
     """Positions are counted from the padding id + 1, so that the rows up to it are never used."""
+    rotary: bool = False
+    """Positions rotate queries and keys; there is no table of them."""
     segments: bool = False
     """The model adds an embedding of segment ids (`token_type_ids`), which pairs need."""
     licences: Mapping[str, str] = field(default_factory=dict)
