@@ -1,6 +1,7 @@
 """Does it help to prune for one language? Compare one model for all languages with one model for each.
 
-    python benchmarks/per_language.py [--recipe quickstart] [--share 0.5] [--texts N] [--trained] [--set key=value] [--out DIR]
+    python benchmarks/per_language.py [--recipe quickstart] [--share 0.5] [--texts N] [--trained] [--set key=value]
+        [--out DIR]
 
 Every model removes the same share of heads and FFN neurons from the same dense model. For the shared model, importance and
 least squares read text of all languages; for the others, text of one language. Every model reads the same number of texts:

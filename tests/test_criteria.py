@@ -235,7 +235,19 @@ def test_lookahead_by_hand():
     ],
 )
 def test_lookahead_is_how_much_the_product_with_the_neighbour_changes(role, product):
-    layer = block(0)
+    require_change(block(0), role, product)
+
+
+@pytest.mark.parametrize("role", ["ffn_in", "ffn_gate", "ffn_out"])
+def test_lookahead_knows_that_a_gate_multiplies(role):
+    layer = block(0) | {"ffn_gate": block(1)["ffn_in"]}
+    require_change(
+        layer, role, lambda w: torch.einsum("on,ni,nj->oij", w["ffn_out"], w["ffn_in"], w["ffn_gate"])
+    )
+
+
+def require_change(layer, role, product):
+    """Require that a score is the norm of what the product changes by when its weight goes."""
     scores = lookahead(layer[role], *block_factors(layer)[role])
     before = product(layer)
     for i, j in itertools.product(*map(range, layer[role].shape)):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_batch, tiny_model
@@ -31,10 +32,12 @@ from xlmprune.pruning.structures import (
     Layout,
     choose,
     layout_of,
+    pieces,
     resize,
     slice_model,
     spaced_layers,
 )
+from xlmprune.recipe import registry
 
 
 def batch(kind="text", labels=False, rows=None):
@@ -316,6 +319,45 @@ def test_the_sliced_model_answers_as_the_gated_one(kind):
     assert [(layer.heads, layer.neurons) for layer in layout.layers] == [(1, 16), (2, 7)]
     assert model.roberta.encoder.layer[0].attention.self.query.weight.shape == (8, 16)
     assert model.roberta.encoder.layer[1].output.dense.weight.shape == (16, 7)
+
+
+def small_model(family, layers=3):
+    config = transformers.AutoConfig.for_model(
+        family, vocab_size=60, hidden_size=16, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=32,
+        max_position_embeddings=64, type_vocab_size=1, pad_token_id=1, initializer_range=0.3, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return getattr(transformers, architecture.named(family).heads["text"])(config).eval()
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES)
+def test_in_every_family_slicing_is_gating_and_pieces_say_where_matrices_come_from(family):
+    model = small_model(family)
+    data = {name: tensor.clamp(max=59) for name, tensor in batch().items()}
+    cut = tuple(LayerCut(layer, (2, 0), (30, *range(1, 30, 3))) for layer in range(3))
+    with gated(model, gates_of(cut, model)):
+        expected = logits(model, data)
+    assert not torch.allclose(expected, logits(model, data), atol=1e-3)
+    found, before = pieces(model, cut), {name: weight.clone() for name, weight in prunable(model).items()}
+    layout = slice_model(model, cut)
+    torch.testing.assert_close(logits(model, data), expected)
+    after = prunable(model)
+    assert list(found) == list(after)
+    assert all(torch.equal(piece.of(before), after[name]) for name, piece in found.items())
+    fresh = small_model(family)
+    resize(fresh, layout)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(logits(fresh, data), logits(model, data))
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES)
+def test_in_every_family_heads_and_neurons_own_all_weights(family):
+    model = small_model(family)
+    found = pool({name: torch.ones_like(weight) for name, weight in prunable(model).items()}, model)
+    gated_neurons = "ffn_gate" in architecture.named(family).roles
+    for heads, neurons in zip(found.heads, found.neurons, strict=True):
+        assert heads.tolist() == [4 * 4 * 16] * 4
+        assert neurons.tolist() == [(3 if gated_neurons else 2) * 16] * 32
 
 
 def test_a_dropped_layer_is_passed_by():

@@ -47,8 +47,8 @@ def uneven_text(unlabelled: Mapping[str, Examples]) -> str:
     if most <= total / 2 or most <= MUCH_MORE * next_most:
         return ""
     return (
-        f"{most / total:.0%} of the unlabelled text is {language_name(language)} ({most:,} of {total:,} texts), so the student "
-        f"learns mostly from this language. distillation.max_texts: {next_most} takes a sample where a language "
+        f"{most / total:.0%} of the unlabelled text is {language_name(language)} ({most:,} of {total:,} texts), so the "
+        f"student learns mostly from this language. distillation.max_texts: {next_most} takes a sample where a language "
         "has more"
     )
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 TRANSPOSED = ".T"
+ROTARY_OPSET = 23
+"""From this version on, rotating by positions is one operator."""
 EXTERNAL_ABOVE = 2_000_000_000
 """Bytes of weights from which they go into a file of their own; protobuf stops at 2³¹."""
 
@@ -72,7 +74,7 @@ def export_onnx(
     pad = model.config.pad_token_id  # type: ignore[union-attr]
     ids = torch.tensor([[0, 3, 3, 3, 3, 2], [0, 3, 2, pad, pad, pad]])
     axes = {0: "batch", 1: "sequence"}
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), _own_positions(model, opset):
         program = torch.onnx.export(
             model,
             (),
@@ -95,6 +97,28 @@ def export_onnx(
     if path is not None:
         save_onnx(proto, path)
     return proto
+
+
+@contextmanager
+def _own_positions(model: nn.Module, opset: int) -> Iterator[None]:
+    """Give each text of a batch a row of positions of its own, where they rotate and this is one operator of the opset.
+
+    The exporter hands that operator a single row for all texts, which only a batch of one fits.
+    """
+    import torch
+
+    def positions(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        batch, length = kwargs["input_ids"].shape
+        return args, {**kwargs, "position_ids": torch.arange(length).expand(batch, -1)}
+
+    if opset < ROTARY_OPSET or not architecture.of(model).rotary:
+        yield
+        return
+    hook = model.register_forward_pre_hook(positions, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -185,7 +185,8 @@ def _widths(neurons: int) -> list[int]:
 def random_model(source: Source, size: Size, rows: int) -> nn.Module:
     """Return a model of this size with weights of no meaning, in eval mode."""
     config = copy.deepcopy(source.config)
-    config.vocab_size, config.num_hidden_layers = rows, size.layers
+    config.vocab_size = rows
+    architecture.of(config).describe_layers(config, range(size.layers))
     with no_init_weights():
         model = head_class(config, source.kind)(config).eval()
     head_size = architecture.of(model).layers(model)[0].head_size
@@ -219,9 +220,12 @@ def _narrow(tensor: onnx.TensorProto, neurons: int, rows: int) -> onnx.TensorPro
     else:
         return tensor
     values = numpy_helper.to_array(tensor)
-    if values.shape[axis] <= kept:
+    # A matrix that plays several roles keeps the first entries of each.
+    equal = np.split(np.arange(values.shape[axis]), max(1, len(roles)))
+    chosen = np.concatenate([part[:kept] for part in equal])
+    if len(chosen) == values.shape[axis]:
         return tensor
-    return numpy_helper.from_array(np.ascontiguousarray(values.take(range(kept), axis)), tensor.name)
+    return numpy_helper.from_array(np.ascontiguousarray(values.take(chosen, axis)), tensor.name)
 
 
 # --- tables as files --------------------------------------------------------------------------------------------------
@@ -371,7 +375,8 @@ def source_of_bundle(bundle: Path) -> Source:
         config = config_of(values)
         if whole is not None:
             setattr(config, CONFIG_KEY, None)
-            config.num_hidden_layers, config.intermediate_size = whole["layers"], whole["neurons"]
+            architecture.of(config).describe_layers(config, range(whole["layers"]))
+            config.intermediate_size = whole["neurons"]
         return Source(facts["name"], config, kind)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(

@@ -24,7 +24,7 @@ Part = Literal["embeddings", "encoder", "head", "other"]
 
 PARTS: tuple[Part, ...] = ("embeddings", "encoder", "head", "other")
 
-Role = Literal["query", "key", "value", "attention_output", "ffn_in", "ffn_out"]
+Role = Literal["query", "key", "value", "attention_output", "ffn_in", "ffn_gate", "ffn_out"]
 
 TITLES: dict[Role, str] = {
     "query": "query",
@@ -32,9 +32,19 @@ TITLES: dict[Role, str] = {
     "value": "value",
     "attention_output": "attention output",
     "ffn_in": "FFN in",
+    "ffn_gate": "FFN gate",
     "ffn_out": "FFN out",
 }
-"""What reports call the matrix that plays a role, in the order in which a layer uses them."""
+"""What reports call the matrix that plays a role, in the order in which a layer uses them.
+
+`ffn_gate` is there in families whose neurons are products: what `ffn_in` gives, times what the gate gives.
+"""
+
+FFN: frozenset[Role] = frozenset({"ffn_in", "ffn_gate", "ffn_out"})
+"""Roles of the feed-forward part, whose neurons are rows, or columns, of their matrices."""
+
+OUTPUTS: frozenset[Role] = frozenset({"attention_output", "ffn_out"})
+"""Roles whose matrices own a column for each channel of a head, or neuron; the others own a row."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,12 @@ class Layer:
     """Of its module in the model, such as ``roberta.encoder.layer.0``."""
     module: nn.Module
     attention: Any
-    """Called with hidden states and mask; gives what enters `attention_output`, first of a tuple."""
+    """Where ``norm_first`` is not: called with hidden states and mask; gives what enters `attention_output`, first of a
+    tuple."""
     expand: Any
-    """`ffn_in` and its activation; gives what enters `ffn_out`."""
+    """`ffn_in` and its activation; gives what enters `ffn_out`. None in families without such a module."""
+    head_size: int
+    """Width of one head."""
     query: Matrix
     key: Matrix
     value: Matrix
@@ -109,28 +122,26 @@ class Layer:
     ffn_in: Matrix
     ffn_out: Matrix
     attention_norm: nn.LayerNorm
-    """Behind attention; before it in families with ``norm_first``."""
+    """Behind attention; before it in families with ``norm_first``, where the first layer may have none."""
     ffn_norm: nn.LayerNorm
     """Behind the feed-forward part; before it in families with ``norm_first``."""
+    ffn_gate: Matrix | None = None
+    """None in families without one."""
 
     @property
     def heads(self) -> int:
         """Attention heads that it has now."""
-        return int(self.attention.num_attention_heads)
-
-    @property
-    def head_size(self) -> int:
-        """Width of one head."""
-        return int(self.attention.attention_head_size)
+        return len(self.query.weight) // self.head_size
 
     @property
     def neurons(self) -> int:
         """FFN neurons that it has now."""
-        return self.ffn_in.module.out_features
+        return len(self.ffn_in.weight)
 
     def matrices(self) -> dict[Role, Matrix]:
         """Return all matrices by role, in the order in which the layer uses them."""
-        return {role: getattr(self, role) for role in TITLES}
+        found = {role: getattr(self, role) for role in TITLES}
+        return {role: matrix for role, matrix in found.items() if matrix is not None}
 
 
 @dataclass(frozen=True)
@@ -143,25 +154,35 @@ class Architecture:
     backbone: str
     """The pretrained part's attribute in a model with a head; begins the names of its parameters."""
     roles: Mapping[Role, Rows]
-    """Where a layer has its matrices, in module order."""
+    """Where a layer has its matrices, in module order; parts of a fused matrix in the order of their rows."""
     attention_norm: str
     ffn_norm: str
     attention: str = "attention.self"
-    expand: str = "intermediate"
-    """The feed-forward part up to its activation."""
+    head_size: str = "attention_head_size"
+    """The attribute of the attention module that holds the width of one head."""
+    expand: str | None = "intermediate"
+    """The feed-forward part up to its activation; None where no module is that part."""
     layers_path: str = "encoder.layer"
+    encoder_paths: tuple[str, ...] = ("encoder",)
+    """Modules that are the encoder: its layers, and norms outside them."""
     embeddings_path: str = "embeddings"
     word_embeddings: str = "embeddings.word_embeddings"
     first_norm: str | None = "embeddings.LayerNorm"
     """The LayerNorm whose output enters the first layer; None where there is none."""
     norm_first: bool = False
     """Each part of a layer normalises what it reads, not what it adds to."""
+    first_stays: bool = False
+    """The first layer is built unlike the others, so that none of them can take its place."""
+    per_layer: tuple[str, ...] = ()
+    """Entries of the config that are lists with an item for each layer."""
     head_paths: tuple[str, ...] = ("classifier",)
     """Modules of the task head, by their path in the whole model."""
     drawn_paths: tuple[str, ...] = ("classifier",)
     """Modules of the head that every run draws anew; the others are drawn where a checkpoint lacks them."""
     positions_follow_padding: bool = False
     """Positions are counted from the padding id + 1, so that the rows up to it are never used."""
+    rotary: bool = False
+    """Positions rotate queries and keys; there is no table of them."""
     segments: bool = False
     """The model adds an embedding of segment ids (`token_type_ids`), which pairs need."""
     licences: Mapping[str, str] = field(default_factory=dict)
@@ -175,6 +196,12 @@ class Architecture:
     def licence(self, name: str) -> str:
         """Return the licence of a published model, or `unknown`."""
         return next((known for start, known in self.licences.items() if name.startswith(start)), "unknown")
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """Linear modules of a layer that play several roles."""
+        playing = [rows.module for rows in self.roles.values()]
+        return tuple(module for module in self.modules if playing.count(module) > 1)
 
     # --- names of parameters
 
@@ -201,7 +228,8 @@ class Architecture:
         inside = parameter.removeprefix(f"{self.backbone}.")
         if inside.startswith(f"{self.embeddings_path}."):
             return "embeddings"
-        return "encoder" if inside.startswith(f"{self.layers_path.rpartition('.')[0]}.") else "other"
+        in_encoder = any(inside.startswith(f"{path}.") for path in self.encoder_paths)
+        return "encoder" if in_encoder else "other"
 
     def layer_of(self, parameter: str) -> int | None:
         """Return the index of the layer that a parameter belongs to; None for parameters of no layer."""
@@ -225,18 +253,40 @@ class Architecture:
 
     def _layer(self, path: str, index: int, module: nn.Module) -> Layer:
         norms: Any = (module.get_submodule(self.attention_norm), module.get_submodule(self.ffn_norm))
-        parts = (module.get_submodule(self.attention), module.get_submodule(self.expand))
+        attention: Any = module.get_submodule(self.attention)
+        expand = None if self.expand is None else module.get_submodule(self.expand)
+        size = int(getattr(attention, self.head_size))
         matrices = {role: _matrix_of(path, module, rows) for role, rows in self.roles.items()}
-        return Layer(index, path, module, *parts, attention_norm=norms[0], ffn_norm=norms[1], **matrices)
+        return Layer(
+            index,
+            path,
+            module,
+            attention,
+            expand,
+            size,
+            attention_norm=norms[0],
+            ffn_norm=norms[1],
+            **matrices,
+        )
 
-    def replace_layers(self, model: nn.Module, modules: Sequence[nn.Module]) -> None:
-        """Let the model consist of these layer modules, in this order."""
+    def keep_layers(self, model: nn.Module, kept: Sequence[int]) -> None:
+        """Let the model consist of these of its layers, in this order."""
         from torch import nn
 
         parent, _, attribute = f"{self.backbone}.{self.layers_path}".rpartition(".")
-        setattr(model.get_submodule(parent), attribute, nn.ModuleList(modules))
-        config: Any = model.config
-        config.num_hidden_layers = len(modules)
+        modules = [layer.module for layer in self.layers(model)]
+        setattr(model.get_submodule(parent), attribute, nn.ModuleList([modules[index] for index in kept]))
+        self.describe_layers(model.config, kept)
+
+    def describe_layers(self, config: Any, kept: Sequence[int]) -> None:
+        """Let a config describe these of its layers, in this order.
+
+        Items of layers that it does not have, as those of layers removed before, repeat the items that it has.
+        """
+        config.num_hidden_layers = len(kept)
+        for entry in self.per_layer:
+            items = getattr(config, entry)
+            setattr(config, entry, [items[index % len(items)] for index in kept])
 
     def embeddings(self, model: nn.Module) -> nn.Module:
         """Return the module of all embeddings."""

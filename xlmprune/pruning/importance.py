@@ -20,7 +20,7 @@ from torch.nn import functional
 from xlmprune.core.errors import DataError, ModelError
 from xlmprune.data.encoding import IGNORE
 from xlmprune.models import architecture
-from xlmprune.models.architecture import Layer
+from xlmprune.models.architecture import FFN, OUTPUTS, Layer
 from xlmprune.pruning.masks import Scores
 from xlmprune.pruning.reconstruction import Moments, damped
 
@@ -182,26 +182,26 @@ def pool(scores: Scores, model: nn.Module) -> Importance:
     """Sum scores of single weights over the weights that each head and neuron owns.
 
     A head owns its rows of query, key and value and its columns of the attention's output; a neuron its row of the FFN's
-    first matrix and its column of the second.
+    first matrix, that of the gate where there is one, and its column of the last.
 
     Args:
-        scores: of any criterion, shaped like the weights; scores of all six weights of every layer.
+        scores: of any criterion, shaped like the weights; scores of all weights of every layer.
 
     Returns:
         Sums in float64: products of small numbers may be below what float32 can hold.
     """
     heads, neurons = [], []
     for layer in architecture.of(model).layers(model):
-        names = _names(layer)
-        rows = sum(_summed(scores[names[role]], 1) for role in ("query", "key", "value"))
-        owned = rows + _summed(scores[names["attention_output"]], 0)
-        heads.append(owned.view(layer.heads, layer.head_size).sum(dim=1))
-        neurons.append(_summed(scores[names["ffn_in"]], 1) + _summed(scores[names["ffn_out"]], 0))
+        owned = {
+            role: scores[matrix.name].sum(dim=0, dtype=torch.float64)
+            if role in OUTPUTS
+            else scores[matrix.name][matrix.rows].sum(dim=1, dtype=torch.float64)
+            for role, matrix in layer.matrices().items()
+        }
+        channels = [sums for role, sums in owned.items() if role not in FFN]
+        heads.append(torch.stack(channels).sum(dim=0).view(layer.heads, layer.head_size).sum(dim=1))
+        neurons.append(torch.stack([sums for role, sums in owned.items() if role in FFN]).sum(dim=0))
     return Importance(heads, neurons)
-
-
-def _summed(scores: Tensor, dim: int) -> Tensor:
-    return scores.sum(dim=dim, dtype=torch.float64)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

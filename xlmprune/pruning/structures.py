@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from xlmprune.core.errors import ModelError
 from xlmprune.models import architecture
-from xlmprune.models.architecture import Layer
+from xlmprune.models.architecture import FFN, OUTPUTS, Layer
 from xlmprune.pruning.importance import Importance
 
 CONFIG_KEY = "structure"
@@ -222,7 +222,7 @@ def whole_config(model: nn.Module, whole: Layout) -> Any:
     """Return a config of the model as it was before structures were removed, when its layout was ``whole``."""
     config: Any = copy.deepcopy(model.config)
     delattr(config, CONFIG_KEY)
-    config.num_hidden_layers = len(whole.layers)
+    architecture.of(config).describe_layers(config, range(len(whole.layers)))
     config.intermediate_size = whole.layers[0].neurons
     return config
 
@@ -254,7 +254,7 @@ def slice_model(model: nn.Module, cut: Cut) -> Layout:
     kept = [before[part.source] for part in cut]
     for layer, part in zip(kept, cut):
         _slice_layer(layer, part)
-    architecture.of(model).replace_layers(model, [layer.module for layer in kept])
+    architecture.of(model).keep_layers(model, [part.source for part in cut])
     layout = Layout(
         kept[0].head_size,
         tuple(LayerLayout(sources[part.source], len(part.heads), len(part.neurons)) for part in cut),
@@ -278,25 +278,6 @@ def _require_within(part: LayerCut, layers: list[Layer]) -> None:
             )
 
 
-def _entries(layer: Layer, part: LayerCut) -> tuple[Tensor, Tensor]:
-    """Return the rows of query, key and value that remain, and those of the FFN's first matrix."""
-    device = layer.query.module.weight.device
-    heads = torch.tensor(part.heads, device=device)
-    rows = heads.unsqueeze(1) * layer.head_size + torch.arange(layer.head_size, device=device)
-    return rows.flatten(), torch.tensor(part.neurons, device=device)
-
-
-def _slice_layer(layer: Layer, part: LayerCut) -> None:
-    columns, neurons = _entries(layer, part)
-    for linear in (layer.query.module, layer.key.module, layer.value.module):
-        _keep_rows(linear, columns)
-    _keep_columns(layer.attention_output.module, columns)
-    _keep_rows(layer.ffn_in.module, neurons)
-    _keep_columns(layer.ffn_out.module, neurons)
-    layer.attention.num_attention_heads = len(part.heads)
-    layer.attention.all_head_size = len(columns)
-
-
 @dataclass(frozen=True)
 class Piece:
     """What a matrix of the smaller model is of one of the whole model."""
@@ -312,6 +293,39 @@ class Piece:
         return tensors[self.source].index_select(self.dim, self.kept)
 
 
+def _pieces_of(layer: Layer, part: LayerCut) -> dict[str, Piece]:
+    """Return, by its name, what remains of each matrix of a layer."""
+    device = layer.query.module.weight.device
+    heads = torch.tensor(part.heads, device=device).unsqueeze(1) * layer.head_size
+    channels = (heads + torch.arange(layer.head_size, device=device)).flatten()
+    neurons = torch.tensor(part.neurons, device=device)
+    dims: dict[str, int] = {}
+    kept: dict[str, dict[int, Tensor]] = {}
+    for role, matrix in layer.matrices().items():
+        entries = neurons if role in FFN else channels
+        dims[matrix.name] = 1 if role in OUTPUTS else 0
+        start = 0 if role in OUTPUTS else matrix.rows.start
+        kept.setdefault(matrix.name, {})[start] = start + entries
+    # Roles of a fused matrix keep the order of their rows.
+    return {
+        name: Piece(name, dims[name], torch.cat([parts[start] for start in sorted(parts)]))
+        for name, parts in kept.items()
+    }
+
+
+def _slice_layer(layer: Layer, part: LayerCut) -> None:
+    modules = {matrix.name: matrix.module for matrix in layer.matrices().values()}
+    for name, piece in _pieces_of(layer, part).items():
+        (_keep_columns if piece.dim else _keep_rows)(modules[name], piece.kept)
+    _count_heads(layer, len(part.heads))
+
+
+def _count_heads(layer: Layer, heads: int) -> None:
+    """Tell the attention how many heads it has; some families read it, others follow their matrices."""
+    layer.attention.num_attention_heads = heads
+    layer.attention.all_head_size = heads * layer.head_size
+
+
 def pieces(model: nn.Module, cut: Cut) -> dict[str, Piece]:
     """Return, by its name in the model that ``cut`` leaves, where every prunable matrix comes from.
 
@@ -322,18 +336,15 @@ def pieces(model: nn.Module, cut: Cut) -> dict[str, Piece]:
     found = {}
     for number, part in enumerate(cut):
         layer = before[part.source]
-        heads, neurons = _entries(layer, part)
-        for role, matrix in layer.matrices().items():
-            name = f"{layer.path.rpartition('.')[0]}.{number}{matrix.name.removeprefix(layer.path)}"
-            kept = neurons if role in ("ffn_in", "ffn_out") else heads
-            dim = 1 if role in ("attention_output", "ffn_out") else 0
-            found[name] = Piece(matrix.name, dim, kept)
+        for name, piece in _pieces_of(layer, part).items():
+            found[f"{layer.path.rpartition('.')[0]}.{number}{name.removeprefix(layer.path)}"] = piece
     return found
 
 
 def _keep_rows(linear: nn.Linear, rows: Tensor) -> None:
     linear.weight = nn.Parameter(linear.weight[rows].clone(), requires_grad=linear.weight.requires_grad)
-    linear.bias = nn.Parameter(linear.bias[rows].clone(), requires_grad=linear.bias.requires_grad)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias[rows].clone(), requires_grad=linear.bias.requires_grad)
     linear.out_features = len(rows)
 
 
@@ -365,23 +376,30 @@ def resize(model: nn.Module, layout: Layout) -> None:
     if len(layers) < len(layout.layers):
         raise ModelError(f"{len(layout.layers)} layers wanted; the model has {len(layers)}")
     for layer, wanted in zip(layers, layout.layers):
-        width = wanted.heads * layout.head_size
-        hidden = layer.query.module.in_features
-        for linear in (layer.query.module, layer.key.module, layer.value.module):
-            _shape(linear, width, hidden)
-        _shape(layer.attention_output.module, hidden, width)
-        _shape(layer.ffn_in.module, wanted.neurons, hidden)
-        _shape(layer.ffn_out.module, hidden, wanted.neurons)
-        layer.attention.num_attention_heads = wanted.heads
-        layer.attention.all_head_size = width
+        _resize_layer(layer, wanted)
     if len(layers) != len(layout.layers):
-        architecture.of(model).replace_layers(model, [layer.module for layer in layers[: len(layout.layers)]])
+        architecture.of(model).keep_layers(model, range(len(layout.layers)))
     _describe(model.config, layout)
+
+
+def _resize_layer(layer: Layer, wanted: LayerLayout) -> None:
+    hidden = layer.query.module.in_features
+    rows: dict[nn.Linear, int] = {}
+    for role, matrix in layer.matrices().items():
+        entries = wanted.neurons if role in FFN else wanted.heads * layer.head_size
+        if role in OUTPUTS:
+            _shape(matrix.module, hidden, entries)
+        else:
+            rows[matrix.module] = rows.get(matrix.module, 0) + entries
+    for linear, count in rows.items():
+        _shape(linear, count, hidden)
+    _count_heads(layer, wanted.heads)
 
 
 def _shape(linear: nn.Linear, rows: int, columns: int) -> None:
     if linear.weight.shape == (rows, columns):
         return
     linear.weight = nn.Parameter(linear.weight.new_zeros(rows, columns))
-    linear.bias = nn.Parameter(linear.bias.new_zeros(rows))
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.new_zeros(rows))
     linear.out_features, linear.in_features = rows, columns

@@ -85,6 +85,7 @@ FAMILIES = {
     "xlm-roberta": "xlmprune.models.xlm_roberta:XLM_ROBERTA",
     "xlm-roberta-xl": "xlmprune.models.xlm_roberta:XLM_ROBERTA_XL",
     "bert": "xlmprune.models.bert:BERT",
+    "modernbert": "xlmprune.models.modernbert:MODERNBERT",
 }
 """Model families by the `model_type` of their config.json."""
 

@@ -200,8 +200,18 @@ def require_possible(model: nn.Module, settings: StructureRecipe, refitted: bool
             f"pruning.reconstruct: models of type {family.model_type!r} normalise before each part of a layer, and "
             "refitting needs a LayerNorm after it. Leave reconstruct out"
         )
+    if family.fused and settings.smallest is not None:
+        raise RecipeError(
+            f"pruning.structure.smallest: models of type {family.model_type!r} hold several matrices in one "
+            f"({', '.join(family.fused)}), so that a smaller model is no part of a larger one. Leave smallest out"
+        )
     layers = family.layers(model)
     asked, total = settings.layers, len(layers)
+    if family.first_stays and isinstance(asked, list) and asked[0] > 0:
+        raise RecipeError(
+            f"pruning.structure.layers: {asked} asked for; the first layer of models of type {family.model_type!r} is "
+            "unlike the others and must remain. Begin the list with 0"
+        )
     highest = asked if isinstance(asked, int) else max(asked) + 1 if asked else 0
     if highest > total:
         raise RecipeError(

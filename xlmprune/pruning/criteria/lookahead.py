@@ -7,6 +7,7 @@ and key meet in a product.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from xlmprune.models import architecture
-from xlmprune.models.architecture import TITLES, MatrixName, Role
+from xlmprune.models.architecture import MatrixName, Role
 from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Scores, Weights
 from xlmprune.recipe.component import STRICT
@@ -54,11 +55,12 @@ def block_factors(layer: Block) -> Factors:
 
     The value and output matrices form a chain per channel of a head, as do the two of the feed-forward part
     (its GELU taken as ReLU is in the source). Removing q_ij changes ``Wq^T Wk`` by exactly ``|q_ij| *
-    ||k_i||``, and likewise for k.
+    ||k_i||``, and likewise for k. Where a gate multiplies a neuron, three matrices meet in a product, and each has the
+    norms of the other two.
     """
     rows = {role: torch.linalg.vector_norm(weight, dim=1) for role, weight in layer.items()}
     columns = {role: torch.linalg.vector_norm(weight, dim=0) for role, weight in layer.items()}
-    return {
+    factors: Factors = {
         "query": (None, rows["key"]),
         "key": (None, rows["query"]),
         "value": (None, columns["attention_output"]),
@@ -66,6 +68,11 @@ def block_factors(layer: Block) -> Factors:
         "ffn_in": (None, columns["ffn_out"]),
         "ffn_out": (rows["ffn_in"], None),
     }
+    if "ffn_gate" in layer:
+        factors["ffn_in"] = (None, columns["ffn_out"] * rows["ffn_gate"])
+        factors["ffn_gate"] = (None, columns["ffn_out"] * rows["ffn_in"])
+        factors["ffn_out"] = (rows["ffn_in"] * rows["ffn_gate"], None)
+    return factors
 
 
 def through_residual(gain: Tensor, *norms: Tensor) -> Tensor:
@@ -125,6 +132,7 @@ def by_layer(weights: Weights) -> tuple[list[Block], dict[str, MatrixName]]:
     """
     layers: dict[int, Block] = {}
     names: dict[str, MatrixName] = {}
+    expected: dict[int, Iterable[Role]] = {}
     for name, weight in weights.items():
         found = architecture.find_matrix(name)
         if found is None:
@@ -132,8 +140,9 @@ def by_layer(weights: Weights) -> tuple[list[Block], dict[str, MatrixName]]:
         names[name] = found
         parts = {role: weight[rows.of(len(weight))] for role, rows in found.roles.items()}
         layers.setdefault(found.layer, {}).update(parts)
+        expected[found.layer] = found.family.roles
     for number, layer in layers.items():
-        if missing := [role for role in TITLES if role not in layer]:
+        if missing := [role for role in expected[number] if role not in layer]:
             raise ValueError(f"layer {number} has no {', '.join(missing)}")
     return [layers[number] for number in sorted(layers)], names
 
