@@ -24,9 +24,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from xlmprune.core import formatting
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
+from xlmprune.recipe.loading import PATHS, recipe_of
 from xlmprune.report import charts, findings, labels, shipped
 from xlmprune.report.model_card import render as model_card
 from xlmprune.report.pages import render_html, render_markdown, results_table, write
+from xlmprune.report.results import without_machine_paths
 from xlmprune.report.tables import all_tables, language_table
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -755,3 +757,21 @@ def test_a_form_whose_answers_depend_on_the_batch_is_said_so():
     assert said[0] in model_card(report)
     report["parity"]["onnx_int8"]["alone"]["agreement"] = 1.0
     assert findings.describe_batches(report) == []
+
+
+def test_no_key_of_the_recipe_keeps_a_path_of_this_machine():
+    values = {
+        "model": {"vocabulary": {"files": ["x"]}},
+        "pruning": {"structure": {"budget": {"latency_ms": 5}}},
+        "distillation": {"teacher": "finetuned"},
+    }
+    for *sections, key in PATHS:
+        inner = values
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = "/a/machine/folder/{language}" if key != "files" else ["/a/machine/folder/{language}"]
+    recipe = recipe_of(values, {"task.name": "classification", "task.source": "files"})
+    assert json.dumps(recipe.resolved()).count("/a/machine/folder/{language}") == len(PATHS)
+    kept = json.dumps(without_machine_paths(recipe))
+    assert "machine" not in kept
+    assert kept.count('"folder/{language}"') == len(PATHS)

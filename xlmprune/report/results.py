@@ -20,6 +20,7 @@ from xlmprune.export.writing import MeasuredForm, dense_bytes, drops_of
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
 from xlmprune.pruning.structures import is_cut, layout_of
+from xlmprune.recipe.loading import change_paths
 from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import findings, observations
 from xlmprune.training import moments
@@ -363,17 +364,7 @@ def scaled_down(recipe: Recipe) -> list[str]:
 def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe; absolute paths are shortened, since a bundle is used on other machines."""
     values = recipe.resolved()
-    values["model"]["name"] = _shortened(values["model"]["name"])
-    if values["task"]["path"]:
-        values["task"]["path"] = _shortened(values["task"]["path"])
-    vocabulary = values["model"]["vocabulary"]
-    if isinstance(vocabulary, dict) and vocabulary.get("files"):
-        vocabulary["files"] = [_shortened(file) for file in vocabulary["files"]]
-    distillation = values.get("distillation")
-    if isinstance(distillation, dict) and distillation.get("unlabelled"):
-        distillation["unlabelled"] = _shortened(distillation["unlabelled"])
-    if values["export"]["calibration"]:
-        values["export"]["calibration"] = _shortened(values["export"]["calibration"])
+    change_paths(values, lambda _, path: path and _shortened(path))
     return values
 
 
