@@ -749,13 +749,16 @@ exit 0"""
 def test_what_each_of_several_gets(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("xlmprune.core.machine.allowed_processors", lambda: 8)
+    monkeypatch.setattr("xlmprune.core.machine.processor_quota", lambda: None)
+    monkeypatch.setattr("xlmprune.core.gpu.count", lambda: 2)
     assert local.share(0, 1, "auto") == {}
     assert [local.share(slot, 3, "auto") for slot in range(3)] == [
         {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu} for gpu in "010"
     ]
     assert local.share(0, 20, "cuda:1") == {"OMP_NUM_THREADS": "1"}
+    monkeypatch.setattr("xlmprune.core.machine.processor_quota", lambda: 4.0)
+    assert local.share(0, 2, "cpu") == {"OMP_NUM_THREADS": "2"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,5")
     assert local.share(1, 2, "cuda")["CUDA_VISIBLE_DEVICES"] == "5"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
