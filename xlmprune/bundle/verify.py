@@ -17,7 +17,7 @@ import numpy as np
 
 from xlmprune.bundle import golden
 from xlmprune.bundle.session import Bundle
-from xlmprune.core.errors import BundleError, MachineError, XlmpruneError
+from xlmprune.core.errors import BundleError, MachineError, XlmpruneError, first_line
 from xlmprune.core.files import SAFETENSORS_FILE, sha256_of
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.encoding import encode, pad
@@ -110,8 +110,7 @@ def _sentence(error: Exception) -> str:
     """What a check raised. Damage takes more forms than readers foresee, and none of them may hide the other checks."""
     if isinstance(error, XlmpruneError):
         return str(error)
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"could not be checked ({type(error).__name__}: {first}); is it damaged, or may it not be read?"
+    return f"could not be checked ({type(error).__name__}: {first_line(error)}); is it damaged, or may it not be read?"
 
 
 def _check_files(path: Path) -> Iterator[Check]:
@@ -221,7 +220,7 @@ def _check_graph(bundle: Bundle, form: str) -> str:
         onnx.checker.check_model(path, full_check=True)
         graph = onnx.load(path, load_external_data=False)
     except Exception as error:  # the checker raises errors of several unrelated kinds
-        raise BundleError(f"the ONNX checker refuses it: {str(error).strip().splitlines()[0]}") from error
+        raise BundleError(f"the ONNX checker refuses it: {first_line(error)}") from error
     opsets = {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import}
     named = ", ".join(f"{domain} {version}" for domain, version in sorted(opsets.items()))
     return f"{len(graph.graph.node)} nodes, opset {named}"

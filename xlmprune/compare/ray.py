@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from xlmprune.compare.work import INTERRUPTED, Outcome, Process, Work
-from xlmprune.core.errors import MachineError
+from xlmprune.core.errors import MachineError, first_line
 from xlmprune.core.packages import pip_install
 
 STOPPING_SECONDS = 60
@@ -106,7 +106,7 @@ class RayExecutor:
         try:
             return found.result()
         except self.ray.exceptions.RayError as error:
-            return Outcome(name, 1, f"its Ray task died: {str(error).strip().splitlines()[0]}")
+            return Outcome(name, 1, f"its Ray task died: {first_line(error)}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
