@@ -211,7 +211,7 @@ def publish(
         ShortfallError: a form lost more than `export.floor` allows; the bundle is written without it.
     """
     with explain_disk(folder.path):
-        speeds = time_forms(recipe, made, reporter)
+        speeds = time_forms(made, reporter)
         reports = [
             results.assemble(recipe, one.scored, data, one.forms, one.refused, speed, one.path)
             for one, speed in zip(made, speeds, strict=True)
@@ -228,9 +228,7 @@ def publish(
     return require_all_forms(first)
 
 
-def time_forms(
-    recipe: Recipe, made: Sequence[Exported], reporter: Reporter
-) -> list[dict[str, dict[str, Any]]]:
+def time_forms(made: Sequence[Exported], reporter: Reporter) -> list[dict[str, dict[str, Any]]]:
     """Time the shipped files of all bundles in turns, beside the dense model where structures were removed.
 
     Returns:

@@ -132,7 +132,7 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
     if not folder.start.is_dir():
         folder.save_start(lambda target: _link_tree(dense / "checkpoint" / "start", target))
     numbers["progress"]["teaching"] = _teacher_choice(distillation, numbers["stages"][0]["dev"])
-    _write_events(dense, recipe, folder, numbers)
+    _write_events(recipe, folder, numbers)
     kept = ("progress", "stages", "dense_others", "data", "conditions", "changes")
     folder.save(_own_tensors(method, distillation, tensors), {key: numbers[key] for key in kept})
     return True
@@ -170,7 +170,7 @@ def _teacher_choice(distillation: DistillationRecipe | None, dev: float | None) 
     return TeacherChoice(distillation, float("inf") if dev is None else dev).progress()
 
 
-def _write_events(dense: Path, recipe: Recipe, folder: RunFolder, numbers: Numbers) -> None:
+def _write_events(recipe: Recipe, folder: RunFolder, numbers: Numbers) -> None:
     row = numbers["stages"][0]
     folder.events.cut(0)
     folder.events.write("start", recipe_sha256=recipe.sha256(), conditions=numbers["conditions"])
