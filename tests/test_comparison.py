@@ -806,8 +806,8 @@ class FakeRay(types.ModuleType):
     def is_initialized(self):
         return self.running
 
-    def init(self, address=None, **_):
-        if address == "nowhere":
+    def init(self, **_):
+        if os.environ.get("RAY_ADDRESS") == "nowhere":
             raise ConnectionError("refused")
         self.running = True
 
@@ -842,7 +842,6 @@ def test_a_ray_task_that_dies_is_a_failed_cell(tmp_path, monkeypatch):
     [
         ({"gpus": 3}, "auto", "asks for 3 GPUs.* has 2"),
         ({"cpus": 9}, "auto", "9 cores"),
-        ({"address": "nowhere"}, "auto", "no Ray cluster at nowhere"),
         ({"gpus": 0}, "cuda", "no GPU for each"),
     ],
 )
@@ -852,6 +851,13 @@ def test_what_ray_cannot_give(monkeypatch, options, device, said):
     with pytest.raises(MachineError, match=said):
         perform([piece(device=device)], ray_executor.RayExecutor(**options))
     assert not fake.running
+
+
+def test_a_ray_cluster_that_does_not_answer(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    with pytest.raises(MachineError, match="no Ray cluster at nowhere"):
+        perform([piece()], ray_executor.RayExecutor())
 
 
 def test_executors_by_name(monkeypatch):

@@ -145,9 +145,7 @@ def agreed(recipe: Recipe, device: torch.device, out: Path | None) -> Recipe:
     return processes.from_first(lambda: pin(recipe, out))
 
 
-def export_again(
-    path: Path, overrides: Sequence[str] = (), device: str = "auto", reporter: Reporter | None = None
-) -> dict[str, Any]:
+def export_again(path: Path, overrides: Sequence[str] = (), device: str = "auto") -> dict[str, Any]:
     """Make the bundle of a finished run again, with other export settings; train nothing.
 
     Args:
@@ -163,7 +161,7 @@ def export_again(
     file = checkpoint.recipe_file(path)
     recipe = load_recipe(str(file), overrides)
     checkpoint.require_only_export_changes(path, load_recipe(str(file)), recipe)
-    return run(recipe, path, device, reporter=reporter, again=True)
+    return run(recipe, path, device, again=True)
 
 
 @dataclass(frozen=True)

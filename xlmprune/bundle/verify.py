@@ -34,6 +34,9 @@ SLOWEST_PACKED = 1.5
 """Times the latency of the dense graph that a packed one may take. They are the same once loaded; a runtime that rebuilds
 the matrices at every call takes about 200 times as long."""
 
+ROUNDS = 7
+"""Calls of each graph, of which the fastest counts."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -323,10 +326,10 @@ def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
     return sentence
 
 
-def _time_ratio(one: Any, other: Any, feed: tuple[np.ndarray, np.ndarray], rounds: int = 7) -> float:
+def _time_ratio(one: Any, other: Any, feed: tuple[np.ndarray, np.ndarray]) -> float:
     """Fastest time of ``one`` over that of ``other``, taken in turns so that a busy machine hurts both."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for forward, times in zip((one, other), seconds, strict=True):
             begin = time.perf_counter()
             forward(*feed)
