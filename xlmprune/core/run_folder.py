@@ -95,10 +95,6 @@ class RunFolder:
         return self.path / "bundle"
 
     @property
-    def unfinished_bundle(self) -> Path:
-        return self.own / "bundle"
-
-    @property
     def size_bundles(self) -> list[Path]:
         """Bundles of smaller sizes that a run wrote here; other folders may have such names too."""
         return sorted(path for path in self.path.glob("bundle-*") if _is_size_bundle(path))

@@ -211,34 +211,25 @@ def read_sparse(path: Path) -> dict[str, Tensor]:
     Raises:
         BundleError: the file is damaged; names the key.
     """
-    return _read(path)[0]
-
-
-def read_masks(path: Path) -> dict[str, Tensor]:
-    """The mask of every pruned matrix, true remains; `{}` for a plain safetensors file."""
-    return _read(path)[1]
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     import torch
     from safetensors import SafetensorError, safe_open
 
     matrices = read_facts(path).get("matrices", {})
     tensors: dict[str, Tensor] = {}
-    masks: dict[str, Tensor] = {}
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 if name in matrices:
                     data = file.get_tensor(name + MASK).numpy()
-                    masks[name] = torch.from_numpy(decode_mask(path, name, matrices[name], data))
-                    tensors[name] = torch.zeros(matrices[name]["shape"], dtype=file.get_tensor(name).dtype)
-                    tensors[name].masked_scatter_(masks[name], file.get_tensor(name))
+                    mask = torch.from_numpy(decode_mask(path, name, matrices[name], data))
+                    values = file.get_tensor(name)
+                    tensors[name] = torch.zeros(matrices[name]["shape"], dtype=values.dtype)
+                    tensors[name].masked_scatter_(mask, values)
                 elif name.removesuffix(MASK) not in matrices:
                     tensors[name] = file.get_tensor(name)
     except SafetensorError as error:
         raise BundleError(f"{path} is damaged: {error}") from error
-    return tensors, masks
+    return tensors
 
 
 def decode_mask(path: Path, name: str, entry: dict[str, Any], data: np.ndarray) -> np.ndarray:
