@@ -329,7 +329,7 @@ def plan(recipe: Recipe, device: str, timer: Timer, say: Say = lambda text: None
     if structure is None or structure.budget is None:
         return planning.plan(recipe, device)
     task = registry.load("task", recipe.task.name)(recipe.task)
-    trimmed = structure.budget.bytes is not None and recipe.model.vocabulary != "keep"
+    trimmed = structure.budget.bytes is not None and recipe.model.trimmed is not None
     config = load_start(recipe, task)[0].model.config if trimmed else load_config(recipe.model, task.labels)
     settled = settle_recipe(recipe, config, task.kind, timer, say)
     assert settled is not None

@@ -91,6 +91,16 @@ class ModelRecipe(Named):
     vocabulary: Literal["keep"] | VocabularyRecipe = "keep"
     """`keep` every piece of the vocabulary, or trim it to the pieces that occur in text of your languages."""
 
+    @property
+    def trimmed(self) -> VocabularyRecipe | None:
+        """How the vocabulary is trimmed; None where it is kept."""
+        return None if self.vocabulary == "keep" else self.vocabulary
+
+    @property
+    def vocabulary_files(self) -> list[str]:
+        """The text files that the vocabulary is counted in."""
+        return [] if self.trimmed is None else self.trimmed.files or []
+
 
 class TaskRecipe(Named):
     """What the model learns, the files it learns from, and the languages it is measured in."""
@@ -597,6 +607,12 @@ class Recipe(BaseModel):
         """The sizes that are exported, the largest first; none where one size is trained."""
         smallest = None if self.pruning.structure is None else self.pruning.structure.smallest
         return () if smallest is None else tuple(self.export.sizes or (1.0, smallest))
+
+    @property
+    def unlabelled_text(self) -> str | None:
+        """The text that the recipe names for calibration, else for the teacher, else for the vocabulary."""
+        taught = None if self.distillation is None else self.distillation.unlabelled
+        return next(filter(None, (self.export.calibration, taught, *self.model.vocabulary_files)), None)
 
     def resolved(self) -> dict[str, Any]:
         """Return plain values with every default filled in."""

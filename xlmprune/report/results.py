@@ -318,9 +318,9 @@ def _bytes_by_part(folder: Path) -> dict[str, int]:
 
 def target_text(recipe: Recipe) -> list[str]:
     """Say, in sentences, for what the task's own text of zero-shot languages was read, without its labels."""
-    vocabulary = recipe.model.vocabulary
+    vocabulary = recipe.model.trimmed
     asked = {
-        "count the vocabulary": getattr(vocabulary, "keep_languages_of", None),
+        "count the vocabulary": vocabulary and vocabulary.keep_languages_of,
         "learn the teacher's answers": recipe.distillation and recipe.distillation.unlabelled,
         "calibrate quantization": recipe.export.calibration
         if any(form_named(name).calibrated for name in recipe.export.onnx)
