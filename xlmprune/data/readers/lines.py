@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
+from xlmprune.core.files import keys_once
 
 LARGEST_EXPANSION = 100
 """Bytes for each byte of a gzipped file at most. Text has about 4; lines that repeat again and again have 1,000."""
@@ -118,16 +119,8 @@ def parse_json(text: str, location: str) -> Any:
     Raises:
         DataError: it is not JSON, a key is given twice, or half a character is left in it.
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{location}: {twice!r} is given twice in one object")
-        return dict(pairs)
-
     try:
-        value = json.loads(text, object_pairs_hook=once)
+        value = json.loads(text, object_pairs_hook=keys_once)
     except json.JSONDecodeError as error:
         raise DataError(f"{location}: not JSON ({error.msg}); expected one object a line") from error
     except ValueError as error:  # a number of thousands of digits
