@@ -52,6 +52,16 @@ def amount(count: float | None) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
 
 
+def count_of(count: int, what: str) -> str:
+    """Write ``1 layer``, ``1,200 layers``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def shorten(text: str, most: int = 40) -> str:
+    """Cut a text to ``most`` characters, the last of them an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def number(value: float | str | None) -> str:
     """Write counts with separators, and other numbers in three significant digits."""
     if isinstance(value, float):

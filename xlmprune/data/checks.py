@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xlmprune.core.formatting import count_of
 from xlmprune.data.examples import Examples
-from xlmprune.data.readers.lines import count_of
 
 
 def warnings_about(train: Examples, dev: Examples | None, tests: Mapping[str, Examples]) -> tuple[str, ...]:

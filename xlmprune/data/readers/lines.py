@@ -13,6 +13,7 @@ from typing import Any
 
 from xlmprune.core.errors import DataError
 from xlmprune.core.files import keys_once
+from xlmprune.core.formatting import count_of
 
 LARGEST_EXPANSION = 100
 """Bytes for each byte of a gzipped file at most. Text has about 4; lines that repeat again and again have 1,000."""
@@ -123,7 +124,7 @@ def parse_json(text: str, location: str) -> Any:
         value = json.loads(text, object_pairs_hook=keys_once)
     except json.JSONDecodeError as error:
         raise DataError(f"{location}: not JSON ({error.msg}); expected one object a line") from error
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a key given twice, or a number of thousands of digits
         raise DataError(f"{location}: {error}") from error
     except RecursionError:
         raise DataError(f"{location}: JSON is nested too deep") from None
@@ -162,7 +163,3 @@ def _refuse_halves(record: Any, location: str) -> None:
 
 def count_columns(count: int) -> str:
     return count_of(count, "column")
-
-
-def count_of(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
