@@ -145,7 +145,12 @@ def _apply_method(values: dict[str, Any], name: Any, position: str) -> None:
     values |= {section: _merge(values.get(section), part) for section, part in chosen.items()}
 
 
-def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
+def read_keys(file: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Read the keys of a recipe or of a comparison, and the line of each.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML, or has no keys.
+    """
     try:
         with file.open(encoding="utf-8-sig") as opened:
             values, lines = parse_yaml(opened.read(MAX_CHARACTERS + 1), str(file))
@@ -155,6 +160,11 @@ def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
         raise RecipeError(f"{file}: cannot be read ({error.strerror})") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{file}: expected keys such as `task:`, found {type(values).__name__}")
+    return values, lines
+
+
+def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
+    values, lines = read_keys(file)
     for path in NAMED:
         if (section := _holder(values, path)) is not None and isinstance(section[path[-1]], str):
             section[path[-1]] = {"name": section[path[-1]]}
