@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune.bundle.inspect import inspect
 from xlmprune.core.files import SAFETENSORS_FILE, sha256_of
+from xlmprune.core.formatting import timestamp
 from xlmprune.core.languages import language_name
 from xlmprune.core.machine import environment
 from xlmprune.data.encoding import length_statistics
@@ -61,7 +61,7 @@ def assemble(
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
-        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": timestamp(),
         "recipe": without_machine_paths(recipe),
         "recipe_sha256": recipe.sha256(),
         "environment": environment(outcome.device),
