@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlmprune._version import __version__
 from xlmprune.core import machine
-from xlmprune.core.files import cache_folder
+from xlmprune.core.files import cache_folder, existing
 from xlmprune.core.formatting import size
 from xlmprune.core.packages import pip_install
 from xlmprune.core.tables import Table, rich_table
@@ -116,19 +116,14 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
 
 
-def _existing(folder: Path) -> Path:
-    """Return the folder, or its nearest parent that exists."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
 def _is_writable(folder: Path) -> bool:
-    path = _existing(folder)
+    path = existing(folder)
     return path.is_dir() and os.access(path, os.W_OK)
 
 
 def _free_bytes(folder: Path) -> int | None:
     try:
-        return shutil.disk_usage(_existing(folder)).free
+        return shutil.disk_usage(existing(folder)).free
     except OSError:
         return None
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from xlmprune.core.checkpoints import Numbers, Tensors, read_newest, saved_in
 from xlmprune.core.errors import ModelError, RecipeError
+from xlmprune.core.files import link_or_copy
 from xlmprune.core.run_folder import RunFolder, start_damage
 from xlmprune.recipe.schema import (
     Component,
@@ -179,12 +179,4 @@ def _write_events(recipe: Recipe, folder: RunFolder, numbers: Numbers) -> None:
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """Copy a folder of files that nobody writes to again; as links where the disk has them, to save space."""
-    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=_link)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=link_or_copy)
