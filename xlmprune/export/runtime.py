@@ -106,6 +106,11 @@ def onnx_files(path: Path) -> list[Path]:
     return [path, data] if data.is_file() else [path]
 
 
+def bytes_of(path: Path) -> int:
+    """Return the bytes of an ONNX file and of the weights beside it, if it has any there."""
+    return sum(file.stat().st_size for file in onnx_files(path))
+
+
 def _contains(path: Path, text: bytes) -> bool:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(text) >= 0
