@@ -92,6 +92,11 @@ def prunable(model: Any) -> dict[str, Tensor]:
     return architecture.of(model).prunable(model)
 
 
+def count_prunable(model: nn.Module) -> int:
+    """Return the number of weights of `prunable`."""
+    return sum(weight.numel() for weight in prunable(model).values())
+
+
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters, each shared one once."""
     return sum(parameter.numel() for parameter in model.parameters())

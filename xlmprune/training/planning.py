@@ -17,7 +17,13 @@ from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
-from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
+from xlmprune.models.loading import (
+    count_parameters,
+    count_prunable,
+    head_class,
+    load_config,
+    parameters_by_part,
+)
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe, TrainingRecipe
 from xlmprune.training.datasets import check_length, read_texts
@@ -129,7 +135,7 @@ def _sizes(model: torch.nn.Module) -> dict[str, Any]:
     return {
         "parameters": count_parameters(model),
         "parameters_by_part": parameters_by_part(model),
-        "prunable": sum(weight.numel() for weight in prunable(model).values()),
+        "prunable": count_prunable(model),
     }
 
 
