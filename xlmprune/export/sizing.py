@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from xlmprune.recipe.schema import BudgetRecipe, Recipe, StructureRecipe
+    from xlmprune.recipe.schema import BudgetRecipe, Embeddings, Recipe, StructureRecipe
 
 Say = Callable[[str], None]
 
@@ -92,7 +92,7 @@ class Exporting:
 
     form: str
     opset: int | Literal["auto"]
-    embeddings: Literal["int8", "int4"]
+    embeddings: Embeddings
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

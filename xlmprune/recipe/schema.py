@@ -513,6 +513,9 @@ class FloorRecipe(BaseModel):
         return self.zero_shot_drop is not None or self.worst_language_drop is not None
 
 
+Embeddings = Literal["int8", "int4"]
+
+
 class ExportRecipe(BaseModel):
     """Which files the bundle holds."""
 
@@ -524,7 +527,7 @@ class ExportRecipe(BaseModel):
     """ONNX forms to write. An empty list writes weights only, as the runs of a comparison do."""
     onnx_layout: Literal["packed", "dense"] = "packed"
     """`packed`: a smaller file that rebuilds its matrices when it is opened. `dense`: ordinary matrices."""
-    embeddings: Literal["int8", "int4"] = "int8"
+    embeddings: Embeddings = "int8"
     """Word embeddings of the INT8 form: eight bits a value, or four with a scale for every 32 values."""
     opset: Annotated[int, Field(ge=18, le=25)] | Literal["auto"] = 20
     """Version of the ONNX operators; lower it for an older runtime. `auto` measures versions 20 and 23 on this machine and
