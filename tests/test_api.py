@@ -112,13 +112,13 @@ def test_a_predictor_answers_as_predict_does_in_the_order_of_the_texts(kind, tmp
 def test_texts_of_one_length_share_a_batch(tmp_path, monkeypatch):
     predictor = xlmprune.Predictor(tiny_bundle(tmp_path / "bundle"), batch_size=8)
     shapes = []
-    forward = predictor._forward
+    forward = predictor._bundle.forward("fp32")
 
     def watched(ids, mask):
         shapes.append(ids.shape)
         return forward(ids, mask)
 
-    monkeypatch.setattr(predictor, "_forward", watched)
+    monkeypatch.setattr(predictor._bundle, "forward", lambda form: watched)
     short, long = SENTENCES["zh"][0], " ".join(SENTENCES["en"])
     predictor([short, long] * 8)
     assert len(shapes) == 2

@@ -77,7 +77,7 @@ def test_what_a_crash_left_is_deleted(tmp_path):
         folder.save(tensors(1), {"stage": 1})
         unfinished = [
             folder.checkpoints / ".partial-000002",
-            folder.unfinished_bundle,
+            folder.own / "bundle",
             folder.own / "discarded-x",
         ]
         for path in unfinished:

@@ -206,7 +206,7 @@ def test_bundle_sparse_load_and_transformers_give_the_same_logits(run):
     with torch.no_grad():
         expected = stock.eval()(**batch).logits.numpy()
         loaded = sparse.load(folder / "run" / "bundle")(**batch).logits.numpy()
-    found = bundle.logits(batch["input_ids"].numpy(), batch["attention_mask"].numpy(), "fp32")
+    found = bundle.forward("fp32")(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
     real = (
         batch["attention_mask"].numpy().astype(bool) if kind == "tokens" else np.ones(len(found), dtype=bool)
     )

@@ -25,9 +25,9 @@ from xlmprune.pruning.criteria.movement import movement_slope, soft_penalty
 from xlmprune.pruning.criteria.obert import add_sample, compensation, initial_inverse, saliency
 from xlmprune.pruning.criteria.pins import step_aware
 from xlmprune.pruning.criteria.smoothing import Smoothed
-from xlmprune.pruning.criteria.sparsegpt import sparsegpt
+from xlmprune.pruning.criteria.sparsegpt import sparsegpt_scores
 from xlmprune.pruning.criteria.wanda import wanda
-from xlmprune.pruning.reconstruction import inverse_factor, sweep
+from xlmprune.pruning.reconstruction import descend
 from xlmprune.pruning.regularizers.cosine import Cosine
 from xlmprune.pruning.regularizers.frobenius import Frobenius
 from xlmprune.pruning.schedules import Cubic
@@ -163,8 +163,10 @@ def test_sparsegpt():
     H^-1 = [[2, -1], [-1, 2]] / 3: scores w / sqrt(2/3). Without the first weight the second becomes 1 + 3 x 1/2.
     """
     moment, weight = tensor([2.0, 1.0], [1.0, 2.0]), tensor([3.0, 1.0])
-    assert sparsegpt(weight, moment, 1e-9).flatten().tolist() == pytest.approx([3.674235, 1.224745], abs=1e-5)
-    found = sweep(weight, torch.tensor([[False, True]]), inverse_factor(moment))
+    found = sparsegpt_scores({"w": weight}, {"w": moment}, 1e-9)["w"]
+    assert found.flatten().tolist() == pytest.approx([3.674235, 1.224745], abs=1e-5)
+    mask = torch.tensor([[False, True]])
+    found = descend(weight, weight * mask, mask, moment, steps=1)
     assert found.flatten().tolist() == pytest.approx([0.0, 2.5], abs=1e-5)
 
 

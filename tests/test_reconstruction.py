@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from exact_rows import solve_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import follows, tiny_batch, tiny_model, tiny_special
@@ -12,7 +13,7 @@ from tiny import follows, tiny_batch, tiny_model, tiny_special
 from xlmprune.core.errors import DataError, ModelError
 from xlmprune.data.encoding import Encoded
 from xlmprune.models.loading import prunable
-from xlmprune.pruning.criteria.sparsegpt import sparsegpt, sparsegpt_scores
+from xlmprune.pruning.criteria.sparsegpt import sparsegpt_scores
 from xlmprune.pruning.criteria.wanda import wanda
 from xlmprune.pruning.importance import magnitude_importance
 from xlmprune.pruning.masks import select
@@ -25,8 +26,6 @@ from xlmprune.pruning.reconstruction import (
     inverse_factor,
     reconstruct,
     refit,
-    solve_rows,
-    sweep,
     text_batches,
 )
 from xlmprune.pruning.structures import LayerCut, choose, slice_model, spaced_layers
@@ -166,11 +165,10 @@ def test_singular_moments_are_no_trouble(rank):
     moment = x.T @ x
     weight = torch.randn(4, 12)
     mask = torch.rand(4, 12) < 0.5
-    for method in ("conjugate", "sweep", "exact"):
-        weights = {"w": weight.clone()}
-        refit(weights, {"w": mask}, {"w": moment}, ridge=1e-4, method=method)
-        assert weights["w"].isfinite().all()
-        assert not weights["w"][~mask].any()
+    weights = {"w": weight.clone()}
+    refit(weights, {"w": mask}, {"w": moment}, ridge=1e-4)
+    assert weights["w"].isfinite().all()
+    assert not weights["w"][~mask].any()
 
 
 def test_a_ridge_of_nothing_is_refused():
@@ -205,28 +203,6 @@ def test_exact_rows_with_a_ridge_are_those_of_lstsq_on_stacked_rows():
         np.testing.assert_allclose(found[row].numpy()[columns], best, rtol=1e-6, atol=1e-9)
 
 
-def test_sweep_is_the_surgeon_column_by_column():
-    _, moment, weight, mask = problem(inputs=9)
-    matrix = damped(moment, 0.01)
-    expected = weight.clone()
-    for row in range(len(weight)):
-        w, inverse = expected[row], torch.linalg.inv(matrix)
-        for j in range(9):
-            # Columns passed are fixed: the inverse is of what lies from j on.
-            inverse = torch.linalg.inv(matrix[j:, j:])
-            if not mask[row, j]:
-                w[j:] -= w[j] / inverse[0, 0] * inverse[:, 0]
-                w[j] = 0.0
-    torch.testing.assert_close(sweep(weight, mask, inverse_factor(matrix)), expected)
-
-
-@pytest.mark.parametrize("block", [1, 3, 7, 20, 128])
-def test_sweep_does_not_depend_on_its_blocks(block):
-    _, moment, weight, mask = problem()
-    factor = inverse_factor(damped(moment, 0.01))
-    torch.testing.assert_close(sweep(weight, mask, factor, block), sweep(weight, mask, factor, 4))
-
-
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.0, 1.0), st.sampled_from([1e-3, 0.01, 0.3]))
 def test_refit_lowers_the_error_and_leaves_masks_alone(seed, density, ridge):
@@ -234,9 +210,6 @@ def test_refit_lowers_the_error_and_leaves_masks_alone(seed, density, ridge):
     matrix = damped(moment, ridge)
     plain = error(weight * mask, weight, matrix)
     least = error(solve_rows(weight, mask, matrix), weight, matrix)
-    swept = sweep(weight, mask, inverse_factor(matrix))
-    assert not swept[~mask].any()
-    assert least <= error(swept, weight, matrix) * (1 + 1e-9) + 1e-9
     last = plain
     for steps in (1, 2, 4, 40):
         found = descend(weight, weight * mask, mask, matrix, steps)
@@ -246,13 +219,12 @@ def test_refit_lowers_the_error_and_leaves_masks_alone(seed, density, ridge):
     assert last <= least * (1 + 1e-4) + 1e-9
 
 
-@pytest.mark.parametrize("method", ["conjugate", "sweep", "exact"])
-def test_nothing_pruned_changes_nothing_and_everything_pruned_leaves_zeros(method):
+def test_nothing_pruned_changes_nothing_and_everything_pruned_leaves_zeros():
     _, moment, weight, _ = problem(dtype=torch.float32)
     weights = {"w": weight.clone()}
-    refit(weights, {"w": torch.ones_like(weight, dtype=torch.bool)}, {"w": moment}, method=method)
+    refit(weights, {"w": torch.ones_like(weight, dtype=torch.bool)}, {"w": moment})
     torch.testing.assert_close(weights["w"], weight)
-    refit(weights, {"w": torch.zeros_like(weight, dtype=torch.bool)}, {"w": moment}, method=method)
+    refit(weights, {"w": torch.zeros_like(weight, dtype=torch.bool)}, {"w": moment})
     assert not weights["w"].any()
 
 
@@ -276,13 +248,12 @@ def test_weights_pruned_before_stay_pruned():
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4"])
-@pytest.mark.parametrize("method", ["conjugate", "sweep"])
-def test_patterns_survive(pattern, method):
+def test_patterns_survive(pattern):
     _, moment, weight, _ = problem(dtype=torch.float32)
     full = {"w": torch.ones_like(weight, dtype=torch.bool)}
     masks = select({"w": wanda(weight, moment)}, 0.5, full, pattern=pattern)
     weights = {"w": weight.clone()}
-    refit(weights, masks, {"w": moment}, method=method)
+    refit(weights, masks, {"w": moment})
     assert follows(weights["w"] != 0, pattern)
     assert torch.equal(weights["w"] != 0, masks["w"])
 
@@ -313,19 +284,20 @@ def test_wanda_and_sparsegpt_worked_by_hand():
     moment = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
     torch.testing.assert_close(wanda(weight, moment), torch.tensor([[2.0, 2.0], [6.0, 0.0]]))
     # Uncorrelated inputs: [H^-1]_jj = 1 / A_jj, so that both agree but for the ridge.
-    torch.testing.assert_close(sparsegpt(weight, moment, 1e-9), wanda(weight, moment))
+    torch.testing.assert_close(
+        sparsegpt_scores({"w": weight}, {"w": moment}, 1e-9)["w"], wanda(weight, moment)
+    )
 
 
 def test_sparsegpt_is_what_the_output_loses():
     _, moment, weight, _ = problem(rows=2, inputs=6)
     matrix = damped(moment, 0.01)
-    found = sparsegpt(weight, moment, 0.01)
+    found = sparsegpt_scores({"w": weight}, {"w": moment}, 0.01)["w"]
     for j in range(6):
         mask = torch.ones_like(weight, dtype=torch.bool)
         mask[:, j] = False
         change = solve_rows(weight, mask, matrix) - weight
         torch.testing.assert_close(found[:, j] ** 2, (change @ matrix * change).sum(dim=1))
-    torch.testing.assert_close(sparsegpt_scores({"w": weight}, {"w": moment}, 0.01)["w"], found)
 
 
 # --- output projections -----------------------------------------------------------------------------------------------

@@ -24,11 +24,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from xlmprune.core import formatting
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
-from xlmprune.recipe.loading import load_recipe
+from xlmprune.recipe.loading import PATHS, load_recipe, recipe_of
 from xlmprune.report import charts, findings, labels, results, shipped
 from xlmprune.report.method import describe_method
 from xlmprune.report.model_card import render as model_card
 from xlmprune.report.pages import render_html, render_markdown, results_table, write
+from xlmprune.report.results import without_machine_paths
 from xlmprune.report.tables import all_tables, language_table
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -856,3 +857,21 @@ def test_a_form_whose_answers_depend_on_the_batch_is_said_so():
 def test_every_stage_that_trains_less_than_the_papers_is_scaled_down(option, said):
     assert results.scaled_down(load_recipe("xnli_cosine")) == []
     assert results.scaled_down(load_recipe("xnli_cosine", [option])) == [said]
+
+
+def test_no_key_of_the_recipe_keeps_a_path_of_this_machine():
+    values = {
+        "model": {"vocabulary": {"files": ["x"]}},
+        "pruning": {"structure": {"budget": {"latency_ms": 5}}},
+        "distillation": {"teacher": "finetuned"},
+    }
+    for *sections, key in PATHS:
+        inner = values
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = "/a/machine/folder/{language}" if key != "files" else ["/a/machine/folder/{language}"]
+    recipe = recipe_of(values, {"task.name": "classification", "task.source": "files"})
+    assert json.dumps(recipe.resolved()).count("/a/machine/folder/{language}") == len(PATHS)
+    kept = json.dumps(without_machine_paths(recipe))
+    assert "machine" not in kept
+    assert kept.count('"folder/{language}"') == len(PATHS)

@@ -124,7 +124,7 @@ def test_a_long_text_is_read_to_max_length_and_flagged(bundles):
     ids = tiny_tokenizer().encode(long).ids
     cut = np.array([[*ids[: MAX_LENGTH - 1], 2]])
     assert np.allclose(
-        list(answer["probabilities"].values()), serving.softmax(bundle.logits(cut, np.ones_like(cut)))[0]
+        list(answer["probabilities"].values()), serving.softmax(bundle.forward()(cut, np.ones_like(cut)))[0]
     )
 
 
@@ -211,7 +211,7 @@ def test_a_bundle_says_what_it_is(bundles):
         ("fp32",),
     )
     feed = tiny_batch("tokens")
-    assert bundle.logits(**feed).shape == (*feed["input_ids"].shape, 4)
+    assert bundle.forward()(**feed).shape == (*feed["input_ids"].shape, 4)
     assert bundle.session("fp32") is bundle.session()
     with pytest.raises(BundleError, match="no 'int8' form; it has fp32"):
         bundle.session("int8")

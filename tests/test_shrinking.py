@@ -78,7 +78,7 @@ def test_every_way_to_load_gives_the_same_answers(run, tmp_path):
     mask = (ids != 1).astype(np.int64)
     with torch.no_grad():
         ours = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
-    assert np.allclose(ours, Bundle(bundle).logits(ids, mask, "fp32"), atol=1e-4)
+    assert np.allclose(ours, Bundle(bundle).forward("fp32")(ids, mask), atol=1e-4)
     assert CliRunner().invoke(app, ["verify", str(bundle)]).exit_code == 0
     out = tmp_path / "plain"
     result = CliRunner().invoke(app, ["unpack", str(bundle), "--out", str(out)])

@@ -225,7 +225,7 @@ def test_lines_are_counted_below_a_line_that_names_the_separator(tmp_path):
 def test_a_column_or_key_given_twice_is_refused(tmp_path):
     assert "several columns are called 'label'" in refused(tmp_path, "text\tlabel\tlabel\na\tx\ty\nb\ty\tx\n")
     twice = '{"text": "a", "label": "x", "label": "y"}\n'
-    assert "en.train.jsonl:1: 'label' is given twice" in refused(tmp_path, twice, suffix="jsonl")
+    assert "en.train.jsonl:1: the key 'label' is given twice" in refused(tmp_path, twice, suffix="jsonl")
     unused = "text\tnote\tnote\tlabel\na\t1\t2\tx\nb\t1\t2\ty\n"
     assert read(tmp_path, unused)[1] == ["x", "y"]
 

@@ -437,8 +437,8 @@ def test_unpacked_a_bundle_is_dense(packed, tmp_path):
     whole, plain = Bundle(packed, threads=1), Bundle(tmp_path / "plain", threads=1)
     batch = golden.read(packed)
     assert np.array_equal(
-        whole.logits(batch.input_ids, batch.attention_mask),
-        plain.logits(batch.input_ids, batch.attention_mask),
+        whole.forward()(batch.input_ids, batch.attention_mask),
+        plain.forward()(batch.input_ids, batch.attention_mask),
     )
     assert not is_packed(onnx.load(tmp_path / "plain" / "model.onnx"))
     with pytest.raises(BundleError, match="is the bundle itself"):

@@ -331,16 +331,18 @@ def predict(
     Texts come from the arguments, from --file or from stdin, one on each line. A line that starts with { is read as
     JSON with the keys text and, for pairs, text_pair. For tagging tasks, words may be a list.
     """
-    from xlmprune.bundle import evaluate as scoring
+    from xlmprune.bundle import session
+    from xlmprune.bundle.evaluate import open_bundle
+    from xlmprune.bundle.texts import open_texts
 
     if not texts and file is None and sys.stdin.isatty():
         raise DataError(
             f'no text. Try: xlmprune predict {bundle} "your text", or --file FILE, or send texts through a pipe'
         )
-    opened = scoring.open_bundle(bundle, form, threads, verify)
+    opened = open_bundle(bundle, form, threads, verify)
     form = form or opened.served
-    waiting, ready = scoring.open_texts(texts, file)
-    for result in scoring.predict(opened, waiting, form, batch_size, ready=ready):
+    waiting, ready = open_texts(texts, file)
+    for result in session.predict(opened, waiting, form, batch_size, ready=ready):
         typer.echo(json.dumps(result, ensure_ascii=False))
 
 

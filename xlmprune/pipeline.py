@@ -145,9 +145,7 @@ def agreed(recipe: Recipe, device: torch.device, out: Path | None) -> Recipe:
     return processes.from_first(lambda: pin(recipe, out))
 
 
-def export_again(
-    path: Path, overrides: Sequence[str] = (), device: str = "auto", reporter: Reporter | None = None
-) -> dict[str, Any]:
+def export_again(path: Path, overrides: Sequence[str] = (), device: str = "auto") -> dict[str, Any]:
     """Make the bundle of a finished run again, with other export settings; train nothing.
 
     Args:
@@ -163,7 +161,7 @@ def export_again(
     file = checkpoint.recipe_file(path)
     recipe = load_recipe(str(file), overrides)
     checkpoint.require_only_export_changes(path, load_recipe(str(file)), recipe)
-    return run(recipe, path, device, reporter=reporter, again=True)
+    return run(recipe, path, device, again=True)
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def publish(
         ShortfallError: a form lost more than `export.floor` allows; the bundle is written without it.
     """
     with explain_disk(folder.path):
-        speeds = time_forms(recipe, made, reporter)
+        speeds = time_forms(made, reporter)
         reports = [
             results.assemble(recipe, one.scored, data, one.forms, one.refused, speed, one.path)
             for one, speed in zip(made, speeds, strict=True)
@@ -228,9 +226,7 @@ def publish(
     return require_all_forms(first)
 
 
-def time_forms(
-    recipe: Recipe, made: Sequence[Exported], reporter: Reporter
-) -> list[dict[str, dict[str, Any]]]:
+def time_forms(made: Sequence[Exported], reporter: Reporter) -> list[dict[str, dict[str, Any]]]:
     """Time the shipped files of all bundles in turns, beside the dense model where structures were removed.
 
     Returns:

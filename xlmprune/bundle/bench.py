@@ -24,7 +24,7 @@ from xlmprune.core import machine, own_process
 from xlmprune.core.errors import BundleError, XlmpruneError
 from xlmprune.core.formatting import decimals, number, percent, size
 from xlmprune.core.tables import Table, rich_table, tabulate
-from xlmprune.export.runtime import onnx_files, open_session
+from xlmprune.export.runtime import bytes_of, open_session
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -308,11 +308,6 @@ def _loads(
             values = [entry[key] for entry in measured[form] if entry[key] is not None]
             facts[form][key] = type(values[0])(np.median(values)) if values else None
     return facts
-
-
-def bytes_of(path: Path) -> int:
-    """Bytes of an ONNX file and of the weights beside it, if it has any there."""
-    return sum(file.stat().st_size for file in onnx_files(path))
 
 
 def load_once(path: Path, threads: int, runtime: Runtime = USUAL) -> dict[str, Any]:

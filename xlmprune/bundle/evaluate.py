@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xlmprune.bundle.session import Bundle, predict
-from xlmprune.bundle.texts import open_texts
+from xlmprune.bundle.session import Bundle
 from xlmprune.core.errors import BundleError, RecipeError, ShortfallError
 from xlmprune.core.formatting import DASH, decimals, number
 from xlmprune.core.tables import rich_table, tabulate
@@ -22,8 +21,6 @@ from xlmprune.recipe.loading import apply_overrides, read_recipe
 from xlmprune.recipe.schema import Recipe, TaskRecipe
 from xlmprune.recipe.validation import validate_task
 from xlmprune.tasks.metrics import Logits
-
-__all__ = ["evaluate", "evaluate_bundle", "open_bundle", "open_texts", "predict", "render", "require"]
 
 
 def evaluate(

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from xlmprune.core.checkpoints import SAVED
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import SAFETENSORS_FILE
 from xlmprune.core.formatting import decimals, number, percent
 from xlmprune.core.tables import Table, rich_table, tabulate
 from xlmprune.export import manifest, sparse
-from xlmprune.export.runtime import onnx_files
+from xlmprune.export.runtime import bytes_of
 from xlmprune.models import architecture
 
 DTYPES = {
@@ -32,7 +33,6 @@ DTYPES = {
     "U8": "u1",
     "BOOL": "?",
 }
-SAVED = "saved-"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def inspect(path: str | Path, verify: bool = True) -> dict[str, Any]:
     if not found.is_file():
         raise BundleError(f"{found}: no such file or folder")
     if found.suffix == ".onnx":
-        return {"path": found.name, "what": "onnx", **_describe(_read_onnx(found), _size_onnx(found))}
+        return {"path": found.name, "what": "onnx", **_describe(_read_onnx(found), bytes_of(found))}
     if found.suffix == ".safetensors":
         return {"path": found.name, "what": "safetensors", **_inspect_safetensors(found)}
     raise BundleError(f"{found}: expected a folder, or a file that ends in .onnx or .safetensors")
@@ -94,7 +94,7 @@ def _inspect_folder(folder: Path, verify: bool) -> dict[str, Any]:
         return {"what": "model", **_inspect_safetensors(*_shards(folder))}
     facts = {"what": "bundle", **_inspect_safetensors(folder / SAFETENSORS_FILE)}
     graphs = sorted(folder.glob("*.onnx"))
-    facts["files"] = {graph.name: _describe(_read_onnx(graph), _size_onnx(graph)) for graph in graphs}
+    facts["files"] = {graph.name: _describe(_read_onnx(graph), bytes_of(graph)) for graph in graphs}
     return facts
 
 
@@ -179,10 +179,6 @@ def _inspect_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 # --- ONNX ------------------------------------------------------------------------------------------------------------
-
-
-def _size_onnx(path: Path) -> int:
-    return sum(file.stat().st_size for file in onnx_files(path))
 
 
 def _read_onnx(path: Path) -> Iterator[Stored]:

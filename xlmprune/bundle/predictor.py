@@ -9,15 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from xlmprune.bundle.session import Bundle, as_examples, softmax
-from xlmprune.data.encoding import encode
-from xlmprune.evaluation.scores import collect
+from xlmprune.bundle.session import Bundle, predict
 
 WINDOW = 32
 """Batches that are read ahead and sorted by length, so that texts of equal length share a batch."""
@@ -75,7 +70,8 @@ class Predictor:
         verify: bool = True,
     ) -> None:
         self._bundle = Bundle(bundle, threads, verify)
-        self._forward = self._bundle.forward(form or self._bundle.served)
+        self._form = form or self._bundle.served
+        self._bundle.session(self._form)  # opened now, before threads share it
         self._batch_size = batch_size
 
     @property
@@ -105,20 +101,12 @@ class Predictor:
         Raises:
             DataError: a text is not of the bundle's kind. The message has its number.
         """
-        waiting, done = iter(texts), 0
-        while texts_read := list(islice(waiting, WINDOW * self._batch_size)):
-            examples = as_examples(self._bundle.kind, texts_read, done)
-            encoded = encode(self._bundle.tokenizer, examples, self._bundle.max_length)
-            logits = collect(self._forward, encoded, self._batch_size)
-            for words, scores, truncated in zip(examples.first, logits, encoded.truncated, strict=True):
-                yield self._answer(words, softmax(scores), bool(truncated))
-            done += len(texts_read)
+        answers = predict(self._bundle, texts, self._form, self._batch_size, WINDOW * self._batch_size)
+        return (_answer(found) for found in answers)
 
-    def _answer(self, words: Any, scores: np.ndarray, truncated: bool) -> Prediction | Tagged:
-        if self._bundle.kind != "tokens":
-            best = int(scores.argmax())
-            named = {label: float(score) for label, score in zip(self.labels, scores, strict=True)}
-            return Prediction(self.labels[best], float(scores[best]), named, truncated)
-        lost: list[Any] = [None] * (len(words) - len(scores))
-        tags = [self.labels[int(row.argmax())] for row in scores] + lost
-        return Tagged(list(words), tags, [float(row.max()) for row in scores] + lost, truncated)
+
+def _answer(found: dict[str, Any]) -> Prediction | Tagged:
+    if "tags" in found:
+        return Tagged(**found)
+    probability = found["probabilities"][found["label"]]
+    return Prediction(found["label"], probability, found["probabilities"], found["truncated"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core import hub
-from xlmprune.core.errors import BundleError, RecipeError
+from xlmprune.core.errors import BundleError, RecipeError, first_line
 from xlmprune.export import manifest
 
 CARD = "README.md"
@@ -96,7 +96,7 @@ def require_card(bundle: Path) -> None:
     try:
         card = ModelCard.load(file)
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise BundleError(f"{file}: is not a valid model card: {str(error).splitlines()[0]}") from error
+        raise BundleError(f"{file}: is not a valid model card: {first_line(error)}") from error
     if not card.data.to_dict():
         raise BundleError(f"{file}: has no metadata between two lines of ---, which a model card needs")
 

@@ -129,20 +129,11 @@ class Bundle:
             self._sessions[form] = session
         return self._sessions[form]
 
-    def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, form: str = "") -> np.ndarray:
-        """Logits of one padded batch, float32.
-
-        Args:
-            input_ids: int64 [batch, tokens], at most `max_length` tokens.
-            attention_mask: int64 [batch, tokens], 1 where there is a token.
-
-        Returns:
-            [batch, labels], or for token tasks [batch, tokens, labels].
-        """
-        return self.forward(form)(input_ids, attention_mask)
-
     def forward(self, form: str = "") -> Forward:
-        """`logits` of one form as a function of (`input_ids`, `attention_mask`)."""
+        """One form as a function of a padded batch: `input_ids` and `attention_mask`, int64 [batch, tokens] each.
+
+        It returns logits, float32: [batch, labels], or for token tasks [batch, tokens, labels].
+        """
         return forward_of(self.session(form))
 
 

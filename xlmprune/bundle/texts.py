@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from xlmprune.core.errors import DataError
-from xlmprune.data.readers.lines import count_of, parse_json
+from xlmprune.core.formatting import count_of
+from xlmprune.data.readers.lines import parse_json
 
 
 class Arriving:

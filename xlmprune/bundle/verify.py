@@ -17,7 +17,7 @@ import numpy as np
 
 from xlmprune.bundle import golden
 from xlmprune.bundle.session import Bundle
-from xlmprune.core.errors import BundleError, MachineError, XlmpruneError
+from xlmprune.core.errors import BundleError, MachineError, XlmpruneError, first_line
 from xlmprune.core.files import SAFETENSORS_FILE, sha256_of
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.encoding import encode, pad
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 SLOWEST_PACKED = 1.5
 """Times the latency of the dense graph that a packed one may take. They are the same once loaded; a runtime that rebuilds
 the matrices at every call takes about 200 times as long."""
+
+ROUNDS = 7
+"""Calls of each graph, of which the fastest counts."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,9 @@ def _sentence(error: Exception) -> str:
     """What a check raised. Damage takes more forms than readers foresee, and none of them may hide the other checks."""
     if isinstance(error, XlmpruneError):
         return str(error)
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"could not be checked ({type(error).__name__}: {first}); it may be damaged or unreadable"
+    return (
+        f"could not be checked ({type(error).__name__}: {first_line(error)}); it may be damaged or unreadable"
+    )
 
 
 def _check_files(path: Path) -> Iterator[Check]:
@@ -221,7 +225,7 @@ def _check_graph(bundle: Bundle, form: str) -> str:
         onnx.checker.check_model(path, full_check=True)
         graph = onnx.load(path, load_external_data=False)
     except Exception as error:  # the checker raises errors of several unrelated kinds
-        raise BundleError(f"the ONNX checker rejects it: {str(error).strip().splitlines()[0]}") from error
+        raise BundleError(f"the ONNX checker rejects it: {first_line(error)}") from error
     opsets = {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import}
     named = ", ".join(f"{domain} {version}" for domain, version in sorted(opsets.items()))
     return f"{len(graph.graph.node)} nodes, opset {named}"
@@ -326,10 +330,10 @@ def _compare_packed(bundle: Bundle, form: str, graph: onnx.ModelProto) -> str:
     return sentence
 
 
-def _time_ratio(one: Any, other: Any, feed: tuple[np.ndarray, np.ndarray], rounds: int = 7) -> float:
+def _time_ratio(one: Any, other: Any, feed: tuple[np.ndarray, np.ndarray]) -> float:
     """Fastest time of ``one`` over that of ``other``, taken in turns so that a busy machine hurts both."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for forward, times in zip((one, other), seconds, strict=True):
             begin = time.perf_counter()
             forward(*feed)

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from xlmprune.compare.work import Outcome, Process, Work
 from xlmprune.core.errors import MachineError
+from xlmprune.core.machine import processors
 from xlmprune.core.stopping import interruptible
 
 
@@ -86,8 +87,7 @@ def share(slot: int, jobs: int, device: str) -> Mapping[str, str]:
     """
     if jobs == 1:
         return {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
+    found = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, processors() // jobs)))}
     gpus = _visible_gpus() if device in ("auto", "cuda") else []
     if len(gpus) > 1:
         found["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
@@ -98,6 +98,6 @@ def _visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
-    import torch
+    from xlmprune.core import gpu
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+    return [str(number) for number in range(gpu.count())]

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from xlmprune.compare.plan import Plan, slug
 from xlmprune.compare.results import DENSE, Comparison
 from xlmprune.core.files import write_atomically
-from xlmprune.core.formatting import DASH, p_value, percent, plain, points
+from xlmprune.core.formatting import DASH, count_of, p_value, percent, plain, points
 from xlmprune.core.languages import language_name
 from xlmprune.core.tables import Table, rich_table, tabulate
-from xlmprune.data.readers.lines import count_of
 from xlmprune.report.charts import MethodLine, draw_methods
 from xlmprune.report.templating import squeeze, template_environment
 from xlmprune.training.dense import dense_key

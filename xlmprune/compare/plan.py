@@ -32,7 +32,8 @@ from pydantic import BaseModel, Field, ValidationError
 from xlmprune.core.errors import RecipeError
 from xlmprune.recipe import registry
 from xlmprune.recipe.catalog import find_recipe, shipped_recipes
-from xlmprune.recipe.loading import DENSE_KEYS, apply_overrides, read_recipe
+from xlmprune.recipe.explanations import Where, explain
+from xlmprune.recipe.loading import DENSE_KEYS, apply_overrides, read_keys, read_recipe
 from xlmprune.recipe.schema import STRICT, Recipe
 from xlmprune.recipe.validation import build_component, validate_recipe
 from xlmprune.recipe.yaml_text import parse_yaml
@@ -169,24 +170,12 @@ def _find(name: str) -> Path:
         ) from None
 
 
-def _parse(file: Path) -> tuple[dict[str, Any], dict[Any, int]]:
-    try:
-        values, lines = parse_yaml(file.read_text(encoding="utf-8-sig"), str(file))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{file}: not UTF-8 text (byte {error.start})") from None
-    if not isinstance(values, dict):
-        raise RecipeError(
-            f"{file}: expected keys such as `recipe:` or `task:`, found {type(values).__name__}"
-        )
-    return values, lines
-
-
 KEYS = {"recipe", "methods", "tasks", "vary", "set"}
 """Keys of a comparison file that a recipe does not have."""
 
 
 def _read_file(file: Path, above: tuple[Path, ...] = ()) -> ComparisonFile:
-    values, lines = _parse(file)
+    values, lines = read_keys(file)
     if not KEYS & set(values):
         return ComparisonFile(name=values.get("name", file.stem), recipe=str(file))
     for section in ("methods", "tasks"):
@@ -196,7 +185,9 @@ def _read_file(file: Path, above: tuple[Path, ...] = ()) -> ComparisonFile:
     try:
         given = ComparisonFile.model_validate({"name": file.stem, **values})
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(error, lines, file))) from None
+        positions = {path: f"{file}, line {line}" for path, line in lines.items()}
+        where = Where(f"{file}, line 1", positions, {})
+        raise RecipeError("\n".join(explain(error, ComparisonFile, values, where))) from None
     return given if given.base is None else _over_base(given, file, (*above, file.resolve()))
 
 
@@ -216,7 +207,7 @@ def _over_base(given: ComparisonFile, file: Path, above: tuple[Path, ...]) -> Co
         )
     if found.resolve() in above:
         raise RecipeError(f"{file}: base {given.base!r} leads back to a comparison that is based on it")
-    if not KEYS & set(_parse(found)[0]):
+    if not KEYS & set(read_keys(found)[0]):
         raise RecipeError(f"{file}: base {given.base!r} is a recipe; name it with `recipe`")
     below = _read_file(found, above)
     own = {key: getattr(given, key) for key in given.model_fields_set if key != "base"}
@@ -236,28 +227,6 @@ def _anchored(given: ComparisonFile, folder: Path) -> dict[str, Any]:
         for label, overrides in given.tasks.items()
     }
     return {"recipe": path(given.recipe), "tasks": tasks}
-
-
-EXPECTED = {
-    "dict_type": "expected keys",
-    "list_type": "expected a list",
-    "string_type": "expected text",
-    "string_pattern_mismatch": "expected letters, digits and _.-, with a letter or digit first",
-}
-"""What a fault that pydantic finds means, by its type."""
-
-
-def _explain(error: ValidationError, lines: dict[Any, int], file: Path) -> Iterator[str]:
-    for fault in error.errors():
-        path = tuple(fault["loc"])
-        line = next((lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in lines), 1)
-        dotted = ".".join(map(str, path))
-        if fault["type"] == "extra_forbidden":
-            known = list(ComparisonFile.model_fields)
-            yield f"{file}, line {line}: unknown key {dotted!r}; {registry.nearest(str(path[-1]), known)}"
-        else:
-            said = EXPECTED.get(fault["type"], fault["msg"])
-            yield f"{file}, line {line}: {dotted}: {said}, found {fault['input']!r}"
 
 
 # --- from axes to cells ------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ the recipe's data and the output folder at the same paths, as on a shared disk.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
 from xlmprune.compare.work import INTERRUPTED, Outcome, Process, Work
-from xlmprune.core.errors import MachineError
+from xlmprune.core.errors import MachineError, first_line
 from xlmprune.core.packages import pip_install
 
 STOPPING_SECONDS = 60
@@ -30,18 +31,17 @@ def perform(work: Work) -> Outcome:
 
 
 class RayExecutor:
-    """Ray tasks, as many at once as the cluster has room for.
+    """Ray tasks, as many at once as the cluster has room for: that of RAY_ADDRESS, or one that starts here.
 
     Args:
         gpus: share of a GPU for each piece of work; None is a whole one where Ray finds any, else none.
         cpus: cores for each; also the threads it computes with.
-        address: of a running cluster, ``auto`` for the one on this machine; None starts one, or follows RAY_ADDRESS.
 
     Raises:
         MachineError: Ray is not installed.
     """
 
-    def __init__(self, gpus: float | None = None, cpus: float = 1, address: str | None = None) -> None:
+    def __init__(self, gpus: float | None = None, cpus: float = 1) -> None:
         try:
             import ray
         except ImportError:
@@ -50,7 +50,7 @@ class RayExecutor:
                 "default, needs no further package"
             ) from None
         self.ray: Any = ray
-        self.gpus, self.cpus, self.address = gpus, cpus, address
+        self.gpus, self.cpus = gpus, cpus
         self._running: list[Any] = []
 
     def __enter__(self) -> RayExecutor:
@@ -62,9 +62,10 @@ class RayExecutor:
         self._ours = not self.ray.is_initialized()
         if self._ours:
             try:
-                self.ray.init(address=self.address, include_dashboard=False)
+                self.ray.init(include_dashboard=False)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise MachineError(f"no Ray cluster at {self.address or 'this machine'}: {error}") from error
+                address = os.environ.get("RAY_ADDRESS") or "this machine"
+                raise MachineError(f"no Ray cluster at {address}: {error}") from error
         try:
             self._remote = self._declare()
         except BaseException:
@@ -106,7 +107,7 @@ class RayExecutor:
         try:
             return found.result()
         except self.ray.exceptions.RayError as error:
-            return Outcome(name, 1, f"its Ray task died: {str(error).strip().splitlines()[0]}")
+            return Outcome(name, 1, f"its Ray task died: {first_line(error)}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

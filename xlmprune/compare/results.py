@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import itertools
 import json
@@ -16,6 +15,7 @@ import numpy as np
 from xlmprune.compare.plan import Cell, Plan, settings
 from xlmprune.compare.work import Outcome
 from xlmprune.core.errors import DataError
+from xlmprune.core.formatting import timestamp
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.evaluation.significance import ROUNDS, holm, randomization_test
@@ -53,7 +53,7 @@ def assemble(plan: Plan, outcomes: Mapping[str, Outcome], out: Path, tests: bool
     return {
         "schema_version": SCHEMA_VERSION,
         "name": plan.name,
-        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": timestamp(),
         "origin": plan.origin,
         "methods": plan.methods,
         "tasks": plan.tasks,

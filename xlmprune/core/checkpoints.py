@@ -22,6 +22,8 @@ STATE_HASH = "state.sha256"
 FILES = "files.json"
 """In `checkpoint/start`: the SHA-256 of every other file there."""
 KEPT = 2
+SAVED = "saved-"
+"""Start of the name of a checkpoint's folder; its number follows."""
 
 Tensors = dict[str, dict[str, Any]]
 Numbers = dict[str, Any]
@@ -47,7 +49,7 @@ def write(folder: Path, tensors: Tensors, numbers: Numbers) -> None:
     text = json.dumps({**numbers, "files": hashes}, indent=1)
     (partial / STATE).write_text(text, encoding="utf-8")
     (partial / STATE_HASH).write_text(_hash_line(text), encoding="utf-8")
-    put_in_place(partial, folder / f"saved-{number:06d}")
+    put_in_place(partial, folder / f"{SAVED}{number:06d}")
     for _, old in saved_in(folder)[:-KEPT]:
         shutil.rmtree(old)
 
@@ -125,8 +127,8 @@ def first_damage(folder: Path, hashes: Mapping[str, str]) -> str | None:
 def saved_in(folder: Path) -> list[tuple[int, Path]]:
     """Return number and folder of every checkpoint, the oldest first."""
     found = []
-    for path in folder.glob("saved-*"):
-        match = re.fullmatch(r"saved-(\d+)", path.name)
+    for path in folder.glob(f"{SAVED}*"):
+        match = re.fullmatch(rf"{SAVED}(\d+)", path.name)
         if match:
             found.append((int(match[1]), path))
     return sorted(found)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from xlmprune.core import gpu, machine, processes
-from xlmprune.core.errors import MachineError
+from xlmprune.core.errors import MachineError, first_line
 from xlmprune.core.formatting import size
 
 
@@ -169,7 +169,7 @@ def explain_full_memory(device: torch.device) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(mark in str(error) for mark in OUT_OF_MEMORY):
             raise
         which = "the GPU's memory" if device.type == "cuda" else "this machine's memory"
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        said = first_line(error).rstrip(".")
         raise MachineError(
             f"{which} is full ({said}). The last checkpoint is kept. To resume from it with less memory in training, split "
             "each batch: --set training.gradient_accumulation=2 --allow-change; with less memory in measuring: --set "

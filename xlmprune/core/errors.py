@@ -59,3 +59,8 @@ class ShortfallError(XlmpruneError):
 
     exit_code = 3
     raised_by_all = True
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the error's message, or the name of its type if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from xlmprune.core.errors import MachineError
 
@@ -115,7 +116,7 @@ def explain_disk(folder: Path) -> Iterator[None]:
     except Exception as error:  # of no common type; see `system_error`
         text, code = str(error), system_error(error)
         if code in FULL:
-            free = shutil.disk_usage(_existing(folder)).free / 1e9
+            free = shutil.disk_usage(existing(folder)).free / 1e9
             raise MachineError(
                 f"{folder}: the disk is full ({free:.1f} GB free). The last complete checkpoint is kept: free some space "
                 "and run the same command again, or choose another folder with --out"
@@ -158,7 +159,7 @@ def storage_fault(error: BaseException, folder: Path, variable: str) -> str | No
         variable: the environment variable that sets the folder.
     """
     for cause in causes(error):
-        code, path = system_error(cause), _existing(_path_of(cause) or folder)
+        code, path = system_error(cause), existing(_path_of(cause) or folder)
         if code in FULL:
             free = shutil.disk_usage(path).free / 1e9
             return f"the disk of {folder} is full ({free:.1f} GB free). Free some space, or set {variable} to another disk"
@@ -192,10 +193,33 @@ def _owner(path: Path) -> str:
         return f"the user id {path.stat().st_uid}"
 
 
-def _existing(path: Path) -> Path:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Put a file that nobody writes to again at a second path: as a link where the disk has them, to save space."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+
+
+def existing(path: Path) -> Path:
+    """Return the path, or its nearest parent that exists."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
+
+
+def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object, as an ``object_pairs_hook``.
+
+    Raises:
+        ValueError: a key is given twice; names it.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is given twice")
+        found[key] = value
+    return found
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ def amount(count: float | None) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
 
 
+def count_of(count: int, what: str) -> str:
+    """Write ``1 layer``, ``1,200 layers``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def shorten(text: str, most: int = 40) -> str:
+    """Cut a text to ``most`` characters, the last of them an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def number(value: float | str | None) -> str:
     """Write counts with separators, and other numbers in three significant digits."""
     if isinstance(value, float):
@@ -64,6 +75,11 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def timestamp() -> str:
+    """Write the present time in UTC, to the second: ``2026-01-31T23:59:59Z``."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def decimals(value: float | None, digits: int = 2) -> str:

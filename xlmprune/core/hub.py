@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from xlmprune.core.errors import MachineError
+from xlmprune.core.errors import MachineError, first_line
 from xlmprune.core.files import causes, storage_fault, write_atomically
 
 SECONDS = 10.0
@@ -91,7 +91,7 @@ def explained(name: str, done: str) -> Iterator[None]:
         yield
     except HFValidationError as error:
         raise MachineError(
-            f"{name!r} is not a repository name; expected owner/name: {_first_line(error)}"
+            f"{name!r} is not a repository name; expected owner/name: {first_line(error)}"
         ) from error
     except (HTTPError, OfflineModeIsEnabled, ValueError, RuntimeError) as error:
         said = meaning_of(error)
@@ -117,7 +117,7 @@ def cache_fault(error: BaseException) -> str | None:
 
 def reason_for(error: BaseException) -> str:
     """Say what an error means; where that is not known, the first line of what caused it."""
-    return meaning_of(error) or _first_line(list(causes(error))[-1])
+    return meaning_of(error) or first_line(list(causes(error))[-1])
 
 
 def _meaning(error: BaseException) -> str | None:
@@ -131,16 +131,12 @@ def _meaning(error: BaseException) -> str | None:
         return STATUSES[404]
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
-        return f"{STATUSES.get(status) or error.server_message or _first_line(error)} ({status})"
+        return f"{STATUSES.get(status) or error.server_message or first_line(error)} ({status})"
     offline = isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
     if offline or isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set. Unset it to reach the hub"
     package = type(error).__module__.partition(".")[0]
     if isinstance(error, errors.HTTPError | ConnectionError | TimeoutError) or package in TRANSPORTS:
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        return f"{endpoint} cannot be reached ({_first_line(error)}). Check the network and HF_ENDPOINT"
+        return f"{endpoint} cannot be reached ({first_line(error).rstrip('.')}). Check the network and HF_ENDPOINT"
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

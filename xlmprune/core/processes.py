@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from xlmprune.core.errors import MachineError, ProcessesError
+from xlmprune.core.errors import MachineError, ProcessesError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +135,7 @@ def _join(device: torch.device) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         where = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise MachineError(
-            f"the {launched()} processes of this run do not find each other at {where} ({_first_line(error)}). Check that "
+            f"the {launched()} processes of this run do not find each other at {where} ({_reason(error)}). Check that "
             "the hosts reach that address; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network interface to use"
         ) from error
     _group = _Group(distributed.get_rank(), distributed.get_world_size(), device)
@@ -324,14 +324,15 @@ def _explained() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of no narrower type
         raise ProcessesError(
-            f"another process of this run ended or cannot be reached ({_first_line(error)}). Its message or torchrun's "
+            f"another process of this run ended or cannot be reached ({_reason(error)}). Its message or torchrun's "
             "report says why; the same command resumes the run from its last checkpoint"
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". ")[0]  # without the place in the source of gloo
+def _reason(error: BaseException) -> str:
+    return re.sub(r"^\[\S+:\d+\] ", "", first_line(error)).partition(". ")[
+        0
+    ]  # without the place in the source of gloo
 
 
 def _reduce(tensor: Tensor) -> Tensor:

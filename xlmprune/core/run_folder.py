@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from xlmprune.core import checkpoints
 from xlmprune.core.checkpoints import Numbers, Tensors
 from xlmprune.core.errors import ModelError, RecipeError
 from xlmprune.core.files import explain_disk, put_in_place, sha256_of, write_atomically
+from xlmprune.core.formatting import timestamp
 from xlmprune.core.locking import FolderLock
 
 OWN = ".xlmprune"
@@ -93,10 +93,6 @@ class RunFolder:
     @property
     def bundle(self) -> Path:
         return self.path / "bundle"
-
-    @property
-    def unfinished_bundle(self) -> Path:
-        return self.own / "bundle"
 
     @property
     def size_bundles(self) -> list[Path]:
@@ -435,9 +431,8 @@ class EventLog:
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event, with the time in UTC."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with explain_disk(self.path.parent), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": now, "event": event, **facts}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"time": timestamp(), "event": event, **facts}, ensure_ascii=False) + "\n")
         for listener in self.listeners:
             listener(event, facts)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xlmprune.core.formatting import count_of
 from xlmprune.core.languages import language_name
 from xlmprune.data.examples import Examples
-from xlmprune.data.readers.lines import count_of
 
 MUCH_MORE = 2
 """From how many times the next language's texts on a language has much more."""

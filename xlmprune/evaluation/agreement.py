@@ -52,3 +52,10 @@ class Agreement:
             "agreement": self.agreement,
             "n": self.n,
         }
+
+
+def same_labels(expected: Logits, found: Logits) -> float:
+    """Return the share of predictions (words, for token tasks) with the same label."""
+    agreement = Agreement()
+    agreement.add(expected, found)
+    return agreement.agreement

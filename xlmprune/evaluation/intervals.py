@@ -14,9 +14,7 @@ NORMAL_95 = 1.959964
 """Standard deviations to each side that hold 95 % of a normal distribution."""
 
 
-def interval(
-    statistics: np.ndarray, metric: Metric, seed: int = 0
-) -> tuple[float, float] | tuple[None, None]:
+def interval(statistics: np.ndarray, metric: Metric) -> tuple[float, float] | tuple[None, None]:
     """Compute the 95 % interval of the metric.
 
     If every example is right or wrong, it is Wilson's interval (1927); otherwise examples are resampled (percentile
@@ -28,7 +26,7 @@ def interval(
         return None, None
     if _right_or_wrong(statistics):
         return _wilson(float(statistics[:, 0].sum()), count)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     values = []
     for start in range(0, RESAMPLES, 100):
         weights = random.multinomial(count, np.full(count, 1 / count), size=min(100, RESAMPLES - start))

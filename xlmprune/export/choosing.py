@@ -19,7 +19,7 @@ from xlmprune.core.files import temporary_folder
 from xlmprune.data.encoding import Encoded, encode, pad
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.agreement import Agreement
+from xlmprune.evaluation.agreement import same_labels
 from xlmprune.export import quantization
 from xlmprune.export.form import Material
 from xlmprune.export.graph import save_onnx
@@ -108,11 +108,8 @@ class _Questions:
         if self.dev is not None:
             score = evaluation.score(found[0], self.dev.examples, self.task.metrics, self.task.labels)
             measured["dev"] = score.value
-        shares = []
-        for before, after in list(zip(exact, found, strict=True))[1 if self.dev else 0 :]:
-            agreement = Agreement()
-            agreement.add(before, after)
-            shares.append(100 * agreement.agreement)
+        pairs = list(zip(exact, found, strict=True))[1 if self.dev else 0 :]
+        shares = [100 * same_labels(before, after) for before, after in pairs]
         measured["agreement"] = float(np.mean(shares))
         return measured
 

@@ -16,7 +16,7 @@ from xlmprune.core.errors import DataError
 from xlmprune.data.encoding import Encoded, encode
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import scores as evaluation
-from xlmprune.evaluation.agreement import Agreement
+from xlmprune.evaluation.agreement import same_labels
 from xlmprune.evaluation.scores import Forward
 from xlmprune.tasks.metrics import Logits
 
@@ -57,7 +57,7 @@ class Yardstick:
             return {
                 code: self._dev_score(self.answers[code]) - self._dev_score(found[code]) for code in found
             }
-        return {code: _changed(self.answers[code], found[code]) for code in found}
+        return {code: 100 * (1 - same_labels(self.answers[code], found[code])) for code in found}
 
     def _ask(self, forward: Forward) -> dict[str, Logits]:
         size = self.material.batch_size
@@ -90,12 +90,6 @@ class Yardstick:
         return {code: encode(self.material.tokenizer, part, data.max_length) for code, part in found.items()}
 
 
-def _changed(before: Logits, after: Logits) -> float:
-    agreement = Agreement()
-    agreement.add(before, after)
-    return 100 * (1 - agreement.agreement)
-
-
 def faults(drops: Drops, floor: FloorRecipe, train_language: str) -> Iterator[str]:
     """Say where a form loses more than ``floor`` allows; nothing where it does not."""
     if not drops:
@@ -108,6 +102,3 @@ def faults(drops: Drops, floor: FloorRecipe, train_language: str) -> Iterator[st
         yield f"its {name} is {mean:.2f} points lower (at most {floor.zero_shot_drop:g} is allowed)"
     if floor.worst_language_drop is not None and drops[worst] > floor.worst_language_drop:
         yield f"{worst} fell by {drops[worst]:.2f} points (at most {floor.worst_language_drop:g} is allowed)"
-
-
-__all__ = ["DECIDED_ON", "TEXTS", "Drops", "Yardstick", "faults"]

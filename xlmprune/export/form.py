@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlmprune._version import __version__
 from xlmprune.core.errors import BundleError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import nn
 
+    from xlmprune.recipe.schema import Embeddings
     from xlmprune.training.outcome import Datasets
 
 
@@ -54,7 +55,7 @@ class Material:
     data: Datasets
     tokenizer: Tokenizer
     source: TextSource
-    embeddings: Literal["int8", "int4"]
+    embeddings: Embeddings
     """Bits of word embeddings, for a form that quantizes them."""
     batch_size: int
     """Texts in a call."""
@@ -103,7 +104,7 @@ class Form(ABC):
     def convert(self, graph: onnx.ModelProto, material: Material) -> tuple[onnx.ModelProto, dict[str, Any]]:
         """Make this form of the dense fp32 graph, which is left as it is; and say how it was chosen."""
 
-    def sample(self, graph: onnx.ModelProto, embeddings: Literal["int8", "int4"]) -> onnx.ModelProto:
+    def sample(self, graph: onnx.ModelProto, embeddings: Embeddings) -> onnx.ModelProto:
         """Make this form of a graph whose weights have no meaning, to learn its bytes and its speed.
 
         Forms that read text override it.

@@ -16,7 +16,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,15 +45,12 @@ EXTERNAL_ABOVE = 2_000_000_000
 # --- export ----------------------------------------------------------------------------------------------------------
 
 
-def export_onnx(
-    model: nn.Module, path: Path | None = None, opset: int = 20, properties: Mapping[str, str] | None = None
-) -> onnx.ModelProto:
+def export_onnx(model: nn.Module, path: Path | None = None, opset: int = 20) -> onnx.ModelProto:
     """Trace the model, clean the graph, and write it to ``path`` if one is given.
 
     Args:
         model: an encoder with a sequence or token classification head, in fp32 and eval mode; copied from another device.
         opset: 18 to 25; from 23 on attention is one standard node a layer, which servers before 2025 cannot read.
-        properties: facts to put into the file; `InferenceSession.get_modelmeta().custom_metadata_map` gives them back.
 
     Returns:
         The graph with its weights.
@@ -93,7 +90,7 @@ def export_onnx(
     _clean(proto)
     proto.graph.name = model.config.model_type  # type: ignore[union-attr, assignment]
     proto.ir_version = lowest_ir_version(proto)
-    onnx.helper.set_model_props(proto, dict(properties or {}))
+    del proto.metadata_props[:]
     if path is not None:
         save_onnx(proto, path)
     return proto

@@ -5,12 +5,14 @@ How it quantizes is in `quantization.py`; which of several ways a run takes is m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xlmprune.export.form import Form, Material, Tolerance
 
 if TYPE_CHECKING:
     import onnx
+
+    from xlmprune.recipe.schema import Embeddings
 
 
 class Int8(Form):
@@ -32,7 +34,7 @@ class Int8(Form):
         choice = quantized(graph, material)
         return choice.proto, {"form": self.title, **choice.facts()}
 
-    def sample(self, graph: onnx.ModelProto, embeddings: Literal["int8", "int4"]) -> onnx.ModelProto:
+    def sample(self, graph: onnx.ModelProto, embeddings: Embeddings) -> onnx.ModelProto:
         """Quantize without calibration."""
         from xlmprune.export.quantization import quantize
 

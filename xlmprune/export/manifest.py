@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xlmprune.core.errors import BundleError
-from xlmprune.core.files import replacing, sha256_of
+from xlmprune.core.files import keys_once, replacing, sha256_of
 
 FILE = "manifest.json"
 SCHEMA_VERSION = 1
@@ -108,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if (size := path.stat().st_size) > LARGEST_JSON:
             raise ValueError(f"it has {size:,} bytes; at most {LARGEST_JSON:,} are read")
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=keys_once)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -205,11 +204,3 @@ def _walk(bundle: Path) -> Iterator[tuple[str, Path]]:
             name = path.relative_to(bundle).as_posix()
             if name != FILE and name.partition("/")[0] not in OF_HUBS:
                 yield name, path
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} is given twice")
-    return entries

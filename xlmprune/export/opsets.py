@@ -11,6 +11,7 @@ import onnx
 from xlmprune.core.files import temporary_folder
 from xlmprune.export.form import Form
 from xlmprune.export.graph import save_onnx
+from xlmprune.recipe.schema import Embeddings
 
 Timer = Callable[[Mapping[str, Path], int, int, int], dict[str, float]]
 """From files by name, batch, tokens and threads to the median milliseconds of every file: `bundle.bench.medians`."""
@@ -29,7 +30,7 @@ def graph_of_opset(
     wanted: int | Literal["auto"],
     graph_of: Callable[[int], onnx.ModelProto],
     form: Form,
-    embeddings: Literal["int8", "int4"],
+    embeddings: Embeddings,
     tokens: int,
     timer: Timer,
     say: Callable[[str], None] = lambda text: None,

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from xlmprune.core import machine
-from xlmprune.core.errors import BundleError
+from xlmprune.core.errors import BundleError, first_line
 
 Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`input_ids`, `attention_mask` [batch, tokens] to logits [batch, labels] or [batch, tokens, labels]."""
@@ -76,9 +76,8 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        first = str(error).strip().split("\n")[0]
         raise BundleError(
-            f"{path} cannot be opened by ONNX Runtime {onnxruntime.__version__}: {first}"
+            f"{path} cannot be opened by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}"
         ) from error
     _give_back_memory()
     if not optimize and _contains(path, PACKED.encode()):
@@ -107,6 +106,11 @@ def onnx_files(path: Path) -> list[Path]:
     return [path, data] if data.is_file() else [path]
 
 
+def bytes_of(path: Path) -> int:
+    """Return the bytes of an ONNX file and of the weights beside it, if it has any there."""
+    return sum(file.stat().st_size for file in onnx_files(path))
+
+
 def _contains(path: Path, text: bytes) -> bool:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(text) >= 0
@@ -122,9 +126,8 @@ def forward_of(session: onnxruntime.InferenceSession) -> Forward:
         try:
             return session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
         except Exception as error:  # onnxruntime's exceptions share no base class
-            first = str(error).strip().splitlines()[0]
             raise BundleError(
-                f"the model cannot be run on {list(input_ids.shape)} tokens: {first}"
+                f"the model cannot be run on {list(input_ids.shape)} tokens: {first_line(error)}"
             ) from error
 
     return forward

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from xlmprune.recipe.schema import BudgetRecipe, Recipe, StructureRecipe
+    from xlmprune.recipe.schema import BudgetRecipe, Embeddings, Recipe, StructureRecipe
 
 Say = Callable[[str], None]
 
@@ -92,7 +92,7 @@ class Exporting:
 
     form: str
     opset: int | Literal["auto"]
-    embeddings: Literal["int8", "int4"]
+    embeddings: Embeddings
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def plan(recipe: Recipe, device: str, timer: Timer, say: Say = lambda text: None
     if structure is None or structure.budget is None:
         return planning.plan(recipe, device)
     task = registry.load("task", recipe.task.name)(recipe.task)
-    trimmed = structure.budget.bytes is not None and recipe.model.vocabulary != "keep"
+    trimmed = structure.budget.bytes is not None and recipe.model.trimmed is not None
     config = load_start(recipe, task)[0].model.config if trimmed else load_config(recipe.model, task.labels)
     settled = settle_recipe(recipe, config, task.kind, timer, say)
     assert settled is not None

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xlmprune.core.errors import BundleError, ModelError
-from xlmprune.core.files import SAFETENSORS_FILE, replacing
+from xlmprune.core.files import SAFETENSORS_FILE, keys_once, replacing
 from xlmprune.export import codes, manifest
 from xlmprune.models import architecture
 from xlmprune.models.checkpoint import check_config, name_some
@@ -159,7 +159,7 @@ def read_header(path: Path) -> dict[str, Any]:
             if size < 8 or length > size - 8:
                 raise BundleError(f"{path} is not a safetensors file, or is cut short: {size:,} bytes found")
             text = file.read(length)
-        header = json.loads(text, object_pairs_hook=lambda pairs: _once(path, pairs))
+        header = json.loads(text, object_pairs_hook=keys_once)
         entries = [entry for name, entry in header.items() if name != "__metadata__"]
         for entry in entries:
             begin, end = entry["data_offsets"]
@@ -178,15 +178,6 @@ def read_header(path: Path) -> dict[str, Any]:
     if size != expected:
         raise BundleError(f"{path} is damaged: {size:,} bytes found, {expected:,} expected from its header")
     return header
-
-
-def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    for name, entry in pairs:
-        if name in entries:
-            raise BundleError(f"{path} holds {name} twice; export again")
-        entries[name] = entry
-    return entries
 
 
 def _check_sparse_header(path: Path, header: dict[str, Any], matrices: dict[str, Any]) -> None:
@@ -211,34 +202,25 @@ def read_sparse(path: Path) -> dict[str, Tensor]:
     Raises:
         BundleError: the file is damaged; names the key.
     """
-    return _read(path)[0]
-
-
-def read_masks(path: Path) -> dict[str, Tensor]:
-    """The mask of every pruned matrix, true remains; `{}` for a plain safetensors file."""
-    return _read(path)[1]
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     import torch
     from safetensors import SafetensorError, safe_open
 
     matrices = read_facts(path).get("matrices", {})
     tensors: dict[str, Tensor] = {}
-    masks: dict[str, Tensor] = {}
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 if name in matrices:
                     data = file.get_tensor(name + MASK).numpy()
-                    masks[name] = torch.from_numpy(decode_mask(path, name, matrices[name], data))
-                    tensors[name] = torch.zeros(matrices[name]["shape"], dtype=file.get_tensor(name).dtype)
-                    tensors[name].masked_scatter_(masks[name], file.get_tensor(name))
+                    mask = torch.from_numpy(decode_mask(path, name, matrices[name], data))
+                    values = file.get_tensor(name)
+                    tensors[name] = torch.zeros(matrices[name]["shape"], dtype=values.dtype)
+                    tensors[name].masked_scatter_(mask, values)
                 elif name.removesuffix(MASK) not in matrices:
                     tensors[name] = file.get_tensor(name)
     except SafetensorError as error:
         raise BundleError(f"{path} is damaged: {error}") from error
-    return tensors, masks
+    return tensors
 
 
 def decode_mask(path: Path, name: str, entry: dict[str, Any], data: np.ndarray) -> np.ndarray:

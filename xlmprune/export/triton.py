@@ -7,13 +7,12 @@ loads it. For its TensorRT accelerator ship the dense layout.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from xlmprune.core.errors import RecipeError
+from xlmprune.core.files import link_or_copy
 
 MODEL_FILE = "1/model.onnx"
 """The graph of a model, in the model's folder: Triton looks for it under this name."""
@@ -55,10 +54,7 @@ def write_triton(folder: Path, name: str, onnx_file: Path, labels: Sequence[str]
 
 def _link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+    link_or_copy(source, target)
 
 
 def _config(name: str, file: str, labels: int, kind: str) -> str:

@@ -30,7 +30,7 @@ from xlmprune.export.runtime import INPUTS, forward_of, onnx_files
 from xlmprune.models import loading
 from xlmprune.pruning.masks import density
 from xlmprune.pruning.structures import whole_config
-from xlmprune.recipe.schema import TASK_TEXT, ExportRecipe, FloorRecipe, Recipe, VocabularyRecipe
+from xlmprune.recipe.schema import TASK_TEXT, ExportRecipe, FloorRecipe, Recipe
 from xlmprune.tasks.metrics import Logits
 
 if TYPE_CHECKING:
@@ -101,10 +101,7 @@ def calibration_text(recipe: Recipe) -> TextSource:
     It is what the recipe asks for, else the teacher's text, else the vocabulary's first file of each language. The task's
     own text of other languages is read only if the recipe names it somewhere.
     """
-    distillation, wanted = recipe.distillation, recipe.model.vocabulary
-    files = wanted.files_by_language if isinstance(wanted, VocabularyRecipe) else []
-    patterns = [recipe.export.calibration, distillation and distillation.unlabelled, *files]
-    named = next((pattern for pattern in patterns if pattern), None)
+    distillation, named = recipe.distillation, recipe.unlabelled_text
     # Forty-eight texts of each language are enough: no reason to read translations of a whole training set.
     pattern = "task" if named in TASK_TEXT else named
     return TextSource(

@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 
 from xlmprune.core import hub
 from xlmprune.core.device import derive_seed
-from xlmprune.core.errors import MachineError, ModelError
+from xlmprune.core.errors import MachineError, ModelError, first_line
 from xlmprune.data.examples import Kind
 from xlmprune.data.special import explain_panics, special_tokens
 from xlmprune.models import architecture
@@ -90,6 +90,11 @@ def prunable(model: Any) -> dict[str, Tensor]:
     Embeddings, LayerNorm, biases, pooler and head are not among them.
     """
     return architecture.of(model).prunable(model)
+
+
+def count_prunable(model: nn.Module) -> int:
+    """Return the number of weights of `prunable`."""
+    return sum(weight.numel() for weight in prunable(model).values())
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -308,7 +313,7 @@ def _convert_tokenizer(source: str, revision: str | None) -> Tokenizer:
     except (ImportError, ValueError) as error:
         raise ModelError(
             f"{source}: no tokenizer.json, and its older tokenizer cannot be converted here: "
-            f"{str(error).strip().splitlines()[0]}. Install the packages sentencepiece and protobuf, or save the "
+            f"{first_line(error)}. Install the packages sentencepiece and protobuf, or save the "
             "tokenizer where they are installed (tokenizer.save_pretrained), which writes tokenizer.json"
         ) from error
     return Tokenizer.from_str(fast.backend_tokenizer.to_str())
@@ -324,7 +329,7 @@ def _from_hub(recipe: ModelRecipe, fetch: Callable[[], Any]) -> Any:
     try:
         return fetch()
     except (*FAULTS, SafetensorError, HTTPError) as error:
-        first = str(error).strip().split("\n")[0]
+        first = first_line(error)
         if recipe.name in registry.MODELS or Path(recipe.name).is_dir():
             raise ModelError(f"{recipe.name}: the model folder cannot be read: {first}") from error
         if said := hub.cache_fault(error):

@@ -20,6 +20,7 @@ import numpy as np
 
 from xlmprune.core.errors import ModelError, RecipeError
 from xlmprune.core.files import write_atomically
+from xlmprune.core.formatting import count_of
 from xlmprune.core.formatting import size as bytes_in_words
 from xlmprune.recipe.schema import StructureRecipe
 
@@ -35,12 +36,8 @@ class Size:
     """Of every layer."""
 
     def __str__(self) -> str:
-        layers, heads = _count(self.layers, "layer"), _count(self.heads, "head")
-        return f"{layers} with {heads} and {_count(self.neurons, 'FFN neuron')} each"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+        layers, heads = count_of(self.layers, "layer"), count_of(self.heads, "head")
+        return f"{layers} with {heads} and {count_of(self.neurons, 'FFN neuron')} each"
 
 
 # --- what a size costs ------------------------------------------------------------------------------------------------
@@ -71,7 +68,7 @@ class Timing:
     @property
     def conditions(self) -> str:
         """In words."""
-        return f"batch {self.batch}, {_count(self.tokens, 'token')}, {_count(self.threads, 'thread')}"
+        return f"batch {self.batch}, {count_of(self.tokens, 'token')}, {count_of(self.threads, 'thread')}"
 
 
 @dataclass(frozen=True)

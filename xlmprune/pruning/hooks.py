@@ -12,7 +12,7 @@ def refuse_unknown_hooks(cls: type, hooks: Collection[str], declared: Collection
 
     Args:
         hooks: names of methods that the loop calls.
-        declared: names of declared declared about the class.
+        declared: names of the facts (`ClassVar`) that the base declares, which a subclass may set.
 
     Raises:
         TypeError: a public method or class fact has a name that the base does not know; names the nearest one.

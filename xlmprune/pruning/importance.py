@@ -172,7 +172,8 @@ def _pooled_over_examples(gradient: Tensor, kind: Kind) -> Tensor:
 @torch.no_grad()
 def magnitude_importance(model: nn.Module) -> Importance:
     """The 2-norm of all weights (not biases) that a head or neuron owns."""
-    squares = {name: weight.detach().float().square() for name, weight in _weights(model).items()}
+    weights = architecture.of(model).prunable(model)
+    squares = {name: weight.detach().float().square() for name, weight in weights.items()}
     pooled = pool(squares, model)
     return Importance([part.sqrt() for part in pooled.heads], [part.sqrt() for part in pooled.neurons])
 
@@ -202,15 +203,6 @@ def pool(scores: Scores, model: nn.Module) -> Importance:
         heads.append(torch.stack(channels).sum(dim=0).view(layer.heads, layer.head_size).sum(dim=1))
         neurons.append(torch.stack([sums for role, sums in owned.items() if role in FFN]).sum(dim=0))
     return Importance(heads, neurons)
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    parameters = dict(model.named_parameters())
-    return {
-        name: parameters[name]
-        for layer in architecture.of(model).layers(model)
-        for name in _names(layer).values()
-    }
 
 
 @torch.no_grad()

@@ -35,10 +35,14 @@ Weights that read the same input (query, key and value) hold the same tensor."""
 Batch = Mapping[str, Tensor]
 """`input_ids` and `attention_mask`, [batch, tokens]; further entries are ignored."""
 
-Method = Literal["conjugate", "sweep", "exact"]
+BLOCK = 512
+"""Rows of a symmetric matrix that are computed at once."""
 
-BLOCK = 128
-"""Columns whose errors are gathered before the columns behind them are updated by one matrix product."""
+STEPS = 10
+"""Of conjugate gradients in `refit`."""
+
+TOLERANCE = 1e-6
+"""`descend` is done with a row when its preconditioned gradient has fallen by this factor."""
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -72,9 +76,7 @@ def draw_evenly(sizes: Mapping[str, int], texts: int, seed: int = 0) -> dict[str
     return {language: rows[: counts[language]] for language, rows in orders.items()}
 
 
-def text_batches(
-    parts: Mapping[str, Encoded], texts: int, batch_size: int = 64, seed: int = 0, device: str = "cpu"
-) -> list[dict[str, Tensor]]:
+def text_batches(parts: Mapping[str, Encoded], texts: int, batch_size: int = 64) -> list[dict[str, Tensor]]:
     """Draw texts evenly over languages and pad them in batches of like length.
 
     A language with too little text gives all it has, and the others make up for it.
@@ -83,16 +85,14 @@ def text_batches(
         parts: language to its encoded text; labels are not read.
         texts: how many in all; all there are, if fewer.
         batch_size: texts a batch.
-        seed: of the draw; the same texts come whenever it is the same.
-        device: where the tensors are put.
 
     Returns:
-        `input_ids` and `attention_mask` of every batch, shortest texts first.
+        `input_ids` and `attention_mask` of every batch, shortest texts first; the same texts come every time.
 
     Raises:
         ValueError: ``texts`` is below 1.
     """
-    rows = draw_evenly({language: len(part) for language, part in parts.items()}, texts, seed)
+    rows = draw_evenly({language: len(part) for language, part in parts.items()}, texts)
     ids = [parts[language].input_ids[row] for language, mine in rows.items() for row in mine]
     if not ids:
         return []
@@ -100,7 +100,7 @@ def text_batches(
     drawn = Encoded(sorted(ids, key=len), None, None, np.zeros(len(ids), dtype=bool), special=special)
     starts = range(0, len(drawn), batch_size)
     padded = [pad(drawn, range(start, min(start + batch_size, len(drawn)))) for start in starts]
-    return [{key: torch.from_numpy(array).to(device) for key, array in batch.items()} for batch in padded]
+    return [{key: torch.from_numpy(array) for key, array in batch.items()} for batch in padded]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -190,20 +190,21 @@ def _forward(model: nn.Module, batch: Batch) -> None:
 
 
 @torch.no_grad()
-def _add_product(total: Tensor, rows: Tensor, block: int = 512) -> None:
+def _add_product(total: Tensor, rows: Tensor) -> None:
     """Add ``rows^T rows`` to the upper triangle of ``total`` [n, n], in little more than half the time of all of it.
 
     What lies below the diagonal is undefined until `_mirror`.
     """
-    for start in range(0, len(total), block):
-        total[start : start + block, start:].addmm_(rows[:, start : start + block].T, rows[:, start:])
+    for start in range(0, len(total), BLOCK):
+        stop = start + BLOCK
+        total[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
 
 
 @torch.no_grad()
-def _mirror(total: Tensor, block: int = 512) -> Tensor:
+def _mirror(total: Tensor) -> Tensor:
     """Copy the upper triangle onto the lower one, in place."""
-    for start in range(0, len(total), block):
-        stop = start + block
+    for start in range(0, len(total), BLOCK):
+        stop = start + BLOCK
         corner = total[start:stop, start:stop].triu()
         total[start:stop, start:stop] = corner + corner.triu(1).T
         total[stop:, start:stop] = total[start:stop, stop:].T
@@ -267,56 +268,19 @@ def inverse_diagonal(moment: Tensor, ridge: float) -> Tensor:
 
 
 @torch.no_grad()
-def sweep(weight: Tensor, mask: Tensor, factor: Tensor, block: int = BLOCK) -> Tensor:
-    """Remove what ``mask`` removes, column by column from the left, each time adjusting the columns to its right.
-
-    Rows are independent. Within a row this is the optimal brain surgeon applied to one weight after the other, columns that
-    were passed being held fixed. At 31 % of real weights it leaves 1.7 to 3.2 times the error of least squares, where
-    `descend` is within 4 % of it for as much time.
-
-    Args:
-        weight: [out, in], before pruning.
-        mask: boolean [out, in]; true remains.
-        factor: [in, in], `inverse_factor` of the damped second moment of the inputs.
-        block: columns gathered before a matrix product.
-
-    Returns:
-        [out, in], zero where the mask is false.
-
-    Source: Frantar and Alistarh 2023 (arXiv:2301.00774), Algorithm 1 with a fixed mask.
-    """
-    # Transposed, so that a column of the weight is contiguous.
-    columns = weight.detach().to(_precision(weight)).T.contiguous().clone()
-    removed = (~mask).T.to(columns.dtype)
-    upper = factor.to(columns.dtype)
-    for start in range(0, len(columns), block):
-        stop = min(start + block, len(columns))
-        inner, corner, errors = columns[start:stop], upper[start:stop, start:stop], removed[start:stop]
-        pivots = corner.diagonal().tolist()
-        for j, pivot in enumerate(pivots):
-            error = errors[j].mul_(inner[j]).div_(pivot)
-            inner[j:].addr_(corner[j, j:], error, alpha=-1)
-        columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    return columns.T.masked_fill(~mask, 0.0).to(weight.dtype).contiguous()
-
-
-@torch.no_grad()
-def descend(
-    weight: Tensor, start: Tensor, mask: Tensor, matrix: Tensor, steps: int, tolerance: float = 1e-6
-) -> Tensor:
+def descend(weight: Tensor, start: Tensor, mask: Tensor, matrix: Tensor, steps: int) -> Tensor:
     """Lower ``|(W - weight) X|^2`` by conjugate gradients over the remaining weights, all rows at once.
 
     Every step takes one product [out, in] x [in, in] and never raises the error. As many steps as a row has remaining
     weights give the least squares solution in exact arithmetic. At 31 % of real weights and a ridge of 0.01, ten steps end
-    within 4 % of the least error, twenty within 0.2 %; starting from a `sweep` does not help.
+    within 4 % of the least error, twenty within 0.2 %; starting from SparseGPT's solution does not help.
 
     Args:
         weight: [out, in], before pruning: what is to be imitated.
-        start: [out, in], zero where the mask is false, such as the masked weight or a `sweep`.
+        start: [out, in], zero where the mask is false, such as the masked weight.
         mask: boolean [out, in]; true remains.
         matrix: [in, in], the `damped` second moment of the inputs.
         steps: at most so many.
-        tolerance: a row is done when its preconditioned gradient has fallen by this factor.
 
     Returns:
         [out, in], zero where the mask is false.
@@ -327,7 +291,7 @@ def descend(
     residual = ((target - found) @ second) * mask
     direction = residual * scale
     size = (residual * direction).sum(dim=1, keepdim=True)
-    least = size * tolerance**2
+    least = size * TOLERANCE**2
     for _ in range(steps):
         pushed = direction @ second
         curvature = (direction * pushed).sum(dim=1, keepdim=True)
@@ -344,39 +308,7 @@ def descend(
 
 
 @torch.no_grad()
-def solve_rows(weight: Tensor, mask: Tensor, matrix: Tensor) -> Tensor:
-    """Solve each row's normal equations on its remaining columns: exact, a factorisation per row.
-
-    For rows of few remaining weights, and to check the other two: time grows with the cube of their number.
-
-    Args:
-        weight: [out, in], before pruning.
-        mask: boolean [out, in]; true remains.
-        matrix: [in, in], float64, the `damped` second moment of the inputs.
-
-    Returns:
-        [out, in], zero where the mask is false.
-    """
-    target = weight.detach().double() @ matrix
-    solved = torch.zeros_like(weight)
-    for row, remains in enumerate(mask):
-        columns = remains.nonzero().squeeze(1)
-        if len(columns):
-            factor = torch.linalg.cholesky(matrix[columns][:, columns])
-            found = torch.cholesky_solve(target[row, columns].unsqueeze(1), factor)
-            solved[row, columns] = found.squeeze(1).to(weight.dtype)
-    return solved
-
-
-@torch.no_grad()
-def refit(
-    weights: Weights,
-    masks: Masks,
-    moments: Moments,
-    ridge: float = 0.01,
-    method: Method = "conjugate",
-    steps: int = 10,
-) -> None:
+def refit(weights: Weights, masks: Masks, moments: Moments, ridge: float = 0.01) -> None:
     """Set pruned weights to zero and adjust the remaining ones so that outputs change least, in place.
 
     Per row and matrix it lowers ``|(W' - W) X|^2 + ridge * mean(diag(X X^T)) |W' - W|^2`` over the remaining weights.
@@ -387,9 +319,6 @@ def refit(
         masks: what remains; one for each of ``weights``.
         moments: of the inputs; one for each of ``weights``.
         ridge: relative to the mean square of an input.
-        method: `conjugate` descends from the masked weights. `sweep` is SparseGPT's, for comparison. `exact` solves row by
-            row, for small matrices.
-        steps: of conjugate gradients.
 
     Raises:
         ValueError: names differ, or shapes do not fit.
@@ -398,17 +327,9 @@ def refit(
     for names in _sharing(weights, moments):
         before = torch.cat([weights[name].detach() for name in names])
         mask = torch.cat([masks[name] for name in names])
-        after = _refitted(before, mask, damped(moments[names[0]], ridge), method, steps)
+        after = descend(before, before * mask, mask, damped(moments[names[0]], ridge), STEPS)
         for name, part in zip(names, after.split([len(weights[name]) for name in names])):
             weights[name].copy_(part)
-
-
-def _refitted(weight: Tensor, mask: Tensor, matrix: Tensor, method: Method, steps: int) -> Tensor:
-    if method == "exact":
-        return solve_rows(weight, mask, matrix)
-    if method == "sweep":
-        return sweep(weight, mask, inverse_factor(matrix))
-    return descend(weight, weight * mask, mask, matrix, steps)
 
 
 def _require_matching(weights: Weights, masks: Masks, moments: Moments) -> None:

@@ -12,7 +12,7 @@ The others can begin with stages that stay dense (``warm_up``) and end with stag
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -20,8 +20,20 @@ from pydantic.dataclasses import dataclass
 from xlmprune.recipe.component import STRICT
 
 Stages = Annotated[int, Field(ge=0, le=1000)]
-Spare = Annotated[int, Field(ge=0, le=1000)]
 FinalDensity = Annotated[float, Field(gt=0, le=1)]
+
+# Texts of fields that several schedules have. A docstring under a field would not reach the classes that inherit it.
+EvenStages = Annotated[
+    Stages,
+    Field(description="Pruning stages, including warm-up and cool-down. 0 trains only the dense stage."),
+]
+LastDensity = Annotated[
+    FinalDensity, Field(description="Share of the prunable weights that remains after the last stage.")
+]
+WarmUp = Annotated[int, Field(ge=0, le=1000, description="Pruning stages at the start that stay dense.")]
+CoolDown = Annotated[
+    int, Field(ge=0, le=1000, description="Pruning stages at the end that stay at the final density.")
+]
 
 
 def stage_densities(
@@ -60,11 +72,8 @@ class Geometric:
     """Pruning stages; the final density is (1 - step_fraction) to the power of the number of stages that prune. 0 trains
     only the dense stage."""
 
-    warm_up: Spare = 0
-    """Pruning stages at the start that stay dense."""
-
-    cool_down: Spare = 0
-    """Pruning stages at the end that stay at the final density."""
+    warm_up: WarmUp = 0
+    cool_down: CoolDown = 0
 
     def __post_init__(self) -> None:
         self.densities()
@@ -80,17 +89,12 @@ class Geometric:
 class Linear:
     """Remove the same number of weights at every stage: ``1 - (1 - final_density) * j / n``."""
 
-    stages: Stages = 11
-    """Pruning stages, including warm-up and cool-down. 0 trains only the dense stage."""
+    power: ClassVar[int] = 1
 
-    final_density: FinalDensity = 0.9**11
-    """Share of the prunable weights that remains after the last stage."""
-
-    warm_up: Spare = 0
-    """Pruning stages at the start that stay dense."""
-
-    cool_down: Spare = 0
-    """Pruning stages at the end that stay at the final density."""
+    stages: EvenStages = 11
+    final_density: LastDensity = 0.9**11
+    warm_up: WarmUp = 0
+    cool_down: CoolDown = 0
 
     def __post_init__(self) -> None:
         self.densities()
@@ -101,37 +105,17 @@ class Linear:
 
     def _after(self, progress: float) -> float:
         # Written from the end backwards so that progress 1 gives final_density without rounding.
-        return self.final_density + (1 - self.final_density) * (1 - progress)
+        return self.final_density + (1 - self.final_density) * (1 - progress) ** self.power
 
 
 @dataclass(config=STRICT)
-class Cubic:
+class Cubic(Linear):
     """Remove most early: ``final + (1 - final) * (1 - j / n) ** 3``.
 
     Source: Zhu and Gupta 2017 (arXiv:1710.01878), Eq. 1, from density 1.
     """
 
-    stages: Stages = 11
-    """Pruning stages, including warm-up and cool-down. 0 trains only the dense stage."""
-
-    final_density: FinalDensity = 0.9**11
-    """Share of the prunable weights that remains after the last stage."""
-
-    warm_up: Spare = 0
-    """Pruning stages at the start that stay dense."""
-
-    cool_down: Spare = 0
-    """Pruning stages at the end that stay at the final density."""
-
-    def __post_init__(self) -> None:
-        self.densities()
-
-    def densities(self) -> tuple[float, ...]:
-        """One density per pruning stage, falling; the last is ``final_density`` exactly."""
-        return stage_densities(lambda j, n: self._after(j / n), self.stages, self.warm_up, self.cool_down)
-
-    def _after(self, progress: float) -> float:
-        return self.final_density + (1 - self.final_density) * (1 - progress) ** 3
+    power: ClassVar[int] = 3
 
 
 @dataclass(config=STRICT)

@@ -9,7 +9,6 @@ engine is compiled for one Python.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -26,7 +25,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import Unigram
 
 from xlmprune.core.errors import MachineError, ModelError
-from xlmprune.core.files import cache_folder
+from xlmprune.core.files import cache_folder, sha256_of
 from xlmprune.core.packages import pip_install
 from xlmprune.models.architecture import Role
 from xlmprune.models.xlm_roberta import XLM_ROBERTA
@@ -79,7 +78,7 @@ def is_intact(folder: Path) -> bool:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         hashes = record["sha256"]
-        return bool(hashes) and all(_sha256(folder / name) == known for name, known in hashes.items())
+        return bool(hashes) and all(sha256_of(folder / name) == known for name, known in hashes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -111,7 +110,7 @@ def convert(weights: Path, folder: Path, sha256: str = SHA256) -> None:
     Raises:
         ModelError: another SHA-256 than `sha256`.
     """
-    found = _sha256(weights)
+    found = sha256_of(weights)
     if found != sha256:
         raise ModelError(
             f"{weights}: SHA-256 is {found}, expected {sha256}; the file is damaged or of another version. "
@@ -129,7 +128,7 @@ def convert(weights: Path, folder: Path, sha256: str = SHA256) -> None:
     # Written last: a folder without it is not complete.
     _write_json(
         folder / RECORD,
-        {"origin": ORIGIN, "licence": LICENCE, "sha256": {name: _sha256(folder / name) for name in names}},
+        {"origin": ORIGIN, "licence": LICENCE, "sha256": {name: sha256_of(folder / name) for name in names}},
     )
 
 
@@ -327,11 +326,6 @@ def _build(folder: Path) -> None:
         folder.rename(broken)
     fresh.rename(folder)
     shutil.rmtree(broken, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

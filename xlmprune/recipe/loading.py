@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,12 @@ def _apply_method(values: dict[str, Any], name: Any, position: str) -> None:
     values |= {section: _merge(values.get(section), part) for section, part in chosen.items()}
 
 
-def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
+def read_keys(file: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Read the keys of a recipe or of a comparison, and the line of each.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML, or has no keys.
+    """
     try:
         with file.open(encoding="utf-8-sig") as opened:
             values, lines = parse_yaml(opened.read(MAX_CHARACTERS + 1), str(file))
@@ -159,6 +164,11 @@ def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
         raise RecipeError(f"{file}: cannot be read ({error.strerror})") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{file}: expected keys such as `task:`, found {type(values).__name__}")
+    return values, lines
+
+
+def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
+    values, lines = read_keys(file)
     for path in NAMED:
         if (section := _holder(values, path)) is not None and isinstance(section[path[-1]], str):
             section[path[-1]] = {"name": section[path[-1]]}
@@ -174,16 +184,26 @@ def _holder(values: Any, path: KeyPath) -> Any:
     return values if isinstance(values, dict) and path[-1] in values else None
 
 
-def _anchor(values: dict[str, Any], folder: Path) -> None:
-    """Make relative paths absolute, so that the resolved recipe means the same from any folder."""
+def change_paths(values: dict[str, Any], change: Callable[[KeyPath, Any], Any]) -> None:
+    """Replace what the keys of `PATHS` hold in ``values`` by ``change(key, value)``, entry by entry where it is a list."""
     for path in PATHS:
         if (section := _holder(values, path)) is not None:
             value = section[path[-1]]
-            if isinstance(value, list):
-                section[path[-1]] = [_absolute(entry, folder) for entry in value]
-            # A model may also be one of the hub. `os.path` is false for a name that is too long, where Path raises.
-            elif path != ("model", "name") or (isinstance(value, str) and os.path.isdir(folder / value)):  # noqa: PTH112
-                section[path[-1]] = _absolute(value, folder)
+            section[path[-1]] = (
+                [change(path, entry) for entry in value] if isinstance(value, list) else change(path, value)
+            )
+
+
+def _anchor(values: dict[str, Any], folder: Path) -> None:
+    """Make relative paths absolute, so that the resolved recipe means the same from any folder."""
+
+    def anchored(path: KeyPath, value: Any) -> Any:
+        # A model may also be one of the hub. `os.path` is false for a name that is too long, where Path raises.
+        if path == ("model", "name") and not (isinstance(value, str) and os.path.isdir(folder / value)):  # noqa: PTH112
+            return value
+        return _absolute(value, folder)
+
+    change_paths(values, anchored)
 
 
 def _absolute(value: Any, folder: Path) -> Any:

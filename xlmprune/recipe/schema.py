@@ -78,11 +78,6 @@ class VocabularyRecipe(BaseModel):
             raise ValueError("needs text to count pieces in: `keep_languages_of: task` or `files: […]`")
         return self
 
-    @property
-    def files_by_language(self) -> list[str]:
-        """Patterns of `files` whose text has a known language; a file without `{language}` may hold any."""
-        return [pattern for pattern in self.files or () if "{language}" in pattern]
-
 
 class ModelRecipe(Named):
     """The pretrained model to start from."""
@@ -95,6 +90,17 @@ class ModelRecipe(Named):
     """A commit, tag or branch of the hub, to pin the model. A run fills it in."""
     vocabulary: Literal["keep"] | VocabularyRecipe = "keep"
     """`keep` every piece of the vocabulary, or trim it to the pieces that occur in text of your languages."""
+
+    @property
+    def trimmed(self) -> VocabularyRecipe | None:
+        """How the vocabulary is trimmed; None where it is kept."""
+        return None if self.vocabulary == "keep" else self.vocabulary
+
+    @property
+    def vocabulary_patterns(self) -> list[str]:
+        """Files that the vocabulary is counted in and whose language is known; one without `{language}` may hold any."""
+        files = self.trimmed and self.trimmed.files
+        return [pattern for pattern in files or () if "{language}" in pattern]
 
 
 class TaskRecipe(Named):
@@ -514,6 +520,9 @@ class FloorRecipe(BaseModel):
         return self.zero_shot_drop is not None or self.worst_language_drop is not None
 
 
+Embeddings = Literal["int8", "int4"]
+
+
 class ExportRecipe(BaseModel):
     """Which files the bundle holds."""
 
@@ -525,7 +534,7 @@ class ExportRecipe(BaseModel):
     """ONNX forms to write. With an empty list, only the weights are written, as in the runs of a comparison."""
     onnx_layout: Literal["packed", "dense"] = "packed"
     """`packed`: a smaller file that rebuilds its matrices when it is opened. `dense`: ordinary matrices."""
-    embeddings: Literal["int8", "int4"] = "int8"
+    embeddings: Embeddings = "int8"
     """Word embeddings of the INT8 form: eight bits per value, or four bits with a scale for every 32 values."""
     opset: Annotated[int, Field(ge=18, le=25)] | Literal["auto"] = 20
     """Version of the ONNX operators. Use a lower one for an older runtime. `auto` measures versions 20 and 23 on this
@@ -609,6 +618,12 @@ class Recipe(BaseModel):
         """The sizes that are exported, the largest first; none where one size is trained."""
         smallest = None if self.pruning.structure is None else self.pruning.structure.smallest
         return () if smallest is None else tuple(self.export.sizes or (1.0, smallest))
+
+    @property
+    def unlabelled_text(self) -> str | None:
+        """The text that the recipe names for calibration, else for the teacher, else for the vocabulary."""
+        taught = None if self.distillation is None else self.distillation.unlabelled
+        return next(filter(None, (self.export.calibration, taught, *self.model.vocabulary_patterns)), None)
 
     def resolved(self) -> dict[str, Any]:
         """Return plain values with every default filled in."""

@@ -128,7 +128,7 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     floor = recipe.export.floor
     if floor.limits and floor.on == "dev" and training.keep == "last":
         yield ("export", "floor"), "on: dev needs dev examples, but training.keep: last reads none"
-    if floor.limits and floor.on == "unlabelled" and not _has_unlabelled_text(recipe):
+    if floor.limits and floor.on == "unlabelled" and recipe.unlabelled_text is None:
         yield (
             ("export", "floor"),
             "on: unlabelled needs unlabelled text; give export.calibration: task, or files with {language} in the name",
@@ -182,12 +182,6 @@ def _size_conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             ("export", "sizes"),
             f"size {sizes[-1]:g} is below pruning.structure.smallest, {smallest:g}, and was not trained",
         )
-
-
-def _has_unlabelled_text(recipe: Recipe) -> bool:
-    files = recipe.model.vocabulary != "keep" and recipe.model.vocabulary.files_by_language
-    taught = recipe.distillation is not None and recipe.distillation.unlabelled
-    return bool(recipe.export.calibration or taught or files)
 
 
 def build_component(recipe: Recipe, table: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from xlmprune.core.errors import RecipeError
+from xlmprune.core.errors import RecipeError, first_line
 
 KeyPath = tuple[str | int, ...]
 
@@ -63,7 +63,7 @@ def parse_yaml(text: str, origin: str) -> tuple[Any, dict[KeyPath, int]]:
         ValueError,
         OverflowError,
     ) as error:  # such as an escape that stands for no character
-        raise RecipeError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"{origin}: not valid YAML: {first_line(error)}") from None
 
 
 class _Reader:

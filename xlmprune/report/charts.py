@@ -322,13 +322,10 @@ def draw_methods(lines: Sequence[MethodLine], title: str) -> str:
         said += f" ± {line.deviations[-1]:.1f}" if line.deviations else " (one seed)"
         parts.append(_draw_curve(line.points, _method_style(number), said, axes, band))
     named = [
-        (_method_style(number), _shorten(line.name), line.points[-1]) for number, line in enumerate(lines)
+        (_method_style(number), formatting.shorten(line.name, 30), line.points[-1])
+        for number, line in enumerate(lines)
     ]
     return "".join([*parts, *_draw_labels(named, axes), "</svg>"])
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= 30 else name[:29] + "…"
 
 
 def _method_style(number: int) -> str:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from xlmprune.core.files import SAFETENSORS_FILE
-from xlmprune.core.formatting import amount, number, percent, points, score, size
+from xlmprune.core.formatting import amount, count_of, number, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.export.floor import DECIDED_ON
@@ -150,11 +150,6 @@ def describe_curve(report: Report) -> str:
     return f"The curves use a sample of {cap} test examples of each language, and the table uses all, so the two can differ."
 
 
-def count_languages(count: int) -> str:
-    """``1 language``, ``17 languages``."""
-    return f"{count} language{'' if count == 1 else 's'}"
-
-
 def describe_density(report: Report) -> str:
     """How much is left of the encoder and of the whole model, and why the two differ; empty without the counts."""
     model = report.get("model", {})
@@ -198,7 +193,7 @@ def describe_scores(report: Report) -> str:
     """What pruning cost: the zero-shot mean, the train language, the worst language; empty without them."""
     listed = rows(report)
     said = [
-        (f"{row.name} over {count_languages(zero_shot_count(report))}", row)
+        (f"{row.name} over {count_of(zero_shot_count(report), 'language')}", row)
         for row in mean_rows(report)
         if row.name == ZERO_SHOT_MEAN
     ]

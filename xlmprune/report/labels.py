@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlmprune.core.formatting import number, points, score
+from xlmprune.core.formatting import count_of, number, points, score
 from xlmprune.core.tables import Table, tabulate
 from xlmprune.evaluation.answers import CUT_OFF, Confusion
 from xlmprune.report.findings import Report, rows
@@ -140,7 +140,7 @@ def error_table(report: Report) -> Table | None:
         shown,
         entries,
         f"The dense model is right and the pruned model is wrong on {number(introduced)} of {number(total)} {what} in "
-        f"{len(found)} {'language' if len(found) == 1 else 'languages'}. This is a random sample of them, a few of each "
+        f"{count_of(len(found), 'language')}. This is a random sample of them, a few of each "
         "language.",
         texts=len(shown),
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune.bundle.inspect import inspect
 from xlmprune.core.files import SAFETENSORS_FILE, sha256_of
+from xlmprune.core.formatting import timestamp
 from xlmprune.core.languages import language_name
 from xlmprune.core.machine import environment
 from xlmprune.data.encoding import length_statistics
@@ -20,6 +20,7 @@ from xlmprune.export.writing import MeasuredForm, dense_bytes, drops_of
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
 from xlmprune.pruning.structures import is_cut, layout_of
+from xlmprune.recipe.loading import change_paths
 from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import findings, observations
 from xlmprune.training import moments
@@ -60,7 +61,7 @@ def assemble(
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
-        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": timestamp(),
         "recipe": without_machine_paths(recipe),
         "recipe_sha256": recipe.sha256(),
         "environment": environment(outcome.device),
@@ -317,9 +318,9 @@ def _bytes_by_part(folder: Path) -> dict[str, int]:
 
 def target_text(recipe: Recipe) -> list[str]:
     """Say, in sentences, for what the task's own text of zero-shot languages was read, without its labels."""
-    vocabulary = recipe.model.vocabulary
+    vocabulary = recipe.model.trimmed
     asked = {
-        "count the vocabulary": getattr(vocabulary, "keep_languages_of", None),
+        "count the vocabulary": vocabulary and vocabulary.keep_languages_of,
         "learn the teacher's answers": recipe.distillation and recipe.distillation.unlabelled,
         "calibrate quantization": recipe.export.calibration
         if any(form_named(name).calibrated for name in recipe.export.onnx)
@@ -372,17 +373,7 @@ def _few_epochs(recipe: Recipe) -> Iterator[str]:
 def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe; absolute paths are shortened, since a bundle is used on other machines."""
     values = recipe.resolved()
-    values["model"]["name"] = _shortened(values["model"]["name"])
-    if values["task"]["path"]:
-        values["task"]["path"] = _shortened(values["task"]["path"])
-    vocabulary = values["model"]["vocabulary"]
-    if isinstance(vocabulary, dict) and vocabulary.get("files"):
-        vocabulary["files"] = [_shortened(file) for file in vocabulary["files"]]
-    distillation = values.get("distillation")
-    if isinstance(distillation, dict) and distillation.get("unlabelled"):
-        distillation["unlabelled"] = _shortened(distillation["unlabelled"])
-    if values["export"]["calibration"]:
-        values["export"]["calibration"] = _shortened(values["export"]["calibration"])
+    change_paths(values, lambda _, path: path and _shortened(path))
     return values
 
 

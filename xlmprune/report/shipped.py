@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xlmprune.core.formatting import number, percent, points, score, size
+from xlmprune.core.formatting import count_of, number, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.export.form import DENSE_MODEL, Form, all_forms, form_to_serve, reference
 from xlmprune.report import findings
-from xlmprune.report.findings import Report, count_languages
+from xlmprune.report.findings import Report
 from xlmprune.report.method import lost_structures, lost_weights, packed_files
 
 CONDITIONS = ("batch", "tokens", "threads")
@@ -59,7 +59,7 @@ def describe_shipped(report: Report) -> str:
     found = {change.style: change for change in changes(report, form.key)}
     if mean := found.get("mean"):
         said.append(
-            f"Its zero-shot mean over {count_languages(findings.zero_shot_count(report))} is {score(mean.now)}; the "
+            f"Its zero-shot mean over {count_of(findings.zero_shot_count(report), 'language')} is {score(mean.now)}; the "
             f"dense model has {score(mean.dense)} ({points(mean.delta)} points)."
         )
     if worst := found.get("worst"):
@@ -207,10 +207,8 @@ def _describe_speed(report: Report, form: Form) -> str:
     own, ratio = report.get("speed", {}).get(form.file), _speedup(report, form)
     if not own or own.get("median_ms") is None:
         return ""
-    texts = (
-        f"{own.get('batch', 1)} text{'' if own.get('batch', 1) == 1 else 's'} of {own.get('tokens')} tokens"
-    )
-    threads = f" with {own['threads']} thread{'' if own['threads'] == 1 else 's'}" if "threads" in own else ""
+    texts = f"{count_of(own.get('batch', 1), 'text')} of {own.get('tokens')} tokens"
+    threads = f" with {count_of(own['threads'], 'thread')}" if "threads" in own else ""
     said = f"It takes {number(own['median_ms'])} ms (median) for {texts}{threads}"
     if ratio is None:
         return f"{said}."

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlmprune.core.errors import DataError, RecipeError
+from xlmprune.core.errors import DataError, RecipeError, first_line
 from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.languages import language_name
 from xlmprune.data.readers.files import fill
@@ -195,7 +195,7 @@ def _first_that_reads(recipe: TaskRecipe, kinds: Sequence[str]) -> tuple[str, Ta
             for language in languages:
                 task.examples(language, "test")
         except DataError as error:
-            refused.append(f"{kind}: {str(error).splitlines()[0]}")
+            refused.append(f"{kind}: {first_line(error)}")
             continue
         if len(labels) > 1:
             return kind, task

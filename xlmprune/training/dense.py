@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from xlmprune.core.checkpoints import Numbers, Tensors, read_newest, saved_in
 from xlmprune.core.errors import ModelError, RecipeError
+from xlmprune.core.files import link_or_copy
 from xlmprune.core.run_folder import RunFolder, start_damage
 from xlmprune.recipe.schema import (
     Component,
@@ -132,7 +132,7 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
     if not folder.start.is_dir():
         folder.save_start(lambda target: _link_tree(dense / "checkpoint" / "start", target))
     numbers["progress"]["teaching"] = _teacher_choice(distillation, numbers["stages"][0]["dev"])
-    _write_events(dense, recipe, folder, numbers)
+    _write_events(recipe, folder, numbers)
     kept = ("progress", "stages", "dense_others", "data", "conditions", "changes")
     folder.save(_own_tensors(method, distillation, tensors), {key: numbers[key] for key in kept})
     return True
@@ -170,7 +170,7 @@ def _teacher_choice(distillation: DistillationRecipe | None, dev: float | None) 
     return TeacherChoice(distillation, float("inf") if dev is None else dev).progress()
 
 
-def _write_events(dense: Path, recipe: Recipe, folder: RunFolder, numbers: Numbers) -> None:
+def _write_events(recipe: Recipe, folder: RunFolder, numbers: Numbers) -> None:
     row = numbers["stages"][0]
     folder.events.cut(0)
     folder.events.write("start", recipe_sha256=recipe.sha256(), conditions=numbers["conditions"])
@@ -179,12 +179,4 @@ def _write_events(dense: Path, recipe: Recipe, folder: RunFolder, numbers: Numbe
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """Copy a folder of files that nobody writes to again; as links where the disk has them, to save space."""
-    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=_link)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=link_or_copy)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xlmprune.models.loading import count_parameters, parameters_by_part, prunable
+from xlmprune.models.loading import count_parameters, count_prunable, parameters_by_part, prunable
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.recipe.schema import Recipe
 from xlmprune.training.method import Method
@@ -65,7 +65,7 @@ def estimate_disk(
 ) -> dict[str, int]:
     """Estimate the bytes of a checkpoint and of the run folder without its bundle: the start, two checkpoints, and one that
     is being written."""
-    parameters, matrices = count_parameters(model), _matrices(model)
+    parameters, matrices = count_parameters(model), count_prunable(model)
     trained = _trained(recipe, model, rows)
     held = _held(recipe, method, model, rows)
     kept = sum(held.get(what, 0) for what in ("fine-tuned reference", "teacher", "criterion"))
@@ -75,7 +75,7 @@ def estimate_disk(
 
 def _held(recipe: Recipe, method: Method, model: Any, rows: int | None) -> dict[str, int]:
     """What exists from the second stage on, whatever is done."""
-    parameters, matrices = count_parameters(model), _matrices(model)
+    parameters, matrices = count_parameters(model), count_prunable(model)
     table = model.get_input_embeddings().weight
     compact = (
         0
@@ -102,7 +102,7 @@ def _update(
         "gradients": 4 * trained,
         "optimizer": 8 * trained,
         "weights of the best epoch": 4 * trained if chooses_best else 0,
-        "weights in bf16": 2 * _matrices(model) if bf16 else 0,
+        "weights in bf16": 2 * count_prunable(model) if bf16 else 0,
         "activations": (2 if bf16 else 4) * _activations(recipe, model.config, on_cpu),
     }
 
@@ -126,10 +126,6 @@ def _pruning(method: Method, model: Any) -> int:
     )
     own = round(4 * method.criterion.scoring_floats * sum(matrices))
     return 4 * sum(matrices) + 4 * ranked + sum(matrices) + moments + own
-
-
-def _matrices(model: nn.Module) -> int:
-    return sum(weight.numel() for weight in prunable(model).values())
 
 
 def _rows(model: Any, rows: int | None) -> int:

@@ -16,7 +16,7 @@ from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
 from xlmprune.pruning.reconstruction import Batch, draw_evenly, text_batches
-from xlmprune.recipe.schema import Recipe, ReconstructRecipe, VocabularyRecipe
+from xlmprune.recipe.schema import Recipe, ReconstructRecipe
 from xlmprune.training.datasets import UNLABELLED, Texts
 from xlmprune.training.method import Method
 
@@ -96,8 +96,7 @@ def _of_languages(
 def _source(recipe: Recipe, texts: Texts) -> tuple[str, Mapping[str, Examples]]:
     if texts.unlabelled:
         return "distillation.unlabelled", texts.unlabelled
-    vocabulary = recipe.model.vocabulary
-    patterns = vocabulary.files_by_language if isinstance(vocabulary, VocabularyRecipe) else []
+    patterns = recipe.model.vocabulary_patterns
     if not patterns:
         return TRAINING_TEXT, {recipe.task.train_language: texts.train}
     found = unlabelled_examples(texts.task, patterns[0], texts.tests, texts.dev, key=VOCABULARY_FILES)

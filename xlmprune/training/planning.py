@@ -17,9 +17,15 @@ from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
-from xlmprune.models.loading import count_parameters, head_class, load_config, parameters_by_part, prunable
+from xlmprune.models.loading import (
+    count_parameters,
+    count_prunable,
+    head_class,
+    load_config,
+    parameters_by_part,
+)
 from xlmprune.recipe import registry
-from xlmprune.recipe.schema import Recipe, TrainingRecipe, VocabularyRecipe
+from xlmprune.recipe.schema import Recipe, TrainingRecipe
 from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.memory import estimate_disk, estimate_memory
 from xlmprune.training.method import build_method
@@ -57,8 +63,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     task = registry.load("task", recipe.task.name)(recipe.task)
     texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
     count = len(texts.train)
-    if isinstance(recipe.model.vocabulary, VocabularyRecipe):
-        wanted = recipe.model.vocabulary
+    if wanted := recipe.model.trimmed:
         vocabulary.require_texts(vocabulary_texts(task, wanted.files, wanted.keep_languages_of))
     config = load_config(recipe.model, task.labels)
     check_length(recipe.model.name, config, recipe.training.max_length)
@@ -130,7 +135,7 @@ def _sizes(model: torch.nn.Module) -> dict[str, Any]:
     return {
         "parameters": count_parameters(model),
         "parameters_by_part": parameters_by_part(model),
-        "prunable": sum(weight.numel() for weight in prunable(model).values()),
+        "prunable": count_prunable(model),
     }
 
 

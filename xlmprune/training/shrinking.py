@@ -13,7 +13,7 @@ from xlmprune.core import processes
 from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import RecipeError
 from xlmprune.models import architecture
-from xlmprune.models.loading import prunable
+from xlmprune.models.loading import count_prunable
 from xlmprune.pruning.importance import Importance
 from xlmprune.pruning.masks import Scores
 from xlmprune.pruning.measures import Evidence, Measure
@@ -127,7 +127,7 @@ def planned_densities(model: nn.Module, settings: StructureRecipe) -> list[float
         RecipeError: the model does not have what the recipe asks for.
     """
     require_possible(model, settings, refitted=False)
-    whole = sum(weight.numel() for weight in prunable(model).values())
+    whole = count_prunable(model)
     first = layout_of(model).layers[0]
     densities = []
     for stage in range(1, settings.rounds + 1):
@@ -137,7 +137,7 @@ def planned_densities(model: nn.Module, settings: StructureRecipe) -> list[float
             [torch.arange(float(layer.neurons)) for layer in layers],
         )
         slice_model(model, round_cut(model, settings, worth, stage, first))
-        densities.append(sum(weight.numel() for weight in prunable(model).values()) / whole)
+        densities.append(count_prunable(model) / whole)
     return densities
 
 
@@ -155,7 +155,7 @@ def planned_sizes(
     for size in sizes:
         smaller = view_of(trained, prefix(trained, size, multiple))
         layer = layout_of(smaller).layers[0]
-        left = sum(weight.numel() for weight in prunable(smaller).values())
+        left = count_prunable(smaller)
         density = left / prunable_before
         rows.append(
             {"size": size, "heads": layer.heads, "neurons": layer.neurons, "encoder_density": density}

@@ -15,7 +15,7 @@ from xlmprune.core.run_folder import RunFolder, start_damage
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import Pretrained, fit_to_tokenizer, load_pretrained, read_start, save_start
-from xlmprune.recipe.schema import Recipe, VocabularyRecipe
+from xlmprune.recipe.schema import Recipe
 
 VOCABULARY_FILE = "vocabulary.json"
 
@@ -61,8 +61,8 @@ def open_start(
 
 def load_start(recipe: Recipe, task: Any) -> tuple[Pretrained, Trimming]:
     """Load the pretrained model with its head, and trim its vocabulary where the recipe says so."""
-    wanted = recipe.model.vocabulary
-    if not isinstance(wanted, VocabularyRecipe):
+    wanted = recipe.model.trimmed
+    if wanted is None:
         return load_pretrained(recipe.model, task.kind, task.labels, recipe.seed), None
     # Before the model, so that missing text is reported at once.
     texts = vocabulary_texts(task, wanted.files, wanted.keep_languages_of)

@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from xlmprune.core.errors import DataError
+from xlmprune.core.formatting import count_of
 from xlmprune.data.examples import Kind
 from xlmprune.data.readers.headers import KNOWN_NAMES, names_asked, opens_with_names, refuse_doubtful_row
-from xlmprune.data.readers.lines import count_columns, count_of
+from xlmprune.data.readers.lines import count_columns
 from xlmprune.data.readers.rows import Rows
 from xlmprune.data.readers.tables import MISSING, Table
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from xlmprune.core.errors import DataError
+from xlmprune.core.formatting import shorten
 
 KNOWN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     role: tuple(tuple(alternative.split("+")) for alternative in names.split())
@@ -129,7 +130,7 @@ def _is_number(text: str) -> bool:
 
 
 def _doubt(location: str, row: Sequence[str], why: str) -> DataError:
-    cells = ", ".join(cell if len(cell) <= 40 else f"{cell[:39]}…" for cell in row)
+    cells = ", ".join(map(shorten, row))
     return DataError(
         f"{location}: looks like column names ({cells}): {why}. If so, set `task.header: true`, and `task.columns` to say "
         "which is which; if it is an example, set `task.header: false`"

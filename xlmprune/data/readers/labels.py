@@ -11,13 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 from xlmprune.core.errors import DataError
+from xlmprune.core.formatting import count_of, shorten
 from xlmprune.data.examples import Examples
-from xlmprune.data.readers.lines import count_of
 from xlmprune.data.readers.rows import Rows, Split
 from xlmprune.data.readers.tags import is_bio, respell, style_of
 
 MANY = 20
 """With fewer rows, most may well have a label of their own."""
+
+MOST_LISTED = 20
+"""Names in a message."""
 
 NO_LABEL = ("-", "-1")
 """Written in place of a label by SNLI (annotators disagree) and by GLUE (the label is secret)."""
@@ -187,20 +190,15 @@ def _unknown(rows: Rows, row: int, word: int, name: str, labels: Sequence[str]) 
             "case, spaces, Unicode form or number format. Write both in the same way"
         )
     return DataError(
-        f"{location}: label {short(name)!r} is not one of {listed(labels)}.{header} If it is right, list all labels in "
+        f"{location}: label {shorten(name)!r} is not one of {listed(labels)}.{header} If it is right, list all labels in "
         "the recipe's `task.labels`; the training file must have examples of it"
     )
 
 
-def listed(names: Sequence[str], most: int = 20) -> str:
+def listed(names: Sequence[str]) -> str:
     """Join names for a message; of many names, the first ones and the count."""
-    first = ", ".join(map(short, names[:most]))
-    return first if len(names) <= most else f"{first}, … ({len(names):,} in all)"
-
-
-def short(name: str, most: int = 40) -> str:
-    """Cut a name for a message if it is a whole text."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    first = ", ".join(map(shorten, names[:MOST_LISTED]))
+    return first if len(names) <= MOST_LISTED else f"{first}, … ({len(names):,} in all)"
 
 
 def check_several(rows: Rows) -> None:
@@ -229,7 +227,7 @@ def check_classes(rows: Rows) -> None:
     swapped = len(counts) == len(names) >= 4 and 0 < 2 * len(first) <= len(names)
     many = counts.total() > MANY and 2 * len(counts) > counts.total()
     if swapped or (many and not style_of(counts)):
-        examples = ", ".join(repr(short(name)) for name in list(counts)[:3])
+        examples = ", ".join(repr(shorten(name)) for name in list(counts)[:3])
         words = rows.word_lines is not None
         roles = (
             "{words: …, tags: …}" if words else "{first: 1, label: 0}" if swapped else "{first: …, label: …}"
@@ -245,7 +243,7 @@ def _check_kind(rows: Rows, counts: Counter[str]) -> None:
     """Refuse labels of tasks that are not supported: regression and several labels for one text."""
     listed_labels = "If these are classes, list them in `task.labels`"
     if broken := [name for name in counts if "\n" in name or "\r" in name]:
-        raise DataError(f"{rows.origin}: label {short(broken[0])!r} has a line break; write it in one line")
+        raise DataError(f"{rows.origin}: label {shorten(broken[0])!r} has a line break; write it in one line")
     if all(_is_number(name) for name in counts) and any(not float(name).is_integer() for name in counts):
         raise DataError(
             f"{rows.origin}: labels are numbers with fractions ({', '.join(list(counts)[:3])}, …). Regression is not "
@@ -255,7 +253,7 @@ def _check_kind(rows: Rows, counts: Counter[str]) -> None:
         parts = [part.strip() for part in re.split("[,;|]", name)]
         if rows.word_lines is None and len(parts) > 1 and all(part in counts for part in parts):
             raise DataError(
-                f"{rows.origin}: label {short(name)!r} is made of other labels. Several labels for one text are not "
+                f"{rows.origin}: label {shorten(name)!r} is made of other labels. Several labels for one text are not "
                 f"supported. {listed_labels}"
             )
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
+from xlmprune.core.files import keys_once
+from xlmprune.core.formatting import count_of
 
 LARGEST_EXPANSION = 100
 """Bytes for each byte of a gzipped file at most. Text has about 4; lines that repeat again and again have 1,000."""
@@ -118,19 +120,11 @@ def parse_json(text: str, location: str) -> Any:
     Raises:
         DataError: it is not JSON, a key is given twice, or half a character is left in it.
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{location}: {twice!r} is given twice in one object")
-        return dict(pairs)
-
     try:
-        value = json.loads(text, object_pairs_hook=once)
+        value = json.loads(text, object_pairs_hook=keys_once)
     except json.JSONDecodeError as error:
         raise DataError(f"{location}: not JSON ({error.msg}); expected one object a line") from error
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a key given twice, or a number of thousands of digits
         raise DataError(f"{location}: {error}") from error
     except RecursionError:
         raise DataError(f"{location}: JSON is nested too deep") from None
@@ -169,7 +163,3 @@ def _refuse_halves(record: Any, location: str) -> None:
 
 def count_columns(count: int) -> str:
     return count_of(count, "column")
-
-
-def count_of(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
+from xlmprune.core.formatting import count_of
 from xlmprune.data.readers.headers import opens_with_names
-from xlmprune.data.readers.lines import count_columns, count_of, read_json_lines, read_text, split_lines
+from xlmprune.data.readers.lines import count_columns, read_json_lines, read_text, split_lines
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
+from xlmprune.core.formatting import count_of
 from xlmprune.data.readers.columns import check_positions
 from xlmprune.data.readers.headers import (
     KNOWN_NAMES,
@@ -18,7 +19,7 @@ from xlmprune.data.readers.headers import (
     names_asked,
     refuse_doubtful_token,
 )
-from xlmprune.data.readers.lines import count_columns, count_of, read_lines
+from xlmprune.data.readers.lines import count_columns, read_lines
 from xlmprune.data.readers.rows import Rows
 from xlmprune.data.readers.tables import MISSING, read_json_table
 

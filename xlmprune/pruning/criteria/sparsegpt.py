@@ -20,25 +20,20 @@ from xlmprune.recipe.component import STRICT
 
 
 @torch.no_grad()
-def sparsegpt(weight: Tensor, moment: Tensor, ridge: float) -> Tensor:
+def sparsegpt_scores(weights: Weights, moments: Moments, ridge: float) -> Scores:
     """Compute ``|w_ij| / sqrt([H^-1]_jj)``: the root of what the output loses without the weight, its row refitted.
 
     Args:
-        weight: [out, in].
-        moment: [in, in], second moment of the inputs; H is it plus the ridge.
+        weights: [out, in] each.
+        moments: [in, in] each, second moments of the inputs; H is one plus the ridge. Inputs that several weights read are
+            inverted once.
         ridge: relative to the mean square of an input; above 0.
 
     Returns:
-        [out, in], not negative.
+        [out, in] each, not negative.
 
     Source: Frantar and Alistarh 2023 (arXiv:2301.00774), Eq. 3.
     """
-    return sparsegpt_scores({"": weight}, {"": moment}, ridge)[""]
-
-
-@torch.no_grad()
-def sparsegpt_scores(weights: Weights, moments: Moments, ridge: float) -> Scores:
-    """Compute `sparsegpt` of every weight; inputs that several weights read are inverted once."""
     diagonals: dict[int, Tensor] = {}
     found = {}
     for name, weight in weights.items():
