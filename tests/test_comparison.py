@@ -1146,7 +1146,7 @@ def test_what_some_compute_beside_the_updates_is_said(base):
     assert 'distillation={"teacher": "finetuned"}: a teacher\'s answers' in note.replace("'", "'")
     (note,) = extra("pruning.criterion=magnitude,gradient", "distillation=null,{unlabelled: task}")
     assert note.count("gradients of 1 batches per stage") == 2
-    assert "as many unlabelled texts, for student and teacher and gradients" in note
+    assert "as many unlabelled texts for student and teacher and gradients" in note
 
 
 @pytest.mark.parametrize("tasks", [("XNLI",), ("XNLI", "POS")])

@@ -248,7 +248,7 @@ def test_a_budget_that_cannot_be_used_is_explained(workplace, tmp_path, table, b
         ({"budget": {"speedup": 2}, "heads": 0.5}, "give either these or the budget"),
         ({"budget": {"batch": 1}}, "nothing is limited"),
         ({"budget": {"speedup": 2, "form": "int9"}}, "'fp32', 'fp16' or 'int8'"),
-        ({"budget": {"bytes": "ten"}}, "expected a number of bytes, or such as 10.5 MB"),
+        ({"budget": {"bytes": "ten"}}, "expected a number of bytes, or a size such as 10.5 MB"),
         ({"budget": {"bytes": "9" * 400 + " GB"}}, "finite number"),
         ({"budget": {"latency_ms": 0}}, "greater than 0"),
     ],

@@ -369,7 +369,7 @@ def _put(values: dict[str, Any], key: str, value: Any, source: str) -> Iterable[
     except RecipeError as error:
         raise RecipeError(f"{source}: {str(error).removeprefix('--set ')}") from None
     except (TypeError, ValueError):
-        raise RecipeError(f"{source}: {key}: a recipe cannot hold the value {value!r}") from None
+        raise RecipeError(f"{source}: {key}: {value!r} is not a value that a recipe can hold") from None
 
 
 def slug(text: str) -> str:
