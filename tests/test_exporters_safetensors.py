@@ -223,7 +223,7 @@ def test_a_cut_a_doubled_and_an_absent_file_are_refused(tmp_path):
     entry = '{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
     header = f'{{"a":{entry},"a":{entry}}}'.encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"x")
-    with pytest.raises(BundleError, match="a twice"):
+    with pytest.raises(BundleError, match="'a' is given twice"):
         sparse.load(tmp_path)
     path.write_bytes(b"\x10" + b"\0" * 7 + b"this is not json" * 4)
     with pytest.raises(BundleError, match="not a safetensors file"):
