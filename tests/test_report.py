@@ -22,6 +22,7 @@ from sample_report import LABELS, sample_report
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from xlmprune.core import formatting
+from xlmprune.core.errors import RecipeError
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
 from xlmprune.recipe.loading import load_recipe
@@ -248,8 +249,14 @@ def pages(report: dict) -> list[str]:
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"model": {"vocabulary": {"files": ["all.txt"]}}}, "to choose the vocabulary; no model was trained on it."),
-        ({"export": {"calibration": "task", "onnx": ["int8"]}}, "to calibrate INT8; no model was trained on it."),
+        (
+            {"model": {"vocabulary": {"files": ["all.txt"]}}},
+            "to choose the vocabulary; no model was trained on it.",
+        ),
+        (
+            {"export": {"calibration": "task", "onnx": ["int8"]}},
+            "to calibrate INT8; no model was trained on it.",
+        ),
         ({"export": {"calibration": "task", "onnx": ["fp32"]}}, ""),
         (
             {"model": {"vocabulary": {"files": ["{language}.txt"]}}, "export": {"onnx": ["int8"]}},
@@ -265,7 +272,9 @@ def test_a_card_says_for_what_text_of_other_languages_was_read(sections, said):
     report = sample_report(3)
     report["recipe"] |= {"model": {"vocabulary": "keep"}, "export": {}, **sections}
     told = f"No labels but those in English were used; unlabelled text was in other languages, {said}"
-    assert findings.describe_read_text(report) == (said and told or "Every language but English was only evaluated.")
+    assert findings.describe_read_text(report) == (
+        said and told or "Every language but English was only evaluated."
+    )
     report["moments"] = {"source": "x", "uses": ["pruning.reconstruct"], "texts": {"en": 1}, "without": []}
     assert ("to rank or refit" in model_card(report)) is False
     report["moments"]["texts"]["de"] = 1
@@ -280,7 +289,12 @@ def test_a_card_says_for_what_text_of_other_languages_was_read(sections, said):
     [
         ({}, {"name": "cosine"}, "while it was fine-tuned", "from the first pruning on, not in the dense"),
         ({"regularize_dense": True}, {"name": "cosine"}, ", cosine alignment with", "in every stage"),
-        ({"regularize_dense": True}, {"name": "l2"}, ", L2 decay of the weights toward zero)", "in every stage"),
+        (
+            {"regularize_dense": True},
+            {"name": "l2"},
+            ", L2 decay of the weights toward zero)",
+            "in every stage",
+        ),
         (
             {"regularize_dense": True},
             {"name": "cosine", "reference": "finetuned"},
@@ -290,7 +304,12 @@ def test_a_card_says_for_what_text_of_other_languages_was_read(sections, said):
         ({}, {"name": "cosine", "strength": 0.0}, "(criterion magnitude)", ""),
         ({"epochs_per_stage": 0}, {"name": "cosine"}, "after it was fine-tuned: single", "acts nowhere"),
         ({"epochs_per_stage": 0}, {"name": "none"}, "after it was fine-tuned: single", ""),
-        ({"epochs_per_stage": 0, "last_epochs": 2}, {"name": "l2"}, "while it was", "from the first pruning on"),
+        (
+            {"epochs_per_stage": 0, "last_epochs": 2},
+            {"name": "l2"},
+            "while it was",
+            "from the first pruning on",
+        ),
         (
             {"epochs_per_stage": 0, "regularize_dense": True},
             {"name": "cosine"},
@@ -307,6 +326,26 @@ def test_sentences_on_the_method_are_of_what_had_an_effect(training, regularizer
     said = findings.describe_regularizer(report)
     assert acts in said
     assert bool(acts) == bool(said)
+
+
+def test_a_card_has_the_title_and_licence_of_own_data():
+    report = sample_report()
+    assert "- Training and test data: Apache-2.0" in model_card(report)
+    own = load_recipe("topics_small", ["task.title=News | topics", "task.licence=CC BY 4.0, ours"])
+    assert results.described(own) == {
+        "revision": None,
+        "title": "News | topics",
+        "licence": "CC BY 4.0, ours",
+    }
+    assert results.described(load_recipe("topics_small")) == {"revision": None}
+    report["task"] |= results.described(own)
+    card = model_card(report)
+    assert "for the task **quickstart**, News \\| topics (1,600 examples)." in card
+    assert "- Training and test data: CC BY 4.0, ours" in card
+    assert "dataset" in card.split("---")[1]
+    assert "name: News | topics" in card.split("---")[1]
+    with pytest.raises(RecipeError, match="task.title"):
+        load_recipe("topics_small", ["task.title=''"])
 
 
 def test_a_card_says_how_the_model_was_pruned():
