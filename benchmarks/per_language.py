@@ -1,6 +1,6 @@
 """Does it help to prune for one language? Compare one model for all languages with one model for each.
 
-    python benchmarks/per_language.py [--recipe quickstart] [--share 0.5] [--texts N] [--trained] [--set key=value] [--out DIR]
+    python benchmarks/per_language.py [--recipe quickstart] [--share 0.5] [--texts N] [--trained] [--set key=value]
 
 Every model removes the same share of heads and FFN neurons from the same dense model. For the shared model, importance and
 least squares read text of all languages; for the others, text of one language. Every model reads the same number of texts:
@@ -91,7 +91,9 @@ def smallest(report: Mapping[str, Any]) -> int:
     """Return the number of texts of the language that has the fewest."""
     counts: Mapping[str, int] = report.get("unlabelled", {})
     if missing := sorted(set(report["languages"]) - set(counts)):
-        raise SystemExit(f"no unlabelled text is counted in {', '.join(missing)}; say how many to read: --texts")
+        raise SystemExit(
+            f"no unlabelled text is counted in {', '.join(missing)}; say how many to read: --texts"
+        )
     return min(counts.values())
 
 

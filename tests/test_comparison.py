@@ -1113,7 +1113,12 @@ def test_text_that_was_read_to_rank_or_refit_or_count_is_named():
     assert refitted == ["en", "th"]
     common = {"status": "pending", "seed": 1, "dense_key": "k"}
     cells = [
-        {**common, "method": "A", "unlabelled": refitted, "target_text": ["text was read to count", "and refit"]},
+        {
+            **common,
+            "method": "A",
+            "unlabelled": refitted,
+            "target_text": ["text was read to count", "and refit"],
+        },
         {**common, "method": "B", "unlabelled": [], "target_text": ["text was read to count"]},
     ]
     read, *others = results._column_notes(cells)

@@ -163,7 +163,10 @@ def test_a_budget_is_written_into_the_recipe(tmp_path, monkeypatch):
         (["data", "--task", "clasification"], "did you mean 'classification'"),
         (["data", "--task", "ranking"], "no kind of task can read these files"),
         (["data", "--languages", "de,xx"], "no test set for language 'xx'"),
-        (["data", "--out", "there.yaml"], "exists already; choose another file with --out, or replace it with --force"),
+        (
+            ["data", "--out", "there.yaml"],
+            "exists already; choose another file with --out, or replace it with --force",
+        ),
         (["data", "--out", "empty", "--force"], "empty: is a folder"),
         (["nowhere", "--out", "there.yaml", "--force"], "nowhere: no such folder"),
         (["data", "--budget", "fast"], "--budget fast: expected milliseconds (5 ms)"),

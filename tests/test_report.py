@@ -273,7 +273,7 @@ def test_a_card_says_for_what_text_of_other_languages_was_read(sections, said):
     report["recipe"] |= {"model": {"vocabulary": "keep"}, "export": {}, **sections}
     told = f"No labels but those in English were used; unlabelled text was in other languages, {said}"
     assert findings.describe_read_text(report) == (
-        said and told or "Every language but English was only evaluated."
+        (said and told) or "Every language but English was only evaluated."
     )
     report["moments"] = {"source": "x", "uses": ["pruning.reconstruct"], "texts": {"en": 1}, "without": []}
     assert ("to rank or refit" in model_card(report)) is False
@@ -344,7 +344,7 @@ def test_a_card_has_the_title_and_licence_of_own_data():
     assert "- Training and test data: CC BY 4.0, ours" in card
     assert "dataset" in card.split("---")[1]
     assert "name: News | topics" in card.split("---")[1]
-    with pytest.raises(RecipeError, match="task.title"):
+    with pytest.raises(RecipeError, match=r"task\.title"):
         load_recipe("topics_small", ["task.title=''"])
 
 

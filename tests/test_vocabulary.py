@@ -309,7 +309,11 @@ def test_words_of_tokens_and_both_texts_of_pairs_count():
 def test_a_training_text_that_differs_from_a_test_text_only_in_case_and_signs_is_not_counted():
     class Alike(TwoLanguages):
         def examples(self, language, split):
-            texts = {"test": ["turn on the light"], "train": ["Turn on the Light!", "free"], "dev": ["Turn on: the light"]}
+            texts = {
+                "test": ["turn on the light"],
+                "train": ["Turn on the Light!", "free"],
+                "dev": ["Turn on: the light"],
+            }
             return Examples(language, split, texts[split])
 
     assert vocabulary_texts(Alike())["en"] == ["two", "four", "free"]

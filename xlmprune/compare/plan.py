@@ -447,7 +447,10 @@ def _budget(recipe: Recipe) -> str:
     """What the weights that ship have been trained for, all stages together."""
     training, method = recipe.training, build_method(recipe.pruning, recipe.regularizer)
     every = training.epochs_per_stage
-    stages = [every if training.dense_epochs is None else training.dense_epochs, *[every] * (len(method.densities) - 1)]
+    stages = [
+        every if training.dense_epochs is None else training.dense_epochs,
+        *[every] * (len(method.densities) - 1),
+    ]
     if len(stages) > 1:
         stages[-1] = every if training.last_epochs is None else training.last_epochs
     if method.continuous is not None and method.continuous.restart:

@@ -57,7 +57,9 @@ def commit_of(name: str, kind: Literal["model", "dataset"], revision: str | None
     try:
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         commit = api.repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS).sha
-    except Exception as error:  # of no common type. Whoever loads the files next says what is wrong with the hub
+    except (
+        Exception
+    ) as error:  # of no common type. Whoever loads the files next says what is wrong with the hub
         if any(
             isinstance(cause, ConnectionError | socket.gaierror) or type(cause).__name__ in UNCONNECTED
             for cause in causes(error)

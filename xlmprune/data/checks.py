@@ -9,7 +9,6 @@ from xlmprune.core.languages import language_name
 from xlmprune.data.examples import Examples
 from xlmprune.data.readers.lines import count_of
 
-
 MUCH_MORE = 2
 """From how many times the next language's texts on a language has much more."""
 
@@ -48,9 +47,9 @@ def uneven_text(unlabelled: Mapping[str, Examples]) -> str:
     if most <= total / 2 or most <= MUCH_MORE * next_most:
         return ""
     return (
-        f"{most / total:.0%} of the unlabelled text is {language_name(language)} ({most:,} of {total:,} texts), and the student "
-        f"learns the teacher's answers mostly on it. distillation.max_texts: {next_most} takes a sample where a language "
-        "has more"
+        f"{most / total:.0%} of the unlabelled text is {language_name(language)} ({most:,} of {total:,} texts), and the "
+        f"student learns the teacher's answers mostly on it. distillation.max_texts: {next_most} takes a sample where a "
+        "language has more"
     )
 
 

@@ -98,8 +98,8 @@ def write_files(
 def calibration_text(recipe: Recipe) -> TextSource:
     """Name the unlabelled text for INT8 calibration; without any, English training text must do.
 
-    It is what the recipe asks for, else the teacher's text, else the vocabulary's first file of each language. The task's own text of other
-    languages is read only if the recipe names it somewhere.
+    It is what the recipe asks for, else the teacher's text, else the vocabulary's first file of each language. The task's
+    own text of other languages is read only if the recipe names it somewhere.
     """
     distillation, wanted = recipe.distillation, recipe.model.vocabulary
     files = wanted.files_by_language if isinstance(wanted, VocabularyRecipe) else []

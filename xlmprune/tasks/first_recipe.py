@@ -250,7 +250,9 @@ def init(
     if out.is_dir():
         raise RecipeError(f"{out}: is a folder; give a file with --out")
     if out.exists() and not force:
-        raise RecipeError(f"{out}: exists already; choose another file with --out, or replace it with --force")
+        raise RecipeError(
+            f"{out}: exists already; choose another file with --out, or replace it with --force"
+        )
     if not 0.01 <= density < 1:
         raise RecipeError(f"--density {density:g}: expected a share from 0.01 to below 1, such as 0.5")
     if unlabelled and "{language}" not in unlabelled:

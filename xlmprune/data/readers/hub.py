@@ -126,7 +126,11 @@ class Hub:
         reason = (hub.unreached() or hub.reason_for(fault)).rstrip(".")
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
             reason += ". Unset HF_HUB_OFFLINE"
-        elif hub.unreached() is None and hub.meaning_of(fault) is None and not isinstance(fault, DatasetNotFoundError):
+        elif (
+            hub.unreached() is None
+            and hub.meaning_of(fault) is None
+            and not isinstance(fault, DatasetNotFoundError)
+        ):
             reason += ". Check the network"
         return DataError(
             f"{name} cannot be loaded from the Hugging Face hub: {reason}. Or load it once on a machine that reaches the "
