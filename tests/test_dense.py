@@ -96,6 +96,7 @@ def test_what_the_dense_stage_reads(base, override):
         ["export.triton=false"],
         ["training.report_to=[tensorboard]"],
         ["evaluation.sample_errors=0"],
+        ["task.title=Topics", "task.licence=MIT"],
     ],
     ids=lambda overrides: overrides[0],
 )

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hub_server
@@ -109,6 +110,19 @@ def test_data_sets_are_pinned_cached_and_found_offline(hub, tmp_path):
     assert again[1]["code"] == 2
     assert "Unset HF_HUB_OFFLINE" in again[1]["error"]
     assert hub.asked == []
+
+
+def test_a_hub_that_cannot_be_reached_is_named_at_once(tmp_path):
+    with hub_server.running() as closed:
+        pass
+    begun = time.monotonic()
+    train, test = read(closed, tmp_path, ("xnli", "en", "train"), ("xnli", "de", "test"))
+    for found in (train, test):
+        assert found["code"] == 2
+        assert f"facebook/xnli (config {'en' if found is train else 'de'}" in found["error"]
+        assert f"{closed.endpoint} cannot be reached" in found["error"]
+        assert "HF_HUB_OFFLINE" not in found["error"]
+    assert time.monotonic() - begun < 60, "Python's start and imports included"
 
 
 @pytest.mark.slow

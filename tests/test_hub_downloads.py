@@ -21,13 +21,14 @@ from xlmprune.models.loading import load_config
 from xlmprune.recipe.schema import ModelRecipe
 
 TRY = """
-import json, sys
+import json, sys, time
 from xlmprune.core.errors import XlmpruneError
 from xlmprune.core.hub import commit_of
 from xlmprune.models.loading import load_pretrained
 from xlmprune.recipe.schema import ModelRecipe
 
 for name, revision in json.loads(sys.argv[1]):
+    begun = time.monotonic()
     try:
         commit = commit_of(name, "model", revision)
         found = load_pretrained(ModelRecipe(name=name, revision=commit or revision), "text", ("no", "yes"), seed=1)
@@ -35,6 +36,7 @@ for name, revision in json.loads(sys.argv[1]):
         said = {"commit": commit, "revision": found.origin["revision"], "weights": weights}
     except XlmpruneError as error:
         said = {"error": str(error), "code": error.exit_code}
+    said["seconds"] = time.monotonic() - begun
     print(json.dumps(said), flush=True)
 """
 
@@ -88,7 +90,7 @@ def test_models_are_resolved_cached_and_found_offline(hub, model, tmp_path):
 
     del hub.asked[:]
     again = load(hub, tmp_path, ("some/model", None), ("other/model", None), HF_HUB_OFFLINE="1")
-    assert again[0] == newest
+    assert {**again[0], "seconds": 0} == {**newest, "seconds": 0}
     assert again[1]["code"] == 2
     assert "other/model could not be loaded from the Hugging Face hub" in again[1]["error"]
     assert "HF_HUB_OFFLINE is set" in again[1]["error"]
@@ -115,6 +117,21 @@ def test_what_the_hub_refuses_is_a_sentence_that_helps(hub, model, tmp_path):
     unknown, *_ = load(hub, tmp_path / "other", ("some/private", None), token="hf_wrong")
     assert "the hub does not accept the token" in unknown["error"]
     assert WRITER not in json.dumps([nothing, gated, branch, unknown])
+
+
+def test_a_hub_that_cannot_be_reached_is_not_asked_again_and_again(hub, model, tmp_path):
+    """Its clients try each file six times, for half a minute, and say so each time."""
+    commit = hub.add("some/model", model)
+    (known,) = load(hub, tmp_path, ("some/model", None))
+    with hub_server.running() as closed:
+        pass
+    cached, missing = load(closed, tmp_path, ("some/model", None), ("other/model", None))
+    assert (cached["commit"], cached["weights"]) == (commit, known["weights"])
+    assert missing["code"] == 2
+    assert f"{closed.endpoint} cannot be reached" in missing["error"]
+    assert "Check the network and HF_ENDPOINT" in missing["error"]
+    assert "HF_HUB_OFFLINE" not in missing["error"]
+    assert missing["seconds"] < 12
 
 
 def test_a_cache_that_cannot_be_written_is_named_with_its_owner(hub, model, tmp_path):

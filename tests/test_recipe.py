@@ -568,7 +568,7 @@ def test_every_key_says_what_it_changes():
         "evaluation.max_stage_examples",
         "evaluation.stage_interval",
     }
-    assert found["export"] == {"name", "evaluation.sample_errors"} | {
+    assert found["export"] == {"name", "task.title", "task.licence", "evaluation.sample_errors"} | {
         key for keys in found.values() for key in keys if key.startswith("export.")
     }
     assert {"seed", "pruning.criterion.name", "training.learning_rate", "pruning.schedule.stages"} <= found[

@@ -22,6 +22,7 @@ from sample_report import LABELS, sample_report
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from xlmprune.core import formatting
+from xlmprune.core.errors import RecipeError
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
 from xlmprune.recipe.loading import PATHS, load_recipe, recipe_of
@@ -326,6 +327,26 @@ def test_sentences_on_the_method_are_of_what_had_an_effect(training, regularizer
     said = findings.describe_regularizer(report)
     assert acts in said
     assert bool(acts) == bool(said)
+
+
+def test_a_card_has_the_title_and_licence_of_own_data():
+    report = sample_report()
+    assert "- Training and test data: Apache-2.0" in model_card(report)
+    own = load_recipe("topics_small", ["task.title=News | topics", "task.licence=CC BY 4.0, ours"])
+    assert results.described(own) == {
+        "revision": None,
+        "title": "News | topics",
+        "licence": "CC BY 4.0, ours",
+    }
+    assert results.described(load_recipe("topics_small")) == {"revision": None}
+    report["task"] |= results.described(own)
+    card = model_card(report)
+    assert "for the task **quickstart**, News \\| topics (1,600 examples)." in card
+    assert "- Training and test data: CC BY 4.0, ours" in card
+    assert "dataset" in card.split("---")[1]
+    assert "name: News | topics" in card.split("---")[1]
+    with pytest.raises(RecipeError, match=r"task\.title"):
+        load_recipe("topics_small", ["task.title=''"])
 
 
 def test_a_card_says_how_the_model_was_pruned():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlmprune.bundle import bench, golden
-from xlmprune.core import processes
+from xlmprune.core import hub, processes
 from xlmprune.core.device import describe_device, deterministic, explain_full_memory, fallback, resolve_device
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
@@ -100,6 +100,8 @@ def run(
         processes.joined(where),
         checkpoint.open_run(out, recipe := agreed(recipe, where, None if fresh else out), fresh) as folder,
     ):
+        if said := hub.unreached():
+            reporter.say(f"{said}. Files come from the cache, where it has them")
         finished = processes.from_first(folder.finished)
         if finished is not None and not again:
             processes.from_first(lambda: checkpoint.require_same_export(folder, recipe))
@@ -142,7 +144,10 @@ def agreed(recipe: Recipe, device: torch.device, out: Path | None) -> Recipe:
         values = {key: value for key, value in tracking.flat(recipe.resolved()) if key not in paths}
         processes.require_same("recipe", values)
         processes.require_same("conditions", conditions(device, recipe.training))
-    return processes.from_first(lambda: pin(recipe, out))
+    pinned, unreached = processes.from_first(lambda: (pin(recipe, out), hub.unreached()))
+    if unreached is not None:
+        hub.read_cache_alone(unreached)
+    return pinned
 
 
 def export_again(path: Path, overrides: Sequence[str] = (), device: str = "auto") -> dict[str, Any]:

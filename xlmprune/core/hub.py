@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,12 +26,20 @@ STATUSES = {
 }
 """What an answer of the hub means for the user."""
 
+UNCONNECTED = ("ConnectError", "ConnectTimeout", "ProxyError")
+"""Errors of the hub's clients for a connection that could not be made, beside Python's own."""
+
+_UNREACHED: list[str] = []
+"""Why the hub could not be reached, from then on when it was not; see `read_cache_alone`."""
+
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp", "ssl", "socket")
 """Packages whose errors say that the hub could not be reached: clients that its libraries have used."""
 
 
 def commit_of(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str | None:
     """Return the commit that a revision means now: the hub's, else the cache's; None where neither knows.
+
+    If no connection to the hub can be made, its libraries read the cache alone from now on, until `ask_again`.
 
     Args:
         name: ``owner/name``.
@@ -47,11 +57,46 @@ def commit_of(name: str, kind: Literal["model", "dataset"], revision: str | None
     try:
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         commit = api.repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS).sha
-    except Exception:  # of no common type. Whoever loads the files next says what is wrong with the hub
+    except (
+        Exception
+    ) as error:  # of no common type. Whoever loads the files next says what is wrong with the hub
+        if any(
+            isinstance(cause, ConnectionError | socket.gaierror) or type(cause).__name__ in UNCONNECTED
+            for cause in causes(error)
+        ):
+            read_cache_alone(meaning_of(error) or _first_line(error))
         return known.read_text(encoding="utf-8").strip() if known.is_file() else None
     if commit and commit != revision:
         _remember(known, commit)
     return commit
+
+
+def unreached() -> str | None:
+    """Say why the hub could not be reached, where its libraries read the cache alone; None where they ask it."""
+    return _UNREACHED[0] if _UNREACHED else None
+
+
+def read_cache_alone(reason: str) -> None:
+    """Let the hub's libraries read the cache alone: they would try each file six times, for half a minute."""
+    _UNREACHED[:] = [reason]
+    _set_offline(True)
+
+
+def ask_again() -> None:
+    """Let the hub's libraries ask the hub again, after `read_cache_alone`."""
+    if _UNREACHED:
+        _UNREACHED.clear()
+        _set_offline(False)
+
+
+def _set_offline(is_offline: bool) -> None:
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = is_offline
+    # Where it is not imported yet, it takes over the hub's setting.
+    if (datasets := sys.modules.get("datasets")) is not None:
+        own = os.environ.get("HF_DATASETS_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
+        datasets.config.HF_HUB_OFFLINE = is_offline or own
 
 
 def _remember(ref: Path, commit: str) -> None:
@@ -134,7 +179,7 @@ def _meaning(error: BaseException) -> str | None:
         return f"{STATUSES.get(status) or error.server_message or first_line(error)} ({status})"
     offline = isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
     if offline or isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set. Unset it to reach the hub"
+        return unreached() or "HF_HUB_OFFLINE is set. Unset it to reach the hub"
     package = type(error).__module__.partition(".")[0]
     if isinstance(error, errors.HTTPError | ConnectionError | TimeoutError) or package in TRANSPORTS:
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")

@@ -151,6 +151,10 @@ class TaskRecipe(Named):
     """Replaces `{split}` in the path of the test files."""
     metric: str | None = None
     """The metric to report first, for tasks that have several."""
+    title: Annotated[str | None, Field(min_length=1, max_length=200), EXPORT] = None
+    """What your data are called, in a few words, for the model card. By default the name of the task."""
+    licence: Annotated[str | None, Field(min_length=1, max_length=200), EXPORT] = None
+    """Licence of your data, for the model card. By default that of the source, which is unknown for your own files."""
 
     @field_validator("languages", mode="before")
     @classmethod

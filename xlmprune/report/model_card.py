@@ -81,7 +81,7 @@ def metadata(report: Report) -> str:
         EvalResult(
             task_type=tag or "other",
             dataset_type=task.get("name", "other"),
-            dataset_name=task.get("name", "other"),
+            dataset_name=task.get("title") or task.get("name", "other"),
             dataset_config=code,
             dataset_split="test",
             metric_type=entry.get("metric", "score"),

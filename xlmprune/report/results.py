@@ -66,7 +66,7 @@ def assemble(
         "recipe_sha256": recipe.sha256(),
         "environment": environment(outcome.device),
         "scaled_down": scaled_down(recipe),
-        "task": {**_task(data), "revision": recipe.task.revision},
+        "task": {**_task(data), **described(recipe)},
         "model": _model(outcome, data.max_length),
         "warnings": warnings(outcome, data),
         "languages": languages,
@@ -239,6 +239,13 @@ def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> 
         worst = min(zero_shot, key=lambda language: zero_shot[language]["delta"])
         summary["worst"] = {"language": worst, "delta": zero_shot[worst]["delta"]}
     return summary
+
+
+def described(recipe: Recipe) -> dict[str, Any]:
+    """Return what the recipe says about the data: their revision, title and licence, those that it gives."""
+    task = recipe.task
+    given = {"title": task.title, "licence": task.licence}
+    return {"revision": task.revision, **{key: text for key, text in given.items() if text is not None}}
 
 
 def _travelling(notes: tuple[str, ...], origin: str) -> list[str]:

@@ -80,6 +80,7 @@ def _reduced(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={
             "name": "dense",
+            "task": recipe.task.model_copy(update={"title": None, "licence": None}),
             "training": settings,
             "pruning": pruning,
             "distillation": None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import RecipeError
-from xlmprune.core.hub import commit_of
+from xlmprune.core.hub import ask_again, commit_of
 from xlmprune.recipe import registry
 from xlmprune.recipe.loading import read_recipe
 from xlmprune.recipe.schema import Recipe
@@ -23,6 +23,7 @@ def pin(recipe: Recipe, run: Path | None = None) -> Recipe:
     Args:
         run: the run folder; None for a run that starts over.
     """
+    ask_again()
     begun = _recipe_in(run)
     for section, wanted in (("model", _hub_model(recipe)), ("task", _hub_set(recipe))):
         if wanted is None:

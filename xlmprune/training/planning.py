@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from xlmprune.core import processes
+from xlmprune.core import hub, processes
 from xlmprune.core.device import explain_full_memory, fallback, resolve_device, resolve_precision
 from xlmprune.core.formatting import amount, clock, number, percent
 from xlmprune.core.machine import processors
@@ -31,6 +31,7 @@ from xlmprune.training.memory import estimate_disk, estimate_memory
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
+from xlmprune.training.pins import pin
 from xlmprune.training.shrinking import planned_densities, planned_sizes
 from xlmprune.training.timing import estimate_duration
 
@@ -60,6 +61,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         ``warnings``.
     """
     where = resolve_device(device)
+    recipe = pin(recipe)
     task = registry.load("task", recipe.task.name)(recipe.task)
     texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
     count = len(texts.train)
@@ -111,6 +113,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "labels": list(task.labels),
         "warnings": [
             *fallback(device, where),
+            *([f"{said}. Files come from the cache"] if (said := hub.unreached()) else []),
             *slow,
             *texts.train.notes,
             *texts.warnings,

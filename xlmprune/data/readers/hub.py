@@ -123,10 +123,14 @@ class Hub:
                 f"{name}: the files differ from the description of the data set ({type(fault).__name__}), as after an "
                 f"interrupted download. Delete its folder in {settings.HF_DATASETS_CACHE} and load it again"
             )
-        reason = hub.reason_for(fault).rstrip(".")
+        reason = (hub.unreached() or hub.reason_for(fault)).rstrip(".")
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
             reason += ". Unset HF_HUB_OFFLINE"
-        elif hub.meaning_of(fault) is None and not isinstance(fault, DatasetNotFoundError):
+        elif (
+            hub.unreached() is None
+            and hub.meaning_of(fault) is None
+            and not isinstance(fault, DatasetNotFoundError)
+        ):
             reason += ". Check the network"
         return DataError(
             f"{name} cannot be loaded from the Hugging Face hub: {reason}. Or load it once on a machine that reaches the "
