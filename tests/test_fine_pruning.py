@@ -1,5 +1,6 @@
 """The loop: exact counts, dead weights stay dead, and a run taken up again is the same run."""
 
+import copy
 import json
 
 import numpy as np
@@ -802,18 +803,61 @@ def test_warm_up_is_at_most_a_tenth_of_a_stage():
     assert long.index(max(long)) == 99
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("limit", [None, 0.05])
 @pytest.mark.parametrize("included", [False, True])
-def test_criteria_see_the_regularizer_only_if_asked(included):
-    """A strong pull changes what PINS observes in the first update only where it is included."""
+def test_criteria_see_the_regularizer_only_if_asked(included, limit, decoupled):
+    """A strong pull changes what PINS observes in the first update only where it is included; clipped in any case."""
     states = []
     for strength in (0.0, 50.0):
         recipe = make_recipe(
-            regularizer={"name": "l2", "strength": strength},
-            training={"gradient_clip": None, "regularize_dense": True},
+            regularizer={"name": "l2", "strength": strength, "decoupled": decoupled},
+            training={"gradient_clip": limit, "regularize_dense": True},
             pruning={"criterion": "pins", "observe_regularizer": included},
         )
         pruner = make_pruner(recipe, tiny_classifier(), examples())
         drive(pruner, 1)
         states.append(pruner.method.criterion.state())
-    same = all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert same == (not included)
+    exact = limit is None or decoupled
+    same = all(
+        torch.equal(states[0][key], states[1][key])
+        if exact
+        else torch.allclose(states[0][key], states[1][key], rtol=1e-5, atol=0)
+        for key in states[0]
+    )
+    assert same == (decoupled or not included)
+
+
+@pytest.mark.parametrize("regularizer", ["none", {"name": "frobenius", "strength": 3.0}])
+@pytest.mark.parametrize("method", ["pins", "platon", "movement", "l0"])
+def test_criteria_that_watch_see_the_gradient_of_the_task_clipped(method, regularizer, monkeypatch):
+    """Published code clips before it scores; without a limit they see the gradient itself."""
+    pruner = continuous_pruner(method, regularizer=regularizer)
+    step = next(e for e in pruner.run() if isinstance(e, Step) and e.stage == 1 and e.number == 12)
+    state, kind, limit = pruner.state, type(pruner.method.criterion), 0.05
+    start = copy.deepcopy((state.tensors(), state.progress()))
+
+    def gradients(clip):
+        def observe(self, weights, masks, rate):
+            seen.update({name: weight.grad.clone() for name, weight in weights.items()})
+            kept(self, weights, masks, rate)
+
+        seen, kept = {}, kind.observe
+        restore(pruner, *copy.deepcopy(start))
+        pruner.settings = pruner.settings.model_copy(update={"gradient_clip": clip})
+        pruner.model.train()
+        pruner.model.zero_grad()
+        torch.manual_seed(5)
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "observe", observe)
+            pruner._backward(1e-3, step.total)
+        others = [p.grad for n, p in pruner.model.named_parameters() if n not in seen and p.grad is not None]
+        return seen, others
+
+    (task, others), (clipped, _) = gradients(None), gradients(limit)
+    hidden = method == "movement"
+    counted = [gradient * state.masks[name] if hidden else gradient for name, gradient in task.items()]
+    norm = float(torch.stack([gradient.norm() for gradient in (*counted, *others)]).norm())
+    assert norm > limit
+    for name, gradient in task.items():
+        torch.testing.assert_close(clipped[name], gradient * (limit / norm), rtol=1e-4, atol=1e-9)

@@ -379,7 +379,8 @@ class PruningRecipe(BaseModel):
     regrow: bool = False
     """Let pruned weights return until the final phase of the schedule `continuous` (PINS, PLATON, movement)."""
     observe_regularizer: bool = False
-    """Let criteria that watch gradients see the regularizer's too; otherwise those of the task and the teacher alone."""
+    """Let criteria that watch gradients see the regularizer's too; otherwise those of the task and the teacher alone, clipped as
+    they would be without a regularizer."""
     reconstruct: ReconstructRecipe | None = None
     """Refit the remaining weights whenever weights are removed, on the text of `distillation.unlabelled`, else on the
     vocabulary's files with `{language}` in the name, else on English training text alone, which preserves English alone. It

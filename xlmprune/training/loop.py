@@ -22,7 +22,7 @@ from xlmprune.core.device import derive_seed
 from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
 from xlmprune.pruning.criteria import Criterion
-from xlmprune.pruning.masks import Weights, apply_masks
+from xlmprune.pruning.masks import Masks, Weights, apply_masks
 from xlmprune.pruning.nesting import Nest
 from xlmprune.pruning.reconstruction import Batch
 from xlmprune.recipe.schema import TrainingRecipe
@@ -198,20 +198,20 @@ class FinePruning:
         self._draw_apart()
         with self.pruner.masked(total) if hidden else nullcontext():
             summed = self.gradients.add(state.at.position, state.at.stage > 0, self._learners())
-        # Hidden weights are scored by a gradient that does not move them. Otherwise the criterion sees the clipped
-        # gradient, as published, unless the regularizer's would be in it.
-        early = hidden or (self.reference() is not None and not self.method.observe_regularizer)
+        # Stage 0 is the same bit for bit with every criterion that does not act on it, so that runs can share it.
+        watching = state.at.stage > 0 or self.method.acts_on_dense
+        observes = type(criterion).observe is not Criterion.observe and watching
+        # Criteria see the clipped gradient, as published: early, where the gradient that moves the weights is another one. It
+        # has the regularizer's in it, or not those of hidden weights.
+        early = observes and (hidden or (self._adds_gradient() and not self.method.observe_regularizer))
         if early:
-            mask_gradients(state.weights, masks)
-            criterion.observe(state.weights, state.masks, rate)
+            self._observe_early(rate, masks, hidden)
         # The regularizer holds the weights that the forward pass sees.
         with self.pruner.masked(total) if hidden else nullcontext():
             added = self._add_penalty()
         # Masked before the norm is taken, so that pruned weights do not count in it.
         norms = mask_gradients(state.weights, state.masks if hidden else masks)
-        # Stage 0 is the same bit for bit with every criterion that does not act on it, so that runs can share it.
-        watching = state.at.stage > 0 or self.method.acts_on_dense
-        late = type(criterion).observe is not Criterion.observe and watching and not early
+        late = observes and not early
         # One read, when all kernels of the backward pass wait in the queue: every read waits for the device.
         found = torch.stack([term.double() for term in (summed, added, gradient_norm(self.model, norms))])
         loss, penalty, norm = (float(term) for term in found.cpu())
@@ -219,6 +219,31 @@ class FinePruning:
         if late and math.isfinite(norm):
             criterion.observe(state.weights, state.masks, rate)
         return loss, penalty, norm
+
+    def _observe_early(self, rate: float, masks: Masks | None, hidden: bool) -> None:
+        """Show the criterion the gradient without the regularizer's, clipped as it would be without a regularizer."""
+        state, limit = self.state, self.settings.gradient_clip
+        norms = mask_gradients(state.weights, masks)
+        if limit is None:
+            self.method.criterion.observe(state.weights, state.masks, rate)
+            return
+        if hidden:  # their gradients count in scores, not in the norm
+            norms = {
+                name: torch.linalg.vector_norm(weight.grad * state.masks[name])
+                for name, weight in state.weights.items()
+                if weight.grad is not None
+            }
+        # On the device, since every read waits for it; 1 where nothing is clipped, so that no bit changes then.
+        factor = (limit / (gradient_norm(self.model, norms) + 1e-6)).clamp_max(1.0)
+        gradients = [weight.grad for weight in state.weights.values() if weight.grad is not None]
+        with torch.no_grad():
+            torch._foreach_mul_(gradients, factor)
+            self.method.criterion.observe(state.weights, state.masks, rate)
+            torch._foreach_div_(gradients, factor)
+
+    def _adds_gradient(self) -> bool:
+        """Return whether the regularizer has a gradient in this update."""
+        return self.reference() is not None and self.method.regularizer.adds_gradient
 
     def _draw_apart(self) -> None:
         """Let every process draw dropout of its own. What a criterion drew before is the same in all of them."""
@@ -230,7 +255,7 @@ class FinePruning:
 
     def _add_penalty(self) -> Tensor:
         reference = self.reference()
-        if reference is None:
+        if reference is None or not self._adds_gradient():
             return torch.zeros((), device=self.state.device)
         masks = self.state.masks if self.state.at.stage > 0 else None
         return self.method.regularizer.add_gradient(self.state.weights, reference, masks)

@@ -30,7 +30,7 @@ class Regularizer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        refuse_unknown_hooks(cls, ("add_gradient",), ("decay",))
+        refuse_unknown_hooks(cls, ("add_gradient",), ("decay", "adds_gradient"))
         declared = vars(cls).get("__annotations__", {})
         if missing := [name for name in ("strength", "reference") if name not in declared]:
             raise TypeError(f"{cls.__name__} must declare {' and '.join(missing)}")
@@ -39,6 +39,11 @@ class Regularizer:
     def decay(self) -> float:
         """AdamW's decay of the prunable matrices while the regularizer acts, beside `training.weight_decay`."""
         return 0.0
+
+    @property
+    def adds_gradient(self) -> bool:
+        """Whether the term has a gradient, so that what moves the weights is not the gradient of the task alone."""
+        return True
 
     def __call__(self, weights: Weights, reference: Weights, masks: Masks | None = None) -> Tensor:
         """Return the term to add to the loss, its sign and strength included: a scalar, differentiable in ``weights``."""

@@ -39,6 +39,11 @@ class L2(Regularizer):
         """The strength, where AdamW applies it."""
         return self.strength if self.decoupled else 0.0
 
+    @property
+    def adds_gradient(self) -> bool:
+        """False where AdamW decays instead."""
+        return not self.decoupled
+
     def __call__(self, weights: Weights, reference: Weights, masks: Masks | None = None) -> Tensor:
         """``strength * sum of w ** 2``, differentiable; 0 where AdamW decays instead."""
         if self.decoupled:
