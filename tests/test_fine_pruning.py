@@ -603,6 +603,27 @@ def test_a_mask_that_is_not_what_is_there_is_an_internal_error():
         pruner.state.nonzero_masks()
 
 
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_checkpoint_with_dead_neurons_is_pruned_like_any_other(name):
+    """Their weights are zero, and without a gradient they stay so; the density counts them as pruned."""
+    model = tiny_classifier(num_hidden_layers=1)
+    layer = model.roberta.encoder.layer[0]
+    with torch.no_grad():
+        for tensor in (layer.intermediate.dense.weight[:4], layer.intermediate.dense.bias[:4]):
+            tensor.zero_()
+        layer.output.dense.weight[:, :4] = 0
+    dead = 2 * 4 * 16
+    recipe = make_recipe(
+        pruning={"criterion": {"name": name, **QUICK.get(name, {})}}, training={"epochs_per_stage": 1}
+    )
+    pruner = make_pruner(recipe, model, examples())
+    sizes = [weight.numel() for weight in pruner.state.weights.values()]
+    ends = [event for event in drive(pruner) if isinstance(event, StageEnd)]
+    assert ends[0].density == 1 - dead / sum(sizes)
+    assert ends[-1].density <= sum(round(size * 0.7**3) for size in sizes) / sum(sizes) + 1e-9
+    assert not layer.intermediate.dense.weight[:4].any()
+
+
 # --- continuous stages -----------------------------------------------------------------------------------------------
 
 CONTINUOUS = {"name": "continuous", "final_density": 0.3, "every": 4, "warm_up": 0.1, "cool_down": 0.3}
