@@ -162,7 +162,7 @@ class FinePruning:
             if self.start is None:
                 raise ValueError("the schedule begins from the pretrained parameters, and there are none")
             self.state.restart(self.start())
-        self.pruner.before_stage()
+        self.pruner.before_stage(self.updates_in_stage(self.state.at.stage))
         self.state.begin_stage(self.settings)
 
     def _update(self, total: int) -> Step:
@@ -201,8 +201,8 @@ class FinePruning:
         # Stage 0 is the same bit for bit with every criterion that does not act on it, so that runs can share it.
         watching = state.at.stage > 0 or self.method.acts_on_dense
         observes = type(criterion).observe is not Criterion.observe and watching
-        # Criteria see the clipped gradient, as published: early, where the gradient that moves the weights is another one. It
-        # has the regularizer's in it, or not those of hidden weights.
+        # Criteria see the clipped gradient, as published: early, where the gradient that moves the weights is another one,
+        # with the regularizer's in it or without those of hidden weights.
         early = observes and (hidden or (self._adds_gradient() and not self.method.observe_regularizer))
         if early:
             self._observe_early(rate, masks, hidden)
