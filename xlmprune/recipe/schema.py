@@ -365,9 +365,11 @@ class PruningRecipe(BaseModel):
     model_config = STRICT
 
     criterion: Component = Component(name="magnitude")
-    """How the importance of weights is scored; docs/methods.md lists criteria and their parameters."""
-    scope: Literal["layer", "global"] | None = None
-    """Rank weights within each matrix (`layer`) or over all of them (`global`). By default the criterion's own choice."""
+    """How the importance of weights is scored; docs/methods.md lists criteria and their parameters. `sparsegpt` is the score
+    of SparseGPT with one inverse for each matrix, not its choice of masks block by block during the update."""
+    scope: Literal["layer", "global", "row"] | None = None
+    """Rank weights within each matrix (`layer`), over all of them (`global`), or within each row of a matrix (`row`), so
+    that every output keeps as many inputs as any other, or one more. By default the criterion's own choice."""
     pattern: Literal["unstructured", "2:4", "4:8", "structured"] = "unstructured"
     """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row. `structured`: what `structure`
     removes and no single weights; `schedule` is not read."""
@@ -379,8 +381,8 @@ class PruningRecipe(BaseModel):
     regrow: bool = False
     """Let pruned weights return until the final phase of the schedule `continuous` (PINS, PLATON, movement)."""
     observe_regularizer: bool = False
-    """Let criteria that watch gradients see the regularizer's too; otherwise those of the task and the teacher alone, clipped as
-    they would be without a regularizer."""
+    """Let criteria that watch gradients see the regularizer's too; otherwise those of the task and the teacher alone,
+    clipped as they would be without a regularizer."""
     reconstruct: ReconstructRecipe | None = None
     """Refit the remaining weights whenever weights are removed, on the text of `distillation.unlabelled`, else on the
     vocabulary's files with `{language}` in the name, else on English training text alone, which preserves English alone. It
