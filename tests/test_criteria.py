@@ -824,12 +824,14 @@ def test_scores_are_finite_masks_nested_and_counts_exact(name, parameters):
 
 
 @pytest.mark.parametrize(("name", "parameters"), VARIANTS)
-def test_every_criterion_serves_both_scopes_and_patterns(name, parameters):
+def test_every_criterion_serves_all_scopes_and_patterns(name, parameters):
     kind, parameters = variant(name, parameters)
     for scope, pattern in (
         ("layer", "unstructured"),
         ("global", "unstructured"),
+        ("row", "unstructured"),
         ("layer", "2:4"),
+        ("row", "2:4"),
         ("layer", "4:8"),
     ):
         run = Run(kind, **parameters)

@@ -281,7 +281,7 @@ def test_the_refit_keeps_the_masks_and_brings_outputs_nearer_to_those_before(pru
         before = {name: weight.detach().clone() for name, weight in pruner.state.weights.items()}
         text = text_batches({"en": examples()}, 20, batch_size=8)
         moments = input_moments(pruner.model.eval(), before, text)
-        pruner.pruner.before_stage()
+        pruner.pruner.before_stage(6)
         lost = 0.0
         for name, weight in pruner.state.weights.items():
             change = (weight.detach() - before[name]).double()
@@ -302,7 +302,7 @@ def test_activations_that_are_not_numbers_stop_with_advice():
     with torch.no_grad():
         pruner.model.roberta.embeddings.LayerNorm.bias[0] = torch.nan
     with pytest.raises(ModelError, match=r"activations on unlabelled text are not finite.*learning_rate"):
-        pruner.pruner.before_stage()
+        pruner.pruner.before_stage(6)
 
 
 def test_the_teacher_is_the_dense_model_and_stays_it():
@@ -730,6 +730,31 @@ def test_the_regularizer_sees_hidden_weights_as_zero(name, monkeypatch):
     assert penalty == pytest.approx(float(expected.detach()), rel=1e-5)
     for key, weight in state.weights.items():
         torch.testing.assert_close(weight.grad.double(), leaves[key].grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_jump_without_warm_up_prunes_before_the_first_update(name, restart):
+    """Every density that is logged is that of the masks."""
+    schedule = {"final_density": 0.3, "first_density": 0.5, "every": 3, "warm_up": 0, "cool_down": 0.3}
+    criterion = {"name": name, **QUICK.get(name, {})}
+    recipe = make_recipe(
+        pruning={
+            "criterion": criterion, "schedule": {"name": "continuous", **schedule, "restart": restart},
+            "regrow": load_component("criterion", name).scores_pruned,
+        },
+        training={"epochs_per_stage": 2, "dense_epochs": 1},
+    )  # fmt: skip
+    pruner = make_pruner(recipe, tiny_classifier(num_hidden_layers=1), examples())
+    start = {key: value.clone() for key, value in pruner.model.state_dict().items()}
+    pruner.start = lambda: start
+    densities = []
+    for event in pruner.run():
+        if isinstance(event, Step) and event.stage == 1:
+            assert density(pruner.state.masks) == pytest.approx(event.density, abs=2e-3)
+            densities.append(event.density)
+    assert densities[:2] == [0.5, 0.5]
+    assert densities[2] < 0.5
 
 
 @pytest.mark.parametrize("stop_after", slow_but([12], [5, 12, 21, 28]))

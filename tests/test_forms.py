@@ -173,6 +173,19 @@ def test_the_runtime_restores_half_precision_once(runs):
     assert not any(f"{name}/cast" in node for node in ran for name in halves)
 
 
+def test_half_precision_changes_values_as_little_as_its_module_says():
+    """Relative above 6.1e-5, where numbers have eleven bits; absolute below."""
+    random = np.random.default_rng(0)
+    values = (random.uniform(1, 2, (64, 64)) * 2.0 ** random.integers(-30, 15, (64, 64))).astype(np.float32)
+    graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(values, "w")])
+    (stored,) = halve(helper.make_model(graph)).graph.initializer
+    change = np.abs(numpy_helper.to_array(stored).astype(np.float64) - values)
+    normal = values >= 6.1036e-5
+    assert (change[normal] <= 0.0005 * values[normal]).all()
+    assert (change[~normal] <= 3.0e-8).all()
+    assert (change[~normal] > 0.5 * values[~normal]).any()
+
+
 def test_values_that_do_not_fit_half_precision_stay():
     large = np.full((32, 64), 70000.0, np.float32)
     tensors = {"large": large, "small": large / 70000, "vector": large[0] / 70000}

@@ -61,6 +61,55 @@ def test_pruning_is_exact_greedy_and_final(values, a, b, dtype):
     assert not (second & ~first).any()
 
 
+@given(
+    st.integers(1, 6),
+    st.integers(1, 8),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.data(),
+)
+def test_rows_keep_equally_many_or_one_more(rows, columns, a, b, dtype, data):
+    """Row by row the rule of `by_sorting`; what the division leaves over goes to the rows whose next score is highest."""
+    values = data.draw(
+        st.lists(st.sampled_from([-math.inf, 0, 1, 2]), min_size=rows * columns, max_size=rows * columns)
+    )
+    scores = torch.tensor(values, dtype=torch.float64).to(dtype).view(rows, columns)
+    within, turned = {"a": whole(scores)}, False
+    for share in (max(a, b), min(a, b)):
+        now = scores.flip(0) if turned else scores
+        keep, turned = round(share * scores.numel()), True
+        each, more = divmod(keep, rows)
+        expected = torch.stack([by_sorting(*row) for row in zip(now, [each] * rows, within["a"])])
+        left = within["a"] & ~expected
+        following = [max((float(s) for s, free in zip(*row) if free), default=None) for row in zip(now, left)]
+        order = sorted((-worth, row) for row, worth in enumerate(following) if worth is not None)
+        for _, row in order[:more]:
+            expected[row] |= by_sorting(now[row], 1, left[row])
+        found = select({"a": now}, share, within, "row")
+        assert torch.equal(found["a"], expected)
+        assert found["a"].sum() == keep
+        counts = found["a"].sum(dim=1)
+        assert counts.max() - counts.min() <= 1
+        within = found
+
+
+def test_rows_are_ranked_on_a_gpu_as_on_a_cpu():
+    """By sorting there, by partition here."""
+    torch.manual_seed(0)
+    scores = torch.randn(64, 128).mul(4).round()
+    sorted_ = scores.sort(dim=1, descending=True).values
+    for keep in (1, 5, 128):
+        assert torch.equal(masks._nth_highest_of_rows(scores, keep), sorted_[:, keep - 1 : keep])
+
+
+def test_a_row_that_has_too_few_left_is_an_error():
+    scores = torch.zeros(2, 4)
+    within = torch.tensor([[True] * 4, [True] + [False] * 3])
+    with pytest.raises(ValueError, match="a: asked to keep 2 weights of every row, 1 remain"):
+        select({"a": scores}, 0.5, {"a": within}, "row")
+
+
 def test_ties_go_to_the_lower_index():
     scores = torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 2.0]])
     assert keep_top(scores, 4, whole(scores)).tolist() == [[True, True, True], [False, False, True]]
@@ -74,7 +123,8 @@ def test_pruned_entries_never_return_even_if_every_other_score_is_lower():
 
 
 @pytest.mark.parametrize(
-    ("scope", "pattern"), [("layer", "unstructured"), ("global", "unstructured"), ("layer", "2:4")]
+    ("scope", "pattern"),
+    [("layer", "unstructured"), ("global", "unstructured"), ("row", "unstructured"), ("layer", "2:4")],
 )
 def test_how_scores_lie_in_memory_does_not_matter(scope, pattern):
     scores = {"a": torch.tensor([[1, 2, 2, 0, 1, 1, 2, 0]] * 4).float()}
@@ -96,7 +146,7 @@ def test_asking_for_more_than_remains_is_an_error():
         keep_top(scores, 3, within)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", ["layer", "global", "row"])
 def test_a_score_that_is_no_number_is_an_error_unless_pruned(scope):
     scores = {"a": torch.tensor([[torch.nan, 1.0, 2.0, 3.0]])}
     with pytest.raises(ValueError, match="not a number"):
@@ -290,7 +340,7 @@ class Largest(TorchDispatchMode):
 
 # The figures in `select` come from all twelve layers. Here one of them, with a bulk of tied zeros, which is where naive
 # selection grows slow: numpy's introselect takes 5 s for 85 M floats when half of them are equal and lie at its front.
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", ["layer", "global", "row"])
 def test_selection_is_quick_at_full_size(scope):
     generator = torch.Generator().manual_seed(0)
     shapes = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
@@ -306,7 +356,8 @@ def test_selection_is_quick_at_full_size(scope):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("scope", "pattern"), [("layer", "unstructured"), ("global", "unstructured"), ("layer", "2:4")]
+    ("scope", "pattern"),
+    [("layer", "unstructured"), ("global", "unstructured"), ("row", "unstructured"), ("layer", "2:4")],
 )
 def test_a_gpu_chooses_the_same_weights(dtype, scope, pattern):
     torch.manual_seed(0)

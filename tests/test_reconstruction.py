@@ -14,9 +14,9 @@ from xlmprune.core.errors import DataError, ModelError
 from xlmprune.data.encoding import Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.criteria.sparsegpt import sparsegpt_scores
-from xlmprune.pruning.criteria.wanda import wanda
+from xlmprune.pruning.criteria.wanda import Wanda, wanda
 from xlmprune.pruning.importance import magnitude_importance
-from xlmprune.pruning.masks import select
+from xlmprune.pruning.masks import full_masks, select
 from xlmprune.pruning.reconstruction import (
     Normal,
     damped,
@@ -277,6 +277,17 @@ def test_what_does_not_fit_together_is_refused():
 
 
 # --- criteria from moments --------------------------------------------------------------------------------------------
+
+
+def test_wanda_compares_the_weights_of_one_output():
+    """Sun et al. 2023: however small an output's weights are, it keeps as many as any other."""
+    torch.manual_seed(0)
+    weight = torch.randn(64, 128) * torch.linspace(0.1, 2, 64)[:, None]
+    scores = {"w": wanda(weight, torch.eye(128))}
+    kept = select(scores, 0.5, full_masks(scores), Wanda.default_scope)["w"]
+    assert kept.sum(dim=1).tolist() == [64] * 64
+    for row, mask in zip(scores["w"], kept, strict=True):
+        assert row[mask].min() >= row[~mask].max()
 
 
 def test_wanda_and_sparsegpt_worked_by_hand():

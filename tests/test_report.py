@@ -467,6 +467,11 @@ def test_margins_are_named_and_bullets_end_with_a_full_stop():
 # --- robustness ---
 
 
+def test_alignment_is_named_by_what_it_is_measured_against():
+    """The pretrained weights, though the regularizer may compare with the fine-tuned ones."""
+    assert all_tables(sample_report())["alignment"].title == "Alignment with the pretrained weights"
+
+
 def test_a_section_without_data_is_left_out():
     full = sample_report()
     titles = {name: table.title for name, table in all_tables(full).items()}

@@ -109,6 +109,18 @@ def test_continuous_in_epochs_with_a_jump_is_oberts_schedule():
     )
 
 
+@pytest.mark.parametrize("warm_up", [0, 0.06])
+def test_a_jump_without_warm_up_comes_before_the_first_update(warm_up):
+    """Five updates, of which six in a hundred are none; the jump came after `every` updates, below `first_density`."""
+    schedule = Continuous(final_density=0.3, first_density=0.5, warm_up=warm_up, cool_down=0.4, every=2)
+    assert [update for update in range(6) if schedule.is_due(update, 5, 10)] == [0, 2, 3]
+    assert [schedule.density(schedule.last_due(update, 5, 10), 5) for update in range(6)] == pytest.approx(
+        [0.5, 0.5, 0.3 + 0.2 / 27, 0.3, 0.3, 0.3]
+    )
+    smooth = Continuous(final_density=0.3, warm_up=warm_up, cool_down=0.4, every=2)
+    assert not smooth.is_due(0, 5, 10), "nothing to prune yet"
+
+
 @given(
     st.integers(1, 300),
     st.integers(1, 20),

@@ -64,7 +64,7 @@ def commit_of(name: str, kind: Literal["model", "dataset"], revision: str | None
             isinstance(cause, ConnectionError | socket.gaierror) or type(cause).__name__ in UNCONNECTED
             for cause in causes(error)
         ):
-            read_cache_alone(meaning_of(error) or _first_line(error))
+            read_cache_alone(meaning_of(error) or first_line(error))
         return known.read_text(encoding="utf-8").strip() if known.is_file() else None
     if commit and commit != revision:
         _remember(known, commit)

@@ -28,7 +28,8 @@ Scores = dict[str, Tensor]
 Masks = dict[str, Tensor]
 """Parameter name to boolean tensor, shaped like the weights; true remains."""
 
-Scope = Literal["layer", "global"]
+Scope = Literal["layer", "global", "row"]
+"""Which weights are ranked as one: those of a matrix, of all matrices, or of a row (an output) of a matrix."""
 
 
 def keep_top(scores: Tensor, keep: int, within: Tensor) -> Tensor:
@@ -142,7 +143,8 @@ def select(
         density: share of all weights to keep, in [0, 1].
         within: what remains now.
         scope: ``layer`` keeps the same share of every matrix; ``global`` ranks all matrices as one, and may
-            empty some (`findings.collapsed`).
+            empty some (`findings.collapsed`); ``row`` keeps the count of ``layer``, and as many in every row as in any
+            other, or one more (`keep_of_rows`).
         pattern: ``unstructured``, or ``N:M`` such as ``2:4``: the best N of every M consecutive inputs of a row. The
             pattern fixes the density: any ``density`` below 1 gives N/M at once, and later calls leave it so
             (`attainable` says which density comes out). Scope means nothing then.
@@ -162,13 +164,14 @@ def select(
         return {
             name: _named(name, keep_of_each, scores[name], keep, group, mask) for name, mask in within.items()
         }
-    if scope == "layer":
+    if scope in ("layer", "row"):
+        keep_best = keep_top if scope == "layer" else keep_of_rows
         return {
-            name: _named(name, keep_top, scores[name], round(mask.numel() * density), mask)
+            name: _named(name, keep_best, scores[name], round(mask.numel() * density), mask)
             for name, mask in within.items()
         }
     if scope != "global":
-        raise ValueError(f"scope {scope!r} is neither 'layer' nor 'global'")
+        raise ValueError(f"scope {scope!r} is none of 'layer', 'global' and 'row'")
     total = sum(mask.numel() for mask in within.values())
     if least:
         scores = {name: _raise_top(scores[name], min(least, density), mask) for name, mask in within.items()}
@@ -187,6 +190,56 @@ def _named(name: str, function, *arguments) -> Tensor:  # type: ignore[no-untype
         return function(*arguments)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def keep_of_rows(scores: Tensor, keep: int, within: Tensor) -> Tensor:
+    """Mark ``keep`` entries of a matrix, the highest of every row among ``within``; ties go to the lower index.
+
+    Every row keeps ``keep // rows``. Those left over by the division go one each to the rows whose next score is highest, so
+    that the matrix keeps exactly ``keep`` and rows differ by one at most.
+
+    Args:
+        scores: [out, in].
+        keep: how many remain in the matrix.
+        within: boolean [out, in].
+
+    Raises:
+        ValueError: more are asked for than remain in a row, or a remaining score is NaN.
+    """
+    if bool((scores.isnan() & within).any()):
+        raise ValueError("an importance score is not a number")
+    each, more = divmod(keep, len(scores))
+    least = int(within.sum(dim=1).min())
+    if not 0 <= each <= least:
+        raise ValueError(f"asked to keep {each} weights of every row, {least} remain in one")
+    kept = _best_of_rows(scores, each, within)
+    if not more:
+        return kept
+    left = within & ~kept
+    following = _best_of_rows(scores, 1, left)
+    worth = scores.masked_fill(~following, -torch.inf).amax(dim=1)
+    return kept | (following & keep_top(worth, more, left.any(dim=1)).unsqueeze(1))
+
+
+def _best_of_rows(scores: Tensor, keep: int, within: Tensor) -> Tensor:
+    """Mark the ``keep`` highest of every row among ``within``, or all of a row where fewer remain."""
+    if keep == 0:
+        return torch.zeros_like(within)
+    threshold = _nth_highest_of_rows(scores.masked_fill(~within, -torch.inf), keep)
+    above = (scores > threshold) & within
+    ties = (scores == threshold) & within
+    missing = keep - above.sum(dim=1, keepdim=True)
+    return above | (ties & (ties.cumsum(dim=1, dtype=torch.int32) <= missing))
+
+
+def _nth_highest_of_rows(scores: Tensor, keep: int) -> Tensor:
+    """The ``keep``-th highest score of every row, [out, 1]."""
+    if scores.device.type != "cpu":
+        return scores.sort(dim=1, descending=True).values[:, keep - 1 : keep]
+    # Ranked downwards, as in `_by_partition`.
+    lines = scores.to(_rankable(scores)).neg().contiguous().numpy()
+    lines.partition(keep - 1, axis=1)
+    return torch.from_numpy(-lines[:, keep - 1 : keep]).to(scores.dtype)
 
 
 def keep_of_each(scores: Tensor, keep: int, group: int, within: Tensor) -> Tensor:

@@ -132,7 +132,8 @@ class Continuous:
     """Share of the prunable weights that remains at the end."""
 
     first_density: FinalDensity = 1.0
-    """Density at the first pruning; below 1 the schedule begins with a jump (oBERT)."""
+    """Density at the first pruning; below 1 the schedule begins with a jump (oBERT). With ``warm_up: 0`` it comes before the
+    first update."""
 
     every: Annotated[int, Field(ge=1)] = 10
     """Updates between two prunings, or epochs with ``unit: epochs``."""
@@ -170,7 +171,7 @@ class Continuous:
         return max(1, total - round(self.cool_down * total))
 
     def density(self, update: int, total: int) -> float:
-        """Return the density after ``update`` updates, from 1."""
+        """Return the density after ``update`` updates."""
         start, end = round(self.warm_up * total), self.end(total)
         if update >= end:
             return self.final_density
@@ -180,8 +181,10 @@ class Continuous:
         return self.final_density + (self.first_density - self.final_density) * left**3
 
     def is_due(self, update: int, total: int, updates_per_epoch: int) -> bool:
-        """Return whether masks are chosen after ``update`` updates."""
-        return update > 0 and self.last_due(update, total, updates_per_epoch) == update
+        """Return whether masks are chosen after ``update`` updates; 0 is before the first, for a jump without warm-up."""
+        if update == 0:
+            return self.density(0, total) < 1
+        return self.last_due(update, total, updates_per_epoch) == update
 
     def last_due(self, update: int, total: int, updates_per_epoch: int) -> int:
         """Return the last update, up to ``update``, after which masks are chosen; 0 before the first."""

@@ -384,9 +384,11 @@ class PruningRecipe(BaseModel):
     model_config = STRICT
 
     criterion: Component = Component(name="magnitude")
-    """How the importance of weights is scored; docs/methods.md lists criteria and their parameters."""
-    scope: Literal["layer", "global"] | None = None
-    """Rank weights within each matrix (`layer`) or over all of them (`global`). By default the criterion's own choice."""
+    """How the importance of weights is scored; docs/methods.md lists criteria and their parameters. `sparsegpt` is the score
+    of SparseGPT with one inverse for each matrix, not its choice of masks block by block during the update."""
+    scope: Literal["layer", "global", "row"] | None = None
+    """Rank weights within each matrix (`layer`), over all of them (`global`), or within each row of a matrix (`row`), so
+    that every output keeps as many inputs as any other, or one more. By default the criterion's own choice."""
     pattern: Literal["unstructured", "2:4", "4:8", "structured"] = "unstructured"
     """`unstructured`, or at most 2 of every 4 (4 of every 8) neighbouring weights in a row. `structured`: only what
     `structure` removes, and no single weights; `schedule` is ignored."""

@@ -291,10 +291,11 @@ def alignment_table(report: Report) -> Table | None:
     if grid is None:
         return None
     return Table(
-        title="Alignment with the reference",
+        title="Alignment with the pretrained weights",
         headings=["layer", *grid["columns"]],
         rows=[[str(layer), *map(number, values)] for layer, values in grid["rows"]],
-        note="Mean |cosine| between the rows of a pruned matrix and of its reference. 1 means the same direction.",
+        note="Mean |cosine| between the rows of a pruned matrix and of the pretrained one, whatever the regularizer "
+        "compares with. 1 means the same direction.",
     )
 
 

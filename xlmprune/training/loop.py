@@ -162,7 +162,7 @@ class FinePruning:
             if self.start is None:
                 raise ValueError("the schedule begins from the pretrained parameters, and there are none")
             self.state.restart(self.start())
-        self.pruner.before_stage()
+        self.pruner.before_stage(self.updates_in_stage(self.state.at.stage))
         self.state.begin_stage(self.settings)
 
     def _update(self, total: int) -> Step:

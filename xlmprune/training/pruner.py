@@ -56,13 +56,19 @@ class Pruner:
                 temperature,
             )
 
-    def before_stage(self) -> None:
-        """Remove the structures of a stage, or choose its masks, unless they change within it."""
+    def before_stage(self, total: int) -> None:
+        """Remove the structures of a stage, or choose its first masks; those of a continuous stage mostly wait for updates.
+
+        Args:
+            total: updates in this stage.
+        """
         stage = self.state.at.stage
         if self.shrinker is not None and 0 < stage <= self.method.rounds:
             self.shrinker.shrink(stage)
         elif stage > 0 and self.method.continuous is None:
             self._prune(self.method.densities[stage], final=True)
+        else:
+            self._prune_if_due(total)
 
     def after_update(self, total: int) -> None:
         """Prune within a continuous stage where its schedule says so.
@@ -70,15 +76,21 @@ class Pruner:
         Args:
             total: updates in this stage.
         """
-        at, continuous = self.state.at, self.method.continuous
-        if continuous is None or at.stage == 0:
+        if self.method.continuous is None or self.state.at.stage == 0:
             return  # masks are fixed, and gradients and moments of pruned weights are zero
-        if continuous.is_due(at.update, total, self.gradients.batches_per_epoch):
-            density = continuous.density(at.update, total)
-            self._prune(self.method.selection.density(density), final=self.is_final(total))
-        elif not self.may_return(total):
+        if not self._prune_if_due(total) and not self.may_return(total):
             # A weight that was pruned within the stage has moments in the optimizer.
             apply_masks(self.state.weights, self.state.masks)
+
+    def _prune_if_due(self, total: int) -> bool:
+        at, continuous = self.state.at, self.method.continuous
+        if continuous is None or at.stage == 0:
+            return False
+        due = continuous.is_due(at.update, total, self.gradients.batches_per_epoch)
+        if due:
+            density = continuous.density(at.update, total)
+            self._prune(self.method.selection.density(density), final=self.is_final(total))
+        return due
 
     def is_final(self, total: int) -> bool:
         """Return whether the masks will not change in this stage any more."""

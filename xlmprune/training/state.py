@@ -173,7 +173,8 @@ class TrainState:
         found = nonzero(self.weights)
         alive = sum(int((found[name] & ~mask).sum()) for name, mask in self.masks.items())
         died = sum(
-            int((mask & ~found[n] & (self.pretrained[n] != 0)).sum()) for n, mask in self.masks.items()
+            int((mask & ~found[name] & (self.pretrained[name] != 0)).sum())
+            for name, mask in self.masks.items()
         )
         (real, _), (kept, _) = remaining(found.values()), remaining(self.masks.values())
         if alive or died > kept // 1000:

@@ -1,7 +1,10 @@
-"""Keep the weights whose removal the others of their row cannot compensate for on unlabelled text (SparseGPT).
+"""Keep the weights whose removal the others of their row cannot compensate for on unlabelled text (the score of SparseGPT).
 
-By layer, from second moments of activations alone. Unlike `wanda` it knows that of two inputs alike one is enough.
-It is meant to be followed by the refit that it presumes (`pruning.reconstruct`).
+This is the saliency of the optimal brain surgeon, ``w^2 / [H^-1]_jj``, with the diagonal of the full inverse of each matrix:
+every weight is scored as if it alone were removed, and all masks are chosen at once, by layer. SparseGPT itself chooses
+masks in blocks of columns while it sweeps over them, with updated weights and the inverse of the columns that are left; that
+is not done here. It reads second moments of activations alone. Unlike `wanda` it knows that of two inputs alike one is
+enough. It is meant to be followed by the refit that it presumes (`pruning.reconstruct`).
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ def sparsegpt_scores(weights: Weights, moments: Moments, ridge: float) -> Scores
     Returns:
         [out, in] each, not negative.
 
-    Source: Frantar and Alistarh 2023 (arXiv:2301.00774), Eq. 3.
+    Source: Frantar and Alistarh 2023 (arXiv:2301.00774), Eq. 3, the saliency; not its adaptive mask selection.
     """
     diagonals: dict[int, Tensor] = {}
     found = {}

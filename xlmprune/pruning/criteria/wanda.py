@@ -1,7 +1,8 @@
 """Keep the weights that carry the most signal on unlabelled text (Wanda): magnitude times the size of the input.
 
-By layer, and from second moments of activations alone: no gradients, no labels. For one-shot pruning and for masks that are
-refitted afterwards; gradients (`pins`) know better what a task needs.
+From second moments of activations alone: no gradients, no labels. Weights are compared within each row (scope `row`), as in
+the paper: each output keeps as many inputs as any other. For one-shot pruning and for masks that are refitted afterwards;
+gradients (`pins`) know better what a task needs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from xlmprune.pruning.criteria import Criterion, PruningContext
-from xlmprune.pruning.masks import Scores
+from xlmprune.pruning.masks import Scope, Scores
 from xlmprune.recipe.component import STRICT
 
 
@@ -38,6 +39,7 @@ def wanda(weight: Tensor, moment: Tensor) -> Tensor:
 class Wanda(Criterion):
     """Score every weight by its magnitude times the size of its input."""
 
+    default_scope: ClassVar[Scope] = "row"
     needs_moments: ClassVar[bool] = True
 
     def scores(self, context: PruningContext) -> Scores:
