@@ -186,7 +186,7 @@ STRUCTURE = {"heads": 0.5, "neurons": 0.5, "multiple": 4, "importance": "fisher"
 @pytest.mark.parametrize(
     "pruning",
     [
-        {"schedule": LINEAR},
+        pytest.param({"schedule": LINEAR}, marks=pytest.mark.slow),
         pytest.param({"structure": {**STRUCTURE, "layers": 1}, "pattern": "structured"}, marks=pytest.mark.slow),
         {"structure": {**STRUCTURE, "importance": "criterion", "rounds": 2}, "schedule": LINEAR},
         pytest.param({"criterion": "lookahead", "reconstruct": {"texts": 40}, "schedule": LINEAR}, marks=pytest.mark.slow),
