@@ -151,7 +151,9 @@ def test_training_learns_the_task():
             "training": {"weight_decay": 0.01},
         },
         {"pruning": {"reconstruct": {"texts": 20}, "pattern": "2:4"}},
-        {"pruning": {"reconstruct": {}, "criterion": "obert", "scope": "global"}},
+        pytest.param(
+            {"pruning": {"reconstruct": {}, "criterion": "obert", "scope": "global"}}, marks=pytest.mark.slow
+        ),
     ],
     ids=["cosine", "frobenius to finetuned", "global with decay", "2:4 refitted", "global refitted"],
 )

@@ -66,7 +66,7 @@ def test_a_model_that_learned_nothing_is_a_warning_before_anything_else(workplac
     for name in ("report.md", "report.html"):
         text = (bundle / name).read_text(encoding="utf-8")
         assert 0 < text.index("has not learned the task") < text.index("of them remain")
-        assert "Baseline, the higher score" in text
+        assert "Baseline (the higher score" in text
 
 
 def test_a_model_that_learned_is_not_warned_about_and_the_end_says_what_to_type(workplace, monkeypatch):

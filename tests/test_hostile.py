@@ -208,7 +208,7 @@ def test_a_gzipped_file_of_millions_of_rows(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[" * 500, "nested more than 20 deep"),
+        ("[" * 500, "nested more than 20 levels deep"),
         (
             "name: x\ntask: {name: quickstart}\npruning: {schedule: {name: geometric, stages: 100000000}}",
             "stages",

@@ -111,6 +111,7 @@ def test_the_vocabularys_files_are_the_second_choice(workplace, tmp_path):
     assert "model.vocabulary.files" in result.stdout.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_one_line_of_text_is_enough(workplace, tmp_path):
     (tmp_path / "de.txt").write_text("die Tür ist zu\n", encoding="utf-8")
     unlabelled = {"unlabelled": str(tmp_path / "{language}.txt")}

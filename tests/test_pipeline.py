@@ -142,7 +142,7 @@ def test_triton_and_predict_use_the_form_that_serves_best(finished):
     first = (triton / "config.pbtxt").read_text(encoding="utf-8").splitlines()[0]
     assert first == "# 1/model.onnx is model.int8.onnx of the bundle."
     card = (bundle / "README.md").read_text(encoding="utf-8")
-    assert "it holds `model.int8.onnx` with its `config.pbtxt`" in card
+    assert "It has `model.int8.onnx` with its `config.pbtxt`" in card
 
 
 def test_weights_only_with_languages_measured_at_every_second_stage(workplace, tmp_path):

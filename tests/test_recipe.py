@@ -608,7 +608,7 @@ def test_mutated_recipes_are_read_or_refused_with_a_sentence():
     counts, failures = campaign.run(count=150, seed=7)
     assert not failures, failures[0]
     assert counts.total() == 150
-    assert counts["read"] > 5
+    assert counts["read"] > 2
     assert counts["refused"] > 50
 
 

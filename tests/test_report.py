@@ -288,7 +288,7 @@ def test_a_card_says_for_what_text_of_other_languages_was_read(sections, said):
 @pytest.mark.parametrize(
     ("training", "regularizer", "method", "acts"),
     [
-        ({}, {"name": "cosine"}, "while it was fine-tuned", "from the first pruning on, not in the dense"),
+        ({}, {"name": "cosine"}, "while it was fine-tuned", "after the first pruning, not in the dense"),
         ({"regularize_dense": True}, {"name": "cosine"}, ", cosine alignment with", "in every stage"),
         (
             {"regularize_dense": True},
@@ -300,7 +300,7 @@ def test_a_card_says_for_what_text_of_other_languages_was_read(sections, said):
             {"regularize_dense": True},
             {"name": "cosine", "reference": "finetuned"},
             "cosine alignment with the finetuned weights",
-            "from the first pruning on",
+            "after the first pruning",
         ),
         ({}, {"name": "cosine", "strength": 0.0}, "(criterion magnitude)", ""),
         ({"epochs_per_stage": 0}, {"name": "cosine"}, "after it was fine-tuned: single", "acts nowhere"),
@@ -309,7 +309,7 @@ def test_a_card_says_for_what_text_of_other_languages_was_read(sections, said):
             {"epochs_per_stage": 0, "last_epochs": 2},
             {"name": "l2"},
             "while it was",
-            "from the first pruning on",
+            "after the first pruning",
         ),
         (
             {"epochs_per_stage": 0, "regularize_dense": True},

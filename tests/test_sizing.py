@@ -182,7 +182,7 @@ def test_the_files_are_timed_as_the_budget_was(tmp_path, monkeypatch):
         budget = {"asked": asked, "predicted": {"latency_ms": milliseconds}}
         scored = SimpleNamespace(outcome=SimpleNamespace(model=tiny_model(), budget=budget))
         made = SimpleNamespace(path=tmp_path, shipped=[form_named("int8")], scored=scored)
-        assert pipeline.time_forms(None, [made], silent_reporter()) == [{}]
+        assert pipeline.time_forms([made], silent_reporter()) == [{}]
     assert calls == [{"batch": 2, "tokens": 32, "threads": 1}, {}]
 
 
@@ -314,6 +314,7 @@ def test_a_bundle_is_sized_as_the_model_it_was_made_from(tmp_path):
         sizing.source_of_bundle(folder)
 
 
+@pytest.mark.slow
 def test_bench_compares_with_the_whole_model(tmp_path, monkeypatch):
     cut = {"head_size": 4, "layers": [{"source": 0, "heads": 1, "neurons": 256}] * 2}
     folder, said = bundle(tmp_path / "bundle", structure=cut), []

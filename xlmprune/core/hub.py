@@ -27,10 +27,10 @@ STATUSES = {
 """What an answer of the hub means for the user."""
 
 UNCONNECTED = ("ConnectError", "ConnectTimeout", "ProxyError")
-"""Errors of the hub's clients for a connection that could not be made, beside Python's own."""
+"""Errors of the hub's clients for a connection that could not be made, in addition to Python's own."""
 
 _UNREACHED: list[str] = []
-"""Why the hub could not be reached, from then on when it was not; see `read_cache_alone`."""
+"""Why the hub could not be reached, once that has happened; see `read_cache_alone`."""
 
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp", "ssl", "socket")
 """Packages whose errors say that the hub could not be reached: clients that its libraries have used."""
@@ -57,18 +57,20 @@ def commit_of(name: str, kind: Literal["model", "dataset"], revision: str | None
     try:
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         commit = api.repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS).sha
-    except (
-        Exception
-    ) as error:  # of no common type. Whoever loads the files next says what is wrong with the hub
-        if any(
-            isinstance(cause, ConnectionError | socket.gaierror) or type(cause).__name__ in UNCONNECTED
-            for cause in causes(error)
-        ):
+    except Exception as error:  # of no common type; what loads the files next says what is wrong with the hub
+        if _unconnected(error):
             read_cache_alone(meaning_of(error) or first_line(error))
         return known.read_text(encoding="utf-8").strip() if known.is_file() else None
     if commit and commit != revision:
         _remember(known, commit)
     return commit
+
+
+def _unconnected(error: BaseException) -> bool:
+    return any(
+        isinstance(cause, ConnectionError | socket.gaierror) or type(cause).__name__ in UNCONNECTED
+        for cause in causes(error)
+    )
 
 
 def unreached() -> str | None:
@@ -90,13 +92,16 @@ def ask_again() -> None:
 
 
 def _set_offline(is_offline: bool) -> None:
+    """Set what the libraries have read from the environment, which still holds where ``is_offline`` is false."""
     from huggingface_hub import constants
 
-    constants.HF_HUB_OFFLINE = is_offline
+    def wished(name: str) -> bool:
+        return os.environ.get(name, "").upper() in constants.ENV_VARS_TRUE_VALUES
+
+    constants.HF_HUB_OFFLINE = is_offline or wished("HF_HUB_OFFLINE")
     # Where it is not imported yet, it takes over the hub's setting.
     if (datasets := sys.modules.get("datasets")) is not None:
-        own = os.environ.get("HF_DATASETS_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
-        datasets.config.HF_HUB_OFFLINE = is_offline or own
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or wished("HF_DATASETS_OFFLINE")
 
 
 def _remember(ref: Path, commit: str) -> None:
