@@ -197,6 +197,28 @@ def test_force_replaces_a_recipe(tmp_path, monkeypatch):
     assert load_recipe("there.yaml").task.source == "files"
 
 
+@pytest.mark.parametrize(
+    ("config", "refits"),
+    [
+        ('{"model_type": "modernbert"}', False),
+        ('{"model_type": "xlm-roberta-xl"}', False),
+        ('{"model_type": "xlm-roberta"}', True),
+        ('{"model_type": []}', True),
+        ("no JSON", True),
+        (None, True),
+    ],
+)
+def test_a_family_that_cannot_be_refitted_is_not_asked_to(tmp_path, monkeypatch, config, refits):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
+    (tmp_path / "model").mkdir()
+    if config is not None:
+        (tmp_path / "model" / "config.json").write_text(config, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "data", "--model", "./model", "--out", "mine.yaml"])
+    assert result.exit_code == 0, result.output
+    assert (load_recipe("mine.yaml").pruning.reconstruct is not None) == refits
+
+
 def test_labels_with_characters_that_are_not_printed_stay_in_their_comment(tmp_path):
     for name in ("en.train.tsv", "en.test.tsv", "de.test.tsv"):
         rows = "one\ta\u2028seed: 1\ntwo\tb\x85c\nthree\td\x07\nfour\tKüche\n"

@@ -14,6 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -344,8 +345,7 @@ def recipe_text(
         f"  keep: {keep}",
         "pruning:",
         *_structure_lines(density, budget),
-        "  # Least squares then refits what remains, on the unlabelled text below.",
-        "  reconstruct: {texts: 1500}",
+        *_refit_lines(model),
         "regularizer: none",
         "# The dense model teaches the pruned one its answers and hidden states.",
         "distillation:",
@@ -362,6 +362,19 @@ def recipe_text(
         "  # floor: {zero_shot_drop: 1.0, worst_language_drop: 5.0}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _refit_lines(model: str) -> list[str]:
+    """Ask for the refit, unless the model is in a folder and is of a family that cannot be refitted."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
+        family = config.get("model_type")
+        if family in registry.FAMILIES and registry.load("family", family).norm_first:
+            return [f"  # Models of type {family} cannot be refitted by least squares (`reconstruct`)."]
+    return [
+        "  # Least squares then refits what remains, on the unlabelled text below.",
+        "  reconstruct: {texts: 1500}",
+    ]
 
 
 def _structure_lines(density: float, budget: Mapping[str, str]) -> list[str]:
