@@ -65,7 +65,7 @@ campaigns: $(INSTALLED_TEST)
 lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy xlmprune
+	$(BIN)/mypy xlmprune benchmarks
 
 # In an environment of its own, so that .venv holds what constraints.txt says. PyPI has no record of builds such as torch 2.13.0+cpu,
 # so their version is asked for without the build. xlmprune itself is not on PyPI.

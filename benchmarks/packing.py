@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 from xlmprune.bundle import bench
+from xlmprune.core import machine
 from xlmprune.export import packing, quantization
 from xlmprune.export.graph import export_onnx, load_onnx, save_onnx
 
@@ -36,7 +37,10 @@ def timed(what: str, facts: dict[str, Any]) -> Iterator[None]:
     """Record the seconds, and the peak memory of this process so far."""
     start = time.perf_counter()
     yield
-    facts[what] = {"seconds": round(time.perf_counter() - start, 1), "peak_gb": _gigabytes(bench.memory()[1])}
+    facts[what] = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_gb": _gigabytes(machine.process_memory()[1]),
+    }
     print(what, facts[what], flush=True)
 
 
@@ -56,8 +60,8 @@ def export(path: Path, vocabulary: int, density: float) -> None:
         pad_token_id=1,
         max_position_embeddings=514,
         layer_norm_eps=1e-5,
-        num_labels=3,
     )
+    config.num_labels = 3
     model = XLMRobertaForSequenceClassification(config).eval()
     with torch.no_grad():
         for name, module in model.named_modules():
@@ -100,7 +104,7 @@ def pack_by_running_sum(proto: onnx.ModelProto) -> onnx.ModelProto:
             ("Mul", [f"{name}.5", f"{name}.4"], "6", {}),
             ("Reshape", [f"{name}.6", f"{name}.shape"], "7", {}),
         ):
-            nodes.append(helper.make_node(operator, inputs, [f"{name}.{output}"], **attributes))
+            nodes.append(helper.make_node(operator, inputs, [f"{name}.{output}"], **attributes))  # type: ignore[arg-type]
         nodes.append(helper.make_node("Gather", [f"{name}.values", f"{name}.7"], [name]))
     rest = list(graph.node)
     del graph.node[:]

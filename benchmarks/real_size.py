@@ -115,7 +115,7 @@ def main() -> None:
             vocabulary = {
                 "files": [str(place / "{language}.txt")], "min_count": 1, "max_size": chosen.pieces,
             }  # fmt: skip
-        pruning = {"schedule": {"name": "linear", "stages": 1, "final_density": 0.3138}}
+        pruning: dict[str, object] = {"schedule": {"name": "linear", "stages": 1, "final_density": 0.3138}}
         if chosen.structure:
             pruning = {"pattern": "structured", "structure": chosen.structure}
         recipe = {

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from xlmprune.bundle import bench
+from xlmprune.core import machine
 from xlmprune.data.encoding import Encoded, pad
 from xlmprune.data.special import SpecialTokens
 from xlmprune.models.loading import prunable
@@ -73,10 +73,11 @@ def network(size: Size, device: str) -> nn.Module:
         intermediate_size=size.feed_forward,
         max_position_embeddings=514,
         type_vocab_size=1,
-        num_labels=3,
     )
+    config.num_labels = 3
     torch.manual_seed(0)
-    return transformers.XLMRobertaForSequenceClassification(config).to(device)
+    model: nn.Module = transformers.XLMRobertaForSequenceClassification(config)
+    return model.to(device)
 
 
 def texts(size: Size, count: int) -> Encoded:
@@ -92,7 +93,7 @@ def texts(size: Size, count: int) -> Encoded:
 # --- contenders ------------------------------------------------------------------------------------------------------
 
 
-def loop(size: Size, data: Encoded, device: str, precision: str) -> Iterator[None]:
+def loop(size: Size, data: Encoded, device: str, precision: Literal["bf16", "fp32"]) -> Iterator[None]:
     """Yield after every update of this package's loop, in its first pruned stage."""
     pruning = PruningRecipe.model_validate(
         {"schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1}}
@@ -125,7 +126,8 @@ def trainer(size: Size, data: Encoded, device: str, bf16: bool) -> Iterator[None
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             done.put(True)
 
-    rows = [{"input_ids": ids, "labels": label} for ids, label in zip(data.input_ids, data.labels)]
+    labels = np.asarray(data.labels).tolist()
+    rows = [{"input_ids": ids, "labels": label} for ids, label in zip(data.input_ids, labels, strict=True)]
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         part = replace(
@@ -182,7 +184,7 @@ def in_turns(
 
 def parts(size: Size, data: Encoded, device: str) -> dict[str, float]:
     """Return milliseconds of what the loop does beside the network: alignment, masks and norm, clipping and AdamW."""
-    model = network(size, device)
+    model: Any = network(size, device)
     weights = prunable(model)
     method = build_method(PruningRecipe(), Component(name="cosine"))
     reference = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -275,7 +277,7 @@ def main() -> None:
     chosen = arguments.only or list(made)
     seconds = in_turns({name: made[name]() for name in chosen}, arguments.updates, arguments.rounds, device)
     tokens = size.batch_size * float(np.mean([len(ids) for ids in data.input_ids]))
-    facts = {
+    facts: dict[str, Any] = {
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "threads": arguments.threads,
@@ -293,7 +295,7 @@ def main() -> None:
         "tokens_per_second": {
             name: round(tokens / statistics.median(times)) for name, times in seconds.items()
         },
-        "peak_gb_all": round(bench.memory()[1] / 1e9, 2),
+        "peak_gb_all": round((machine.process_memory()[1] or 0) / 1e9, 2),
         "parts_ms": parts(size, data, device),
         "limits": limits(device),
         "floor": floor(size, data),
