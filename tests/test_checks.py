@@ -32,6 +32,16 @@ def test_a_pair_is_in_common_if_both_texts_are():
     assert "1 of 2" in warning
 
 
+def test_labels_that_a_set_should_have_are_missed():
+    train = texts("train", [str(i) for i in range(40)], [0, 1] * 15 + [2] * 10)
+    dev = texts("dev", [f"d{i}" for i in range(20)], [0, 1] * 10)
+    few = {"de": texts("test", ["e", "f"], [0, 1], "de")}
+    (warning,) = warnings_about(train, dev, few)
+    assert warning == (
+        "the en dev set has no example of 1 label of the training set (10 examples there), so its scores do not measure them"
+    )
+
+
 def test_contradictions_and_single_classes_are_named():
     train = texts("train", ["a", "b", "A ", "b", "b"], [0, 1, 1, 1, 0])
     warnings = warnings_about(train, texts("dev", ["x", "y"], [1, 1]), {"en": texts("test", ["z"], [0])})

@@ -113,6 +113,7 @@ def test_arguments_decide(tmp_path, monkeypatch):
 
 def test_text_without_labels_teaches(tmp_path, monkeypatch):
     write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
+    write(tmp_path / "text", "a line\n", "de.txt")
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["init", "data", "--out", "r.yaml", "--text", "text/{language}.txt"])
     assert result.exit_code == 0, result.output
@@ -160,6 +161,8 @@ def test_a_budget_is_written_into_the_recipe(tmp_path, monkeypatch):
         (["data", "--density", "1"], "expected a share from 0.01 to below 1"),
         (["data", "--density", "1e-40"], "expected a share from 0.01 to below 1"),
         (["data", "--text", "text.txt"], "expected a pattern with {language}"),
+        (["data", "--text", "texts/{language}.txt"], "no such file for any of the languages en, de"),
+        (["nowhere", "--out", "there.yaml"], "nowhere: no such folder"),
         (["data", "--task", "clasification"], "did you mean 'classification'"),
         (["data", "--task", "ranking"], "no kind of task can read these files"),
         (["data", "--languages", "de,xx"], "no test set for language 'xx'"),
@@ -186,6 +189,20 @@ def test_what_cannot_be_done_is_a_sentence(tmp_path, monkeypatch, arguments, sai
     assert not (tmp_path / "recipe.yaml").exists()
     with pytest.raises((DataError, RecipeError)):
         first_recipe.init("nowhere", tmp_path / "there.yaml")
+
+
+def test_a_dev_file_that_cannot_be_read_is_not_an_absent_one(tmp_path, monkeypatch):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.dev.tsv", "en.test.tsv", "de.test.tsv")
+    monkeypatch.chdir(tmp_path)
+    wrong = TEXTS.replace("good", "godo", 1)
+    (tmp_path / "data" / "en.dev.tsv").write_text(wrong, encoding="utf-8")
+    result = CliRunner().invoke(app, ["init", "data"])
+    assert result.exit_code == 2
+    assert "en.dev.tsv" in result.stderr
+    assert "'godo'" in result.stderr
+    (tmp_path / "data" / "en.dev.tsv").unlink()
+    assert CliRunner().invoke(app, ["init", "data"]).exit_code == 0
+    assert load_recipe("recipe.yaml").training.keep == "last"
 
 
 def test_force_replaces_a_recipe(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import yaml
 from campaigns import recipes as campaign
 
 from xlmprune.core.errors import RecipeError
-from xlmprune.recipe.catalog import shipped_recipes
+from xlmprune.recipe.catalog import find_recipe, shipped_recipes
 from xlmprune.recipe.editors import json_schema
 from xlmprune.recipe.effects import differences, effect_of
 from xlmprune.recipe.loading import load_recipe, recipe_of
@@ -114,6 +114,8 @@ def test_unknown_task(tmp_path):
         ("export: {onnx: [fp33]}", "export.onnx.0: expected `fp32` or `fp16` or `int8`, found 'fp33'"),
         ("distillation: {languages: []}", "distillation.languages: needs at least one entry, found []"),
         ("distillation: {teacher: best}", "distillation.teacher: expected `finetuned` or `best_so_far`"),
+        ("max_length: 96", "unknown key 'max_length'; did you mean training.max_length?"),
+        ("training: {stages: 3}", "unknown key 'training.stages'"),
         ("distillation: {teecher: best}", "unknown key 'distillation.teecher'; did you mean 'teacher'"),
         ("distillation: {teacher: best_so_far}\ntraining: {keep: last}", "best_so_far needs dev scores"),
         ("name: a/b", "name: use letters, digits and `_.-`, and begin with a letter or a digit, found 'a/b'"),
@@ -601,6 +603,13 @@ def test_differences_name_every_key_with_both_values():
 
 
 # --- what others send -------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_file_in_the_folder_is_suggested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(RecipeError, match=r"no recipe at recipe\.yml, .*; did you mean recipe\.yaml\?"):
+        find_recipe("recipe.yml")
 
 
 def test_mutated_recipes_are_read_or_refused_with_a_sentence():

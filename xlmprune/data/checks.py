@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xlmprune.core.formatting import count_of
 from xlmprune.core.languages import language_name
 from xlmprune.data.examples import Examples
+
+EXPECTED = 5
+"""A label is missed in a set that should have this many examples of it."""
 
 MUCH_MORE = 2
 """From how many times the next language's texts on a language has much more."""
@@ -31,6 +35,7 @@ def warnings_about(train: Examples, dev: Examples | None, tests: Mapping[str, Ex
         warnings.append(_in_both(keys[name], chosen, name, "the dev set"))
     warnings.append(_contradictions(train, trained))
     warnings += [_single_class(name, examples) for name, examples in sets.items()]
+    warnings += [_absent_labels(name, examples, train) for name, examples in sets.items()]
     return tuple(warning for warning in warnings if warning)
 
 
@@ -82,8 +87,29 @@ def _contradictions(train: Examples, keys: list[str]) -> str:
     return f"the training set has {count_of(len(different), 'text')} more than once with different labels"
 
 
+def _absent_labels(name: str, examples: Examples, train: Examples) -> str:
+    """Say which labels a set lacks though it should have several examples of each, by their share of the training set."""
+    if not examples.labels or not train.labels or examples.groups is not None:
+        return ""
+    own, trained = set(_tags(examples)), Counter(_tags(train))
+    share = len(list(_tags(examples))) / trained.total()
+    absent = [count for label, count in trained.items() if label not in own and count * share >= EXPECTED]
+    if not absent or len(own) == 1:
+        return ""
+    return (
+        f"the {name} has no example of {count_of(len(absent), 'label')} of the training set "
+        f"({count_of(sum(absent), 'example')} there), so its scores do not measure them"
+    )
+
+
+def _tags(examples: Examples) -> Iterator[int]:
+    for label in examples.labels or ():
+        yield from label if isinstance(label, list) else [label]
+
+
 def _single_class(name: str, examples: Examples) -> str:
     if examples.labels is None or len(examples) < 2 or examples.groups is not None:
         return ""
-    found = {tag for label in examples.labels for tag in (label if isinstance(label, list) else [label])}
-    return f"the {name} has only one label, so scores on it say little" if len(found) == 1 else ""
+    return (
+        f"the {name} has only one label, so scores on it say little" if len(set(_tags(examples))) == 1 else ""
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 from xlmprune.core.errors import RecipeError
@@ -32,5 +34,14 @@ def find_recipe(name: str) -> Path:
     if os.path.isdir(file):  # noqa: PTH112
         raise RecipeError(f"{name} is a folder; give a recipe file, or one of: {', '.join(known)}")
     raise RecipeError(
-        f"no recipe at {name}, and no shipped recipe has this name; {nearest(file.stem, list(known))}"
+        f"no recipe at {name}, and no shipped recipe has this name; {_near_file(file) or nearest(file.stem, list(known))}"
     )
+
+
+def _near_file(file: Path) -> str:
+    """Name the recipe file in the same folder that was probably meant; empty without one."""
+    with suppress(OSError, ValueError):
+        there = [found.name for found in file.parent.iterdir() if found.suffix in (".yaml", ".yml")]
+        for near in get_close_matches(file.name, there, 1, cutoff=0.8):
+            return f"did you mean {file.parent / near}?"
+    return ""

@@ -10,12 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xlmprune.recipe.fields import annotation_at, describe_type, keys_at
+from xlmprune.recipe.fields import annotation_at, describe_type, keys_at, paths_to
 from xlmprune.recipe.registry import nearest
 from xlmprune.recipe.yaml_text import BRACE_HINT, KeyPath
 
 MOST = 50
 """Faults that are explained; a reader fixes the first few and tries again."""
+
+MOST_PLACES = 2
+"""A key that is elsewhere in a recipe is suggested if it is in no more places than these."""
 
 LONGEST = 200
 """Characters of a name that a sentence quotes."""
@@ -82,7 +85,10 @@ def _fault(fault: Any, kind: Any, values: Any, above: KeyPath) -> _Fault:
     name = ".".join(map(str, path))[:LONGEST]
     name = name if name.isprintable() else ascii(name)
     if fault["type"] in UNKNOWN:
-        advice = nearest(str(keys[-1]), keys_at(kind, keys[:-1]))
+        known = keys_at(kind, keys[:-1])
+        places = [] if above else sorted(set(paths_to(kind, str(keys[-1]))))
+        is_clear = 0 < len(places) <= MOST_PLACES
+        advice = f"did you mean {' or '.join(places)}?" if is_clear else nearest(str(keys[-1]), known)
         return _Fault(path, f"unknown key {name!r}; {advice}", wrong_type=False)
     if fault["type"] in MISSING:
         return _Fault(path, f"{name!r} is missing", wrong_type=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -60,6 +60,15 @@ def _inside(kind: Any, part: str | int) -> Any:
 def keys_at(annotation: Any, path: tuple[str | int, ...]) -> list[str]:
     """Names of the keys of the section at ``path``."""
     return [key for kind in alternatives(annotation_at(annotation, path)) for key in fields_of(kind)]
+
+
+def paths_to(kind: type[BaseModel], key: str) -> Iterator[str]:
+    """Give every dotted path in ``kind`` that ends with ``key``."""
+    for name, field in fields_of(kind).items():
+        if name == key:
+            yield key
+        for section in sections(field.annotation):
+            yield from (f"{name}.{path}" for path in paths_to(section, key))
 
 
 def describe_type(annotation: Any) -> str:

@@ -97,7 +97,7 @@ def survey(
     kind, task = _first_that_reads(recipe, [kind] if kind else _likely_kinds(layout, train_language))
     train = task.examples(train_language, "train")
     tests = [task.examples(language, "test") for language in task.languages()]
-    dev = _dev(task, train_language)
+    dev = task.examples(train_language, "dev") if _file(layout, train_language, "dev") else None
     counts = {"train": len(train), "dev": 0 if dev is None else len(dev), "test": sum(map(len, tests))}
     longest = max(map(_longest, (train, *tests)))
     return Survey(kind, layout, train_language, task.languages(), task.labels, counts, longest)
@@ -175,8 +175,7 @@ def _split_of(split: str, words: Counter[str]) -> str | None:
 
 def _likely_kinds(layout: Layout, language: str) -> Sequence[str]:
     """The kinds to try. Only a token file has an empty line after every sentence; a table may look like one otherwise."""
-    name = fill(expand(layout.pattern), language, layout.splits.get("train", "train"))
-    file = next((Path(path) for path in (name, f"{name}.gz") if Path(path).is_file()), None)
+    file = _file(layout, language, "train")
     if file is None or file.name.removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
         return KINDS
     with (gzip.open if file.suffix == ".gz" else open)(
@@ -203,11 +202,10 @@ def _first_that_reads(recipe: TaskRecipe, kinds: Sequence[str]) -> tuple[str, Ta
     raise DataError("\n".join([f"{recipe.path}: no kind of task can read these files", *refused]))
 
 
-def _dev(task: Task, train_language: str) -> Examples | None:
-    try:
-        return task.examples(train_language, "dev")
-    except DataError:
-        return None
+def _file(layout: Layout, language: str, split: str) -> Path | None:
+    """Find the file of a language and a split, compressed or not."""
+    name = fill(expand(layout.pattern), language, layout.splits.get(split, split))
+    return next((Path(path) for path in (name, f"{name}.gz") if Path(path).is_file()), None)
 
 
 def _longest(examples: Examples) -> int:
@@ -249,12 +247,6 @@ def init(
         DataError: the files cannot be read.
         RecipeError: ``out`` exists, or an argument is not possible.
     """
-    if out.is_dir():
-        raise RecipeError(f"{out}: is a folder; give a file with --out")
-    if out.exists() and not force:
-        raise RecipeError(
-            f"{out}: exists already; choose another file with --out, or replace it with --force"
-        )
     if not 0.01 <= density < 1:
         raise RecipeError(f"--density {density:g}: expected a share from 0.01 to below 1, such as 0.5")
     if unlabelled and "{language}" not in unlabelled:
@@ -265,6 +257,16 @@ def init(
         raise RecipeError(f"--task {kind}: {registry.nearest(kind, KINDS)}")
     limits = read_budget(budget)
     found = survey(path, kind, train_language, languages)
+    if unlabelled and not _texts_of(found, unlabelled):
+        raise RecipeError(
+            f"--text {unlabelled}: no such file for any of the languages {', '.join(found.languages)}"
+        )
+    if out.is_dir():
+        raise RecipeError(f"{out}: is a folder; give a file with --out")
+    if out.exists() and not force:
+        raise RecipeError(
+            f"{out}: exists already; choose another file with --out, or replace it with --force"
+        )
     pattern = os.path.relpath(expand(found.layout.pattern), out.absolute().parent)
     near = (
         os.path.relpath(expand(unlabelled), out.absolute().parent).replace(os.sep, "/") if unlabelled else ""
@@ -275,6 +277,12 @@ def init(
     with explain_disk(out.absolute().parent):
         write_atomically(out, text)
     return found
+
+
+def _texts_of(found: Survey, pattern: str) -> list[str]:
+    """The languages that have a file of this pattern."""
+    layout = Layout(pattern, {})
+    return [language for language in found.languages if _file(layout, language, "")]
 
 
 def recipe_text(
