@@ -223,8 +223,15 @@ def test_every_criterion_resumes_exactly(name, stop_after):
 
 
 @pytest.mark.parametrize("stop_after", slow_but([9], [7, 9]))
-@pytest.mark.parametrize("teacher", ["finetuned", "best_so_far"])
-@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize(
+    ("teacher", "tokens"),
+    [
+        ("finetuned", True),
+        ("best_so_far", False),
+        pytest.param("finetuned", False, marks=pytest.mark.slow),
+        pytest.param("best_so_far", True, marks=pytest.mark.slow),
+    ],
+)
 def test_with_a_teacher_too_a_resumed_run_is_the_same_run(teacher, tokens, stop_after):
     recipe = make_recipe(training={"gradient_accumulation": 2})
     settings = DistillationRecipe(teacher=teacher, hidden=0.1)
@@ -760,7 +767,7 @@ def test_a_jump_without_warm_up_prunes_before_the_first_update(name, restart):
 
 
 @pytest.mark.parametrize("stop_after", slow_but([12], [5, 12, 21, 28]))
-@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("method", slow_but(["pins", "movement", "obert"], PUBLISHED))
 def test_a_continuous_stage_resumes_exactly(method, stop_after):
     def start():
         settings = DistillationRecipe(
