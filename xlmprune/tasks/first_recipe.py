@@ -128,8 +128,7 @@ def find_layout(folder: Path) -> Layout:
     if not complete:
         raise DataError(
             f"{folder}: no training and test files found whose names contain a language and a split, such as en.train.tsv "
-            "and "
-            "de.test.tsv; rename the files, or give a pattern such as 'data/{language}/{split}.tsv'"
+            "and de.test.tsv; rename the files, or give a pattern such as 'data/{language}/{split}.tsv'"
         )
     best = max(complete, key=lambda pattern: complete[pattern].total())
     words = {split: _split_of(split, complete[best]) for split in SPLITS}
