@@ -341,8 +341,7 @@ MORE = {
         "pruning": {
             **golden.BASE["pruning"],
             "criterion": "wanda",
-            "scope": "layer",
-            "reconstruct": {"texts": 20, "ridge": 0.1},
+            "reconstruct": {"texts": 20, "ridge": 1.0},
         },
     },
     "cut": {
