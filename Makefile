@@ -75,11 +75,11 @@ audit: $(INSTALLED_TEST)
 	$(PIP) freeze --all --exclude-editable | sed -nE 's/^([A-Za-z0-9._-]+==[^+ ]+).*/\1/p' > .venv/audit/requirements.txt
 	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip -r .venv/audit/requirements.txt
 
-# torch comes first: it is the largest package, and TORCH_INDEX applies to it alone.
+# torch comes first, without its dependencies: TORCH_INDEX applies to it alone, and pip asks an index that cannot be reached only once.
 # The stamp file is newer than its sources, so nothing is installed twice.
 $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) install -c constraints.txt setuptools
-	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(PIP) install -c constraints.txt --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(PIP) install -c constraints.txt -e '.[quickstart]'
 	touch $@
 
