@@ -6,15 +6,9 @@ import http.server
 import json
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +47,6 @@ def start(folder: Path, *command: str) -> subprocess.Popen[str]:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]
-
-
 def test_the_lines_for_python(folder):
     (code,) = [program for program in PROGRAMS if program.startswith("import xlmprune")]
     process = start(folder, "-c", code)
@@ -67,64 +55,6 @@ def test_the_lines_for_python(folder):
     lines = told.splitlines()
     assert len(lines) == 2
     assert {line.split()[0] for line in lines} <= set(Bundle(folder / "runs/quickstart/bundle").labels)
-
-
-@pytest.fixture
-def address(folder) -> Iterator[str]:
-    """Where the page's HTTP server listens."""
-    port = free_port()
-    process = start(folder, "serve.py", "runs/quickstart/bundle", str(port))
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.communicate(timeout=30)
-
-
-def post(address: str, value: object) -> dict:
-    request = urllib.request.Request(f"{address}/predict", json.dumps(value).encode())
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def test_the_http_server_answers_as_the_bundle_does(folder, address):
-    from xlmprune.bundle.predictor import Predictor
-
-    expected = Predictor(folder / "runs/quickstart/bundle")(TEXTS)
-    answers = post(address, {"texts": TEXTS})["answers"]
-    assert [answer["label"] for answer in answers] == [one.label for one in expected]
-    assert answers[0]["probability"] == pytest.approx(expected[0].probability, abs=1e-5)
-    with urllib.request.urlopen(address, timeout=60) as answer:
-        assert json.load(answer)["kind"] == "text"
-    expected = 'expected JSON like {"texts": ["first text", "second text"]}'
-    for wrong in (
-        b"",
-        b"{",
-        b"\xff",
-        b"[]",
-        b'["x"]',
-        b'"x"',
-        b"{}",
-        b'{"texts": "one string"}',
-        b'{"texts": []}',
-    ):
-        assert refused(address, wrong) == expected, wrong
-    assert refused(address, b'{"texts": ["x", 7]}') == "text 2: this bundle takes one text, found int"
-
-
-def refused(address: str, body: bytes) -> str:
-    """Return what the server says of a wrong request."""
-    with pytest.raises(urllib.error.HTTPError) as raised:
-        urllib.request.urlopen(urllib.request.Request(f"{address}/predict", body), timeout=60)
-    assert raised.value.code == 400
-    return json.load(raised.value)["error"]
 
 
 class Triton(http.server.BaseHTTPRequestHandler):
@@ -189,5 +119,4 @@ def test_the_triton_client_speaks_to_the_model_repository(folder):
 
 
 def test_every_program_of_the_page_is_run():
-    assert len(PROGRAMS) == 3
-    assert shutil.which("curl") is None or "curl -s localhost:8080/predict" in PAGE
+    assert len(PROGRAMS) == 2

@@ -183,6 +183,7 @@ def _print_next_steps(bundle: Path) -> None:
     if any(bundle.glob("*.onnx")):
         lines.append(f'predict:  xlmprune predict {bundle} "your text"')
         lines.append(f"check:    xlmprune verify {bundle}")
+        lines.append(f"serve:    xlmprune serve {bundle}")
     typer.echo("\n".join(lines), err=True)
 
 
@@ -344,6 +345,31 @@ def predict(
     waiting, ready = open_texts(texts, file)
     for result in session.predict(opened, waiting, form, batch_size, ready=ready):
         typer.echo(json.dumps(result, ensure_ascii=False))
+
+
+@app.command()
+def serve(
+    bundle: Bundle,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. 0.0.0.0: all, as in a container.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on. 0: any free port.")] = 8080,
+    form: Form = "",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime for one request.")] = 1,
+    verify: Verify = True,
+) -> None:
+    """Answer requests over HTTP: POST /predict, without PyTorch.
+
+    As many requests as the machine has cores are computed at the same time. Ctrl-C or SIGTERM stops the server.
+    """
+    from xlmprune.bundle.predictor import Predictor
+    from xlmprune.bundle.serve import Server
+
+    predictor = Predictor(bundle, form, threads, verify=verify)
+    server = Server(predictor, host, port, max(1, machine.processors() // threads))
+    _say(f"{bundle} ({predictor.form}) is served on {server.url}. Stop with Ctrl-C. Try:")
+    _say(f"curl -s {server.url}/predict -d '{server.example()}'")
+    server.serve_until_stopped()
 
 
 @app.command()

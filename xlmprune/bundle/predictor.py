@@ -70,8 +70,9 @@ class Predictor:
         verify: bool = True,
     ) -> None:
         self._bundle = Bundle(bundle, threads, verify)
-        self._form = form or self._bundle.served
-        self._bundle.session(self._form)  # opened now, before threads share it
+        self.form = form or self._bundle.served
+        """The ONNX file that is used."""
+        self._bundle.session(self.form)  # opened now, before threads share it
         self._batch_size = batch_size
 
     @property
@@ -101,7 +102,7 @@ class Predictor:
         Raises:
             DataError: a text is not of the bundle's kind. The message has its number.
         """
-        answers = predict(self._bundle, texts, self._form, self._batch_size, WINDOW * self._batch_size)
+        answers = predict(self._bundle, texts, self.form, self._batch_size, WINDOW * self._batch_size)
         return (_answer(found) for found in answers)
 
 

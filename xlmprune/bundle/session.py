@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from xlmprune.core.errors import BundleError, DataError
 from xlmprune.data.encoding import encode
 from xlmprune.data.examples import Examples, Kind
+from xlmprune.data.readers.lines import refuse_halves
 from xlmprune.data.special import explain_panics
 from xlmprune.evaluation.scores import collect
 from xlmprune.export import manifest
@@ -218,6 +219,7 @@ def as_examples(kind: str, batch: Sequence[Any], done: int) -> Examples:
     for number, entry in enumerate(batch, done + 1):
         if not _is_of_kind(kind, entry):
             raise DataError(f"text {number}: {_EXPECTED[kind]}, found {_found(entry)}")
+        refuse_halves(entry, f"text {number}")
     if kind == "pair":
         return Examples("", "", [first for first, _ in batch], [second for _, second in batch])
     if kind == "tokens":

@@ -129,7 +129,7 @@ def parse_json(text: str, location: str) -> Any:
     except RecursionError:
         raise DataError(f"{location}: JSON is nested too deep") from None
     if "\\u" in text:
-        _refuse_halves(value, location)
+        refuse_halves(value, location)
     return value
 
 
@@ -150,7 +150,12 @@ def _array_parts(text: str, path: Path) -> Iterator[tuple[int, str]]:
         line += text.count("\n", start, end)
 
 
-def _refuse_halves(record: Any, location: str) -> None:
+def refuse_halves(record: Any, location: str) -> None:
+    """Refuse a text, or a record with texts, that no tokenizer and no file can take.
+
+    Raises:
+        DataError: it has half of a character. The message begins with ``location``.
+    """
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -1,0 +1,241 @@
+"""Test `xlmprune serve` as its clients see it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from tiny import tiny_bundle
+from typer.testing import CliRunner
+
+from xlmprune.bundle import serve
+from xlmprune.bundle.predictor import Predictor
+from xlmprune.cli import app
+from xlmprune.core.errors import MachineError
+
+ROOT = Path(__file__).parent.parent
+TEXTS = ["schalte das Licht ein", "allume la lumière du salon, s'il te plaît", "불 켜 줘", "a\nb"]
+EXPECTED = 'expected JSON like {"texts": ["first text", "second text"]}'
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    """A bundle for one text."""
+    folder = tmp_path_factory.mktemp("serve") / "bundle"
+    tiny_bundle(folder, forms=("fp32", "int8"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle) -> Predictor:
+    return Predictor(bundle, threads=1)
+
+
+@contextmanager
+def served(predictor: Predictor, at_a_time: int = 2) -> Iterator[serve.Server]:
+    """Run a server in a thread of this process."""
+    server = serve.Server(predictor, "127.0.0.1", 0, at_a_time)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def server(predictor) -> Iterator[serve.Server]:
+    with served(predictor) as server:
+        yield server
+
+
+def post(url: str, body: bytes) -> tuple[int, dict]:
+    """Return status and answer of a request."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/predict", body), timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def get(url: str) -> tuple[int, dict]:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_answers_are_those_of_the_predictor(server, predictor):
+    status, answer = post(server.url, json.dumps({"texts": TEXTS}).encode())
+    assert status == 200
+    expected = predictor(TEXTS)
+    assert [one["label"] for one in answer["answers"]] == [one.label for one in expected]
+    for found, one in zip(answer["answers"], expected, strict=True):
+        assert found.keys() == asdict(one).keys()
+        assert found["probabilities"] == pytest.approx(one.probabilities, abs=1e-6)
+
+
+def test_what_the_server_has(server, predictor):
+    assert get(server.url) == (200, {"labels": list(predictor.labels), "kind": "text", "form": "int8"})
+    assert get(f"{server.url}/health?from=probe") == (200, {"status": "ok"})
+    assert get(f"{server.url}/favicon.ico")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        b'["x"]',
+        b'"x"',
+        b"{}",
+        b"7",
+        b'{"texts": "one string"}',
+        b'{"texts": []}',
+        b"[" * 100_000,
+        b'{"texts": [' + b"9" * 10_000 + b"]",
+    ],
+    ids=range(12),
+)
+def test_a_wrong_request_gets_an_example(server, body):
+    assert post(server.url, body) == (400, {"error": EXPECTED})
+
+
+def test_a_text_of_another_kind_is_named(server):
+    wrong = post(server.url, b'{"texts": ["x", 7]}')
+    assert wrong == (400, {"error": "text 2: this bundle takes one text, found int"})
+    status, answer = post(server.url, b'{"texts": ["x", "cut \\ud83d"]}')
+    assert status == 400
+    assert answer["error"].startswith("text 2: \\ud83d is one half of a character")
+
+
+def raw(server: serve.Server, *lines: str) -> int:
+    """Send a request by hand and return the status."""
+    with socket.create_connection(server.server_address[:2], timeout=30) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status
+
+
+def test_requests_without_a_length_and_with_too_much(server, monkeypatch):
+    assert raw(server, "POST /predict HTTP/1.1") == 411
+    assert raw(server, "POST /predict HTTP/1.1", "Content-Length: -5") == 411
+    assert raw(server, "POST /predict HTTP/1.1", f"Content-Length: {10**30}") == 411
+    assert raw(server, "POST /predict HTTP/1.1", f"Content-Length: {serve.MAX_BYTES + 1}") == 413
+    assert raw(server, "POST /elsewhere HTTP/1.1", "Content-Length: 0") == 404
+    assert raw(server, "DELETE / HTTP/1.1") == 501
+
+
+def test_a_client_that_leaves_or_is_silent_stops_nobody(server, monkeypatch):
+    monkeypatch.setattr(serve._Handler, "timeout", 0.1)
+    gone = socket.create_connection(server.server_address[:2])
+    gone.sendall(b"POST /predict HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+    silent = socket.create_connection(server.server_address[:2])
+    gone.close()
+    assert post(server.url, b'{"texts": ["x"]}')[0] == 200
+    assert silent.recv(1) == b""  # disconnected
+    silent.close()
+
+
+def test_at_most_so_many_requests_compute_at_a_time(bundle):
+    class Counting(Predictor):
+        most = now = 0
+        lock = threading.Lock()
+
+        def __call__(self, texts):
+            with self.lock:
+                Counting.now += 1
+                Counting.most = max(Counting.most, Counting.now)
+            time.sleep(0.05)
+            with self.lock:
+                Counting.now -= 1
+            return super().__call__(texts)
+
+    with served(Counting(bundle, threads=1), at_a_time=2) as server, ThreadPoolExecutor(8) as clients:
+        statuses = [status for status, _ in clients.map(post, [server.url] * 8, [b'{"texts": ["x"]}'] * 8)]
+    assert statuses == [200] * 8
+    assert Counting.most == 2
+
+
+def test_an_internal_error_is_logged_and_the_server_goes_on(server, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "__call__", lambda *_: 1 / 0)
+        assert post(server.url, b'{"texts": ["x"]}') == (
+            500,
+            {"error": "internal error; see the server's log"},
+        )
+    assert post(server.url, b'{"texts": ["x"]}')[0] == 200
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pair", "tokens"])
+def test_the_example_of_each_kind_is_answered(tmp_path, kind):
+    tiny_bundle(tmp_path / "bundle", kind=kind)
+    with served(Predictor(tmp_path / "bundle")) as server:
+        status, answer = post(server.url, server.example().encode())
+        assert status == 200
+        assert len(answer["answers"]) == len(json.loads(server.example())["texts"])
+
+
+def test_an_address_that_cannot_be_used(predictor, server):
+    port = server.server_address[1]
+    with pytest.raises(MachineError, match=rf"cannot listen on 127.0.0.1, port {port}: .*--port"):
+        serve.Server(predictor, "127.0.0.1", port, 1)
+    with pytest.raises(MachineError, match="port 70000"):
+        serve.Server(predictor, "127.0.0.1", 70000, 1)
+    with pytest.raises(MachineError, match=r"cannot listen on no\.such\.host\.invalid"):
+        serve.Server(predictor, "no.such.host.invalid", 0, 1)
+
+
+def test_a_damaged_bundle_is_not_served(tmp_path):
+    tiny_bundle(tmp_path / "bundle")
+    with (tmp_path / "bundle" / "model.onnx").open("r+b") as file:
+        file.seek(2000)
+        file.write(b"\x00\x01\x02")
+    result = CliRunner().invoke(app, ["serve", str(tmp_path / "bundle"), "--port", "0"])
+    assert result.exit_code == 2
+    assert "model.onnx" in result.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_command(bundle, number):
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "xlmprune", "serve", str(bundle), "--port", "0"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first, tried = process.stderr.readline(), process.stderr.readline()
+    assert f"{bundle} (int8) is served on http://127.0.0.1:" in first
+    assert tried.startswith("curl -s http://127.0.0.1:")
+    url = tried.split()[2].removesuffix("/predict")
+    body = tried.split(" -d ", 1)[1].strip().strip("'")
+    status, answer = post(url, body.encode())
+    assert (status, len(answer["answers"])) == (200, 2)
+    process.send_signal(number)
+    told, errors = process.communicate(timeout=30)
+    assert process.returncode == (0 if number == signal.SIGTERM else 130), errors
+    assert told == ""
+    assert "Traceback" not in errors
