@@ -1,6 +1,7 @@
 """Check what a run prints while it works."""
 
 import io
+import re
 import time
 
 import pytest
@@ -135,14 +136,45 @@ def test_quiet_prints_warnings_only_and_verbose_prints_details(clock):
         assert "update 11/30" in file.getvalue()
 
 
-def test_items_are_passed_on_and_counted(clock):
+def test_measured_texts_are_counted_in_a_log(clock):
     reporter, file = in_a_log()
-    seen = []
-    for item in reporter.track(iter("abcde"), "measuring languages", 5):
-        seen.append(item)
-        clock.now += 8
-    assert seen == list("abcde")
-    assert "measuring languages 3/5" in file.getvalue()
+    with reporter.counting("measuring texts", 160) as advance:
+        for _ in range(5):
+            clock.now += 8
+            advance(32)
+    assert re.findall("measuring texts (.*)", file.getvalue()) == ["96/160  0:16 left"]
+
+
+def test_measured_texts_are_counted_on_a_terminal(clock):
+    reporter, file = on_terminal()
+    with reporter.counting("measuring texts", 100) as advance:
+        for _ in range(2):
+            clock.now += 8
+            advance(32)
+        reporter._bar.refresh()
+        assert "64/100" in file.getvalue()
+    assert reporter._bar is None
+
+
+def test_measuring_between_two_updates_leaves_their_rate(clock):
+    reporter, file = in_a_log()
+    reporter.step(0, 1, 1.0, 1, 100, 0.5)
+    clock.now += 20
+    reporter.step(0, 1, 1.0, 2, 100, 0.5)
+    with reporter.counting("measuring dev texts", 100) as advance:
+        advance(100)
+    clock.now += 20
+    reporter.step(0, 1, 1.0, 3, 100, 0.5)
+    assert "3/100  20.0 s each" in file.getvalue()
+
+
+def test_more_texts_than_announced_end_at_the_total(clock):
+    reporter, file = in_a_log()
+    with reporter.counting("measuring texts", 10) as advance:
+        for _ in range(4):
+            clock.now += 11
+            advance(4)
+    assert "12/10" not in file.getvalue()
 
 
 def test_two_stages_have_a_clock_each(clock):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -21,7 +21,9 @@ BUSY_EVERY_SECONDS = 30.0
 """Seconds between two lines of a single long step."""
 
 Level = Literal["quiet", "normal", "verbose"]
-Item = TypeVar("Item")
+
+Advance = Callable[[int], None]
+"""Called with the number of items that were done since the last call."""
 
 
 class Reporter:
@@ -72,13 +74,26 @@ class Reporter:
         logged = f"{what}  {density:6.1%} of the encoder  update"
         self._show(what, status, number, total, logged, "left" if stage == stages else "left in this stage")
 
-    def track(self, items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-        """Show progress over ``items``, for example over languages that are measured."""
-        for number, item in enumerate(items, 1):
-            yield item
-            self._clock.at(number)
-            self._show(what, "", number, total, what)
-        self.stop()
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Advance]:
+        """Give a function that says how many more of ``total`` items are done, for example texts that are measured.
+
+        It can run between two updates of a stage, whose rate and remaining time stay as they are.
+        """
+        outer, done = self._clock, 0
+        self._clock = _Clock()
+
+        def advance(number: int) -> None:
+            nonlocal done
+            done = min(done + number, total)
+            self._clock.at(done)
+            self._show(what, "", done, total, what)
+
+        try:
+            yield advance
+        finally:
+            self.stop()
+            self._clock = outer
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:

@@ -106,6 +106,17 @@ TOGETHER = 4096
 """Examples of several languages that share batches, at most, unless one language has more."""
 
 
+def counted(forward: Forward, advance: Callable[[int], None]) -> Forward:
+    """Tell ``advance`` how many texts each call of ``forward`` has computed, of all processes together."""
+
+    def compute(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        logits = forward(input_ids, attention_mask)
+        advance(len(input_ids) * processes.launched())
+        return logits
+
+    return compute
+
+
 def evaluate(
     forward: Forward, sets: Mapping[str, TestSet], task: Any, batch_size: int, apart: bool = False
 ) -> Iterator[tuple[str, Score, Logits]]:
@@ -134,6 +145,11 @@ def _shared(sets: Mapping[str, TestSet], most: int) -> Iterator[list[str]]:
         group.append(language)
     if group:
         yield group
+
+
+def texts_in(sets: Mapping[str, TestSet]) -> int:
+    """Return the number of examples of all languages."""
+    return sum(len(test.encoded) for test in sets.values())
 
 
 def require_scorable(task: Any, tests: Iterable[Examples]) -> None:

@@ -228,12 +228,14 @@ def _measure(
     agreement = Agreement()
     forward = forward_of(form.open(folder / form.file))
     data = material.data
-    measured = evaluation.evaluate(
-        forward, data.tests, data.task, material.batch_size, apart=form.parity is None
-    )
-    for language, score, found in reporter.track(measured, f"measuring {form.name}", len(data.tests)):
-        scores[language] = score
-        agreement.add(logits[language], found)
+    with reporter.counting(f"measuring {form.name}", evaluation.texts_in(data.tests)) as advance:
+        counted = evaluation.counted(forward, advance)
+        apart = form.parity is None
+        for language, score, found in evaluation.evaluate(
+            counted, data.tests, data.task, material.batch_size, apart
+        ):
+            scores[language] = score
+            agreement.add(logits[language], found)
     alone = None if form.parity is not None else _compare_batches(forward, data.tests, material.batch_size)
     return MeasuredForm(form, written, scores, agreement, alone=alone, opset=opset)
 

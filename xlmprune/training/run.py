@@ -86,7 +86,7 @@ class Training:
             moment_text=[to_device(batch, device) for batch in given.moment_text],
         )
         self.scores = StageScores(
-            self.data, recipe.evaluation, reporter.track, self.stop.guard(vectors_of(model, device))
+            self.data, recipe.evaluation, reporter.counting, self.stop.guard(vectors_of(model, device))
         )
         self.conditions = conditions.conditions(device, recipe.training)
         self.changes: list[dict[str, Any]] = []
@@ -226,7 +226,9 @@ class Training:
         return fmean(self._score(self.data.dev, forward).value for forward in forwards)
 
     def _score(self, test: TestSet, forward: Forward) -> Score:
-        logits = evaluation.collect(forward, test.encoded, self.scores.settings.batch_size)
+        with self.reporter.counting("measuring dev texts", len(test.encoded)) as advance:
+            counted = evaluation.counted(forward, advance)
+            logits = evaluation.collect(counted, test.encoded, self.scores.settings.batch_size)
         return evaluation.score(logits, test.examples, self.data.task.metrics, self.data.task.labels)
 
     def _log(self, step: Step) -> None:

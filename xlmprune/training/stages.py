@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from xlmprune.training.outcome import Datasets, Outcome
 Row = dict[str, Any]
 """One entry of `stages` in report.json."""
 
-Watch = Callable[[Iterator[Any], str, int], Iterator[Any]]
+Watch = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class StageScores:
@@ -29,7 +30,7 @@ class StageScores:
     Args:
         data: the test sets and the task.
         settings: the recipe's `evaluation`.
-        watch: passes items on and shows progress, as `Reporter.track` does.
+        watch: shows progress, as `Reporter.counting` does.
         vectors_of: gives the first token's vector, for `separability`; None to leave it out.
     """
 
@@ -37,7 +38,7 @@ class StageScores:
         self,
         data: Datasets,
         settings: EvaluationRecipe,
-        watch: Watch | None = None,
+        watch: Watch,
         vectors_of: Forward | None = None,
     ) -> None:
         self.data, self.settings, self._watch, self._vectors_of = data, settings, watch, vectors_of
@@ -89,10 +90,11 @@ class StageScores:
 
     def _scores(self, forward: Forward, cap: int | None) -> dict[str, tuple[evaluation.Score, Logits]]:
         sets = {language: test.sample(cap) for language, test in self.data.tests.items()}
-        measured = evaluation.evaluate(forward, sets, self.data.task, self.settings.batch_size)
-        if self._watch is not None:
-            measured = self._watch(measured, "measuring languages", len(sets))
-        return {language: (score, logits) for language, score, logits in measured}
+        with self._watch("measuring texts of all languages", evaluation.texts_in(sets)) as advance:
+            measured = evaluation.evaluate(
+                evaluation.counted(forward, advance), sets, self.data.task, self.settings.batch_size
+            )
+            return {language: (score, logits) for language, score, logits in measured}
 
     def _observe(
         self, found: Mapping[str, tuple[evaluation.Score, Logits]], vectors_of: Forward | None
