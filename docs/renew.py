@@ -158,7 +158,7 @@ def _left(recipe: Recipe) -> str:
         asked = {"layers": structure.layers, "heads": structure.heads, "neurons": structure.neurons}
         asked["sizes down to"] = structure.smallest
         return ", ".join(f"{key} {value}" for key, value in asked.items() if value not in (None, 1))
-    densities = build_component(recipe, "schedule").densities()
+    densities = build_component(recipe, "schedule").per_stage()
     return f"{100 * densities[-1]:.3g}% in {len(densities)} stage{'s' if len(densities) > 1 else ''}"
 
 

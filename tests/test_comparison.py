@@ -420,7 +420,7 @@ def test_shipped_comparisons_are_valid_and_say_how_to_run(name):
     assert plan.read(f"recipes/comparisons/{name}.yaml") == made
     if any(cell.recipe.pruning.structure for cell in made.cells):
         return  # rows of several sizes, and some without training
-    densities = {build_component(cell.recipe, "schedule").densities()[-1] for cell in made.cells}
+    densities = {build_component(cell.recipe, "schedule").per_stage()[-1] for cell in made.cells}
     assert len({round(density, 2) for density in densities}) == 1, "one final density"
     assert not [note for note in made.notes if "Budgets differ" in note]
 

@@ -587,7 +587,7 @@ def test_the_reported_density_is_the_share_of_weights_that_are_not_zero(name, sc
     )  # fmt: skip
     pruner = make_pruner(recipe, tiny_classifier(num_hidden_layers=1), examples())
     sizes = [weight.numel() for weight in pruner.state.weights.values()]
-    wanted = [1.0, *build_component(recipe, "schedule").densities()]
+    wanted = [1.0, *build_component(recipe, "schedule").per_stage()]
     ends = [event for event in drive(pruner) if isinstance(event, StageEnd)]
     for end in ends:
         share = wanted[end.stage] if pattern == "unstructured" else (1.0 if end.stage == 0 else 0.5)

@@ -172,7 +172,7 @@ def test_sparsegpt():
 
 def test_cubic_schedule():
     """Zhu and Gupta 2017 (arXiv:1710.01878), Eq. 1, four steps to density 0.2: 0.2 + 0.8 (1 - j/4)^3."""
-    assert Cubic(stages=4, final_density=0.2).densities() == pytest.approx([0.5375, 0.3, 0.2125, 0.2])
+    assert Cubic(stages=4, final_density=0.2).per_stage() == pytest.approx([0.5375, 0.3, 0.2125, 0.2])
 
 
 def test_ndcg():

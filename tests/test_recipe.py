@@ -37,7 +37,7 @@ def test_defaults_are_the_papers(tmp_path):
     assert recipe.training.learning_rate == 5e-6
     assert recipe.training.epochs_per_stage == 15
     assert recipe.training.weight_decay == 0
-    densities = build_component(recipe, "schedule").densities()
+    densities = build_component(recipe, "schedule").per_stage()
     assert len(densities) == 11
     assert densities[-1] == pytest.approx(0.9**11)
     assert build_component(recipe, "regularizer").strength == 100

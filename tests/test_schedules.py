@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from xlmprune.pruning.schedules import Continuous, Cubic, Geometric, Linear
+from xlmprune.pruning.schedules import Continuous, Cubic, Explicit, Geometric, Linear
 
 
 def test_geometric_gives_the_papers_densities():
-    densities = Geometric(0.1, 12).densities()
+    densities = Geometric(0.1, 12).per_stage()
     expected = [
         0.9000,
         0.8100,
@@ -25,27 +25,27 @@ def test_geometric_gives_the_papers_densities():
         0.2824,
     ]
     assert [round(density, 4) for density in densities] == expected
-    assert Geometric().densities()[-1] == 0.9**11
+    assert Geometric().per_stage()[-1] == 0.9**11
 
 
 def test_linear_by_hand():
-    assert Linear(stages=3, final_density=0.25).densities() == (0.75, 0.5, 0.25)
+    assert Linear(stages=3, final_density=0.25).per_stage() == (0.75, 0.5, 0.25)
 
 
 def test_cubic_by_hand():
     # 0.2 + 0.8 * (1 - j / 4) ** 3
-    assert Cubic(stages=4, final_density=0.2).densities() == pytest.approx([0.5375, 0.3, 0.2125, 0.2])
+    assert Cubic(stages=4, final_density=0.2).per_stage() == pytest.approx([0.5375, 0.3, 0.2125, 0.2])
 
 
 def test_cubic_prunes_early():
-    removed = [1 - density for density in Cubic().densities()[:3]]
+    removed = [1 - density for density in Cubic().per_stage()[:3]]
     assert [round(share, 2) for share in removed] == [0.17, 0.31, 0.42]
 
 
 @pytest.mark.parametrize("schedule", [Geometric, Linear, Cubic])
 def test_warm_up_stays_dense_and_cool_down_stays_at_the_end(schedule):
-    inner = schedule(stages=4).densities()
-    assert schedule(stages=9, warm_up=2, cool_down=3).densities() == (1.0, 1.0, *inner, *[inner[-1]] * 3)
+    inner = schedule(stages=4).per_stage()
+    assert schedule(stages=9, warm_up=2, cool_down=3).per_stage() == (1.0, 1.0, *inner, *[inner[-1]] * 3)
 
 
 @given(
@@ -57,7 +57,7 @@ def test_warm_up_stays_dense_and_cool_down_stays_at_the_end(schedule):
 )
 def test_densities_fall_from_one_to_the_final_one_exactly(schedule, pruning, warm_up, cool_down, final):
     stages = pruning + warm_up + cool_down
-    densities = schedule(stages=stages, final_density=final, warm_up=warm_up, cool_down=cool_down).densities()
+    densities = schedule(stages=stages, final_density=final, warm_up=warm_up, cool_down=cool_down).per_stage()
     assert len(densities) == stages
     assert densities[-1] == final
     assert all(1 >= a >= b >= final for a, b in pairwise(densities))
@@ -82,7 +82,7 @@ def test_faulty_parameters_are_refused(schedule, wrong):
 def test_continuous_by_hand():
     """Ten updates: dense for two, then every second one until the seventh, where the masks are final."""
     schedule = Continuous(final_density=0.2, every=2, warm_up=0.2, cool_down=0.3)
-    assert schedule.densities() == (0.2,)
+    assert schedule.per_stage() == (0.2,)
     assert schedule.end(10) == 7
     assert [update for update in range(11) if schedule.is_due(update, 10, 3)] == [2, 4, 6, 7]
     falling = [1.0] * 3 + [0.2 + 0.8 * (1 - x / 5) ** 3 for x in range(1, 5)] + [0.2] * 4
@@ -146,10 +146,21 @@ def test_a_continuous_schedule_that_cannot_be(wrong):
 
 @pytest.mark.parametrize("schedule", [Geometric, Linear, Cubic])
 def test_no_stages_are_the_dense_run_alone(schedule):
-    assert schedule(stages=0).densities() == ()
+    assert schedule(stages=0).per_stage() == ()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, float("nan"), "much"])
 def test_a_step_must_remove_something_and_not_all(fraction):
     with pytest.raises(ValidationError):
         Geometric(step_fraction=fraction)
+
+
+def test_explicit_densities_are_those_of_the_recipe():
+    assert Explicit(densities=[0.31, 0.1, 0.1, 0.05]).per_stage() == (0.31, 0.1, 0.1, 0.05)
+    assert Explicit(densities=[]).per_stage() == ()
+
+
+@pytest.mark.parametrize("densities", [[0.1, 0.31], [0.0], [1.1], [float("nan")], "much", None])
+def test_explicit_densities_that_cannot_be(densities):
+    with pytest.raises(ValidationError):
+        Explicit(densities=densities)

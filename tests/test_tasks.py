@@ -336,7 +336,7 @@ def test_every_task_of_the_paper_has_its_recipes(name, method):
     assert (training.learning_rate, training.max_length) == ((2e-5, 128) if name == "pos" else (5e-6, 256))
     densities = registry.load("schedule", recipe.pruning.schedule.name)(
         **recipe.pruning.schedule.parameters
-    ).densities()
+    ).per_stage()
     assert densities == pytest.approx([0.9**stage for stage in range(1, 12)])
     strength = {"cosine": 100.0, "frobenius": 5e-4}[method]
     assert recipe.regularizer.parameters == {"strength": strength, "reference": "pretrained"}

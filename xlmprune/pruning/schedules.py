@@ -2,16 +2,17 @@
 
 `Geometric` removes a fixed share of what is left; the paper's 31 % and 28 % are 0.9 ** 11 and 0.9 ** 12. `Linear` removes
 the same number of weights at each stage. `Cubic` removes most weights early and keeps the later stages near the final
-density: choose it when stages are few. `Continuous` prunes every few updates within one stage, as PINS, PLATON, movement
-pruning and oBERT do.
+density: choose it when stages are few. `Explicit` takes the densities from the recipe. `Continuous` prunes every few updates
+within one stage, as PINS, PLATON, movement pruning and oBERT do.
 
-The others can begin with stages that stay dense (``warm_up``) and end with stages that stay at the final density
+The first three can begin with stages that stay dense (``warm_up``) and end with stages that stay at the final density
 (``cool_down``); both count among ``stages``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -76,9 +77,9 @@ class Geometric:
     cool_down: CoolDown = 0
 
     def __post_init__(self) -> None:
-        self.densities()
+        self.per_stage()
 
-    def densities(self) -> tuple[float, ...]:
+    def per_stage(self) -> tuple[float, ...]:
         """One density per pruning stage, falling."""
         return stage_densities(
             lambda j, n: (1 - self.step_fraction) ** j, self.stages, self.warm_up, self.cool_down
@@ -97,9 +98,9 @@ class Linear:
     cool_down: CoolDown = 0
 
     def __post_init__(self) -> None:
-        self.densities()
+        self.per_stage()
 
-    def densities(self) -> tuple[float, ...]:
+    def per_stage(self) -> tuple[float, ...]:
         """One density per pruning stage, falling; the last is ``final_density`` exactly."""
         return stage_densities(lambda j, n: self._after(j / n), self.stages, self.warm_up, self.cool_down)
 
@@ -116,6 +117,25 @@ class Cubic(Linear):
     """
 
     power: ClassVar[int] = 3
+
+
+@dataclass(config=STRICT)
+class Explicit:
+    """Prune to the densities of a list, one pruning stage each."""
+
+    densities: Annotated[tuple[FinalDensity, ...], Field(max_length=1000)]
+    """Share of the prunable weights that remains after each pruning stage, never rising: ``[0.31, 0.1]``."""
+
+    def __post_init__(self) -> None:
+        for before, after in pairwise(self.densities):
+            if after > before:
+                raise ValueError(
+                    f"densities: {after} follows {before}; pruned weights stay pruned, so densities cannot rise"
+                )
+
+    def per_stage(self) -> tuple[float, ...]:
+        """Return the densities of the recipe."""
+        return self.densities
 
 
 @dataclass(config=STRICT)
@@ -162,7 +182,7 @@ class Continuous:
                 f"first_density {self.first_density} is below final_density {self.final_density}"
             )
 
-    def densities(self) -> tuple[float, ...]:
+    def per_stage(self) -> tuple[float, ...]:
         """Return the final density: there is one pruning stage."""
         return (self.final_density,)
 

@@ -41,6 +41,7 @@ REGULARIZERS = {
 SCHEDULES = {
     "geometric": "xlmprune.pruning.schedules:Geometric",
     "linear": "xlmprune.pruning.schedules:Linear",
+    "explicit": "xlmprune.pruning.schedules:Explicit",
     "cubic": "xlmprune.pruning.schedules:Cubic",
     "continuous": "xlmprune.pruning.schedules:Continuous",
 }

@@ -79,7 +79,7 @@ def _component_faults(recipe: Recipe, where: Where) -> Iterator[str]:
 def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """Keys that are valid alone but not together."""
     training, pruning, distillation = recipe.training, recipe.pruning, recipe.distillation
-    densities = build_component(recipe, "schedule").densities()
+    densities = build_component(recipe, "schedule").per_stage()
     if ":" in pruning.pattern:
         keep, of = map(int, pruning.pattern.split(":"))
         if pruning.scope == "global":

@@ -68,7 +68,7 @@ def build_method(pruning: PruningRecipe, regularizer: Component) -> Method:
     )
     schedule = instantiate("schedule", pruning.schedule)
     rounds = pruning.structure.rounds if pruning.structure else 0
-    wanted = [1.0] * rounds + ([] if structured else list(schedule.densities()))
+    wanted = [1.0] * rounds + ([] if structured else list(schedule.per_stage()))
     return Method(
         criterion=criterion,
         regularizer=instantiate("regularizer", regularizer),
