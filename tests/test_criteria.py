@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load, save
+from slow import slow_after
 from tiny import follows
 from torch import nn
 
@@ -910,7 +911,9 @@ def test_obert_keeps_no_fisher_matrix_where_nothing_is_compensated():
     assert not run.criterion._inverse
 
 
-@pytest.mark.parametrize("stop_folded", [False, True], ids=["within a stage", "between stages"])
+@pytest.mark.parametrize(
+    "stop_folded", slow_after(1, [False, True]), ids=["within a stage", "between stages"]
+)
 @pytest.mark.parametrize(("name", "parameters"), VARIANTS)
 def test_a_resumed_run_is_the_unbroken_one(name, parameters, stop_folded):
     kind, parameters = variant(name, parameters)

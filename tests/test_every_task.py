@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import yaml
-from slow import slow_but
 from test_pipeline import report_of
 from test_tasks import LANGUAGES, PAPER, SAMPLE
 from tiny import tiny_model, tiny_tokenizer
@@ -25,7 +24,8 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", slow_but(["ner"], PAPER))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAPER)
 def test_from_recipe_to_report_and_predictions(name, model, tmp_path):
     languages = [
         language for language in LANGUAGES[name] if (name, language) != ("qam", "fr")

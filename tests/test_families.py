@@ -148,7 +148,7 @@ CASES = {
 
 @pytest.fixture(
     scope="module",
-    params=slow_but(["bert, WordPiece, pairs, trimmed", "modernbert, pairs, trimmed"], CASES),
+    params=slow_but(["bert, WordPiece, pairs, trimmed"], CASES),
 )
 def run(request, tmp_path_factory):
     """A finished run of one family, its bundle unpacked."""

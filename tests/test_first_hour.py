@@ -72,11 +72,12 @@ def test_a_model_that_learned_nothing_is_a_warning_before_anything_else(workplac
 def test_a_model_that_learned_is_not_warned_about_and_the_end_says_what_to_type(workplace, monkeypatch):
     result, bundle = compress(workplace, monkeypatch, "learned", dense_epochs=12)
     assert "has not learned" not in result.stderr
-    last = result.stderr.splitlines()[-3:]
+    last = result.stderr.splitlines()[-4:]
     assert last[0].split() == ["report:", "runs/learned/bundle/report.html"]
     assert last[1].startswith("predict:  xlmprune predict runs/learned/bundle ")
     assert last[2].split(maxsplit=1)[1] == "xlmprune verify runs/learned/bundle"
     assert CliRunner().invoke(app, last[2].split()[2:]).exit_code == 0
+    assert last[3].split() == ["serve:", "xlmprune", "serve", "runs/learned/bundle"]
     assert (bundle / "report.html").is_file()
     again = CliRunner().invoke(app, ["compress", "learned.yaml", "--quiet"])
     assert again.exit_code == 0

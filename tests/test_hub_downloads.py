@@ -119,6 +119,7 @@ def test_what_the_hub_refuses_is_a_sentence_that_helps(hub, model, tmp_path):
     assert WRITER not in json.dumps([nothing, gated, branch, unknown])
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_not_asked_again_and_again(hub, model, tmp_path):
     """Its clients try each file six times, for half a minute, and say so each time."""
     commit = hub.add("some/model", model)

@@ -8,7 +8,6 @@ import torch
 import transformers
 import yaml
 from safetensors.numpy import load_file
-from slow import slow_but
 from test_families import MODERN, write_data, write_model
 from tiny import SENTENCES, tiny_tokenizer
 from typer.testing import CliRunner
@@ -58,8 +57,9 @@ def answers(file, ids, mask):
     return open_session(file, 1).run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
 
 
-@pytest.mark.parametrize("pooling", slow_but(["mean"], ["cls", "mean"]))
-@pytest.mark.parametrize("opset", slow_but([23], [20, 23]))
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("opset", [20, 23])
 def test_padding_wider_than_the_window_changes_nothing(tmp_path, pooling, opset):
     model = modernbert(classifier_pooling=pooling)
     export_onnx(model, tmp_path / "model.onnx", opset=opset)

@@ -137,6 +137,7 @@ def test_a_server_needs_the_base_dependencies_alone(served, command):
     assert result.stdout
 
 
+@pytest.mark.slow
 def test_training_without_its_packages_says_what_to_install(served):
     for command in ("compress cosine.yaml --out other", "compress cosine.yaml --dry-run"):
         result = run_without_training(served, command)

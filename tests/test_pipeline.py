@@ -396,6 +396,7 @@ def test_killed_it_ends_with_the_same_report(workplace, uninterrupted, interrupt
     assert stages == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, monkeypatch):
     recipe = write_recipe(workplace, name="often", training={"checkpoint_minutes": 1e-9})
     from xlmprune.training import loop as fine_pruning

@@ -201,6 +201,7 @@ def task(**keys: object) -> Quickstart:
     return registry.load("task", "quickstart")(TaskRecipe.model_validate({"name": "quickstart"} | keys))
 
 
+@pytest.mark.slow
 def test_twenty_zero_shot_languages_in_ten_scripts_within_seconds():
     intents.draw.cache_clear()
     quickstart._hold_out.cache_clear()

@@ -107,7 +107,7 @@ def test_a_structure_that_does_not_fit_is_refused(run, tmp_path):
 @pytest.mark.parametrize(
     "pruning",
     slow_after(
-        1,
+        0,
         [
             {"pattern": "structured", "structure": {**STRUCTURE, "rounds": 2, "scope": "global"}},
             {

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from slow import slow_but
 from stand_in import StandIn
 from test_fine_pruning import examples, make_pruner, make_recipe, tiny_classifier
 from torch.optim import AdamW
@@ -54,24 +55,25 @@ def updates(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("name", REGULARIZERS)
+@pytest.mark.parametrize("name", slow_but(["cosine"], REGULARIZERS))
 def test_an_update_waits_for_the_device_once(updates, name):
     assert updates(regularizer=name, training={"regularize_dense": True}) == [FORWARD + 1] * 4
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", slow_but([2], [2, 4]))
 def test_micro_batches_do_not_wait_for_one_another(updates, parts):
     assert updates(training={"gradient_accumulation": parts}) == [parts * FORWARD + 1] * 4
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CRITERIA if name not in ("l0", "movement", "pins", "platon")]
+    "name",
+    slow_but(["lookahead"], [name for name in CRITERIA if name not in ("l0", "movement", "pins", "platon")]),
 )
 def test_no_criterion_mixes_devices_or_waits(updates, name):
     assert updates(pruning={"criterion": name}) == [FORWARD + 1] * 4
 
 
-@pytest.mark.parametrize("limit", [None, 0.5, 2.0])
+@pytest.mark.parametrize("limit", slow_but([0.5], [None, 0.5, 2.0]))
 def test_clipping_leaves_its_factor_on_the_device(updates, limit):
     assert updates(training={"gradient_clip": limit}) == [FORWARD + 1] * 4
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from slow import slow_after
 from tiny import tiny_model
 
 from xlmprune.data.examples import Examples
@@ -57,8 +58,7 @@ STRUCTURED = {
     [
         ("text", {"criterion": "pins"}),
         ("pair", STRUCTURED),
-        ("tokens", STRUCTURED),
-        ("tokens", {"criterion": "obert"}),
+        *slow_after(0, [("tokens", STRUCTURED), ("tokens", {"criterion": "obert"})]),
     ],
 )
 def test_updates_of_every_kind_of_run_are_timed(kind, pruning):

@@ -395,6 +395,7 @@ def check_cut_as_before(trimmed: Tokenizer, kept: list[int], texts: list[str]) -
     return same / len(texts)
 
 
+@pytest.mark.slow
 @needs_package
 def test_sentences_in_fourteen_languages_are_cut_as_before():
     trimmed, kept = trim_xlm_r(SENTENCES, min_count=1)
