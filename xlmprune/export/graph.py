@@ -16,11 +16,12 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -293,7 +294,35 @@ def weight_bytes(proto: onnx.ModelProto) -> int:
     return sum(tensor_bytes(tensor) for tensor in proto.graph.initializer)
 
 
-# --- copies ----------------------------------------------------------------------------------------------------------
+# --- changes ---------------------------------------------------------------------------------------------------------
+
+
+class Additions:
+    """Nodes, initializers and shapes that a change adds to a graph, in order; what is added twice is shared."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+        """Begins the name of every node and initializer."""
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.value_info: list[onnx.ValueInfoProto] = []
+        self._outputs: set[str] = set()
+
+    def constant(self, name: str, values: Any) -> str:
+        """Add an initializer, if there is none of that name, and return its full name."""
+        name = self.prefix + name
+        if name not in self.initializers:
+            self.initializers[name] = onnx.numpy_helper.from_array(np.asarray(values, order="C"), name)
+        return name
+
+    def node(self, operator: str, inputs: Sequence[str], *outputs: str, **attributes: Any) -> str:
+        """Add a node that is named after its first output, if nothing gives that yet, and return this output."""
+        first = outputs[0]
+        if first not in self._outputs:
+            self._outputs.add(first)
+            name = self.prefix + first.removeprefix(self.prefix)
+            self.nodes.append(onnx.helper.make_node(operator, inputs, outputs, name=name, **attributes))
+        return first
 
 
 def with_graph(proto: onnx.ModelProto, **replaced: Iterable[Any]) -> onnx.ModelProto:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +40,7 @@ from onnx import TensorProto, helper, numpy_helper
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import temporary_folder
 from xlmprune.export.codes import find_pattern, join_digits, pattern_bytes, pattern_ranks
-from xlmprune.export.graph import opset_of, weight_bytes, with_graph
+from xlmprune.export.graph import Additions, opset_of, weight_bytes, with_graph
 from xlmprune.export.runtime import PACKED, open_session
 
 LOWEST_OPSET = 18
@@ -90,7 +90,7 @@ def pack(proto: onnx.ModelProto, below: float = BELOW, smallest: int = SMALLEST)
             f"export with `opset: 20`, or write it dense with `onnx_layout: dense`"
         )
     overridable = {entry.name for entry in proto.graph.input}
-    packed = _Graph()
+    packed = Additions(PREFIX)
     kept = []
     for tensor in proto.graph.initializer:
         worth = (
@@ -109,32 +109,7 @@ def pack(proto: onnx.ModelProto, below: float = BELOW, smallest: int = SMALLEST)
     )
 
 
-class _Graph:
-    """Nodes and initializers as they are added."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-        self.value_info: list[onnx.ValueInfoProto] = []
-        self._outputs: set[str] = set()
-
-    def constant(self, name: str, values: np.ndarray) -> str:
-        """An initializer; one of that name is shared."""
-        name = PREFIX + name
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
-        return name
-
-    def node(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """A node named after its output, which is a full name or begins with a dot for a part of a matrix."""
-        name = output if output.startswith(PREFIX) else PREFIX + output
-        if output not in self._outputs:
-            self._outputs.add(output)
-            self.nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
-        return output
-
-
-def _pack_tensor(graph: _Graph, tensor: onnx.TensorProto, below: float) -> bool:
+def _pack_tensor(graph: Additions, tensor: onnx.TensorProto, below: float) -> bool:
     """Add one matrix; False, and nothing added, where it stays dense."""
     values = numpy_helper.to_array(tensor)
     marked = values != 0
@@ -166,14 +141,14 @@ def _pack_tensor(graph: _Graph, tensor: onnx.TensorProto, below: float) -> bool:
     return True
 
 
-def _zeros(graph: _Graph, dtype: np.dtype, shape: tuple[int, ...], name: str | None = None) -> str:
+def _zeros(graph: Additions, dtype: np.dtype, shape: tuple[int, ...], name: str | None = None) -> str:
     """Zeros under ``name``, or shared by all matrices of that size."""
     value = numpy_helper.from_array(np.zeros(1, dtype))
     output = name or f"{PREFIX}zeros/{dtype.name}/{'x'.join(map(str, shape))}"
     return graph.node("ConstantOfShape", [_shape(graph, shape)], output, value=value)
 
 
-def _shape(graph: _Graph, shape: tuple[int, ...]) -> str:
+def _shape(graph: Additions, shape: tuple[int, ...]) -> str:
     return graph.constant(f"shape/{'x'.join(map(str, shape))}", np.array(shape, dtype=np.int64))
 
 
@@ -189,7 +164,7 @@ class _Code(Protocol):
     def indices(self) -> np.ndarray:
         """Where the stored values lie in the flat matrix, int64 [stored]."""
 
-    def add(self, graph: _Graph, name: str) -> str:
+    def add(self, graph: Additions, name: str) -> str:
         """The nodes that give the indices, int64 or int32 [1, stored]."""
 
 
@@ -204,7 +179,7 @@ class _Bits:
     def indices(self) -> np.ndarray:
         return np.flatnonzero(self.mask)
 
-    def add(self, graph: _Graph, name: str) -> str:
+    def add(self, graph: Additions, name: str) -> str:
         part = PREFIX + name
         data = graph.constant(f"{name}/bits", np.packbits(self.mask, bitorder="little")[:, None])
         bit = graph.constant("bit", (1 << np.arange(8)).astype(np.uint8)[None])
@@ -226,7 +201,7 @@ class _Pattern:
     def indices(self) -> np.ndarray:
         return np.flatnonzero(self.mask)
 
-    def add(self, graph: _Graph, name: str) -> str:
+    def add(self, graph: Additions, name: str) -> str:
         part, known = PREFIX + name, pattern_bytes(self.n, self.m)
         words = join_digits(pattern_ranks(self.mask, self.n, self.m), len(known), self.digits)[:, None]
         data = graph.constant(f"{name}/patterns", words.astype(self.dtype))
@@ -267,7 +242,7 @@ class _Gaps:
         steps[np.cumsum(self.stops + 1) - 1] = rest
         return steps
 
-    def add(self, graph: _Graph, name: str) -> str:
+    def add(self, graph: Additions, name: str) -> str:
         part = PREFIX + name
         words = join_digits(self._steps(), self.base, self.digits).astype(np.int32)[:, None]
         data = graph.constant(f"{name}/gaps", words)
@@ -303,7 +278,7 @@ def _largest_base(digits: int) -> int:
     return base
 
 
-def _add_digits(graph: _Graph, name: str, words: str, base: int, width: int) -> str:
+def _add_digits(graph: Additions, name: str, words: str, base: int, width: int) -> str:
     """int32 [words, width]."""
     part = PREFIX + name
     powers = graph.constant(f"powers/{base}x{width}", (base ** np.arange(width)).astype(np.int32)[None])
@@ -314,7 +289,7 @@ def _add_digits(graph: _Graph, name: str, words: str, base: int, width: int) -> 
 
 
 def _places_of_mask(
-    graph: _Graph, name: str, mask: str, size: int, count: int, cut: int | None = None
+    graph: Additions, name: str, mask: str, size: int, count: int, cut: int | None = None
 ) -> str:
     """The indices of ``count`` marked entries among the first ``cut`` of a mask of ``size``."""
     part = PREFIX + name
@@ -326,7 +301,7 @@ def _places_of_mask(
     return indices
 
 
-def _add_cut(graph: _Graph, name: str, data: str, length: int, axis: int) -> str:
+def _add_cut(graph: Additions, name: str, data: str, length: int, axis: int) -> str:
     bounds = [
         graph.constant(key, np.array([value], np.int64))
         for key, value in (("zero", 0), (f"length/{length}", length), (f"axis/{axis}", axis))

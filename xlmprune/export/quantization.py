@@ -41,7 +41,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from xlmprune.core.errors import BundleError
 from xlmprune.core.files import temporary_folder
-from xlmprune.export.graph import save_onnx, with_graph
+from xlmprune.export.graph import Additions, save_onnx, with_graph
 from xlmprune.export.runtime import open_session
 from xlmprune.models import architecture
 
@@ -115,7 +115,7 @@ def quantize(
             graph.add_lookup(node, embeddings)
         else:
             graph.nodes.append(node)
-    if not graph.constants:
+    if not graph.initializers:
         raise BundleError(
             "the graph has no fp32 matrices or tables to quantise; expected the dense fp32 graph of an export "
             "(unpack a packed file first)"
@@ -203,15 +203,13 @@ def restore_blocks(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return (centred.reshape(len(values), -1, BLOCK) * scale.astype(np.float32)).reshape(len(values), -1)
 
 
-class _Rewriting:
-    """The nodes of the new graph, in order, and the constants it adds."""
+class _Rewriting(Additions):
+    """The nodes of the new graph, in order, and the constants it adds to those of the old one."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
+        super().__init__()
         self.proto = proto
         self.weights = {t.name: t for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT}
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-        self._outputs: set[str] = set()
 
     def is_table(self, node: onnx.NodeProto) -> bool:
         """Does the node look up rows of a table that is worth it?"""
@@ -228,17 +226,17 @@ class _Rewriting:
         if factors is not None:
             weight = weight * factors[:, None]
             # Matrices of one input, as query, key and value, have the same factors and share what is made from it.
-            divided = self._constant(f"{x}/smoothing", (1 / factors).astype(np.float32))
-            x = self._node("Mul", [x, divided], f"{x}/smoothed")
+            divided = self.constant(f"{x}/smoothing", (1 / factors).astype(np.float32))
+            x = self.node("Mul", [x, divided], f"{x}/smoothed")
         integers, scale = quantize_matrix(weight, per_channel)
         quantized, step, zero = (f"{x}/{part}" for part in ("int8", "scale", "zero_point"))
-        self._node("DynamicQuantizeLinear", [x], quantized, step, zero)
-        product = self._node(
-            "MatMulInteger", [quantized, self._constant(f"{name}/int8", integers), zero], f"{name}/product"
+        self.node("DynamicQuantizeLinear", [x], quantized, step, zero)
+        product = self.node(
+            "MatMulInteger", [quantized, self.constant(f"{name}/int8", integers), zero], f"{name}/product"
         )
-        scales = self._node("Mul", [step, self._constant(f"{name}/scale", scale)], f"{name}/scales")
-        product = self._node("Cast", [product], f"{name}/float", to=TensorProto.FLOAT)
-        self._node("Mul", [product, scales], node.output[0])
+        scales = self.node("Mul", [step, self.constant(f"{name}/scale", scale)], f"{name}/scales")
+        product = self.node("Cast", [product], f"{name}/float", to=TensorProto.FLOAT)
+        self.node("Mul", [product, scales], node.output[0])
 
     def add_lookup(self, node: onnx.NodeProto, embeddings: Embeddings) -> None:
         """Rows of a table, scaled after they were looked up."""
@@ -248,39 +246,28 @@ class _Rewriting:
             self._add_blocks(name, table, ids, out)
             return
         integers, scale = quantize_rows(table)
-        rows = self._node("Gather", [self._constant(f"{name}/int8", integers), ids], f"{out}/rows")
-        scales = self._node("Gather", [self._constant(f"{name}/scale", scale), ids], f"{out}/scales")
-        rows = self._node("Cast", [rows], f"{out}/float", to=TensorProto.FLOAT)
-        self._node("Mul", [rows, scales], out)
+        rows = self.node("Gather", [self.constant(f"{name}/int8", integers), ids], f"{out}/rows")
+        scales = self.node("Gather", [self.constant(f"{name}/scale", scale), ids], f"{out}/scales")
+        rows = self.node("Cast", [rows], f"{out}/float", to=TensorProto.FLOAT)
+        self.node("Mul", [rows, scales], out)
 
     def _add_blocks(self, name: str, table: np.ndarray, ids: str, out: str) -> None:
         values, scale = quantize_blocks(table)
         width = table.shape[1]
-        rows = self._node("Gather", [self._constant(name + INT4, values), ids], f"{out}/rows")
-        scales = self._node("Gather", [self._constant(f"{name}/scale", scale), ids], f"{out}/scales")
-        scales = self._node("Cast", [scales], f"{out}/scales/float", to=TensorProto.FLOAT)
-        low = self._node("BitwiseAnd", [rows, self._constant("int4/low", np.uint8(15))], f"{out}/low")
-        shift = self._constant("int4/shift", np.uint8(4))
-        high = self._node("BitShift", [rows, shift], f"{out}/high", direction="RIGHT")
-        rows = self._node("Concat", [low, high], f"{out}/values", axis=-1)
-        rows = self._node("Cast", [rows], f"{out}/float", to=TensorProto.FLOAT)
-        rows = self._node("Sub", [rows, self._constant("int4/zero", np.float32(8))], f"{out}/centred")
+        rows = self.node("Gather", [self.constant(name + INT4, values), ids], f"{out}/rows")
+        scales = self.node("Gather", [self.constant(f"{name}/scale", scale), ids], f"{out}/scales")
+        scales = self.node("Cast", [scales], f"{out}/scales/float", to=TensorProto.FLOAT)
+        low = self.node("BitwiseAnd", [rows, self.constant("int4/low", np.uint8(15))], f"{out}/low")
+        shift = self.constant("int4/shift", np.uint8(4))
+        high = self.node("BitShift", [rows, shift], f"{out}/high", direction="RIGHT")
+        rows = self.node("Concat", [low, high], f"{out}/values", axis=-1)
+        rows = self.node("Cast", [rows], f"{out}/float", to=TensorProto.FLOAT)
+        rows = self.node("Sub", [rows, self.constant("int4/zero", np.float32(8))], f"{out}/centred")
         shape = np.array([0, 0, width // BLOCK, BLOCK], dtype=np.int64)
-        rows = self._node("Reshape", [rows, self._constant(f"int4/blocks/{width}", shape)], f"{out}/blocks")
-        rows = self._node("Mul", [rows, scales], f"{out}/scaled")
+        rows = self.node("Reshape", [rows, self.constant(f"int4/blocks/{width}", shape)], f"{out}/blocks")
+        rows = self.node("Mul", [rows, scales], f"{out}/scaled")
         shape = np.array([0, 0, width], dtype=np.int64)
-        self._node("Reshape", [rows, self._constant(f"int4/row/{width}", shape)], out)
-
-    def _constant(self, name: str, values: Any) -> str:
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
-        return name
-
-    def _node(self, operator: str, inputs: Sequence[str], *outputs: str, **attributes: Any) -> str:
-        if outputs[0] not in self._outputs:
-            self._outputs.add(outputs[0])
-            self.nodes.append(helper.make_node(operator, inputs, outputs, name=outputs[0], **attributes))
-        return outputs[0]
+        self.node("Reshape", [rows, self.constant(f"int4/row/{width}", shape)], out)
 
     def finish(self, facts: str) -> onnx.ModelProto:
         """The graph; weights that nothing uses any more are left out, and so are shapes that may no longer hold."""
@@ -288,7 +275,7 @@ class _Rewriting:
         used |= {entry.name for entry in self.proto.graph.output}
         kept = [tensor for tensor in self.proto.graph.initializer if tensor.name in used]
         result = with_graph(
-            self.proto, node=self.nodes, initializer=[*kept, *self.constants.values()], value_info=()
+            self.proto, node=self.nodes, initializer=[*kept, *self.initializers.values()], value_info=()
         )
         result.ClearField("doc_string")
         result.graph.ClearField("doc_string")
