@@ -13,11 +13,12 @@ from rich.console import Console
 from xlmprune.bundle import bench
 from xlmprune.bundle.openvino import OpenVinoSession
 from xlmprune.core.errors import BundleError, MachineError
+from xlmprune.export import timing
 from xlmprune.export.runtime import open_session
 
 
 def write_model(
-    path, layers=1, width=64, positions=100, rows=bench.TOKEN_IDS, names=("input_ids", "attention_mask")
+    path, layers=1, width=64, positions=100, rows=timing.TOKEN_IDS, names=("input_ids", "attention_mask")
 ):
     """Embedding, position embedding, `layers` products: enough to take time and to refuse long texts."""
     random = np.random.default_rng(0)
@@ -100,7 +101,7 @@ class Recording:
 def test_forms_take_turns_in_an_order_that_reverses():
     calls = []
     sessions = {name: Recording(name, calls) for name in "abc"}
-    rounds = bench._rounds(sessions, 1, 8, repeats=4, seconds=60)
+    rounds = timing.time_rounds(sessions, 1, 8, repeats=4, seconds=60)
     assert "".join(calls) == "abc" + "abc" + "abccbaabccba"  # tried, warmed up, measured
     assert all(len(taken) == 4 for taken in rounds.values())
 
@@ -116,7 +117,7 @@ def test_a_ratio_is_taken_within_rounds():
 
 def test_rounds_end_with_the_time_but_there_are_five(files):
     session = open_session(files["fast"], 1)
-    assert len(bench._rounds({"fast": session}, 1, 8, repeats=1000, seconds=0)["fast"]) == 5
+    assert len(timing.time_rounds({"fast": session}, 1, 8, repeats=1000, seconds=0)["fast"]) == 5
 
 
 def test_memory_is_what_the_file_takes_and_not_what_its_starter_took(tmp_path):
@@ -178,7 +179,7 @@ def test_several_numbers_of_threads_are_compared_each_with_its_own(files):
 
 
 def test_medians_are_of_every_file(files):
-    found = bench.medians(files, 1, 64, 1, seconds=0.2)
+    found = timing.time_in_turns(files, 1, 64, 1, seconds=0.2)
     assert found["slow"] > found["fast"] > 0
 
 
@@ -203,7 +204,7 @@ def test_weights_beside_the_file_count(tmp_path):
 
 def test_other_inputs_are_filled_in(tmp_path):
     path = write_model(tmp_path / "model.onnx", names=("input_ids", "attention_mask", "token_type_ids"))
-    inputs = bench.make_inputs(open_session(path, 1), 2, 8)
+    inputs = timing.make_inputs(open_session(path, 1), 2, 8)
     assert not inputs["token_type_ids"].any()
     assert inputs["attention_mask"].all()
     assert inputs["input_ids"].shape == (2, 8)
@@ -242,8 +243,8 @@ def test_openvino_is_measured_beside(files):
 
 def test_openvino_computes_what_onnx_runtime_computes(files):
     session, other = open_session(files["slow"], 1), OpenVinoSession(files["slow"], 1)
-    inputs = bench.make_inputs(other, 2, 8)
-    assert inputs.keys() == bench.make_inputs(session, 2, 8).keys()
+    inputs = timing.make_inputs(other, 2, 8)
+    assert inputs.keys() == timing.make_inputs(session, 2, 8).keys()
     (found,) = other.run(None, inputs)
     tolerance = 1e-4 if other.precision == "f32" else 3e-2
     np.testing.assert_allclose(found, session.run(None, inputs)[0], rtol=0, atol=tolerance)

@@ -9,7 +9,7 @@ from golden import BASE, RUNS, write_inputs
 from tiny import tiny_model
 
 import xlmprune
-from xlmprune.bundle import bench
+from xlmprune.export import opsets
 from xlmprune.export.form import form_named
 from xlmprune.export.graph import export_onnx, opset_of
 from xlmprune.export.opsets import CANDIDATES, graph_of_opset
@@ -22,15 +22,16 @@ def graphs():
     return {opset: export_onnx(model, opset=opset) for opset in CANDIDATES}
 
 
-def choose(graphs, wanted, milliseconds):
+def choose(graphs, wanted, milliseconds, monkeypatch):
     said = []
 
-    def timer(files, batch, tokens, threads):
+    def time_in_turns(files, batch, tokens, threads, seconds):
         assert (batch, tokens, threads) == (1, 16, 1)
         assert [opset_of(onnx.load(path)) for path in files.values()] == list(CANDIDATES)
         return dict(zip(files, milliseconds, strict=True))
 
-    graph = graph_of_opset(wanted, graphs.__getitem__, form_named("int8"), "int8", 16, timer, said.append)
+    monkeypatch.setattr(opsets, "time_in_turns", time_in_turns)
+    graph = graph_of_opset(wanted, graphs.__getitem__, form_named("int8"), "int8", 16, said.append)
     return opset_of(graph), said
 
 
@@ -39,8 +40,8 @@ def choose(graphs, wanted, milliseconds):
     [((2.0, 1.5), 23), ((1.5, 2.0), 20), ((2.0, 2.0), 20), ((2.0, 1.99), 20)],
     ids=["newer is faster", "older is faster", "equal", "hardly faster"],
 )
-def test_the_faster_is_taken_and_the_older_where_they_are_alike(graphs, milliseconds, chosen):
-    found, said = choose(graphs, "auto", milliseconds)
+def test_the_faster_is_taken_and_the_older_where_they_are_alike(graphs, milliseconds, chosen, monkeypatch):
+    found, said = choose(graphs, "auto", milliseconds, monkeypatch)
     assert found == chosen
     old, new = (f"{value:.2f} ms" for value in milliseconds)
     assert said == [
@@ -48,12 +49,12 @@ def test_the_faster_is_taken_and_the_older_where_they_are_alike(graphs, millisec
     ]
 
 
-def test_a_number_is_not_measured(graphs):
-    assert choose(graphs, 23, ()) == (23, [])
+def test_a_number_is_not_measured(graphs, monkeypatch):
+    assert choose(graphs, 23, (), monkeypatch) == (23, [])
 
 
 def test_the_files_are_really_timed(graphs):
-    graph = graph_of_opset("auto", graphs.__getitem__, form_named("fp32"), "int8", 16, bench.medians)
+    graph = graph_of_opset("auto", graphs.__getitem__, form_named("fp32"), "int8", 16, seconds=0.1)
     assert opset_of(graph) in CANDIDATES
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +18,6 @@ from tiny import tiny_model
 from typer.testing import CliRunner
 
 from xlmprune import pipeline
-from xlmprune.bundle.bench import medians
 from xlmprune.bundle.unpack import contenders
 from xlmprune.cli import app
 from xlmprune.core.errors import BundleError, ModelError, RecipeError
@@ -90,13 +88,14 @@ def test_measuring_writes_each_size_once_and_times_all_together(exported, monkey
     monkeypatch.setattr(sizing, "random_model", lambda source, size, rows: asked.append((size, rows)))
     monkeypatch.setattr(sizing, "export_onnx", lambda model, opset: exported[1])
 
-    def timer(files, batch, tokens, threads):
+    def time_in_turns(files, batch, tokens, threads, seconds):
         assert all(path.is_file() for path in files.values())
         calls.append((batch, tokens, threads))
         sizes = [name for name in files if name != "dense"]
         return {"dense": 9.0} | {name: 1.0 + number for number, name in enumerate(sizes)}
 
-    table = sizing.measure(source(), INT8, [(1, 64, 1), (8, 64, 2)], timer)
+    monkeypatch.setattr(sizing, "time_in_turns", time_in_turns)
+    table = sizing.measure(source(), INT8, [(1, 64, 1), (8, 64, 2)])
     assert asked == [(Size(1, 1, 256), 300), (Size(2, 1, 256), 300), (Size(2, 4, 256), 300)]
     assert calls == [(1, 64, 1), (8, 64, 2)]
     widths = [32, 64, 256]
@@ -345,7 +344,7 @@ def test_bench_compares_with_the_whole_model(tmp_path, monkeypatch):
 def test_bench_writes_a_table(tmp_path, monkeypatch):
     measured = []
 
-    def measure(source, exporting, conditions, timer, say):
+    def measure(source, exporting, conditions, say, seconds):
         measured.append((source.name, exporting, conditions))
         return known_table()
 
@@ -374,13 +373,13 @@ def test_a_size_that_cannot_be_timed_is_named(exported, monkeypatch):
     monkeypatch.setattr(sizing, "random_model", lambda *_: None)
     monkeypatch.setattr(sizing, "export_onnx", lambda model, opset: exported[1])
     with pytest.raises(BundleError, match=r"1 layer with 1 head .* does not accept texts of 100000 tokens"):
-        sizing.measure(source(), INT8, [(1, 100_000, 1)], partial(medians, seconds=0.1))
+        sizing.measure(source(), INT8, [(1, 100_000, 1)], seconds=0.1)
 
 
 def test_bench_takes_a_recipe(workplace, tmp_path, monkeypatch):  # noqa: F811
     measured = []
 
-    def measure(source, exporting, conditions, timer, say):
+    def measure(source, exporting, conditions, say, seconds):
         measured.append((source.facts(), exporting, conditions))
         return known_table()
 

@@ -236,12 +236,11 @@ def compress(
 
     resolved = load_recipe(recipe, set_)
     if dry_run:
-        from xlmprune.bundle import bench as benching
         from xlmprune.export import sizing
         from xlmprune.training import planning
 
         if processes.is_first():
-            _print(sizing.plan(resolved, device, benching.medians, _say), as_json, planning.render)
+            _print(sizing.plan(resolved, device, _say), as_json, planning.render)
         return
     from xlmprune import pipeline
     from xlmprune.report.pages import results_table
@@ -549,16 +548,12 @@ def _write_latency_table(
     as_json: bool,
 ) -> None:
     """Measure what sizes of the model of a bundle or a recipe cost."""
-    from functools import partial
-
-    from xlmprune.bundle import bench as benching
     from xlmprune.core.files import explain_disk, require_place_for_file
     from xlmprune.export import sizing
 
     require_place_for_file(file)
     source, exporting = sizing.model_to_size(name, form, set_)
-    timer = partial(benching.medians, seconds=seconds)
-    table = sizing.measure(source, exporting, list(product(*counts)), timer, _say)
+    table = sizing.measure(source, exporting, list(product(*counts)), _say, seconds)
     with explain_disk(file.parent):
         sizing.write_table(table, file)
     if as_json:

@@ -113,7 +113,7 @@ def run(
             reporter.say(f"{out} holds this run already; the run resumes and ignores --start-from")
         names = [bundle_name(), *map(bundle_name, recipe.sizes[1:])]
         processes.from_first(lambda: folder.require_replaceable(names))
-        settle = partial(sizing.settle_recipe, timer=bench.medians, say=reporter.say)
+        settle = partial(sizing.settle_recipe, say=reporter.say)
         training = Training(recipe, folder, where, reporter, allow_change, settle)
         if again:
             training.require_end()
@@ -191,7 +191,7 @@ def write_bundle(
 ) -> Exported:
     """Write and measure the files of one model into the empty folder ``path``; forms that lose too much are removed."""
     outcome = scored.outcome
-    forms = writing.write_files(recipe, outcome, data, scored.logits, path, run, reporter, bench.medians)
+    forms = writing.write_files(recipe, outcome, data, scored.logits, path, run, reporter)
     with explain_disk(run):
         refused = writing.refuse(forms, scored.scores, recipe.export.floor, data.train_language, path)
         made = Exported(path, scored, forms, refused)

@@ -1,8 +1,7 @@
 """Latency, throughput, load time, peak memory and bytes of ONNX files side by side, so that the ratios can be trusted.
 
-On a machine that others use too, a form measured now and another a minute later differ by what happened between. Here all
-forms are open at once and take turns, one call each, in an order that reverses every round; a ratio is the median of the
-ratios within rounds. Load time and memory come from a process of its own for every form and every time.
+Forms take turns (see `export/timing.py`), and a ratio is the median of the ratios within rounds. Load time and memory come
+from a process of its own for every form and every time.
 
 Needs numpy and onnxruntime; rich to `render`; openvino for forms that it opens.
 """
@@ -15,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import onnxruntime
@@ -25,32 +24,15 @@ from xlmprune.core.errors import BundleError, XlmpruneError
 from xlmprune.core.formatting import decimals, number, percent, size
 from xlmprune.core.tables import Table, rich_table, tabulate
 from xlmprune.export.runtime import bytes_of, open_session
+from xlmprune.export.timing import Session, ids_known, takes, time_rounds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-FIRST_ID = 4
-"""The first token id that is no special token."""
-
-TOKEN_IDS = 200
-"""Ids drawn from in the texts made up for measuring; fewer where a model's vocabulary is smaller."""
-
-LEAST_ROUNDS = 5
 
 Runtime = Literal["onnxruntime", "openvino"]
 
 USUAL: Runtime = "onnxruntime"
 OPENVINO: Runtime = "openvino"
-
-
-class Session(Protocol):
-    """An opened file: what this module uses of a session of ONNX Runtime."""
-
-    def get_inputs(self) -> Sequence[Any]:
-        """Return the inputs, each with `name` and `type`, such as ``tensor(int64)``."""
-
-    def run(self, outputs: Any, inputs: Any, /) -> Any:
-        """Return the arrays of the outputs."""
 
 
 def bench(
@@ -104,28 +86,15 @@ def bench(
         sessions = {form: _open(path, count, runtimes.get(form, USUAL)) for form, path in files.items()}
         if OPENVINO in runtimes.values():
             facts["openvino"] = _openvino_facts(sessions.values())
-        ids = _ids_known(sessions)
+        ids = ids_known(sessions)
         for batch in batches:
             for tokens in lengths:
                 say(f"{batch} x {tokens} tokens, {_threads(count)}")
-                rounds = _rounds(sessions, batch, tokens, repeats, seconds, ids)
+                rounds = time_rounds(sessions, batch, tokens, repeats, seconds, ids)
                 facts["speed"] += [
                     {**_speed(form, rounds, batch, tokens), "threads": count} for form in rounds
                 ]
     return facts
-
-
-def medians(
-    files: Mapping[str, Path], batch: int, tokens: int, threads: int, seconds: float = 5.0
-) -> dict[str, float]:
-    """Return the median milliseconds of a call of every file; the files take turns.
-
-    Raises:
-        BundleError: a file cannot be opened, or does not take so many tokens.
-    """
-    sessions = {name: _open(path, threads) for name, path in files.items()}
-    rounds = _rounds(sessions, batch, tokens, 1000, seconds, _ids_known(sessions))
-    return {name: float(np.median(taken)) for name, taken in rounds.items()}
 
 
 def quick(
@@ -150,15 +119,15 @@ def quick(
     """
     threads = threads or machine.processors()
     sessions = {form: _open(path, threads) for form, path in files.items()}
-    ids = _ids_known(sessions)
-    while not all(_takes(session, tokens, ids) for session in sessions.values()):
+    ids = ids_known(sessions)
+    while not all(takes(session, tokens, ids) for session in sessions.values()):
         if tokens == 1:
             raise BundleError(
                 f"{', '.join(map(str, files.values()))}: do not accept even one token; expected ONNX "
                 "files written by xlmprune"
             )
         tokens //= 2
-    rounds = _rounds(sessions, batch, tokens, repeats=1000, seconds=seconds, ids=ids)
+    rounds = time_rounds(sessions, batch, tokens, repeats=1000, seconds=seconds, ids=ids)
     del sessions
     facts = {}
     for form, path in files.items():
@@ -203,72 +172,6 @@ def _openvino_facts(sessions: Iterable[Session]) -> dict[str, Any]:
 
     opened = next(session for session in sessions if isinstance(session, openvino.OpenVinoSession))
     return {"version": openvino.version(), "precision": opened.precision}
-
-
-def make_inputs(session: Session, batch: int, tokens: int, ids: int = TOKEN_IDS) -> dict[str, np.ndarray]:
-    """Random texts of ids below ``ids``, without padding, for every input that the file has."""
-    drawn = np.random.default_rng(0).integers(FIRST_ID, ids, (batch, tokens))
-    inputs = {}
-    for entry in session.get_inputs():
-        values = np.ones_like(drawn) if "mask" in entry.name else np.zeros_like(drawn)
-        if entry.name == "input_ids":
-            values = drawn
-        inputs[entry.name] = values.astype(np.int32 if "int32" in entry.type else np.int64)
-    return inputs
-
-
-def _ids_known(sessions: Mapping[str, Session]) -> int:
-    """Below which number every model knows the ids, as far as is asked for: `TOKEN_IDS`, halved while one refuses."""
-    ids = TOKEN_IDS
-    while ids > FIRST_ID + 1 and not all(_knows(session, ids) for session in sessions.values()):
-        ids = max(ids // 2, FIRST_ID + 1)
-    return ids
-
-
-def _knows(session: Session, ids: int) -> bool:
-    inputs = make_inputs(session, 1, 1)
-    inputs["input_ids"][:] = ids - 1
-    return _runs(session, inputs)
-
-
-def _takes(session: Session, tokens: int, ids: int) -> bool:
-    return _runs(session, make_inputs(session, 1, tokens, ids))
-
-
-def _runs(session: Session, inputs: dict[str, np.ndarray]) -> bool:
-    try:
-        session.run(None, inputs)
-    except Exception:  # ONNX Runtime raises several types for an input that it refuses
-        return False
-    return True
-
-
-def _rounds(
-    sessions: Mapping[str, Session],
-    batch: int,
-    tokens: int,
-    repeats: int,
-    seconds: float,
-    ids: int = TOKEN_IDS,
-) -> dict[str, np.ndarray]:
-    """Milliseconds of every call, [rounds] for each form; entries of one index were measured in one round."""
-    for form, session in sessions.items():
-        if not _takes(session, tokens, ids):
-            raise BundleError(f"{form} does not accept texts of {tokens} tokens; try shorter texts")
-    inputs = {form: make_inputs(session, batch, tokens, ids) for form, session in sessions.items()}
-    order = list(sessions)
-    taken: dict[str, list[float]] = {form: [] for form in order}
-    for form in order:
-        sessions[form].run(None, inputs[form])
-    end = time.perf_counter() + seconds
-    for turn in range(repeats):
-        if turn >= LEAST_ROUNDS and time.perf_counter() > end:
-            break
-        for form in order if turn % 2 == 0 else reversed(order):
-            start = time.perf_counter()
-            sessions[form].run(None, inputs[form])
-            taken[form].append(1e3 * (time.perf_counter() - start))
-    return {form: np.array(values) for form, values in taken.items()}
 
 
 def _speed(form: str, rounds: Mapping[str, np.ndarray], batch: int, tokens: int) -> dict[str, Any]:

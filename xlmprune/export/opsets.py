@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Literal
 
 import onnx
@@ -11,10 +10,8 @@ import onnx
 from xlmprune.core.files import temporary_folder
 from xlmprune.export.form import Form
 from xlmprune.export.graph import save_onnx
+from xlmprune.export.timing import SECONDS, time_in_turns
 from xlmprune.recipe.schema import Embeddings
-
-Timer = Callable[[Mapping[str, Path], int, int, int], dict[str, float]]
-"""From files by name, batch, tokens and threads to the median milliseconds of every file: `bundle.bench.medians`."""
 
 CANDIDATES = (20, 23)
 """From 20 on GELU is one node, and from 23 on attention is, which older runtimes cannot open. Others change no node."""
@@ -32,8 +29,8 @@ def graph_of_opset(
     form: Form,
     embeddings: Embeddings,
     tokens: int,
-    timer: Timer,
     say: Callable[[str], None] = lambda text: None,
+    seconds: float = SECONDS,
 ) -> onnx.ModelProto:
     """Return the graph with the wanted version of the operators.
 
@@ -43,6 +40,7 @@ def graph_of_opset(
         form: in which the graphs are timed.
         tokens: length of the text.
         say: told what was measured.
+        seconds: for timing.
     """
     if wanted != "auto":
         return graph_of(wanted)
@@ -51,7 +49,7 @@ def graph_of_opset(
         paths = {name: folder / f"opset{name}.onnx" for name in graphs}
         for name, path in paths.items():
             save_onnx(form.sample(graphs[name], embeddings), path)
-        taken = timer(paths, 1, tokens, 1)
+        taken = time_in_turns(paths, 1, tokens, 1, seconds)
     fastest = min(taken.values())
     chosen = next(name for name in graphs if taken[name] * (1 - GAIN) <= fastest)
     measured = ", ".join(f"{milliseconds:.2f} ms with {name}" for name, milliseconds in taken.items())

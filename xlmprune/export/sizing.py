@@ -33,9 +33,10 @@ from xlmprune.export.graph import (
     save_onnx,
     with_graph,
 )
-from xlmprune.export.opsets import TOKENS, Timer, graph_of_opset
+from xlmprune.export.opsets import TOKENS, graph_of_opset
 from xlmprune.export.quantization import INT4
 from xlmprune.export.sparse import read_config
+from xlmprune.export.timing import SECONDS, time_in_turns
 from xlmprune.models import architecture
 from xlmprune.models.loading import head_class, load_config
 from xlmprune.pruning.budget import Limits, Settled, Size, SizedFile, SizeTable, Timing, search
@@ -102,19 +103,20 @@ def measure(
     source: Source,
     exporting: Exporting,
     conditions: Sequence[tuple[int, int, int]],
-    timer: Timer,
     say: Say = lambda text: None,
+    seconds: float = SECONDS,
 ) -> SizeTable:
     """Write files of a few sizes and time them.
 
     Args:
         conditions: batch, tokens and threads; several are timed with the same files. None are needed to count bytes.
         say: told what is done next.
+        seconds: for timing under each of the conditions.
 
     Raises:
         BundleError: the model does not take so many tokens.
     """
-    opset = _opset(source, exporting, timer, say)
+    opset = _opset(source, exporting, say, seconds)
     with temporary_folder() as folder:
         files, paths = [], {}
         for number, (size, rows, graph) in enumerate(_graphs(source, opset, say)):
@@ -128,7 +130,7 @@ def measure(
         timings = []
         for batch, tokens, threads in conditions:
             say(f"timing {len(paths)} files: batch {batch}, {tokens} tokens, threads: {threads}")
-            taken = timer(paths, batch, tokens, threads)
+            taken = time_in_turns(paths, batch, tokens, threads, seconds)
             ms = tuple(taken[name] for name in paths if name != "dense")
             timings.append(Timing(batch, tokens, threads, ms, taken["dense"]))
     return SizeTable(
@@ -142,7 +144,7 @@ def measure(
     )
 
 
-def _opset(source: Source, exporting: Exporting, timer: Timer, say: Say) -> int:
+def _opset(source: Source, exporting: Exporting, say: Say, seconds: float) -> int:
     """Return the version of the operators; measure it with the whole model where the recipe leaves it open."""
     if exporting.opset != "auto":
         return exporting.opset
@@ -154,8 +156,8 @@ def _opset(source: Source, exporting: Exporting, timer: Timer, say: Say) -> int:
         form_named(exporting.form),
         exporting.embeddings,
         tokens,
-        timer,
         say,
+        seconds,
     )
     return opset_of(graph)
 
@@ -280,7 +282,6 @@ def settle(
     budget: BudgetRecipe,
     source: Source,
     exporting: Exporting,
-    timer: Timer,
     say: Say = lambda text: None,
 ) -> Settled:
     """Choose the sizes that meet the budget.
@@ -298,7 +299,7 @@ def settle(
         table = read_table(Path(budget.table).expanduser(), source, exporting)
     else:
         say("measuring the speed and bytes of model sizes on this machine")
-        table = measure(source, exporting, [conditions] if timed else [], timer, say)
+        table = measure(source, exporting, [conditions] if timed else [], say)
     timing = table.timing(*conditions) if timed else None
     limits = Limits(budget.latency_ms, budget.speedup, budget.bytes)
     choice = search(limits, table, timing, source.config.vocab_size, structure.multiple)
@@ -311,9 +312,7 @@ def settle(
     )
 
 
-def settle_recipe(
-    recipe: Recipe, config: Any, kind: Kind, timer: Timer, say: Say = lambda text: None
-) -> Settled | None:
+def settle_recipe(recipe: Recipe, config: Any, kind: Kind, say: Say = lambda text: None) -> Settled | None:
     """Choose the sizes that meet a recipe's budget; None where it has none.
 
     Args:
@@ -324,10 +323,10 @@ def settle_recipe(
         return None
     source = Source(recipe.model.name, config, kind)
     exporting = Exporting(structure.budget.form, recipe.export.opset, recipe.export.embeddings)
-    return settle(structure, structure.budget, source, exporting, timer, say)
+    return settle(structure, structure.budget, source, exporting, say)
 
 
-def plan(recipe: Recipe, device: str, timer: Timer, say: Say = lambda text: None) -> dict[str, Any]:
+def plan(recipe: Recipe, device: str, say: Say = lambda text: None) -> dict[str, Any]:
     """Plan a run, as `training.planning.plan` does, with what a budget resolves to."""
     structure = recipe.pruning.structure
     if structure is None or structure.budget is None:
@@ -335,7 +334,7 @@ def plan(recipe: Recipe, device: str, timer: Timer, say: Say = lambda text: None
     task = registry.load("task", recipe.task.name)(recipe.task)
     trimmed = structure.budget.bytes is not None and recipe.model.trimmed is not None
     config = load_start(recipe, task)[0].model.config if trimmed else load_config(recipe.model, task.labels)
-    settled = settle_recipe(recipe, config, task.kind, timer, say)
+    settled = settle_recipe(recipe, config, task.kind, say)
     assert settled is not None
     pruning = recipe.pruning.model_copy(update={"structure": settled.applied(structure)})
     found = planning.plan(recipe.model_copy(update={"pruning": pruning}), device)

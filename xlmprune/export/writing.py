@@ -25,7 +25,7 @@ from xlmprune.export import sparse
 from xlmprune.export.floor import DECIDED_ON, Drops, Yardstick, faults
 from xlmprune.export.form import Form, Material, TextSource, Written, form_named, form_to_serve, reference
 from xlmprune.export.graph import export_onnx, opset_of
-from xlmprune.export.opsets import TOKENS, Timer, graph_of_opset
+from xlmprune.export.opsets import TOKENS, graph_of_opset
 from xlmprune.export.runtime import INPUTS, forward_of, onnx_files
 from xlmprune.models import loading
 from xlmprune.pruning.masks import density
@@ -63,7 +63,6 @@ def write_files(
     bundle: Path,
     run: Path,
     reporter: Reporter,
-    timer: Timer,
 ) -> list[MeasuredForm]:
     """Write the model's files into an unfinished bundle, measure each ONNX form and compare it with PyTorch.
 
@@ -72,7 +71,6 @@ def write_files(
         bundle: an empty folder.
         run: where temporary files go.
         reporter: shows what is done.
-        timer: measures files, where `export.opset` is `auto`.
 
     Raises:
         ShortfallError: a form that must reproduce PyTorch does not.
@@ -90,9 +88,7 @@ def write_files(
             recipe.evaluation.batch_size,
             run,
         )
-        return list(
-            write_forms(outcome, material, settings, logits, recipe.sha256(), bundle, reporter, timer)
-        )
+        return list(write_forms(outcome, material, settings, logits, recipe.sha256(), bundle, reporter))
 
 
 def calibration_text(recipe: Recipe) -> TextSource:
@@ -150,7 +146,6 @@ def write_forms(
     recipe_sha256: str,
     folder: Path,
     reporter: Reporter,
-    timer: Timer,
 ) -> Iterator[MeasuredForm]:
     """Write each form that the recipe asks for, score it with ONNX Runtime and compare it with PyTorch's logits.
 
@@ -171,7 +166,6 @@ def write_forms(
             form_named(form_to_serve(settings.onnx)),
             settings.embeddings,
             min(TOKENS, material.data.max_length),
-            timer,
             reporter.say,
         )
     properties = _properties(outcome, material.data, recipe_sha256)
