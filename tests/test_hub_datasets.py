@@ -23,7 +23,7 @@ import json, sys
 from xlmprune.core.errors import XlmpruneError
 from xlmprune.recipe import registry
 from xlmprune.recipe.loading import recipe_of
-from xlmprune.training.pins import pin
+from xlmprune.training.revisions import pin
 
 for name, language, split in json.loads(sys.argv[1]):
     try:

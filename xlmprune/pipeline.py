@@ -27,7 +27,7 @@ from xlmprune.report import pages, results
 from xlmprune.training import checkpoint, dense, tracking
 from xlmprune.training.conditions import conditions
 from xlmprune.training.outcome import Datasets, Scored
-from xlmprune.training.pins import pin
+from xlmprune.training.revisions import pin
 from xlmprune.training.run import Training
 
 if TYPE_CHECKING:

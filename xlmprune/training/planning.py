@@ -31,7 +31,7 @@ from xlmprune.training.memory import estimate_disk, estimate_memory
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
-from xlmprune.training.pins import pin
+from xlmprune.training.revisions import pin
 from xlmprune.training.shrinking import planned_densities, planned_sizes
 from xlmprune.training.timing import estimate_duration
 

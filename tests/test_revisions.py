@@ -19,7 +19,7 @@ from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe
 from xlmprune.report.model_card import render as model_card
 from xlmprune.tasks import CorpusTask
-from xlmprune.training import pins
+from xlmprune.training import revisions
 
 COMMIT, LATER = "a" * 40, "b" * 40
 
@@ -91,27 +91,29 @@ def test_a_name_that_no_model_can_have_is_a_sentence(hub, tmp_path, name):
 
 def test_what_a_recipe_leaves_open_is_pinned(hub):
     asked, _ = hub
-    pinned = pins.pin(xnli())
+    pinned = revisions.pin(xnli())
     assert (pinned.model.revision, pinned.task.revision) == (COMMIT, COMMIT)
     assert Recipe.model_validate(pinned.resolved()) == pinned, "the resolved recipe repeats the run"
     own = xnli(model={"name": "some/model", "revision": "v1"}, task={"name": "xnli", "revision": "v2"})
-    assert pins.pin(own) == own, "what the recipe says stays"
+    assert revisions.pin(own) == own, "what the recipe says stays"
     del asked[:]
     local = xnli(model={"name": "./model"}, task={"name": "classification", "source": "files", "path": "a"})
-    assert pins.pin(local) == local
-    assert pins.pin(xnli(task={"name": "quickstart"}, model={"name": "quickstart"})).model.revision is None
+    assert revisions.pin(local) == local
+    assert (
+        revisions.pin(xnli(task={"name": "quickstart"}, model={"name": "quickstart"})).model.revision is None
+    )
     assert asked == []
 
 
 def test_a_run_keeps_the_commits_it_began_with(hub, tmp_path):
     _, sent = hub
-    begun = pins.pin(xnli(), tmp_path)
+    begun = revisions.pin(xnli(), tmp_path)
     (tmp_path / "recipe.yaml").write_text(begun.to_yaml())
     sent["sha"] = LATER
-    assert pins.pin(xnli(), tmp_path) == begun
-    assert pins.pin(xnli(), None).model.revision == LATER, "--fresh takes what is newest"
+    assert revisions.pin(xnli(), tmp_path) == begun
+    assert revisions.pin(xnli(), None).model.revision == LATER, "--fresh takes what is newest"
     (tmp_path / "recipe.yaml").write_text(xnli().to_yaml())
-    assert pins.pin(xnli(), tmp_path) == xnli(), "a run of an older version stays unpinned, and resumes"
+    assert revisions.pin(xnli(), tmp_path) == xnli(), "a run of an older version stays unpinned, and resumes"
 
 
 def test_a_runs_resolved_recipe_report_and_reader_have_the_commit(hub, tmp_path, monkeypatch):
@@ -123,7 +125,7 @@ def test_a_runs_resolved_recipe_report_and_reader_have_the_commit(hub, tmp_path,
     values["pruning"] = {"schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1}}
     values["task"]["path"] = str(tmp_path / values["task"]["path"])
     recipe = Recipe.model_validate(values)
-    monkeypatch.setattr(pins, "_hub_set", lambda _: ("some/data", "dataset", None))
+    monkeypatch.setattr(revisions, "_hub_set", lambda _: ("some/data", "dataset", None))
     report = pipeline.run(recipe, tmp_path / "run", "cpu")
     kept = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert (
