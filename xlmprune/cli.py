@@ -243,6 +243,7 @@ def compress(
             _print(sizing.plan(resolved, device, _say), as_json, planning.render)
         return
     from xlmprune import pipeline
+    from xlmprune.core.run_folder import report_file
     from xlmprune.report.pages import results_table
 
     folder = out or Path("runs") / resolved.name
@@ -251,7 +252,7 @@ def compress(
     )
     if not processes.is_first():
         return
-    _print_kept(facts, as_json, results_table, folder / "bundle" / "report.json")
+    _print_kept(facts, as_json, results_table, report_file(folder))
     if not quiet:
         _print_next_steps(folder / "bundle")
 
@@ -268,11 +269,12 @@ def export(
     Nothing is trained. Example: --set export.opset=18
     """
     from xlmprune import pipeline
+    from xlmprune.core.run_folder import report_file
     from xlmprune.report.pages import results_table
 
     processes.require_one("xlmprune export")
     facts = pipeline.export_again(run, set_, device)
-    _print_kept(facts, as_json, results_table, run / "bundle" / "report.json")
+    _print_kept(facts, as_json, results_table, report_file(run))
     _print_next_steps(run / "bundle")
 
 

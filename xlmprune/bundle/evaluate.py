@@ -11,6 +11,7 @@ from typing import Any
 
 from xlmprune.bundle.session import Bundle
 from xlmprune.core.errors import BundleError, RecipeError, ShortfallError
+from xlmprune.core.files import REPORT_FILE
 from xlmprune.core.formatting import DASH, decimals, number
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.evaluation import intervals
@@ -50,9 +51,6 @@ def evaluate(
     return evaluate_bundle(Path(bundle), form, overrides, languages, batch_size, threads, verify=verify)
 
 
-REPORT = "report.json"
-
-
 def open_bundle(path: Path, form: str = "", threads: int = 0, verify: bool = True) -> Bundle:
     """The bundle at ``path``, checked to hold ``form``."""
     bundle = Bundle(path, threads, verify)
@@ -62,7 +60,7 @@ def open_bundle(path: Path, form: str = "", threads: int = 0, verify: bool = Tru
 
 def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
     """The task a bundle was measured on, as its report says, with ``overrides`` such as ``task.path=…``."""
-    file = path / REPORT
+    file = path / REPORT_FILE
     try:
         report = manifest.read_json(file)
         values = _own_recipe(path, report.get("recipe_sha256")) or report["recipe"]
@@ -111,7 +109,7 @@ def evaluate_bundle(
     """
     bundle = open_bundle(path, form, threads, verify)
     if verify:
-        manifest.require(path, REPORT)
+        manifest.require(path, REPORT_FILE)
     form = bundle.named(form)
     settings = task_of(path, overrides)
     if languages:

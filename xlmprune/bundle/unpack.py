@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from xlmprune.core.errors import BundleError, RecipeError
-from xlmprune.core.files import explain_disk, replacing, temporary_folder
+from xlmprune.core.files import REPORT_FILE, explain_disk, replacing, temporary_folder
 from xlmprune.export import graph as onnx_export
 from xlmprune.export import manifest, packing
 from xlmprune.export import sparse as safetensors_export
@@ -158,7 +158,7 @@ def plain_forms(bundle: Path) -> Iterator[dict[str, Path]]:
 def _whole_model(bundle: Path, folder: Path, say: Callable[[str], None]) -> Path | None:
     """Write the whole dense model where structures were removed; None where none were, or where it cannot be built."""
     try:
-        model = manifest.read_json(bundle / "report.json").get("model")
+        model = manifest.read_json(bundle / REPORT_FILE).get("model")
     except (FileNotFoundError, BundleError):
         return None
     if not isinstance(model, dict) or not model.get("structure"):

@@ -18,7 +18,7 @@ import numpy as np
 from xlmprune.bundle import golden
 from xlmprune.bundle.session import Bundle
 from xlmprune.core.errors import BundleError, MachineError, XlmpruneError, first_line
-from xlmprune.core.files import SAFETENSORS_FILE, sha256_of
+from xlmprune.core.files import REPORT_FILE, SAFETENSORS_FILE, sha256_of
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.encoding import encode, pad
 from xlmprune.export import manifest
@@ -132,9 +132,9 @@ def _check_provenance(path: Path) -> Iterator[Check]:
 
     sealed = manifest.read(path)
     named = {SAFETENSORS_FILE: read_facts(path / SAFETENSORS_FILE).get("recipe_sha256")}
-    if (path / "report.json").is_file():
-        report = manifest.read_json(path / "report.json")
-        named["report.json"] = report.get("recipe_sha256")
+    if (path / REPORT_FILE).is_file():
+        report = manifest.read_json(path / REPORT_FILE)
+        named[REPORT_FILE] = report.get("recipe_sha256")
         environment = {name: str(fact) for name, fact in report.get("environment", {}).items()}
         changed = sorted(name for name, fact in environment.items() if sealed["versions"].get(name) != fact)
         changed += sorted(sealed["versions"].keys() - environment.keys())

@@ -16,6 +16,7 @@ from xlmprune.compare.plan import Cell, Plan, settings
 from xlmprune.compare.work import Outcome
 from xlmprune.core.errors import DataError
 from xlmprune.core.formatting import timestamp
+from xlmprune.core.run_folder import report_file
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.evaluation.significance import ROUNDS, holm, randomization_test
@@ -93,7 +94,7 @@ def _cell(cell: Cell, outcome: Outcome | None, out: Path) -> dict[str, Any]:
     }
     if outcome is None:
         return entry
-    file = out / cell.name / "bundle" / "report.json"
+    file = report_file(out / cell.name)
     if (
         outcome.failed or not file.is_file()
     ):  # a form that does not reproduce PyTorch fails its check without a bundle

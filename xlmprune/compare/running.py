@@ -15,6 +15,7 @@ from xlmprune.compare.work import INTERRUPTED, Executor, Outcome, Work
 from xlmprune.core.errors import MachineError, RecipeError, XlmpruneError
 from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.progress import Reporter
+from xlmprune.core.run_folder import report_file
 from xlmprune.recipe.registry import nearest
 from xlmprune.recipe.schema import Recipe
 from xlmprune.training.checkpoint import open_run
@@ -128,7 +129,7 @@ def _refuse_other_recipes(plan: Plan, out: Path, replaced: Collection[str]) -> N
 def _finished(plan: Plan, out: Path) -> Iterator[tuple[str, Outcome]]:
     """Yield the cells whose bundle exists, made by the same recipe."""
     for cell in plan.cells:
-        if not (out / cell.name / "bundle" / "report.json").is_file():
+        if not report_file(out / cell.name).is_file():
             continue
         try:
             with open_run(out / cell.name, cell.recipe) as folder:
@@ -152,7 +153,7 @@ def _works(
             continue
         key = keys[cell.name]
         name, dense = f"dense stage {key}", out / "dense" / key
-        trained = _is_finished(dense) and not (fresh and key not in started)
+        trained = report_file(dense).is_file() and not (fresh and key not in started)
         shared = list(keys.values()).count(key) > 1 or trained
         if shared and not trained and key not in started:
             started.add(key)
@@ -160,10 +161,6 @@ def _works(
         more = [*options, *(["--start-from", str(dense)] if shared else [])]
         needs = name if key in started else None
         yield _work(cell.name, cell.recipe, out / cell.name, out, device, more, needs)
-
-
-def _is_finished(folder: Path) -> bool:
-    return (folder / "bundle" / "report.json").is_file()
 
 
 def _work(

@@ -22,6 +22,7 @@ TEMPORARY = ".temporary-"
 """Start of the name of a temporary folder inside a run folder. One that still exists was left by a crash."""
 
 SAFETENSORS_FILE = "model.safetensors"
+REPORT_FILE = "report.json"
 
 
 @contextmanager

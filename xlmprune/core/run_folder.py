@@ -28,7 +28,7 @@ from xlmprune._version import __version__
 from xlmprune.core import checkpoints
 from xlmprune.core.checkpoints import Numbers, Tensors
 from xlmprune.core.errors import ModelError, RecipeError
-from xlmprune.core.files import explain_disk, put_in_place, sha256_of, write_atomically
+from xlmprune.core.files import REPORT_FILE, explain_disk, put_in_place, sha256_of, write_atomically
 from xlmprune.core.formatting import timestamp
 from xlmprune.core.locking import FolderLock
 
@@ -152,7 +152,7 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """Return the report of a run that is complete, else None."""
-        report = self.bundle / "report.json"
+        report = report_file(self.path)
         if not report.is_file():
             return None
         try:
@@ -242,13 +242,9 @@ class RunFolder:
     def _claim(self) -> None:
         """Write the recipe into a new folder; refuse a folder of another recipe."""
         file = self.path / "recipe.yaml"
-        if (
-            self.bundle.is_dir()
-            and any(self.bundle.iterdir())
-            and not (self.bundle / "report.json").is_file()
-        ):
+        if self.bundle.is_dir() and any(self.bundle.iterdir()) and not report_file(self.path).is_file():
             raise RecipeError(
-                f"{self.bundle}: is not empty and holds no report.json; move it away, or use another --out"
+                f"{self.bundle}: is not empty and holds no {REPORT_FILE}; move it away, or use another --out"
             )
         begun = self.start.exists() or bool(checkpoints.saved_in(self.checkpoints)) or self.bundle.exists()
         if not file.exists() or not begun:  # nothing is lost by another recipe where nothing has begun
@@ -369,10 +365,15 @@ def bundle_name(size: float | None = None) -> str:
     return "bundle" if size is None else f"bundle-{size}"
 
 
+def report_file(run: Path) -> Path:
+    """Return the report of the run folder ``run``; the file is there when the run is finished."""
+    return run / bundle_name() / REPORT_FILE
+
+
 def _is_size_bundle(folder: Path) -> bool:
     """Return whether a run wrote the folder, under this name: its report has the size that the name says."""
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
         return folder.name == bundle_name(report["size"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False

@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 
 from xlmprune.core import machine
 from xlmprune.core.errors import BundleError, RecipeError
-from xlmprune.core.files import temporary_folder, write_atomically
+from xlmprune.core.files import REPORT_FILE, temporary_folder, write_atomically
 from xlmprune.data.examples import Kind
 from xlmprune.export.form import expected_files, form_named, forms_in, reference
 from xlmprune.export.graph import (
@@ -368,7 +368,7 @@ def source_of_bundle(bundle: Path) -> Source:
     """
     values = read_config(bundle)
     try:
-        report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+        report = json.loads((bundle / REPORT_FILE).read_text(encoding="utf-8"))
         facts, kind = report["model"], values["xlmprune"]["kind"]
         whole = facts.get("structure", {}).get("whole")
         config = config_of(values)
@@ -379,7 +379,7 @@ def source_of_bundle(bundle: Path) -> Source:
         return Source(facts["name"], config, kind)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
-            f"{bundle}: its report.json and config.json do not describe a model ({error}); expected a bundle written by "
+            f"{bundle}: its {REPORT_FILE} and config.json do not describe a model ({error}); expected a bundle written by "
             "xlmprune"
         ) from error
 

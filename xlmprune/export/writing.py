@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 
 from xlmprune._version import __version__
 from xlmprune.core.errors import ShortfallError
-from xlmprune.core.files import explain_disk
+from xlmprune.core.files import SAFETENSORS_FILE, explain_disk
 from xlmprune.core.progress import Reporter
 from xlmprune.data.encoding import Encoded, pad
 from xlmprune.data.examples import Examples
@@ -113,7 +113,7 @@ def write_model(
 ) -> None:
     """Write weights, config and tokenizer: what needs no ONNX."""
     model, task = outcome.model, data.task
-    path = folder / "model.safetensors"
+    path = folder / SAFETENSORS_FILE
     if layout == "sparse":
         sparse.save_sparse(model, outcome.masks, path, {"recipe_sha256": recipe_sha256})
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from xlmprune.core.files import write_atomically
+from xlmprune.core.files import REPORT_FILE, write_atomically
 from xlmprune.core.formatting import plain
 from xlmprune.core.tables import rich_table
 from xlmprune.report import charts, drawings, findings, labels, model_card, shipped
@@ -122,7 +122,7 @@ def write(report: Report, folder: Path) -> None:
         "report.html": render_html(report),
         "report.md": render_markdown(report),
         "README.md": model_card.render(report),
-        "report.json": json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        REPORT_FILE: json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
