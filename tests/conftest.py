@@ -46,6 +46,14 @@ def traced_anew():
         yield
 
 
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the model, the data and the unlabelled text of a tiny run."""
+    from tiny_run import write_workplace
+
+    return write_workplace(tmp_path_factory.mktemp("work"))
+
+
 LONGEST_FIRST = (
     "test_pipeline",
     "test_comparison",

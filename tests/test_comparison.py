@@ -23,8 +23,8 @@ import pytest
 import yaml
 from rich.console import Console
 from slow import slow_but
-from test_pipeline import write_data, write_model, write_recipe
 from test_report import HOSTILE, Page
+from tiny_run import write_recipe, write_workplace
 from typer.testing import CliRunner
 
 from xlmprune import pipeline
@@ -43,12 +43,7 @@ from xlmprune.training.dense import dense_key
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("comparison")
-    write_model(folder / "model")
-    write_data(folder / "data", repeat=2)
-    for language, text in (("th", "เปิดประตู"), ("de", "mach die Tür zu"), ("en", "open it")):
-        (folder / f"{language}.txt").write_text(f"{text}\n" * 3, encoding="utf-8")
-    return folder
+    return write_workplace(tmp_path_factory.mktemp("work"), repeat=2)
 
 
 def write_base(workplace):

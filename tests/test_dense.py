@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 from slow import slow_after
-from test_pipeline import report_of, write_data, write_model, write_recipe
+from tiny_run import report_of, write_recipe, write_workplace
 from typer.testing import CliRunner
 
 from xlmprune import pipeline
@@ -24,12 +24,7 @@ QUIET = Reporter(Console(quiet=True))
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dense")
-    write_model(folder / "model")
-    write_data(folder / "data", repeat=2)
-    for language, text in (("th", "เปิดประตู"), ("de", "mach die Tür zu"), ("en", "open it")):
-        (folder / f"{language}.txt").write_text(f"{text}\n" * 3, encoding="utf-8")
-    return folder
+    return write_workplace(tmp_path_factory.mktemp("work"), repeat=2)
 
 
 @pytest.fixture
@@ -161,7 +156,7 @@ def trained():
     ids=lambda overrides: " ".join(overrides),
 )
 def test_a_run_started_from_a_dense_run_is_the_run_alone(base, tmp_path, trained, overrides, workplace):
-    overrides = [text.replace("TEXT", f"'{workplace}/{{language}}.txt'") for text in overrides]
+    overrides = [text.replace("TEXT", f"'{workplace}/text/{{language}}.txt'") for text in overrides]
     recipe = load(base, "training.regularize_dense=false", *overrides)
     key = dense.dense_key(recipe)
     if key not in trained:

@@ -9,10 +9,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from test_fine_pruning import drive, examples, make_pruner, make_recipe, restore, tiny_classifier
-from test_moments import compress, report_of, workplace  # noqa: F401 - a fixture
-from test_pipeline import write_recipe
 from test_reconstruction import batches, hidden
 from tiny import tiny_batch
+from tiny_run import assert_same_weights, compress, report_of, stopped_at, write_recipe
 from typer.testing import CliRunner
 
 import xlmprune
@@ -23,7 +22,6 @@ from xlmprune.pruning.nesting import Nest, Prefix, prefix, ranked, view_of
 from xlmprune.pruning.reconstruction import Normal, reconstruct
 from xlmprune.pruning.structures import LayerCut, layout_of, slice_model
 from xlmprune.recipe.schema import DistillationRecipe
-from xlmprune.training.loop import FinePruning
 from xlmprune.training.teaching import Teaching
 
 STRUCTURE = {"layers": 1, "heads": 1, "neurons": 1, "multiple": 4, "smallest": 0.25}
@@ -249,7 +247,7 @@ def sections(folder, **more):
 
 
 @pytest.fixture(scope="module")
-def finished(workplace, tmp_path_factory):  # noqa: F811
+def finished(workplace, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dynamic") / "run"
     export = {"onnx": ["fp32", "int8"], "sizes": SIZES}
     result = compress(workplace, folder, **sections(workplace, export=export))
@@ -369,22 +367,13 @@ def test_a_stop_while_bundles_are_put_in_place_is_made_good(finished, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, monkeypatch, finished):  # noqa: F811
-    update = FinePruning._update
-
-    def interrupted(self, total):
-        if self.state.at.stage == 1 and self.state.at.update == 2:
-            raise KeyboardInterrupt
-        return update(self, total)
-
+def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, finished):
     again, given = tmp_path / "run", sections(workplace, export={"onnx": [], "sizes": SIZES})
-    with monkeypatch.context() as patch:
-        patch.setattr(FinePruning, "_update", interrupted)
+    with stopped_at(stage=1, update=2):
         assert compress(workplace, again, **given).exit_code == 130
     assert compress(workplace, again, **given).exit_code == 0
     for folder in ("bundle", "bundle-0.25"):
-        ours, theirs = (load_file(path / folder / "model.safetensors") for path in (finished[0], again))
-        assert all((theirs[name] == tensor).all() for name, tensor in ours.items())
+        assert_same_weights(finished[0], again, folder)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +395,7 @@ def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, m
         ({"smallest": None, "heads": 0.5}, {"sizes": [1]}, "trained with pruning.structure.smallest"),
     ],
 )
-def test_what_does_not_go_with_sizes_gets_a_sentence(workplace, tmp_path, structure, more, said):  # noqa: F811
+def test_what_does_not_go_with_sizes_gets_a_sentence(workplace, tmp_path, structure, more, said):
     given = sections(workplace)
     given["pruning"] = {
         "structure": {**STRUCTURE, **structure},
@@ -420,7 +409,7 @@ def test_what_does_not_go_with_sizes_gets_a_sentence(workplace, tmp_path, struct
     assert not (tmp_path / "run" / "events.jsonl").exists() or "24" in said
 
 
-def test_a_dry_run_says_the_sizes(workplace, tmp_path):  # noqa: F811
+def test_a_dry_run_says_the_sizes(workplace, tmp_path):
     given = sections(workplace, export={"sizes": SIZES})
     recipe = write_recipe(tmp_path, model={"name": str(workplace / "model")}, **given)
     task = f"task.path={workplace / 'data' / '{language}.{split}.tsv'}"

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import yaml
-from test_pipeline import report_of
 from test_tasks import LANGUAGES, PAPER, SAMPLE
 from tiny import tiny_model, tiny_tokenizer
+from tiny_run import report_of
 from typer.testing import CliRunner
 
 from xlmprune.cli import app

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from test_pipeline import report_of, write_data, write_model, write_recipe
+from tiny_run import report_of, write_data, write_model, write_recipe
 from typer.testing import CliRunner
 
 from xlmprune.cli import app

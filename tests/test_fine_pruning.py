@@ -8,6 +8,7 @@ import pytest
 import torch
 from slow import slow_but
 from tiny import tiny_special
+from tiny_run import merged
 from transformers import (
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
@@ -79,9 +80,7 @@ def make_recipe(**sections):
         "training": {"epochs_per_stage": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"},
         "pruning": {"schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 3}},
     }
-    for section, entries in sections.items():
-        values[section] = {**values.get(section, {}), **entries} if isinstance(entries, dict) else entries
-    return Recipe.model_validate(values)
+    return Recipe.model_validate(merged(values, sections))
 
 
 def make_pruner(recipe, model, train, dev=None, teaching=None):

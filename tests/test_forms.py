@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from test_pipeline import report_of, write_data, write_recipe
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
+from tiny_run import report_of, write_data, write_recipe
 from typer.testing import CliRunner
 
 from xlmprune.bundle.verify import verify

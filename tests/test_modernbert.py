@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 import yaml
-from safetensors.numpy import load_file
 from test_families import MODERN, write_data, write_model
 from tiny import SENTENCES, tiny_tokenizer
+from tiny_run import assert_same_weights, stopped_at
 from typer.testing import CliRunner
 
 import xlmprune
@@ -24,7 +24,6 @@ from xlmprune.pruning.importance import magnitude_importance
 from xlmprune.pruning.reconstruction import reconstruct
 from xlmprune.pruning.structures import choose, layout_of, slice_model, whole_config
 from xlmprune.recipe.schema import StructureRecipe
-from xlmprune.training.loop import FinePruning
 from xlmprune.training.shrinking import require_possible
 
 
@@ -195,26 +194,14 @@ STRUCTURE = {"heads": 0.5, "neurons": 0.5, "multiple": 4, "importance": "fisher"
     ],
     ids=lambda pruning: " and ".join(pruning),
 )
-def test_a_run_resumes_with_the_same_bits_and_its_files_agree(workplace, tmp_path, monkeypatch, pruning):
+def test_a_run_resumes_with_the_same_bits_and_its_files_agree(workplace, tmp_path, pruning):
     run, again = tmp_path / "whole" / "run", tmp_path / "again" / "run"
     result = compress(workplace, run, pruning)
     assert result.exit_code == 0, result.output
-    update, calls = FinePruning._update, []
-
-    def interrupted(self, total):
-        if self.state.at.stage == 1 and self.state.at.update == 1 and not calls:
-            calls.append(1)
-            raise KeyboardInterrupt
-        return update(self, total)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FinePruning, "_update", interrupted)
-        assert compress(workplace, again, pruning).exit_code != 0
-    assert calls == [1]
+    with stopped_at(stage=1, update=1):
+        assert compress(workplace, again, pruning).exit_code == 130
     assert compress(workplace, again, pruning).exit_code == 0
-    ours, theirs = (load_file(path / "bundle" / "model.safetensors") for path in (run, again))
-    assert ours.keys() == theirs.keys()
-    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert_same_weights(run, again)
 
     encoded = tiny_tokenizer().encode_batch([text for texts in SENTENCES.values() for text in texts])
     length = max(len(row.ids) for row in encoded)

@@ -4,44 +4,12 @@ import json
 import shutil
 
 import pytest
-from safetensors.numpy import load_file
-from test_pipeline import write_data, write_model, write_recipe
 from tiny import SENTENCES
+from tiny_run import assert_same_weights, compress, report_of, write_recipe
 from typer.testing import CliRunner
 
 from xlmprune.cli import app
 from xlmprune.training.pruner import Pruner
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("moments")
-    write_model(folder / "model")
-    write_data(folder / "data")
-    text = folder / "text"
-    text.mkdir()
-    for language, sentences in SENTENCES.items():
-        if language != "th":
-            lines = [f"{a} {b}" for a in sentences for b in sentences if a != b]
-            (text / f"{language}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
-
-
-def compress(folder, run, **sections):
-    pruning = {
-        "reconstruct": {"texts": 40},
-        "schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 2},
-    }
-    training = {"epochs_per_stage": 1, "dense_epochs": 2}
-    given = {"training": training, **sections, "pruning": {**pruning, **sections.get("pruning", {})}}
-    recipe = write_recipe(run.parent, model={"name": str(folder / "model")}, **given)
-    task = f"task.path={folder / 'data' / '{language}.{split}.tsv'}"
-    result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(run), "--set", task])
-    return result
-
-
-def report_of(run):
-    return json.loads((run / "bundle" / "report.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
@@ -83,9 +51,7 @@ def test_a_refitted_run_exports_reports_and_resumes_with_the_same_bits(workplace
         assert compress(workplace, again, **sections).exit_code != 0
     assert calls == [1, 2]
     assert compress(workplace, again, **sections).exit_code == 0
-    ours, theirs = (load_file(path / "bundle" / "model.safetensors") for path in (run, again))
-    assert ours.keys() == theirs.keys()
-    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert_same_weights(run, again)
 
 
 @pytest.mark.slow

@@ -8,16 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-import yaml
 from safetensors.numpy import load_file
 from slow import slow_but
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
+from tiny_run import report_of, stopped_at, write_data, write_recipe
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
@@ -32,57 +32,6 @@ from xlmprune.models.loading import prunable, save_tokenizer
 LANGUAGES = list(SENTENCES)
 
 
-def write_model(folder: Path) -> Path:
-    tiny_model(labels=("a", "b")).roberta.save_pretrained(folder)
-    save_tokenizer(tiny_tokenizer(), folder, 64)
-    return folder
-
-
-def write_data(folder: Path, repeat: int = 8) -> None:
-    """Four commands in eight languages; the label is which command it is."""
-    folder.mkdir(exist_ok=True)
-    names = ["light", "temperature", "sleep", "door"]
-    for language, sentences in SENTENCES.items():
-        rows = [f"{text}\t{name}" for text, name in zip(sentences, names, strict=True)] * repeat
-        for split in ("train", "dev", "test") if language == "en" else ("test",):
-            text = "text\tlabel\n" + "\n".join(rows) + "\n"
-            (folder / f"{language}.{split}.tsv").write_text(text, encoding="utf-8")
-
-
-def write_recipe(folder: Path, **sections) -> Path:
-    values = {
-        "name": "tiny",
-        "model": {"name": str(folder / "model")},
-        "task": {
-            "name": "classification",
-            "source": "files",
-            "path": str(folder / "data" / "{language}.{split}.tsv"),
-        },
-        "training": {
-            "epochs_per_stage": 2,
-            "dense_epochs": 4,
-            "batch_size": 8,
-            "learning_rate": 1e-2,
-            "max_length": 32,
-        },
-        "pruning": {"schedule": {"name": "geometric", "step_fraction": 0.3, "stages": 3}},
-        "export": {"onnx": ["fp32"]},
-    }
-    for section, entries in sections.items():
-        values[section] = {**values.get(section, {}), **entries} if isinstance(entries, dict) else entries
-    file = folder / "tiny.yaml"
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return file
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    write_model(folder / "model")
-    write_data(folder / "data")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def finished(workplace):
     """(run folder, what was printed) of one whole run through the command line, both forms."""
@@ -90,10 +39,6 @@ def finished(workplace):
     result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(workplace / "run")])
     assert result.exit_code == 0, result.output
     return workplace / "run", result
-
-
-def report_of(run):
-    return json.loads((run / "bundle" / "report.json").read_text(encoding="utf-8"))
 
 
 def test_results_on_stdout_progress_on_stderr(finished):
@@ -397,20 +342,10 @@ def test_killed_it_ends_with_the_same_report(workplace, uninterrupted, interrupt
 
 
 @pytest.mark.slow
-def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, monkeypatch):
+def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path):
     recipe = write_recipe(workplace, name="often", training={"checkpoint_minutes": 1e-9})
-    from xlmprune.training import loop as fine_pruning
-
-    original, calls = fine_pruning.FinePruning._update, []
-
-    def interrupted(self, total):
-        calls.append(1)
-        if len(calls) == 22:
-            raise KeyboardInterrupt
-        return original(self, total)
-
-    monkeypatch.setattr(fine_pruning.FinePruning, "_update", interrupted)
-    first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    with stopped_at(stage=1, update=5):
+        first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert first.exit_code == 130
     assert "run the same command again to resume" in first.stderr
     second = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
@@ -425,20 +360,10 @@ def test_interrupted_within_a_stage_it_goes_on_within_it(workplace, tmp_path, mo
 @pytest.mark.parametrize(
     "number", slow_but([signal.SIGTERM], [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 )
-def test_asked_to_stop_it_saves_first_and_resumes_from_there(workplace, tmp_path, monkeypatch, number):
+def test_asked_to_stop_it_saves_first_and_resumes_from_there(workplace, tmp_path, number):
     recipe = write_recipe(workplace, name="stopped", export={"onnx": []})
-    from xlmprune.training import loop as fine_pruning
-
-    original, calls = fine_pruning.FinePruning._update, []
-
-    def ask(self, total):
-        calls.append(1)
-        if len(calls) == 10:
-            os.kill(os.getpid(), number)
-        return original(self, total)
-
-    monkeypatch.setattr(fine_pruning.FinePruning, "_update", ask)
-    first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
+    with stopped_at(stage=0, update=9, stop=partial(os.kill, os.getpid(), number)):
+        first = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert first.exit_code == 130
     second = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert second.exit_code == 0, second.output
@@ -492,19 +417,8 @@ def newest(run):
 def interrupted_once(workplace, tmp_path_factory):
     """(recipe, run folder) of a run that stopped in stage 1."""
     recipe = write_recipe(workplace, name="parts", export={"onnx": []})
-    from xlmprune.training import loop as fine_pruning
-
-    original, calls = fine_pruning.FinePruning._update, []
-
-    def ask(self, total):
-        calls.append(1)
-        if len(calls) == 20:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, total)
-
     out = tmp_path_factory.mktemp("interrupted") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fine_pruning.FinePruning, "_update", ask)
+    with stopped_at(stage=1, update=3, stop=partial(os.kill, os.getpid(), signal.SIGTERM)):
         assert CliRunner().invoke(app, ["compress", str(recipe), "--out", str(out)]).exit_code == 130
     return str(recipe), out
 
@@ -784,24 +698,14 @@ def test_time_is_not_part_of_the_result(finished):
     assert time.strptime(report_of(finished[0])["created"], "%Y-%m-%dT%H:%M:%SZ")
 
 
-def test_a_run_does_not_go_on_with_other_data(workplace, tmp_path, monkeypatch):
+def test_a_run_does_not_go_on_with_other_data(workplace, tmp_path):
     write_data(tmp_path / "data")
     recipe = write_recipe(
         workplace, name="changed", task={"path": str(tmp_path / "data" / "{language}.{split}.tsv")}
     )
-    from xlmprune.training import loop as fine_pruning
-
-    original, calls = fine_pruning.FinePruning._update, []
-
-    def interrupted(self, total):
-        calls.append(1)
-        if len(calls) == 22:
-            raise KeyboardInterrupt
-        return original(self, total)
-
-    monkeypatch.setattr(fine_pruning.FinePruning, "_update", interrupted)
     command = ["compress", str(recipe), "--out", str(tmp_path / "run")]
-    assert CliRunner().invoke(app, command).exit_code == 130
+    with stopped_at(stage=1, update=5):
+        assert CliRunner().invoke(app, command).exit_code == 130
     file = tmp_path / "data" / "th.test.tsv"
     file.write_text(file.read_text(encoding="utf-8").replace("door", "light"), encoding="utf-8")
     result = CliRunner().invoke(app, command)

@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny_run import merged
 from typer.testing import CliRunner
 
 from xlmprune import cli, pipeline
@@ -379,8 +380,7 @@ def workplace(tmp_path_factory):
 
 def write_recipe(folder, name, **sections):
     values = {"name": name, **golden.BASE, **{**golden.RUNS, **MORE}[name]}
-    for section, entries in {**PLAIN, **sections}.items():
-        values[section] = {**values.get(section, {}), **entries} if isinstance(entries, dict) else entries
+    values = merged(values, {**PLAIN, **sections})
     values["model"] = {"name": "./model", **values.get("model", {})}
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")

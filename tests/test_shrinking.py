@@ -9,9 +9,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 from slow import slow_after
-from test_moments import compress, report_of, workplace  # noqa: F401 - a fixture
-from test_pipeline import write_recipe
 from tiny import tiny_model
+from tiny_run import assert_same_weights, compress, report_of, stopped_at, write_recipe
 from typer.testing import CliRunner
 
 import xlmprune
@@ -21,7 +20,6 @@ from xlmprune.core.errors import BundleError, RecipeError
 from xlmprune.export import sparse
 from xlmprune.pruning.structures import layout_of
 from xlmprune.recipe.schema import StructureRecipe
-from xlmprune.training.loop import FinePruning
 from xlmprune.training.shrinking import planned_densities, require_possible, round_layers
 
 STRUCTURE = {"layers": 1, "heads": 0.5, "neurons": 0.5, "multiple": 4}
@@ -35,7 +33,7 @@ def sections(folder, **pruning):
 
 
 @pytest.fixture(scope="module")
-def run(workplace, tmp_path_factory):  # noqa: F811
+def run(workplace, tmp_path_factory):
     folder = tmp_path_factory.mktemp("structured") / "run"
     result = compress(workplace, folder, **sections(workplace), export={"onnx": ["fp32", "int8"]})
     assert result.exit_code == 0, result.output
@@ -125,7 +123,7 @@ def test_a_structure_that_does_not_fit_is_refused(run, tmp_path):
         ],
     ),
 )
-def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, monkeypatch, pruning):  # noqa: F811
+def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, pruning):
     given = sections(workplace, **pruning)
     given["pruning"]["pattern"] = pruning.get("pattern", "unstructured")
     if pruning.get("pattern") == "2:4":
@@ -140,25 +138,13 @@ def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, m
     asked = pruning["structure"].get("heads", 1)
     whole = report["model"]["structure"]["whole"]
     assert sum(layer["heads"] for layer in report["model"]["structure"]["layers"]) >= asked * whole["heads"]
-    update, calls = FinePruning._update, []
-
-    def interrupted(self, total):
-        if self.state.at.stage == 2 and self.state.at.update == 1 and not calls:
-            calls.append(self.state.at.stage)
-            raise KeyboardInterrupt
-        return update(self, total)
-
     again = tmp_path / "again" / "run"
     again.parent.mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(FinePruning, "_update", interrupted)
-        given["export"] = {"onnx": []}
-        assert compress(workplace, again, **given).exit_code != 0
-    assert calls == [2]
+    given["export"] = {"onnx": []}
+    with stopped_at(stage=2, update=1):
+        assert compress(workplace, again, **given).exit_code == 130
     assert compress(workplace, again, **given).exit_code == 0
-    ours, theirs = (load_file(path / "bundle" / "model.safetensors") for path in (run, again))
-    assert ours.keys() == theirs.keys()
-    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert_same_weights(run, again)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +187,7 @@ def test_what_the_model_does_not_have_is_refused_before_training(settings, said)
         ({"structure": {**STRUCTURE, "languages": ["th"]}}, "there is no text in Thai"),
     ],
 )
-def test_bad_structures_get_a_sentence(workplace, tmp_path, pruning, said):  # noqa: F811
+def test_bad_structures_get_a_sentence(workplace, tmp_path, pruning, said):
     given = sections(workplace)
     given["pruning"] |= pruning
     result = compress(workplace, tmp_path / "run", **given)
@@ -209,7 +195,7 @@ def test_bad_structures_get_a_sentence(workplace, tmp_path, pruning, said):  # n
     assert said in " ".join(result.output.split())
 
 
-def test_a_dry_run_says_what_remains(workplace, tmp_path):  # noqa: F811
+def test_a_dry_run_says_what_remains(workplace, tmp_path):
     given = sections(workplace, pattern="unstructured")
     given["pruning"]["schedule"] = {"name": "geometric", "step_fraction": 0.5, "stages": 1}
     recipe = write_recipe(tmp_path, model={"name": str(workplace / "model")}, **given)

@@ -12,9 +12,8 @@ import torch
 import transformers
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file
-from test_moments import compress, report_of, workplace  # noqa: F401 - a fixture
-from test_pipeline import write_recipe
 from tiny import tiny_model
+from tiny_run import compress, report_of, stopped_at, write_recipe
 from typer.testing import CliRunner
 
 from xlmprune import pipeline
@@ -29,7 +28,6 @@ from xlmprune.export.runtime import forward_of, open_session
 from xlmprune.models.loading import count_parameters
 from xlmprune.pruning.budget import Settled, Size, SizedFile, SizeTable, Timing
 from xlmprune.recipe.schema import StructureRecipe
-from xlmprune.training.loop import FinePruning
 from xlmprune.training.shrinking import require_possible
 
 INT8 = sizing.Exporting("int8", 20, "int8")
@@ -136,25 +134,17 @@ def sections(folder, **budget):
     }
 
 
-def test_a_run_measures_once_and_resumes_with_what_was_chosen(workplace, tmp_path, monkeypatch):  # noqa: F811
-    measured, calls, update = [], [], FinePruning._update
+def test_a_run_measures_once_and_resumes_with_what_was_chosen(workplace, tmp_path, monkeypatch):
+    measured = []
 
     def measure(*given):
         measured.append(given[1:3])
         return known_table()
 
-    def interrupted(self, total):
-        if self.state.at.stage == 1 and not calls:
-            calls.append(1)
-            raise KeyboardInterrupt
-        return update(self, total)
-
     monkeypatch.setattr(sizing, "measure", measure)
     run, given = tmp_path / "run", sections(workplace, latency_ms=6.1, speedup=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(FinePruning, "_update", interrupted)
-        assert compress(workplace, run, **given).exit_code != 0
-    assert calls == [1]
+    with stopped_at(stage=1, update=0):
+        assert compress(workplace, run, **given).exit_code == 130
     result = compress(workplace, run, **given)
     assert result.exit_code == 0, result.output
     assert measured == [(INT8, [(1, 64, 1)])]
@@ -191,7 +181,7 @@ def dry_run(folder, tmp_path, *options, **budget):
     return CliRunner().invoke(app, ["compress", str(recipe), "--dry-run", "--set", task, *options])
 
 
-def test_a_dry_run_says_what_the_budget_resolves_to(workplace, tmp_path):  # noqa: F811
+def test_a_dry_run_says_what_the_budget_resolves_to(workplace, tmp_path):
     sizing.write_table(known_table(), tmp_path / "table.json")
     result = dry_run(workplace, tmp_path, "--json", speedup=4, table="table.json")
     assert result.exit_code == 0, result.output
@@ -233,7 +223,7 @@ OTHER = {"name": "large", **WHOLE, "hidden": 1024, "layers": 24}
         ),
     ],
 )
-def test_a_budget_that_cannot_be_used_is_explained(workplace, tmp_path, table, budget, said):  # noqa: F811
+def test_a_budget_that_cannot_be_used_is_explained(workplace, tmp_path, table, budget, said):
     sizing.write_table(known_table(**table), tmp_path / "table.json")
     result = dry_run(workplace, tmp_path, table="table.json", **budget)
     assert result.exit_code == 2
@@ -376,7 +366,7 @@ def test_a_size_that_cannot_be_timed_is_named(exported, monkeypatch):
         sizing.measure(source(), INT8, [(1, 100_000, 1)], seconds=0.1)
 
 
-def test_bench_takes_a_recipe(workplace, tmp_path, monkeypatch):  # noqa: F811
+def test_bench_takes_a_recipe(workplace, tmp_path, monkeypatch):
     measured = []
 
     def measure(source, exporting, conditions, say, seconds):

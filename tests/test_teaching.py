@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_pipeline import report_of, workplace, write_recipe  # noqa: F401
 from tiny import SENTENCES, tiny_tokenizer
+from tiny_run import report_of, write_recipe
 from typer.testing import CliRunner
 
 from xlmprune.cli import app
@@ -153,7 +153,7 @@ def test_every_text_is_met_once_a_pass(kind):
 
 
 @pytest.mark.slow
-def test_report_says_which_languages_gave_text(workplace, tmp_path):  # noqa: F811
+def test_report_says_which_languages_gave_text(workplace, tmp_path):
     for language in ("de", "ru"):
         (tmp_path / f"{language}.txt").write_text("ein neuer Satz\nund noch einer\n", encoding="utf-8")
     recipe = write_recipe(
@@ -170,7 +170,7 @@ def test_report_says_which_languages_gave_text(workplace, tmp_path):  # noqa: F8
     assert str(tmp_path) not in json.dumps(report)
 
 
-def test_a_run_does_not_go_on_with_other_unlabelled_text(workplace, tmp_path):  # noqa: F811
+def test_a_run_does_not_go_on_with_other_unlabelled_text(workplace, tmp_path):
     """It is read from stage 1 on, so other text is refused once stage 1 has begun; before, nothing has been read."""
     text = tmp_path / "de.txt"
     text.write_text("ein neuer Satz\nund noch einer\n", encoding="utf-8")
@@ -193,7 +193,7 @@ def test_a_run_does_not_go_on_with_other_unlabelled_text(workplace, tmp_path):  
         go(tmp_path / "run", 2)
 
 
-def test_a_plan_tells_what_text_there_is_and_where_there_is_none(workplace, tmp_path):  # noqa: F811
+def test_a_plan_tells_what_text_there_is_and_where_there_is_none(workplace, tmp_path):
     pattern = str(tmp_path / "{language}.txt")
     recipe = write_recipe(workplace, name="planned", distillation={"unlabelled": pattern})
     command = ["compress", str(recipe), "--out", str(tmp_path / "run"), "--dry-run"]
