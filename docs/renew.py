@@ -37,7 +37,7 @@ def renew(text: str) -> str:
 
 
 def make(name: str) -> str:
-    """The content of the block ``name``, such as ``criteria``, ``help compress``, ``recipe keys``."""
+    """Return the content of the block ``name``, such as ``criteria``, ``help compress``, ``recipe keys``."""
     kind, _, rest = name.partition(" ")
     if kind == "help":
         return f"```console\n$ xlmprune {rest + ' ' if rest else ''}--help\n{command_help(rest.split()).rstrip()}\n```"
@@ -82,7 +82,7 @@ def _table(headings: list[str], rows: list[list[str]]) -> str:
 
 
 def describe(table: str, name: str) -> str:
-    """The first paragraph of a component's module, or of its class where a module holds several."""
+    """Return the first paragraph of a component's module, or of its class where a module holds several."""
     entry = registry.TABLES[table][name]
     module = entry.partition(":")[0]
     shared = sum(other.startswith(f"{module}:") for other in registry.TABLES[table].values()) > 1
@@ -115,13 +115,13 @@ def _plain(value: Any) -> str:
 
 
 def command_names() -> list[str]:
-    """The commands in the order of `xlmprune --help`."""
+    """Return the commands in the order of `xlmprune --help`."""
     listed = command_help([]).partition("Commands:\n")[2]
     return re.findall(r"^  (\w[\w-]*)", listed, re.MULTILINE)
 
 
 def command_help(arguments: list[str]) -> str:
-    """What `xlmprune … --help` prints on a terminal of 80 columns."""
+    """Return what `xlmprune … --help` prints on a terminal of 80 columns."""
     from typer.testing import CliRunner
 
     from xlmprune.cli import app
@@ -134,7 +134,7 @@ def command_help(arguments: list[str]) -> str:
 
 
 def describe_recipe(name: str) -> list[str]:
-    """A line of the table of shipped recipes."""
+    """Return a line of the table of shipped recipes."""
     recipe = load_recipe(name)
     strength = getattr(build_component(recipe, "regularizer"), "strength", None)
     source = "" if recipe.task.name == "quickstart" else f", {recipe.task.source}"

@@ -52,14 +52,14 @@ def evaluate(
 
 
 def open_bundle(path: Path, form: str = "", threads: int = 0, verify: bool = True) -> Bundle:
-    """The bundle at ``path``, checked to hold ``form``."""
+    """Open the bundle at ``path`` and check that it holds ``form``."""
     bundle = Bundle(path, threads, verify)
     bundle.named(form)
     return bundle
 
 
 def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
-    """The task a bundle was measured on, as its report says, with ``overrides`` such as ``task.path=…``."""
+    """Return the task a bundle was measured on, as its report says, with ``overrides`` such as ``task.path=…``."""
     file = path / REPORT_FILE
     try:
         report = manifest.read_json(file)
@@ -81,7 +81,7 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
 
 
 def _own_recipe(bundle: Path, sha256: str | None) -> dict[str, Any] | None:
-    """The recipe beside a bundle that still lies in its run folder: unlike the report's, it has whole paths."""
+    """Return the recipe beside a bundle that still lies in its run folder: unlike the report's, it has whole paths."""
     file = bundle.absolute().parent / "recipe.yaml"
     if file.is_file():
         # Not `load_recipe`, which imports the components and PyTorch with them.
@@ -189,7 +189,7 @@ def require(facts: dict[str, Any], minimums: Sequence[str]) -> None:
 
 
 def render(facts: dict[str, Any]) -> Any:
-    """The scores as a table for the terminal."""
+    """Return the scores as a table for the terminal."""
     cap = facts["max_test_examples"]
     columns: dict[str, Callable[[Any], str]] = {
         "language": lambda row: row["name"],

@@ -49,7 +49,7 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray], texts: Examples | None
 
 
 def read(folder: Path) -> Golden:
-    """The golden batch of a bundle.
+    """Read the golden batch of a bundle.
 
     Raises:
         BundleError: missing or damaged.

@@ -162,7 +162,7 @@ def _as_floats(path: Path, name: str, raw: np.ndarray, dtype: str) -> np.ndarray
 
 
 def _inspect_checkpoint(folder: Path) -> dict[str, Any]:
-    """A run's checkpoint: parameters in one file, packed masks in another."""
+    """Inspect a run's checkpoint: parameters in one file, packed masks in another."""
     masks: dict[str, np.ndarray] = {}
     if (folder / "masks.safetensors").is_file():
         from safetensors.numpy import load_file
@@ -302,7 +302,7 @@ def _numel(entry: Stored) -> int:
 
 
 def render(facts: dict[str, Any]) -> Any:
-    """The facts as tables for the terminal."""
+    """Return the facts as tables for the terminal."""
     from rich.console import Group
 
     density = "no prunable weights"

@@ -121,7 +121,7 @@ class Bundle:
         return form_to_serve(self.forms)
 
     def session(self, form: str = "") -> onnxruntime.InferenceSession:
-        """The session of one form, opened once. Raises BundleError where the file is not this bundle's model."""
+        """Return the session of one form, opened once. Raises BundleError where the file is not this bundle's model."""
         form = self.named(form)
         if form not in self._sessions:
             self._require(*(file.name for file in onnx_files(self.file(form))))

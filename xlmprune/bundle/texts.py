@@ -119,7 +119,7 @@ def _decode(raw: bytes, number: int, location: str) -> str:
 
 
 def _parse_line(line: str, location: str) -> Any:
-    """A text, a pair of texts, or a list of words."""
+    """Return a text, a pair of texts, or a list of words."""
     if not line.startswith("{"):
         first, tab, second = line.partition("\t")
         return (first, second) if tab else line

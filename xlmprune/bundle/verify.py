@@ -98,7 +98,7 @@ def _attempt(name: str, question: Callable[[], str]) -> Check:
 
 
 def _guarded(name: str, checks: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    """``checks``; where they break off, a last one of that name says why."""
+    """Yield ``checks``; where they break off, a last one of that name says why."""
     try:
         yield from checks()
     except Exception as error:
@@ -110,7 +110,7 @@ class _Slow(Exception):
 
 
 def _sentence(error: Exception) -> str:
-    """What a check raised. Damage takes more forms than readers foresee, and none of them may hide the other checks."""
+    """Say what a check raised. Damage takes more forms than readers foresee, and none of them may hide the other checks."""
     if isinstance(error, XlmpruneError):
         return str(error)
     return (
@@ -124,7 +124,7 @@ def _check_files(path: Path) -> Iterator[Check]:
 
 
 def _check_provenance(path: Path) -> Iterator[Check]:
-    """The manifest, the report and the weights name one recipe, and the report's environment is the manifest's.
+    """Check that manifest, report and weights name one recipe, and that the report's environment is the manifest's.
 
     Nothing protects the manifest itself; whoever edits it has to edit them all.
     """
@@ -147,7 +147,7 @@ def _check_provenance(path: Path) -> Iterator[Check]:
 
 
 def _check_labels(path: Path, reported: list[str] | None) -> Iterator[Check]:
-    """The labels stand in the order of the report; other names, or another order, would make every answer wrong."""
+    """Check that the labels stand in the order of the report; with others, or another order, every answer would be wrong."""
     found = read_config(path).get("xlmprune", {}).get("labels")
     if reported is not None:
         detail = f"config.json names {found}, and report.json {reported}"
@@ -175,7 +175,7 @@ def _check_weights(path: Path) -> str:
 
 
 def _check_without_forms(path: Path) -> str:
-    """A bundle may hold weights only; whatever its manifest lists, it must hold."""
+    """Check a bundle of weights only: it must hold whatever its manifest lists."""
     listed = {form.file for form in all_forms().values()} & set(manifest.read(path)["files"])
     if listed:
         raise BundleError(f"has no {expected_files()}, and its manifest lists {', '.join(sorted(listed))}")
@@ -202,7 +202,7 @@ def _check_tokenizer(bundle: Bundle) -> str:
 
 
 def _check_numbering(bundle: Bundle) -> str:
-    """The tokenizer gives the golden texts the token ids that the model was measured with."""
+    """Check that the tokenizer gives the golden texts the token ids that the model was measured with."""
     stored = golden.read(bundle.path)
     if stored.texts is None:
         return f"; {golden.FILE} has no texts, so the token ids were not checked"
@@ -217,7 +217,7 @@ def _check_numbering(bundle: Bundle) -> str:
 
 
 def _check_graph(bundle: Bundle, form: str) -> str:
-    """The ONNX checker, and a look at inputs, output and operator set."""
+    """Run the ONNX checker, and look at inputs, output and operator set."""
     import onnx
 
     path = bundle.file(form)
@@ -232,7 +232,7 @@ def _check_graph(bundle: Bundle, form: str) -> str:
 
 
 def _check_golden(bundle: Bundle, form: str) -> str:
-    """This machine's logits against the stored ones, as far as there are tokens."""
+    """Compare this machine's logits with the stored ones, as far as there are tokens."""
     stored = golden.read(bundle.path)
     if form not in stored.logits:
         raise BundleError(
@@ -246,7 +246,7 @@ def _check_golden(bundle: Bundle, form: str) -> str:
 
 
 def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
-    """A sentence on how near ``found`` is to the stored logits of ``form``.
+    """Say how near ``found`` is to the stored logits of ``form``.
 
     Raises:
         BundleError: too far, or labels differ that were no near ties.
@@ -283,7 +283,7 @@ def compare(stored: golden.Golden, form: str, found: np.ndarray) -> str:
 
 
 def _check_packed(bundle: Bundle, form: str) -> Iterator[Check]:
-    """A packed file against its dense form: the same logits, bit for bit, in about the same time."""
+    """Compare a packed file with its dense form: the same logits, bit for bit, in about the same time."""
     from xlmprune.export.graph import load_onnx
     from xlmprune.export.packing import is_packed
 
@@ -342,7 +342,7 @@ def _time_ratio(one: Any, other: Any, feed: tuple[np.ndarray, np.ndarray]) -> fl
 
 
 def _check_triton(bundle: Bundle) -> Iterator[Check]:
-    """The model Triton serves is one of the bundle's files."""
+    """Check that the model Triton serves is one of the bundle's files."""
     folder = bundle.path / "triton"
     if not folder.is_dir():
         return
@@ -365,7 +365,7 @@ def _check_triton(bundle: Bundle) -> Iterator[Check]:
 
 
 def render(checks: list[Check]) -> Any:
-    """The checks as a table for the terminal."""
+    """Return the checks as a table for the terminal."""
     columns: dict[str, Callable[[Check], str]] = {
         "check": lambda check: check.name,
         "result": lambda check: "FAILED" if not check.passed else "warning" if check.warning else "ok",

@@ -83,7 +83,7 @@ def _if_done(show: Callable[[Row], str]) -> Callable[[Row], str]:
 
 
 def _one_density(comparison: Comparison) -> float | None:
-    """The final density, if all methods have the same."""
+    """Return the final density, if all methods have the same."""
     done = [row for row in comparison["rows"] if row["done"] and row["method"] != DENSE]
     found = {round(row["encoder_density"], 3) for row in done}
     return found.pop() if len(found) == 1 else None
@@ -140,7 +140,7 @@ def _by_density(comparison: Comparison, task: str) -> Table | None:
 
 
 def _by_text(comparison: Comparison, task: str) -> Iterator[Table]:
-    """A table for each choice of languages whose text was read, unless it leaves no language out."""
+    """Yield a table for each choice of languages whose text was read, unless it leaves no language out."""
     rows = _rows_with(comparison, task, "languages")
     for index, codes in enumerate(comparison["unlabelled"][task]):
         if any(row["apart"][index]["held_out_mean"] for row in rows):
@@ -205,7 +205,7 @@ def _tests(comparison: Comparison) -> Table | None:
 
 
 def _at_most(test: Row, value: float) -> str:
-    """A p-value; marked where no exchange gave as large a difference, so that more of them would make it smaller."""
+    """Return a p-value; marked where no exchange gave as large a difference, so that more of them would make it smaller."""
     shown = p_value(value)
     least = test["p_value"] <= 1 / (test["rounds"] + 1) + 1e-12
     return f"≤ {shown}" if least and not shown.startswith("<") else shown
@@ -236,7 +236,7 @@ SETTINGS = {
 
 
 def _settings(comparison: Comparison) -> Table | None:
-    """What each row stands for; columns that are empty everywhere are left out."""
+    """Return what each row stands for; columns that are empty everywhere are left out."""
     rows = comparison.get("settings", [])
     if not rows:
         return None
@@ -257,7 +257,7 @@ def _cells(comparison: Comparison) -> Table:
 
 
 def faults(comparison: Comparison) -> list[str]:
-    """A sentence for everything that went wrong, with the runs it happened to."""
+    """Return a sentence for everything that went wrong, with the runs it happened to."""
     by_message: dict[str, list[str]] = {}
     for cell in comparison["cells"]:
         if cell["message"]:
@@ -269,7 +269,7 @@ def faults(comparison: Comparison) -> list[str]:
 
 
 def charts(comparison: Comparison) -> dict[str, str]:
-    """An SVG for every task whose methods were measured at two densities or more."""
+    """Draw an SVG for every task whose methods were measured at two densities or more."""
     found = {}
     for task in comparison["tasks"]:
         lines = [line for row in _rows_with(comparison, task, "curve") if (line := _line(row))]
@@ -343,7 +343,7 @@ def results_table(comparison: Comparison) -> RenderableType:
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """The cells before they run, and which of them share a dense stage."""
+    """Return the cells before they run, and which of them share a dense stage."""
     from rich.console import Group
     from rich.text import Text
 
@@ -355,7 +355,7 @@ def plan_table(plan: Plan) -> RenderableType:
 
 
 def plan_entries(plan: Plan) -> list[dict[str, Any]]:
-    """The cells before they run, as plain values."""
+    """Return the cells before they run, as plain values."""
     return [
         {
             "name": cell.name,

@@ -216,7 +216,7 @@ def _over_base(given: ComparisonFile, file: Path, above: tuple[Path, ...]) -> Co
 
 
 def _anchored(given: ComparisonFile, folder: Path) -> dict[str, Any]:
-    """The recipes that a comparison in ``folder`` names, such that another file may name them too."""
+    """Return the recipes that a comparison in ``folder`` names, such that another file may name them too."""
 
     def path(recipe: Any) -> Any:
         beside = folder / recipe if isinstance(recipe, str) else None
@@ -278,7 +278,7 @@ def _axes(given: ComparisonFile, file: Path, options: Sequence[str]) -> list[_Ch
 
 
 def _take_seeds(row: tuple[_Choice, ...]) -> tuple[tuple[_Choice, ...], list[_Choice] | None]:
-    """The row without the list of seeds that a method may have, and that list."""
+    """Return the row without the list of seeds that a method may have, and that list."""
     own = None
     rest = []
     for choice in row:
@@ -315,7 +315,7 @@ NAMED = ("method", "regularizer", "pruning.criterion", "pruning.schedule", "task
 
 
 def _label(key: str, value: Any) -> str:
-    """The name of a value in the table: a component's name, or anything else with its key."""
+    """Return the name of a value in the table: a component's name, or anything else with its key."""
     if isinstance(value, Mapping) and "name" in value:
         beside = ", ".join(f"{k}={v}" for k, v in value.items() if k != "name")
         return f"{value['name']} ({beside})" if beside else str(value["name"])
@@ -326,7 +326,7 @@ def _label(key: str, value: Any) -> str:
 
 
 def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequence[str]) -> Cell:
-    """A cell with its recipe validated; its name comes later, with all the others."""
+    """Build a cell with its recipe validated; its name comes later, with all the others."""
     base, parts = given.recipe, [_Choice("", given.set, f"{file}: set")]
     for choice in choices.column:
         base = choice.overrides.get("recipe", base)
@@ -373,7 +373,7 @@ def _put(values: dict[str, Any], key: str, value: Any, source: str) -> Iterable[
 
 
 def slug(text: str) -> str:
-    """A word for file names: lower case, letters, digits and hyphens."""
+    """Return a word for file names: lower case, letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
 
 
@@ -388,7 +388,7 @@ def _name_cells(cells: Sequence[Cell], name: str) -> Iterator[Cell]:
 
 
 def _distinct_slugs(labels: Sequence[str]) -> dict[str, str]:
-    """A slug for each label; where two are alike or one is long, a few digits of its hash tell them apart."""
+    """Return a slug for each label; where two are alike or one is long, a few digits of its hash tell them apart."""
     found = {label: slug(label) for label in labels}
     short = list(found.values())
     for label, text in found.items():
@@ -413,7 +413,7 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
 
 
 def _budget(recipe: Recipe) -> str:
-    """What the weights that ship have been trained for, all stages together."""
+    """Return what the weights that ship have been trained for, all stages together."""
     training, method = recipe.training, build_method(recipe.pruning, recipe.regularizer)
     every = training.epochs_per_stage
     stages = [
@@ -430,7 +430,7 @@ def _budget(recipe: Recipe) -> str:
 
 
 def settings(recipe: Recipe) -> dict[str, str]:
-    """What makes a method: how weights are chosen, when, and what is added to the loss; defaults filled in."""
+    """Return what makes a method: how weights are chosen, when, and what is added to the loss; defaults filled in."""
     pruning, distillation, training = recipe.pruning, recipe.distillation, recipe.training
     parts = {
         table: " ".join([component.name, *(f"{k}={_plain(v)}" for k, v in component.parameters.items())])
@@ -458,7 +458,7 @@ def _plain(value: Any) -> str:
 
 
 def _uneven_budgets(cells: Sequence[Cell]) -> Iterator[str]:
-    """A sentence for every column whose methods do not train equally long."""
+    """Yield a sentence for every column whose methods do not train equally long."""
     for task in dict.fromkeys(cell.task for cell in cells):
         budgets: dict[str, dict[str, None]] = {}
         for cell in cells:
@@ -470,7 +470,7 @@ def _uneven_budgets(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def _extra_passes(cells: Sequence[Cell]) -> Iterator[str]:
-    """A sentence on what some methods compute in addition to the updates that all of them make."""
+    """Yield a sentence on what some methods compute in addition to the updates that all of them make."""
     found: dict[str, dict[str, None]] = {}
     for cell in cells:
         settings = cell.recipe.distillation

@@ -38,7 +38,7 @@ Comparison = Mapping[str, Any]
 
 
 def assemble(plan: Plan, outcomes: Mapping[str, Outcome], out: Path, tests: bool = True) -> dict[str, Any]:
-    """The comparison as it stands; cells without an outcome are pending.
+    """Return the comparison as it stands; cells without an outcome are pending.
 
     Args:
         outcomes: by cell.
@@ -75,7 +75,7 @@ def assemble(plan: Plan, outcomes: Mapping[str, Outcome], out: Path, tests: bool
 
 
 def exit_code(comparison: Comparison) -> int:
-    """What the command ends with: 1 if any cell met an internal error, else 2, else 3, else 0."""
+    """Return what the command ends with: 1 if any cell met an internal error, else 2, else 3, else 0."""
     codes = {cell["exit_code"] for cell in comparison["cells"]}
     return next((code for code in (1, 2, 3) if code in codes), 0)
 
@@ -103,7 +103,7 @@ def _cell(cell: Cell, outcome: Outcome | None, out: Path) -> dict[str, Any]:
 
 
 def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the table needs of a report."""
+    """Return what the table needs of a report."""
     summary, stages = report["summary"], report["stages"]
     train, density = summary["train_language"], report["model"]["encoder_density"]
     return {
@@ -156,7 +156,7 @@ def _method_rows(plan: Plan, cells: Sequence[dict[str, Any]]) -> Iterator[dict[s
 
 
 def _dense_rows(plan: Plan, cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The models before pruning: for each seed the one that most methods began from."""
+    """Yield the models before pruning: for each seed the one that most methods began from."""
     for task in plan.tasks:
         column = [cell for cell in cells if cell["task"] == task]
         chosen = []

@@ -172,7 +172,7 @@ def _work(
     options: Sequence[str],
     needs: str | None = None,
 ) -> Work:
-    """The command that runs a recipe in a folder; the recipe is written where the command can read it."""
+    """Return the command that runs a recipe in a folder; the recipe is written where the command can read it."""
     file = out / "recipes" / f"{folder.name}.yaml"
     with explain_disk(out):
         file.parent.mkdir(parents=True, exist_ok=True)

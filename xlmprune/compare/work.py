@@ -108,7 +108,7 @@ MARK = "xlmprune: "
 
 
 def last_sentence(lines: Iterable[str]) -> str:
-    """The last message among the lines that the command wrote; the last line of all, where it gave none."""
+    """Return the last message among the lines that the command wrote; the last line of all, where it gave none."""
     message: list[str] = []
     last, inside = "", False
     for line in lines:

@@ -135,5 +135,5 @@ def saved_in(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _hash_line(state: str) -> str:
-    """What `sha256sum` writes and checks."""
+    """Return what `sha256sum` writes and checks."""
     return f"{hashlib.sha256(state.encode()).hexdigest()}  {STATE}\n"

@@ -17,7 +17,7 @@ from xlmprune.core.formatting import size
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; of several processes, each takes the GPU of its number.
+    """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; each of several processes has the GPU of its number.
 
     Raises:
         MachineError: not a device this tool knows, a GPU that is not there, or one that PyTorch has no code for.
@@ -96,14 +96,14 @@ def computes_bf16_quickly(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast in training: ``auto`` is bf16 where that is quick."""
+    """Return the dtype of autocast in training: ``auto`` is bf16 where that is quick."""
     if precision == "auto":
         precision = "bf16" if computes_bf16_quickly(device) else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed for one purpose, from the run's seed and what tells the purpose apart; the same on every machine."""
+    """Derive a seed for one purpose, from the run's seed and what tells the purpose apart; the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 

@@ -13,7 +13,7 @@ END_WITH_STDIN = "XLMPRUNE_END_WITH_STDIN"
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """The command that runs ``module`` as a program.
+    """Return the command that runs ``module`` as a program.
 
     With `-P` nothing is imported from the current folder: a bundle is data, though it may hold an `onnxruntime.py`.
     """

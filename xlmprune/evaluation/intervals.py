@@ -74,7 +74,7 @@ def paired(before: np.ndarray, after: np.ndarray, metric: Metric) -> dict[str, f
 
 
 def _each(statistics: np.ndarray, metric: Metric) -> np.ndarray:
-    """The metric on every example alone. If there was nothing to find and nothing was found, that is right: 100."""
+    """Return the metric on every example alone. If there was nothing to find and nothing was found, that is right: 100."""
     return np.where(statistics.any(axis=1), metric.value(statistics), 100.0)
 
 

@@ -95,7 +95,7 @@ class _Questions:
     """Where temporary files go."""
 
     def answers(self, proto: onnx.ModelProto) -> list[Logits]:
-        """A graph's logits on all of them."""
+        """Return a graph's logits on all of them."""
         sets = [*([self.dev.encoded] if self.dev else []), *self.texts]
         with temporary_folder(self.folder) as folder:
             save_onnx(proto, folder / "candidate.onnx")

@@ -39,7 +39,7 @@ class CodedMask:
 
 
 def encode(mask: np.ndarray) -> CodedMask:
-    """The smallest of the codes for a boolean mask [rows, columns] (or 1-D)."""
+    """Encode a boolean mask [rows, columns] (or 1-D) with the code that is smallest for it."""
     candidates = [_encode_bitmask(mask), _encode_rice(mask, "remaining")]
     if 2 * int(mask.sum()) > mask.size:
         candidates.append(_encode_rice(mask, "pruned"))
@@ -50,7 +50,7 @@ def encode(mask: np.ndarray) -> CodedMask:
 
 
 def decode(code: dict[str, Any], data: np.ndarray, entries: int) -> np.ndarray:
-    """The mask of ``entries`` entries as a flat boolean array.
+    """Decode the mask of ``entries`` entries as a flat boolean array.
 
     Raises:
         ValueError: ``data`` is not what `encode` can have written for so many entries.
@@ -101,7 +101,7 @@ def _encode_rice(mask: np.ndarray, marks: str) -> CodedMask:
 
 
 def _best_low_bits(gaps: np.ndarray) -> int:
-    """The width that makes the code shortest; it lies within a step or two of log2 of the mean gap."""
+    """Return the width that makes the code shortest; it lies within a step or two of log2 of the mean gap."""
     if gaps.size == 0:
         return 0
     near = int(math.log2(float(gaps.mean()) + 1))

@@ -169,7 +169,7 @@ def all_forms() -> dict[str, Form]:
 
 
 def reference() -> Form:
-    """The form that is nearest to the PyTorch model; sizes and speeds are compared with its dense file."""
+    """Return the form that is nearest to the PyTorch model; sizes and speeds are compared with its dense file."""
     return next(iter(all_forms().values()))
 
 

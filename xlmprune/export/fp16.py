@@ -66,7 +66,7 @@ def halve(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _halved(tensor: onnx.TensorProto) -> np.ndarray | None:
-    """The values in half precision; None where the tensor stays as it is."""
+    """Return the values in half precision; None where the tensor stays as it is."""
     from onnx import TensorProto, numpy_helper
 
     if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or math.prod(tensor.dims) < SMALLEST:

@@ -240,7 +240,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
-    """The version of the standard operators a graph asks for."""
+    """Return the version of the standard operators a graph asks for."""
     return max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 

@@ -165,7 +165,7 @@ class _Code(Protocol):
         """Where the stored values lie in the flat matrix, int64 [stored]."""
 
     def add(self, graph: Additions, name: str) -> str:
-        """The nodes that give the indices, int64 or int32 [1, stored]."""
+        """Add the nodes that give the indices, int64 or int32 [1, stored]."""
 
 
 class _Bits:
@@ -271,7 +271,7 @@ def _gaps(mask: np.ndarray) -> Iterable[_Gaps]:
 
 
 def _largest_base(digits: int) -> int:
-    """The largest base of which so many digits fit an int32 that is not negative."""
+    """Return the largest base of which so many digits fit an int32 that is not negative."""
     base = int(_WORD ** (1 / digits)) + 1
     while base**digits > _WORD:
         base -= 1
@@ -291,7 +291,7 @@ def _add_digits(graph: Additions, name: str, words: str, base: int, width: int) 
 def _places_of_mask(
     graph: Additions, name: str, mask: str, size: int, count: int, cut: int | None = None
 ) -> str:
-    """The indices of ``count`` marked entries among the first ``cut`` of a mask of ``size``."""
+    """Add the nodes that give the indices of ``count`` marked entries among the first ``cut`` of a mask of ``size``."""
     part = PREFIX + name
     flat = graph.node("Reshape", [mask, _shape(graph, (size,))], f"{part}/mask")
     if cut is not None:
@@ -313,7 +313,7 @@ def _add_cut(graph: Additions, name: str, data: str, length: int, axis: int) -> 
 
 
 def packed_names(proto: onnx.ModelProto) -> list[str]:
-    """The matrices a graph holds packed, in its order."""
+    """Return the matrices a graph holds packed, in its order."""
     return [
         output
         for node in proto.graph.node
@@ -324,12 +324,12 @@ def packed_names(proto: onnx.ModelProto) -> list[str]:
 
 
 def is_packed(proto: onnx.ModelProto) -> bool:
-    """Does the graph rebuild any matrix?"""
+    """Return whether the graph rebuilds any matrix."""
     return bool(packed_names(proto))
 
 
 def unpack(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The dense graph: every packed matrix an ordinary initializer again, bit for bit. Needs NumPy only.
+    """Return the dense graph: every packed matrix an ordinary initializer again, bit for bit. Needs NumPy only.
 
     Raises:
         BundleError: the parts of a matrix do not fit together.
@@ -416,7 +416,7 @@ _OPERATORS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def unfolded(path: Path, inputs: dict[str, np.ndarray], optimize: bool = True) -> list[str]:
-    """The rebuilding nodes that this machine's ONNX Runtime still executes in every call; none where it folds.
+    """Return the rebuilding nodes that this machine's ONNX Runtime still executes in every call; none where it folds.
 
     Opens the file, with or without graph optimization, and runs it once on ``inputs``.
 

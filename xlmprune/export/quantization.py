@@ -82,7 +82,7 @@ def quantize(
     keep_fp32: Collection[str] = (),
     smoothing: Mapping[str, np.ndarray] | None = None,
 ) -> onnx.ModelProto:
-    """The INT8 form of an fp32 graph, in standard operators that ONNX Runtime fuses into its integer kernels.
+    """Return the INT8 form of an fp32 graph, in standard operators that ONNX Runtime fuses into its integer kernels.
 
     Every product with a constant matrix outside the head becomes DynamicQuantizeLinear, MatMulInteger and a scale;
     a table's rows are looked up as they are stored and scaled then, so that it is small in memory too.
@@ -198,7 +198,7 @@ def quantize_blocks(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def restore_blocks(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The fp32 table [rows, width] that `quantize_blocks` gave as four bits a value."""
+    """Restore the fp32 table [rows, width] that `quantize_blocks` gave as four bits a value."""
     centred = np.concatenate([values & 15, values >> 4], axis=1).astype(np.float32) - 8
     return (centred.reshape(len(values), -1, BLOCK) * scale.astype(np.float32)).reshape(len(values), -1)
 
@@ -212,7 +212,7 @@ class _Rewriting(Additions):
         self.weights = {t.name: t for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT}
 
     def is_table(self, node: onnx.NodeProto) -> bool:
-        """Does the node look up rows of a table that is worth it?"""
+        """Return whether the node looks up rows of a table that is worth it."""
         if node.op_type != "Gather" or node.input[0] not in self.weights:
             return False
         dims = self.weights[node.input[0]].dims
@@ -270,7 +270,7 @@ class _Rewriting(Additions):
         self.node("Reshape", [rows, self.constant(f"int4/row/{width}", shape)], out)
 
     def finish(self, facts: str) -> onnx.ModelProto:
-        """The graph; weights that nothing uses any more are left out, and so are shapes that may no longer hold."""
+        """Return the graph; weights that nothing uses any more are left out, and so are shapes that may no longer hold."""
         used = {name for node in self.nodes for name in node.input}
         used |= {entry.name for entry in self.proto.graph.output}
         kept = [tensor for tensor in self.proto.graph.initializer if tensor.name in used]
@@ -300,7 +300,7 @@ class Calibration:
     """Matrix name to the largest channel of its input, in times of the median channel."""
 
     def worst(self, count: int) -> list[str]:
-        """The matrices with the largest errors."""
+        """Return the matrices with the largest errors."""
         return sorted(self.error, key=lambda name: -self.error[name])[:count]
 
 
@@ -393,7 +393,7 @@ def _activations(
 def _open(
     proto: onnx.ModelProto, outputs: Sequence[str], folder: Path | None
 ) -> onnxruntime.InferenceSession:
-    """A session that also gives inner values; through a file, since protobuf sends no more than 2 GB."""
+    """Open a session that also gives inner values; through a file, since protobuf sends no more than 2 GB."""
     count = len(proto.graph.output)
     proto.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs
@@ -419,7 +419,7 @@ class Candidate:
 
 
 def candidates_for(calibration: Calibration, embeddings: Embeddings = "int8") -> list[Candidate]:
-    """The ways worth trying, the smallest and fastest first; later ones leave the worst matrices in fp32."""
+    """Return the ways worth trying, the smallest and fastest first; later ones leave the worst matrices in fp32."""
     options = {"embeddings": embeddings, "smoothing": calibration.smoothing}
     found = [Candidate("smoothed" if calibration.smoothing else "plain", options)]
     if embeddings == "int4":
@@ -460,7 +460,7 @@ def choose(
     reference: Mapping[str, float],
     margins: Mapping[str, float],
 ) -> Choice:
-    """The first candidate that is within its margin of the reference in everything that is measured.
+    """Choose the first candidate that is within its margin of the reference in everything that is measured.
 
     Later candidates are not even tried then. Where none is, the one that is least beyond its margins is taken.
 

@@ -111,7 +111,7 @@ def save_dense(model: nn.Module, path: Path) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What the metadata say: `layout`, `matrices`, and what the writer added. `{}` for a plain safetensors file.
+    """Return what the metadata say: `layout`, `matrices`, and what the writer added. `{}` for a plain safetensors file.
 
     Needs neither PyTorch nor the tensors.
 
@@ -146,7 +146,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The safetensors header: name to `dtype`, `shape`, `data_offsets`; and `__metadata__`.
+    """Return the safetensors header: name to `dtype`, `shape`, `data_offsets`; and `__metadata__`.
 
     Raises:
         BundleError: missing, not safetensors, of another length than the header says, or with a key twice.
@@ -224,7 +224,7 @@ def read_sparse(path: Path) -> dict[str, Tensor]:
 
 
 def decode_mask(path: Path, name: str, entry: dict[str, Any], data: np.ndarray) -> np.ndarray:
-    """The boolean mask of one matrix, in its shape, from its entry in `matrices` and its code."""
+    """Return the boolean mask of one matrix, in its shape, from its entry in `matrices` and its code."""
     try:
         mask = codes.decode(entry["code"], data, math.prod(entry["shape"]))
     except (ValueError, KeyError, TypeError) as error:

@@ -110,7 +110,7 @@ def ids_known(sessions: Mapping[str, Session]) -> int:
 
 
 def takes(session: Session, tokens: int, ids: int) -> bool:
-    """Does the model accept a text of so many tokens?"""
+    """Return whether the model accepts a text of so many tokens."""
     return _runs(session, make_inputs(session, 1, tokens, ids))
 
 

@@ -374,7 +374,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
 
 
 def read_start(folder: Path, kind: Kind) -> Pretrained:
-    """What `save_start` wrote; every weight must be there.
+    """Read what `save_start` wrote; every weight must be there.
 
     Raises:
         ModelError: the folder is damaged.
@@ -396,7 +396,7 @@ def read_start(folder: Path, kind: Kind) -> Pretrained:
 
 
 def forward_of(model: nn.Module, device: torch.device) -> Any:
-    """A function from numpy `input_ids`, `attention_mask` to numpy fp32 logits, in eval mode and full precision."""
+    """Return a function from numpy `input_ids`, `attention_mask` to numpy fp32 logits, in eval mode and full precision."""
     return _numpy_function(model, device, lambda **inputs: model(**inputs).logits)
 
 

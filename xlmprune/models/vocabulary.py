@@ -226,7 +226,7 @@ def choose_pieces(
 
 
 def trim_tokenizer(tokenizer_json: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """A `tokenizer.json` that holds only the kept ids, numbered 0, 1, … in their order.
+    """Return a `tokenizer.json` that holds only the kept ids, numbered 0, 1, … in their order.
 
     Scores, normalizer and pre-tokenizer stay, and with them the way text is cut: where the best cut uses kept pieces
     only, it is still the best.
@@ -285,7 +285,7 @@ def trim_embeddings(model: nn.Module, kept: Sequence[int]) -> None:
 def coverage(
     original: Tokenizer, trimmed: Tokenizer, texts_by_language: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, float]]:
-    """What trimming does to each language, on at most 1,000 of its texts.
+    """Return what trimming does to each language, on at most 1,000 of its texts.
 
     Returns:
         Per language ``texts``; ``tokens_before`` and ``tokens``, the mean number for a text; ``identical``, the share
@@ -327,7 +327,7 @@ ALIASES = {"KATAKANA-HIRAGANA": "KATAKANA", "IDEOGRAPHIC": "CJK"}
 
 @lru_cache(maxsize=1 << 16)
 def script(character: str) -> str:
-    """The first word of the Unicode name of a letter or mark, such as LATIN, CJK; else `NO_SCRIPT`.
+    """Return the first word of the Unicode name of a letter or mark, such as LATIN, CJK; else `NO_SCRIPT`.
 
     Unicode's own table of scripts is not in Python's library. For the letters of XLM-R's pieces the names agree.
     """
@@ -385,7 +385,7 @@ def _renumber(processor: dict[str, Any], new: Mapping[int, int]) -> None:
 
 
 def _encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[Encoding]]:
-    """Encodings without special tokens, truncation or padding, some thousand at a time."""
+    """Yield encodings without special tokens, truncation or padding, some thousand at a time."""
     plain = tokenizer
     if tokenizer.truncation or tokenizer.padding:
         plain = Tokenizer.from_str(tokenizer.to_str())
@@ -397,7 +397,7 @@ def _encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[Encodin
 
 
 def _cut(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[str]], float]:
-    """The pieces of every text, and the share of all that are `<unk>`."""
+    """Return the pieces of every text, and the share of all that are `<unk>`."""
     encodings = [encoding for batch in _encode(tokenizer, texts) for encoding in batch]
     unknown_id = special_tokens(tokenizer).unknown
     unknown = sum(id_ == unknown_id for encoding in encodings for id_ in encoding.ids)

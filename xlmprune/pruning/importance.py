@@ -171,7 +171,7 @@ def _pooled_over_examples(gradient: Tensor, kind: Kind) -> Tensor:
 
 @torch.no_grad()
 def magnitude_importance(model: nn.Module) -> Importance:
-    """The 2-norm of all weights (not biases) that a head or neuron owns."""
+    """Return the 2-norm of all weights (not biases) that a head or neuron owns."""
     weights = architecture.of(model).prunable(model)
     squares = {name: weight.detach().float().square() for name, weight in weights.items()}
     pooled = pool(squares, model)
@@ -276,7 +276,7 @@ def removal_order(
 
 
 def _removal_costs(weight: Tensor, inverse: Tensor, group: int) -> Tensor:
-    """[groups], what removing each of them costs."""
+    """Return what removing each group costs, [groups]."""
     if group == 1:
         return weight.square().sum(dim=0) / inverse.diagonal()
     count = weight.shape[1] // group

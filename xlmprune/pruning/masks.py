@@ -71,7 +71,7 @@ def _keep_top_of(scores: list[Tensor], keep: int, within: list[Tensor]) -> list[
 
 
 def _nth_highest(scores: list[Tensor], keep: int, within: list[Tensor]) -> Tensor:
-    """The ``keep``-th highest score among ``within``, as a scalar of the scores' own type."""
+    """Return the ``keep``-th highest score among ``within``, as a scalar of the scores' own type."""
     # The sum is cheap, but inf - inf makes it NaN too.
     if any(score.sum().isnan() and bool((score.isnan() & mask).any()) for score, mask in zip(scores, within)):
         raise ValueError("an importance score is not a number")
@@ -104,7 +104,7 @@ def _by_counting(scores: list[Tensor], keep: int, within: list[Tensor]) -> float
     (infinity,) = struct.unpack(integers, struct.pack(floats, float("inf")))
 
     def number(rank: int) -> float:
-        """The numbers in rising order: ranks are the bits of a positive number, and those of its negative below zero."""
+        """Return the number of a rank: the rank is the bits of a positive number, and is below zero for its negative."""
         return math.copysign(struct.unpack(floats, struct.pack(integers, abs(rank)))[0], rank)
 
     low, high = -infinity, infinity
@@ -233,7 +233,7 @@ def _best_of_rows(scores: Tensor, keep: int, within: Tensor) -> Tensor:
 
 
 def _nth_highest_of_rows(scores: Tensor, keep: int) -> Tensor:
-    """The ``keep``-th highest score of every row, [out, 1]."""
+    """Return the ``keep``-th highest score of every row, [out, 1]."""
     if scores.device.type != "cpu":
         return scores.sort(dim=1, descending=True).values[:, keep - 1 : keep]
     # Ranked downwards, as in `_by_partition`.
@@ -285,7 +285,7 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
 
 
 def attainable(density: float, pattern: str) -> float:
-    """The density `select` really leaves when asked for ``density`` under ``pattern``."""
+    """Return the density `select` really leaves when asked for ``density`` under ``pattern``."""
     if pattern == "unstructured" or density == 1:
         return density
     keep, group = parse_pattern(pattern)
@@ -328,7 +328,7 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, shape: Iterable[int]) -> Tensor:
-    """The mask that `pack_bits` packed.
+    """Return the mask that `pack_bits` packed.
 
     Raises:
         ValueError: the bytes are too few or too many for ``shape``.

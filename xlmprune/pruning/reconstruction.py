@@ -345,7 +345,7 @@ def _require_matching(weights: Weights, masks: Masks, moments: Moments) -> None:
 
 
 def _sharing(weights: Weights, moments: Moments) -> list[list[str]]:
-    """The names of ``weights``, those of one moment together."""
+    """Return the names of ``weights``, those of one moment together."""
     groups: dict[int, list[str]] = {}
     for name in weights:
         groups.setdefault(id(moments[name]), []).append(name)

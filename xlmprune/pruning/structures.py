@@ -171,7 +171,7 @@ class Layout:
 
     @classmethod
     def from_record(cls, record: Any) -> Layout:
-        """What `record` gave.
+        """Read what `record` gave.
 
         Raises:
             ModelError: something else.
@@ -228,7 +228,7 @@ def whole_config(model: nn.Module, whole: Layout) -> Any:
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """The sizes that the model's layers have now, with the sources that its config remembers."""
+    """Return the sizes that the model's layers have now, with the sources that its config remembers."""
     layers = architecture.of(model).layers(model)
     known = getattr(model.config, CONFIG_KEY, None)
     sources = [layer["source"] for layer in known["layers"]] if known else range(len(layers))

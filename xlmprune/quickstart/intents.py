@@ -136,13 +136,13 @@ def languages() -> tuple[str, ...]:
 
 
 def version() -> str:
-    """The data's name and version, such as ``home-assistant-intents 2026.10.27``."""
+    """Return the data's name and version, such as ``home-assistant-intents 2026.10.27``."""
     _package()
     return f"{PACKAGE} {metadata.version(PACKAGE)}"
 
 
 def load_language(language: str) -> dict[str, Any]:
-    """The package's templates, lists and rules of a language.
+    """Return the package's templates, lists and rules of a language.
 
     Raises:
         DataError: there is no such language; names those that are near, or all.
@@ -289,7 +289,7 @@ def _harmonic_numbers(count: int) -> tuple[float, ...]:
 
 
 def _form(wording: str) -> str:
-    """A wording as it counts when those of two commands are compared: all slots alike."""
+    """Return a wording as it counts when those of two commands are compared: all slots alike."""
     return normalize_wording(_without_slots(wording, "0"))
 
 
@@ -302,7 +302,7 @@ def _tidy(text: str) -> str:
 
 
 def normalize_wording(text: str) -> str:
-    """A sentence as it counts when two are compared: case, spaces and punctuation do not.
+    """Return a sentence as it counts when two are compared: case, spaces and punctuation do not.
 
     `data.examples.normalize` also tells vowel signs apart. This one does not, because it decides which Hindi and Malayalam
     sentences are drawn, and so every score measured on them.

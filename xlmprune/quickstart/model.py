@@ -45,7 +45,7 @@ RECORD = "converted.json"
 
 
 def ensure_model(cache: Path | None = None) -> Path:
-    """The folder of the quickstart model, converted on first use (a few seconds, 0.5 GB on disk).
+    """Return the folder of the quickstart model, converted on first use (a few seconds, 0.5 GB on disk).
 
     The folder holds config.json, model.safetensors (fp32, names of `XLMRobertaModel`, no pooler), tokenizer.json
     and tokenizer_config.json. Their hashes are compared at every call, and a folder that is incomplete or damaged
@@ -84,7 +84,7 @@ def is_intact(folder: Path) -> bool:
 
 
 def find_weights() -> Path:
-    """The packed weights inside the installed package, found without importing it.
+    """Return the packed weights inside the installed package, found without importing it.
 
     Raises:
         MachineError: the package is not installed, or its version has no such file.

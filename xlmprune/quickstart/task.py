@@ -49,7 +49,7 @@ class Quickstart:
         self.metrics = main_first((Accuracy(),), recipe.metric)
 
     def languages(self) -> tuple[str, ...]:
-        """The train language, then the others: as listed, or for ``all`` the 20 of `intents.LANGUAGES`.
+        """Return the train language, then the others: as listed, or for ``all`` the 20 of `intents.LANGUAGES`.
 
         Raises:
             DataError: a language is not in the package, or has too few sentences of some command.
@@ -121,7 +121,7 @@ def _divide(language: str) -> Mapping[str, Sequence[tuple[str, ...]]]:
 
 
 def _enough(language: str, count: int, role: str) -> intents.Sentences:
-    """What a language has, drawn.
+    """Draw what a language has.
 
     Raises:
         DataError: too little; says what is missing and which languages have enough.

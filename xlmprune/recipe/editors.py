@@ -35,7 +35,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _choices(table: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """What may stand for a component: a bare name, or a name with the parameters of that component."""
+    """Return what may stand for a component: a bare name, or a name with the parameters of that component."""
     choices: list[dict[str, Any]] = [{"enum": list(registry.TABLES[table])}]
     for name in registry.TABLES[table]:
         choice = TypeAdapter(registry.load(table, name)).json_schema()

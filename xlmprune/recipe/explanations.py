@@ -102,7 +102,7 @@ def _fault(fault: Any, kind: Any, values: Any, above: KeyPath) -> _Fault:
 
 
 def _said(fault: Any) -> str:
-    """What is wrong with a value of the right type; nothing for one of a wrong type."""
+    """Return what is wrong with a value of the right type; nothing for one of a wrong type."""
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
     if fault["type"] in BOUNDS:
@@ -117,7 +117,7 @@ def _shown(value: Any) -> str:
 
 
 def _keys(loc: KeyPath, values: Any, whole: bool) -> KeyPath:
-    """The keys of a path, without the names that pydantic gives to the alternatives that it tried."""
+    """Return the keys of a path, without the names that pydantic gives to the alternatives that it tried."""
     keys: list[str | int] = []
     for depth, part in enumerate(loc):
         is_key = (

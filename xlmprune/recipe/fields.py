@@ -22,7 +22,7 @@ WORDS = {
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """The members of a union, or the annotation itself."""
+    """Return the members of a union, or the annotation itself."""
     if get_origin(annotation) is Annotated:
         return alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -31,19 +31,19 @@ def alternatives(annotation: Any) -> list[Any]:
 
 
 def fields_of(kind: Any) -> Mapping[str, FieldInfo]:
-    """The fields of a pydantic model or dataclass; none for any other type."""
+    """Return the fields of a pydantic model or dataclass; none for any other type."""
     return getattr(kind, "__pydantic_fields__", {})
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
-    """The models among the alternatives of a key."""
+    """Return the models among the alternatives of a key."""
     return [
         kind for kind in alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)
     ]
 
 
 def annotation_at(annotation: Any, path: tuple[str | int, ...]) -> Any:
-    """The type of the key at ``path`` below ``annotation``; None if there is no such key."""
+    """Return the type of the key at ``path`` below ``annotation``; None if there is no such key."""
     for part in path:
         inside = [_inside(kind, part) for kind in alternatives(annotation)]
         annotation = next((found for found in inside if found is not None), None)

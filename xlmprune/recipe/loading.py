@@ -55,7 +55,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _last_method(overrides: Sequence[str]) -> str:
-    """The method that the options choose."""
+    """Return the method that the options choose."""
     parts = [option.partition("=") for option in overrides]
     *_, last = (parse_yaml(text, "--set method")[0] for key, _, text in parts if key.strip() == "method")
     return str(last)
@@ -110,7 +110,7 @@ def read_recipe(file: Path) -> tuple[dict[str, Any], Positions]:
 
 
 def _chain(file: Path) -> Iterator[tuple[dict[str, Any], Positions]]:
-    """The values of a recipe, of its base, of that one's base, and so on."""
+    """Yield the values of a recipe, of its base, of that one's base, and so on."""
     seen: list[Path] = []
     while True:
         seen.append(file.resolve())
@@ -178,7 +178,7 @@ def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
 
 
 def _holder(values: Any, path: KeyPath) -> Any:
-    """The section that holds the last key of ``path``; None if it does not."""
+    """Return the section that holds the last key of ``path``; None if it does not."""
     for key in path[:-1]:
         values = values.get(key) if isinstance(values, dict) else None
     return values if isinstance(values, dict) and path[-1] in values else None
@@ -213,7 +213,7 @@ def _absolute(value: Any, folder: Path) -> Any:
 
 
 def _find_base(base: Any, file: Path, position: str) -> Path:
-    """The file that ``file`` is based on: beside it, or shipped."""
+    """Return the file that ``file`` is based on: beside it, or shipped."""
     if not isinstance(base, str):
         raise RecipeError(
             f"{position}: base: expected a file or the name of a shipped recipe, found {base!r:.50}"
@@ -263,7 +263,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[Ke
 
 
 def _section(values: dict[str, Any], path: tuple[str, ...], option: str) -> dict[str, Any]:
-    """The section at ``path`` inside ``values``, added where it is missing."""
+    """Return the section at ``path`` inside ``values``, added where it is missing."""
     for depth, part in enumerate(path):
         here = path[: depth + 1]
         inside = values.get(part)
@@ -279,7 +279,7 @@ def _section(values: dict[str, Any], path: tuple[str, ...], option: str) -> dict
 
 
 def _named_parts(kind: type[BaseModel], above: KeyPath = ()) -> Iterator[tuple[KeyPath, str | None]]:
-    """The path of everything that a bare name may stand for, and the name of the component there by default."""
+    """Yield the path of everything that a bare name may stand for, and the name of the component there by default."""
     for key, field in kind.model_fields.items():
         for section in sections(field.annotation):
             if issubclass(section, Named):

@@ -51,7 +51,7 @@ class Line:
 def score_lines(
     stages: Sequence[Mapping[str, Any]], train_language: str | None, worst: str | None
 ) -> list[Line]:
-    """The curves of every language and of the zero-shot mean, the ones that matter last (drawn on top)."""
+    """Return the curves of every language and of the zero-shot mean, the ones that matter last (drawn on top)."""
     codes: dict[str, None] = {}
     for stage in stages:
         codes.update(dict.fromkeys(stage.get("languages", {})))
@@ -76,7 +76,7 @@ def score_lines(
 
 
 def size_lines(sizes: Sequence[Mapping[str, Any]], cost: str) -> list[Line]:
-    """The curves of the zero-shot mean and of the lowest score of a language at each size, against what the sizes cost.
+    """Return the curves of the zero-shot mean and of the lowest score of a language at each size, against the sizes' cost.
 
     Args:
         sizes: see `findings.size_rows`.
@@ -178,11 +178,11 @@ class Axes:
         return -log(density) if self.densities[-1] > 0 else -density
 
     def path(self, points: Sequence[tuple[float, float]]) -> str:
-        """The points as SVG writes them."""
+        """Return the points as SVG writes them."""
         return " ".join(f"{self.x(density):.1f},{self.y(score):.1f}" for density, score in points)
 
     def draw(self) -> list[str]:
-        """The grid with its scores, and below it as many densities as have room."""
+        """Draw the grid with its scores, and below it as many densities as have room."""
         end = self.width - self.right
         parts = [
             f'<line class="grid" x1="{self.left}" x2="{end}" y1="{self.y(tick):.1f}" y2="{self.y(tick):.1f}"/>'
@@ -262,7 +262,7 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def draw_delta(delta: float, low: float, high: float, style: str) -> str:
-    """A bar for a table cell, from zero to ``delta``, on a scale from ``low`` (at most 0) to ``high`` (at least 0)."""
+    """Draw a bar for a table cell, from zero to ``delta``, on a scale from ``low`` (at most 0) to ``high`` (at least 0)."""
     width, height = 120, 16
     unit = (width - 4) / (high - low or 1.0)
     zero = 2 - low * unit
@@ -293,7 +293,7 @@ class MethodLine:
     """Standard deviation at each point; None with one seed."""
 
     def edges(self) -> list[tuple[float, float]]:
-        """The band around the line: its upper edge, and back along its lower edge."""
+        """Return the band around the line: its upper edge, and back along its lower edge."""
         if self.deviations is None:
             return []
         points = list(zip(self.points, self.deviations, strict=True))

@@ -67,7 +67,7 @@ def scored() -> dict[str, str]:
 
 
 def title_of(key: str) -> str:
-    """The heading over the scores of ``key``; a form of a newer version goes by its name."""
+    """Return the heading over the scores of ``key``; a form of a newer version goes by its name."""
     return scored().get(key, key.replace("onnx_", "ONNX "))
 
 
@@ -78,7 +78,7 @@ def shipped_as() -> dict[str, str]:
 
 
 def columns(report: Report) -> dict[str, str]:
-    """What any language was scored in, with titles; unknown ONNX forms follow the known ones."""
+    """Return what any language was scored in, with titles; unknown ONNX forms follow the known ones."""
     entries = report.get("languages", {}).values()
     found = dict.fromkeys(
         key for entry in entries for key in entry if key in MODELS or key.startswith("onnx_")
@@ -88,7 +88,7 @@ def columns(report: Report) -> dict[str, str]:
 
 
 def rows(report: Report) -> list[Row]:
-    """The train language, then the others from the largest loss to the largest gain."""
+    """Return the train language, then the others from the largest loss to the largest gain."""
     train, worst = train_language(report), worst_language(report)
     listed = []
     for code, entry in report.get("languages", {}).items():
@@ -113,7 +113,7 @@ def rows(report: Report) -> list[Row]:
 
 
 def mean_rows(report: Report) -> list[Row]:
-    """The zero-shot mean and the mean of all languages, as far as the summary has them."""
+    """Return the zero-shot mean and the mean of all languages, as far as the summary has them."""
     summary = report.get("summary", {})
     listed = []
     for key, name in (("zero_shot_mean", ZERO_SHOT_MEAN), ("all_mean", "All-language mean")):
@@ -178,7 +178,7 @@ def describe_sizes(report: Report) -> str:
 
 
 def describe_vocabulary(report: Report) -> str:
-    """What trimming the vocabulary took away; empty where it was kept."""
+    """Say what trimming the vocabulary took away; empty where it was kept."""
     trim = report.get("vocabulary") or {}
     if not trim.get("pieces"):
         return ""
@@ -190,7 +190,7 @@ def describe_vocabulary(report: Report) -> str:
 
 
 def describe_scores(report: Report) -> str:
-    """What pruning cost: the zero-shot mean, the train language, the worst language; empty without them."""
+    """Say what pruning cost: the zero-shot mean, the train language, the worst language; empty without them."""
     listed = rows(report)
     said = [
         (f"{row.name} over {count_of(zero_shot_count(report), 'language')}", row)
@@ -254,7 +254,7 @@ def describe_read_text(report: Report) -> str:
 
 
 def _uses_of_text(report: Report) -> list[str]:
-    """What text of other languages was read for, beside a teacher's answers."""
+    """Return what text of other languages was read for, beside a teacher's answers."""
     recipe = report.get("recipe") or {}
     vocabulary = recipe.get("model", {}).get("vocabulary")
     vocabulary = vocabulary if isinstance(vocabulary, Mapping) else {}
@@ -280,7 +280,7 @@ def _mean(entries: list[Mapping[str, Any]], key: str) -> float | None:
 
 
 def describe_files(report: Report) -> str:
-    """The sizes of the ONNX files against the dense file of the reference form; empty without files."""
+    """Return the sizes of the ONNX files against the dense file of the reference form; empty without files."""
     dense = report.get("dense_bytes", {}).get(reference().key)
     said = []
     files = report.get("files", {})
@@ -448,7 +448,7 @@ def zero_shot_count(report: Report) -> int:
 
 
 def metric_name(report: Report) -> str:
-    """The metric all languages share, or all of them."""
+    """Return the metric all languages share, or all of them."""
     names = dict.fromkeys(entry.get("metric") for entry in report.get("languages", {}).values())
     return ", ".join(name for name in names if name) or "score"
 
@@ -484,7 +484,7 @@ def part_rows(report: Report) -> list[dict[str, Any]]:
 
 
 def layer_grid(report: Report, fact: str) -> dict[str, Any] | None:
-    """A fact of every matrix as a table of layers by kinds of matrix; None unless there are two different values.
+    """Return a fact of every matrix as a table of layers by kinds of matrix; None unless there are two different values.
 
     Returns:
         ``columns`` (titles), ``rows`` of (layer, [value or None]), ``low`` and ``high``.

@@ -58,7 +58,7 @@ def describe_method(report: Report) -> str:
 
 
 def describe_structure(report: Report) -> str:
-    """What is left of layers, heads and neurons, and who can load it; empty where only single weights were pruned."""
+    """Say what is left of layers, heads and neurons, and who can load it; empty where only single weights were pruned."""
     if not lost_structures(report):
         return ""
     found = report["model"]["structure"]

@@ -37,7 +37,7 @@ UNKNOWN = "unknown; ask the publisher before you ship"
 
 
 def render(report: Report) -> str:
-    """The model card of a report; without the key ``task`` it has no section on serving.
+    """Render the model card of a report; without the key ``task`` it has no section on serving.
 
     Args:
         report: as `report.render_markdown` takes it.
@@ -70,7 +70,7 @@ def render(report: Report) -> str:
 
 
 def metadata(report: Report) -> str:
-    """The YAML that model hubs read, between the two lines of dashes: languages, licence, scores per language."""
+    """Return the YAML that model hubs read, between the two lines of dashes: languages, licence, scores per language."""
     from huggingface_hub import EvalResult, ModelCardData
 
     task, model, name = report.get("task", {}), report.get("model", {}), report.get("name", "xlmprune run")

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def render_markdown(report: Report) -> str:
-    """The report as GitHub-flavoured Markdown."""
+    """Render the report as GitHub-flavoured Markdown."""
     template = template_environment(autoescape=False).get_template("report.md.j2")
     return squeeze(template.render(**sections(plain(report))))
 
 
 def render_html(report: Report) -> str:
-    """The report as one HTML page that needs no other file: style and drawings are inside it."""
+    """Render the report as one HTML page that needs no other file: style and drawings are inside it."""
     report = plain(report)
     names = sections(report) | {
         "tiles": shipped.tiles(report),
@@ -77,7 +77,7 @@ CHARTS = (("wide", 1000, 540), ("narrow", 380, 420))
 
 
 def results_table(report: Report) -> RenderableType:
-    """The table of languages and the sentences under it, what is shipped last, for `rich.print`."""
+    """Return the table of languages and the sentences under it, what is shipped last, for `rich.print`."""
     from rich.console import Group
     from rich.text import Text
 

@@ -249,7 +249,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
 
 
 def _travelling(notes: tuple[str, ...], origin: str) -> list[str]:
-    """Notes without the path of this machine."""
+    """Return notes without the path of this machine."""
     return [note.replace(origin, _shortened(origin)) if origin else note for note in notes]
 
 
@@ -342,7 +342,7 @@ def target_text(recipe: Recipe) -> list[str]:
 
 
 def scaled_down(recipe: Recipe) -> list[str]:
-    """What was capped, in sentences."""
+    """Say what was capped, in sentences."""
     capped = []
     if recipe.task.max_train_examples is not None:
         capped.append(f"a sample of at most {recipe.task.max_train_examples} training examples")
@@ -378,7 +378,7 @@ def _few_epochs(recipe: Recipe) -> Iterator[str]:
 
 
 def without_machine_paths(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe; absolute paths are shortened, since a bundle is used on other machines."""
+    """Return the resolved recipe; absolute paths are shortened, since a bundle is used on other machines."""
     values = recipe.resolved()
     change_paths(values, lambda _, path: path and _shortened(path))
     return values

@@ -42,7 +42,7 @@ class Tile:
 
 
 def served_form(report: Report) -> Form | None:
-    """The form to serve first, of those that ship; None where none does. Any may ship where no files are listed."""
+    """Return the form to serve first, of those that ship; None where none does. Any may ship where no files are listed."""
     forms = all_forms()
     shipped = [name for name, form in forms.items() if "files" not in report or form.file in report["files"]]
     return forms.get(form_to_serve(shipped))
@@ -73,7 +73,7 @@ def describe_shipped(report: Report) -> str:
 
 
 def changes(report: Report, key: str) -> list[Change]:
-    """The zero-shot mean, the language that lost most and the train language, in the scores of ``key``.
+    """Return the zero-shot mean, the language that lost most and the train language, in the scores of ``key``.
 
     Args:
         key: as in `findings.scored`, ``onnx_int8`` for example.
@@ -97,7 +97,7 @@ def changes(report: Report, key: str) -> list[Change]:
 
 
 def tiles(report: Report) -> list[Tile]:
-    """The figures of the headline: of the form that serves first, then what remains, then the other files."""
+    """Return the figures of the headline: of the form that serves first, then what remains, then the other files."""
     form, shown = _listed_form(report), []
     if form is not None:
         shown.append(Tile(size(report["files"][form.file]["bytes"]), f"{form.file}{_share(report, form)}"))
@@ -180,7 +180,7 @@ def _describe_conditions(of: Mapping[str, Any]) -> str:
 
 
 def _listed_form(report: Report) -> Form | None:
-    """The form that serves first, if the report lists its file."""
+    """Return the form that serves first, if the report lists its file."""
     form = served_form(report)
     return form if form is not None and form.file in report.get("files", {}) else None
 

@@ -34,7 +34,7 @@ from xlmprune.report.method import packed_files
 
 
 def language_table(report: Report) -> Table | None:
-    """The train language, the means, then every other language from the largest loss to the largest gain."""
+    """Return the train language, the means, then every other language from the largest loss to the largest gain."""
     listed = rows(report)
     if not listed:
         return None
@@ -84,7 +84,7 @@ def _interval(row: Row) -> str:
 
 
 def stage_table(report: Report) -> Table | None:
-    """What every stage came to."""
+    """Return what every stage came to."""
     train = train_language(report)
     return _table(
         "Stages",
@@ -102,7 +102,7 @@ def stage_table(report: Report) -> Table | None:
 
 
 def size_table(report: Report) -> Table | None:
-    """What every exported size is, costs and scores."""
+    """Return what every exported size is, costs and scores."""
     return _table(
         "Sizes",
         {
@@ -181,7 +181,7 @@ def speed_table(report: Report) -> Table | None:
 
 
 def quantization_table(report: Report) -> Table | None:
-    """The ways to quantise that were tried, and what each scored on English dev and unlabelled text."""
+    """Return the ways to quantise that were tried, and what each scored on English dev and unlabelled text."""
     choice = report.get("quantization", {})
     if not choice:
         return None
@@ -246,7 +246,7 @@ def _entry_of(key: str) -> Callable[[Any], str]:
 
 
 def text_table(report: Report) -> Table | None:
-    """What the tokenizer makes of every language: where one may lose before the model has seen it."""
+    """Return what the tokenizer makes of every language: where one may lose before the model has seen it."""
     return _table(
         "Text and tokens",
         {
@@ -264,7 +264,7 @@ def text_table(report: Report) -> Table | None:
 
 
 def vocabulary_table(report: Report) -> Table | None:
-    """What trimming the vocabulary does to every language."""
+    """Return what trimming the vocabulary does to every language."""
     languages = (report.get("vocabulary") or {}).get("languages", {})
     return _table(
         "Trimmed vocabulary",

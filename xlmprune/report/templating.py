@@ -24,20 +24,20 @@ def _cell(value: Any) -> str:
 
 
 def _code(text: str) -> str:
-    """A code span that shows ``text`` as it is, backticks included."""
+    """Return a code span that shows ``text`` as it is, backticks included."""
     text = " ".join(text.split())
     ticks = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
     return f"{ticks}{text}{ticks}" if len(ticks) == 1 else f"{ticks} {text} {ticks}"
 
 
 def _fence(text: str) -> str:
-    """A fence longer than any run of backticks in ``text``."""
+    """Return a fence longer than any run of backticks in ``text``."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     return "`" * max(3, longest + 1)
 
 
 def markdown_table(table: Table) -> str:
-    """A table in GitHub's notation."""
+    """Return a table in GitHub's notation."""
     rule = ["---"] * table.texts + ["---:"] * (len(table.headings) - table.texts)
     lines = [[_cell(heading) for heading in table.headings], rule]
     for style, cells in table.marked():
@@ -105,7 +105,7 @@ def sections(report: Report) -> dict[str, Any]:
 
 
 def _ended(sentence: str) -> str:
-    """A sentence with its full stop."""
+    """Return a sentence with its full stop."""
     return sentence if sentence.endswith((".", "!", "?", "…")) else f"{sentence}."
 
 

@@ -165,7 +165,7 @@ def _patterns(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _split_of(split: str, words: Counter[str]) -> str | None:
-    """The word that stands for a split among those found."""
+    """Return the word that stands for a split among those found."""
     return next((word for word in words if word.lower() in SPLITS[split]), None)
 
 
@@ -173,7 +173,7 @@ def _split_of(split: str, words: Counter[str]) -> str | None:
 
 
 def _likely_kinds(layout: Layout, language: str) -> Sequence[str]:
-    """The kinds to try. Only a token file has an empty line after every sentence; a table may look like one otherwise."""
+    """Return the kinds to try. Only a token file has an empty line after every sentence; else a table may look like one."""
     file = _file(layout, language, "train")
     if file is None or file.name.removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
         return KINDS
@@ -279,7 +279,7 @@ def init(
 
 
 def _texts_of(found: Survey, pattern: str) -> list[str]:
-    """The languages that have a file of this pattern."""
+    """Return the languages that have a file of this pattern."""
     layout = Layout(pattern, {})
     return [language for language in found.languages if _file(layout, language, "")]
 

@@ -134,7 +134,7 @@ class Ndcg:
     expected: bool = False
 
     def statistics(self, logits: Logits, examples: Examples, labels: tuple[str, ...]) -> np.ndarray:
-        """[groups of two or more, 2]: nDCG in [0, 1], 1.
+        """Return [groups of two or more, 2]: nDCG in [0, 1], 1.
 
         Raises:
             DataError: no group has two documents.

@@ -74,7 +74,7 @@ def estimate_disk(
 
 
 def _held(recipe: Recipe, method: Method, model: Any, rows: int | None) -> dict[str, int]:
-    """What exists from the second stage on, whatever is done."""
+    """Return what exists from the second stage on, whatever is done."""
     parameters, matrices = count_parameters(model), count_prunable(model)
     table = model.get_input_embeddings().weight
     compact = (

@@ -246,7 +246,7 @@ def _column(table: Table, names: Sequence[str] | None, role: str, indexes: Seque
 
 
 def _one_label(value: Any, location: str) -> Any:
-    """The label in a list of one, and a whole number without its fraction of zero."""
+    """Return the label in a list of one, and a whole number without its fraction of zero."""
     if isinstance(value, list):
         if len(value) != 1:
             raise DataError(
@@ -275,7 +275,7 @@ def _unused(path: str, names: Sequence[str] | None, chosen: Chosen) -> list[str]
 
 
 def _why_no_labels(table: Table, names: Sequence[str] | None, wanted: Mapping[str, str | int]) -> str:
-    """What to say if labels are needed and there are none."""
+    """Return what to say if labels are needed and there are none."""
     asked = wanted.get("label")
     found = f"columns found: {', '.join(names)}" if names else f"{count_columns(len(table.cells[0]))} found"
     if isinstance(asked, str):

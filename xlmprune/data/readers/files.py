@@ -35,7 +35,8 @@ class Files:
         columns: Mapping[int, tuple[str, ...]] | None = None,
         grouped: bool = False,
     ) -> None:
-        """
+        """Check the path.
+
         Raises:
             DataError: no path, or a pattern with other names in braces.
         """

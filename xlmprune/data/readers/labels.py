@@ -161,7 +161,7 @@ def ascii_if_needed(name: str) -> str:
 
 
 def _bare(label: str) -> str:
-    """What is left of a label without case, spaces, marks that have no width, and Unicode or number format."""
+    """Return what is left of a label without case, spaces, marks that have no width, and Unicode or number format."""
     text = unicodedata.normalize("NFKC", label).casefold()
     text = " ".join("".join(c for c in text if unicodedata.category(c) != "Cf").split())
     try:
@@ -171,7 +171,7 @@ def _bare(label: str) -> str:
 
 
 def no_labels(rows: Rows, split: Split) -> DataError:
-    """The error for a file without labels that needs some."""
+    """Return the error for a file without labels that needs some."""
     found = f": {rows.no_labels}" if rows.no_labels else ""
     return DataError(f"{rows.origin}: no labels; the {split} set needs them{found}")
 

@@ -37,14 +37,14 @@ class Rows:
         return f"{self.origin}:{self.word_lines[row][word] if self.word_lines else self.lines[row]}"
 
     def keep(self, rows: Sequence[bool]) -> Rows:
-        """The rows marked true."""
+        """Return the rows marked true."""
         columns = ("first", "second", "labels", "groups", "lines", "word_lines", "languages")
         given = {name: column for name in columns if (column := getattr(self, name)) is not None}
         kept: dict[str, Any] = {name: list(compress(column, rows)) for name, column in given.items()}
         return replace(self, **kept)
 
     def of_language(self, language: str) -> Rows:
-        """The rows that say they are of this language."""
+        """Return the rows that say they are of this language."""
         return self.keep([own == language for own in self.languages or ()])
 
 

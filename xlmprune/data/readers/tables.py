@@ -42,11 +42,11 @@ class Table:
         return f"{self.path}:{self.lines[0]}"
 
     def keep(self, rows: Sequence[bool]) -> Table:
-        """The rows marked true."""
+        """Return the rows marked true."""
         return replace(self, cells=list(compress(self.cells, rows)), lines=list(compress(self.lines, rows)))
 
     def without_header(self) -> Table:
-        """The rows below the first.
+        """Return the rows below the first.
 
         Raises:
             DataError: there are none.

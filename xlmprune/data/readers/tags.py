@@ -96,7 +96,7 @@ def is_bio(tags: Iterable[str]) -> bool:
 
 
 def strays(tags: Collection[str]) -> list[str]:
-    """The one or two tags that keep a set from being tags of entities; none if more do, or too few others are."""
+    """Return the one or two tags that keep a set from being tags of entities; none if more do, or too few others are."""
     found: list[str] = []
     entities = 0
     for style in STYLES:

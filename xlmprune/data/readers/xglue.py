@@ -59,7 +59,8 @@ class Xglue:
     licence = "XGLUE terms of use (non-commercial research), https://microsoft.github.io/XGLUE/"
 
     def __init__(self, recipe: TaskRecipe, layout: Layout, grouped: bool = False) -> None:
-        """
+        """Find the folder.
+
         Raises:
             DataError: the folder is not there, or not XGLUE's.
         """
@@ -111,7 +112,7 @@ class Xglue:
         return tuple(sorted(set(rows.languages or ()))) if rows else ()
 
     def _combined(self, split: Split) -> Rows | None:
-        """The file of all languages, if there is one."""
+        """Return the file of all languages, if there is one."""
         if split == "train" or self._layout.combined is None:
             return None
         if split not in self._cache:

@@ -40,7 +40,7 @@ class Eq6(Criterion):
     """0 ranks by magnitude, 1 ranks only by agreement with the pretrained weights."""
 
     def scores(self, context: PruningContext) -> Scores:
-        """Always against the pretrained weights."""
+        """Return the scores, against the pretrained weights always."""
         return {
             name: agreement(weight, context.reference[name].to(weight), self.strength)
             for name, weight in context.weights.items()

@@ -39,7 +39,7 @@ def gate_slope(s: Tensor) -> Tensor:
 
 
 def evaluation_gate(alpha: Tensor) -> Tensor:
-    """The gate without noise: exactly 0 below -2.398 and 1 above 2.398. Eq. 13."""
+    """Return the gate without noise: exactly 0 below -2.398 and 1 above 2.398. Eq. 13."""
     return (torch.sigmoid(alpha) * (ZETA - GAMMA) + GAMMA).clamp_(0, 1)
 
 

@@ -60,7 +60,7 @@ def saliency(weight: Tensor, inverse: Tensor) -> Tensor:
 
 
 def compensation(weight: Tensor, inverse: Tensor, removed: Tensor) -> Tensor:
-    """What to add to the weights for those ``removed``: ``- F^-1 (w / diag F^-1)`` over the removed.
+    """Return what to add to the weights for those ``removed``: ``- F^-1 (w / diag F^-1)`` over the removed.
 
     Each removed weight is treated by itself, as in the released code; the exact update of a whole set would
     solve a system per block.

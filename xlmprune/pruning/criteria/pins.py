@@ -87,7 +87,7 @@ class Pins(Criterion):
         }
 
     def state(self) -> dict[str, Tensor]:
-        """The moving averages."""
+        """Return the moving averages."""
         return self._smoothed.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from xlmprune.pruning.criteria.adam import named
 
 
 def confidence(importance: Tensor, uncertainty: Tensor) -> Tensor:
-    """Importance times uncertainty, float64: the product of two small float32 numbers may be below what float32 can hold.
+    """Return importance times uncertainty, float64: the product of two small numbers may be below what float32 can hold.
 
     Source: Zhang et al. 2022 (arXiv:2206.12562), Eq. 9.
     """
@@ -54,7 +54,7 @@ class Smoothed:
         self.updates += 1
 
     def _closed(self, name: str) -> tuple[Tensor, Tensor]:
-        """Importance and uncertainty once the open window counts."""
+        """Return importance and uncertainty once the open window counts."""
         importance = torch.lerp(self._open[name], self._importance[name], self.beta1)
         strayed = (self._open[name] - importance).abs_()
         return importance, torch.lerp(strayed, self._uncertainty[name], self.beta2)

@@ -41,7 +41,7 @@ class Both(Regularizer):
         )
 
     def __call__(self, weights: Weights, reference: Weights, masks: Masks | None = None) -> Tensor:
-        """The sum of both terms, differentiable."""
+        """Return the sum of both terms, differentiable."""
         first, second = self._terms
         return first(weights, reference, masks) + second(weights, reference, masks)
 

@@ -129,7 +129,7 @@ class Cosine(Regularizer):
         self._lengths = RowLengths()
 
     def __call__(self, weights: Weights, reference: Weights, masks: Masks | None = None) -> Tensor:
-        """The differentiable term; ``masks`` serve ``mask_reference`` only, and default to where weights are not zero."""
+        """Return the differentiable term; ``masks`` serve ``mask_reference`` only; default: where weights are not zero."""
         terms = []
         for name, weight in weights.items():
             against = reference[name]

@@ -53,7 +53,7 @@ class CosineLayer(Regularizer):
     """`mean` or `sum` over matrices."""
 
     def __call__(self, weights: Weights, reference: Weights, masks: Masks | None = None) -> Tensor:
-        """The differentiable term; ``masks`` serve ``mask_reference`` only, and default to where weights are not zero."""
+        """Return the differentiable term; ``masks`` serve ``mask_reference`` only; default: where weights are not zero."""
         terms = []
         for name, weight in weights.items():
             against = reference[name]

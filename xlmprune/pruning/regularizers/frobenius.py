@@ -20,7 +20,7 @@ from xlmprune.recipe.component import STRICT
 
 
 def squared_distance(weight: Tensor, reference: Tensor) -> Tensor:
-    """``||reference - weight||_F ** 2``, a scalar, differentiable in ``weight``.
+    """Return ``||reference - weight||_F ** 2``, a scalar, differentiable in ``weight``.
 
     Pruned weights are zero here and add the constant square of their reference.
 
@@ -31,7 +31,7 @@ def squared_distance(weight: Tensor, reference: Tensor) -> Tensor:
 
 
 def distance(weight: Tensor, reference: Tensor) -> Tensor:
-    """``||reference - weight||_F``, a scalar; its gradient is zero where the two are equal."""
+    """Return ``||reference - weight||_F``, a scalar; its gradient is zero where the two are equal."""
     squared = squared_distance(weight, reference)
     return torch.where(squared > 0, torch.where(squared > 0, squared, 1).sqrt(), 0)
 
@@ -54,7 +54,7 @@ class Frobenius(Regularizer):
     norm is not squared."""
 
     def __call__(self, weights: Weights, reference: Weights, masks: Masks | None = None) -> Tensor:
-        """The differentiable term; ``masks`` are not needed."""
+        """Return the differentiable term; ``masks`` are not needed."""
         measure = squared_distance if self.squared else distance
         terms = [measure(weight, reference[name]) for name, weight in weights.items()]
         return self.strength * self._share(weights) * torch.stack(terms).sum()
