@@ -54,7 +54,7 @@ from xlmprune.pruning.criteria.smoothing import Smoothed, confidence
 from xlmprune.pruning.criteria.ties import break_ties
 from xlmprune.pruning.importance import pool
 from xlmprune.pruning.masks import apply_masks, density, full_masks, keep_top, select
-from xlmprune.pruning.reconstruction import input_moments
+from xlmprune.pruning.moments import input_moments
 from xlmprune.recipe.registry import CRITERIA
 from xlmprune.recipe.registry import load as load_component
 

@@ -19,7 +19,7 @@ from xlmprune.core.errors import ModelError, TrainingError
 from xlmprune.data.encoding import IGNORE, Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
-from xlmprune.pruning.reconstruction import input_moments, text_batches
+from xlmprune.pruning.moments import input_moments, text_batches
 from xlmprune.pruning.regularizers.cosine import alignment
 from xlmprune.recipe.registry import CRITERIA, REGULARIZERS
 from xlmprune.recipe.registry import load as load_component

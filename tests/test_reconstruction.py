@@ -17,17 +17,8 @@ from xlmprune.pruning.criteria.sparsegpt import sparsegpt_scores
 from xlmprune.pruning.criteria.wanda import Wanda, wanda
 from xlmprune.pruning.importance import magnitude_importance
 from xlmprune.pruning.masks import full_masks, select
-from xlmprune.pruning.reconstruction import (
-    Normal,
-    damped,
-    descend,
-    input_moments,
-    inverse_diagonal,
-    inverse_factor,
-    reconstruct,
-    refit,
-    text_batches,
-)
+from xlmprune.pruning.moments import damped, input_moments, inverse_diagonal, inverse_factor, text_batches
+from xlmprune.pruning.reconstruction import Normal, descend, reconstruct, refit
 from xlmprune.pruning.structures import LayerCut, choose, slice_model, spaced_layers
 
 

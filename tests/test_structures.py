@@ -26,7 +26,7 @@ from xlmprune.pruning.importance import (
     pool,
     removal_order,
 )
-from xlmprune.pruning.reconstruction import damped, input_moments
+from xlmprune.pruning.moments import damped, input_moments
 from xlmprune.pruning.structures import (
     CONFIG_KEY,
     LayerCut,

@@ -22,7 +22,7 @@ from xlmprune.data.encoding import IGNORE
 from xlmprune.models import architecture
 from xlmprune.models.architecture import FFN, OUTPUTS, Layer
 from xlmprune.pruning.masks import Scores
-from xlmprune.pruning.reconstruction import Moments, damped
+from xlmprune.pruning.moments import Moments, damped
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from xlmprune.pruning.importance import (
     pool,
 )
 from xlmprune.pruning.masks import Scores
-from xlmprune.pruning.reconstruction import Batch, input_moments
+from xlmprune.pruning.moments import Batch, input_moments
 
 
 @dataclass(frozen=True)

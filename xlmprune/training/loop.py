@@ -23,8 +23,8 @@ from xlmprune.core.errors import TrainingError
 from xlmprune.data.encoding import Encoded
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.pruning.masks import Masks, Weights, apply_masks
+from xlmprune.pruning.moments import Batch
 from xlmprune.pruning.nesting import Nest
-from xlmprune.pruning.reconstruction import Batch
 from xlmprune.recipe.schema import TrainingRecipe
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method

@@ -13,7 +13,7 @@ from xlmprune.data.encoding import Encoded
 from xlmprune.data.examples import Kind
 from xlmprune.models.loading import Pretrained
 from xlmprune.pruning.budget import Settled, settle_once
-from xlmprune.pruning.reconstruction import Batch
+from xlmprune.pruning.moments import Batch
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe
 from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts

@@ -15,7 +15,7 @@ from xlmprune.data.encoding import encode
 from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
-from xlmprune.pruning.reconstruction import Batch, draw_evenly, text_batches
+from xlmprune.pruning.moments import Batch, draw_evenly, text_batches
 from xlmprune.recipe.schema import Recipe, ReconstructRecipe
 from xlmprune.training.datasets import UNLABELLED, Texts
 from xlmprune.training.method import Method

@@ -13,7 +13,8 @@ from xlmprune.core import processes
 from xlmprune.core.device import derive_seed
 from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Masks, Scores, apply_masks, full_masks
-from xlmprune.pruning.reconstruction import Batch, Moments, input_moments, refit
+from xlmprune.pruning.moments import Batch, Moments, input_moments
+from xlmprune.pruning.reconstruction import refit
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
 from xlmprune.training.shrinking import Shrinker

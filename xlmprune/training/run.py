@@ -24,7 +24,7 @@ from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Forward, Score, Scores, TestSet
 from xlmprune.models.loading import forward_of, read_start, vectors_of
 from xlmprune.pruning.budget import Settled
-from xlmprune.pruning.reconstruction import to_device
+from xlmprune.pruning.moments import to_device
 from xlmprune.recipe.schema import Recipe
 from xlmprune.training import checkpoint, conditions, moments
 from xlmprune.training.loop import FinePruning, StageEnd, Step

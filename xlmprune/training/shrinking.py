@@ -17,8 +17,9 @@ from xlmprune.models.loading import count_prunable
 from xlmprune.pruning.importance import Importance
 from xlmprune.pruning.masks import Scores
 from xlmprune.pruning.measures import Evidence, Measure
+from xlmprune.pruning.moments import Batch
 from xlmprune.pruning.nesting import prefix, ranked, spread, view_of
-from xlmprune.pruning.reconstruction import Batch, Fit, reconstruct
+from xlmprune.pruning.reconstruction import Fit, reconstruct
 from xlmprune.pruning.structures import Cut, LayerLayout, choose, layout_of, slice_model, spaced_layers
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import ReconstructRecipe, StructureRecipe

@@ -20,7 +20,7 @@ from xlmprune.data.encoding import Encoded, batches_by_length, pad
 from xlmprune.data.examples import Examples, Kind
 from xlmprune.data.special import SpecialTokens
 from xlmprune.models.loading import forward_of, head_class
-from xlmprune.pruning.reconstruction import to_device
+from xlmprune.pruning.moments import to_device
 from xlmprune.recipe.schema import Recipe
 from xlmprune.training.datasets import Texts
 from xlmprune.training.loop import FinePruning, Step

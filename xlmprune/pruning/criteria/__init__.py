@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from xlmprune.pruning.hooks import refuse_unknown_hooks
 from xlmprune.pruning.masks import Masks, Scope, Scores, Weights
-from xlmprune.pruning.reconstruction import Moments
+from xlmprune.pruning.moments import Moments
 
 WATCHING = ("before_forward", "observe")
 """Hooks that are called in stage 0 too."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Scores, Weights
-from xlmprune.pruning.reconstruction import Moments, inverse_diagonal
+from xlmprune.pruning.moments import Moments, inverse_diagonal
 from xlmprune.recipe.component import STRICT
 
 
