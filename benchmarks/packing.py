@@ -26,6 +26,7 @@ from rich.console import Console
 from xlmprune.bundle import bench
 from xlmprune.core import machine
 from xlmprune.export import packing, quantization
+from xlmprune.export.calibration import calibrate
 from xlmprune.export.graph import export_onnx, load_onnx, save_onnx
 
 XLMR_VOCABULARY = 250_002
@@ -130,7 +131,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     with timed("read", steps):
         proto = load_onnx(files["fp32"])
     with timed("calibrate", steps):
-        smoothing = quantization.calibrate(proto, make_feeds()).smoothing
+        smoothing = calibrate(proto, make_feeds()).smoothing
     with timed("quantize", steps):
         form = quantization.quantize(proto, smoothing=smoothing)
     for name, dense in (("fp32", proto), ("int8", form)):

@@ -13,6 +13,8 @@ from tiny import tiny_masks, tiny_model
 
 from xlmprune.core.errors import BundleError
 from xlmprune.export import packing, quantization
+from xlmprune.export.calibration import calibrate, product_error, smooth
+from xlmprune.export.choosing import Candidate, candidates_for, choose
 from xlmprune.export.graph import export_onnx
 
 
@@ -189,7 +191,7 @@ def test_the_runtime_fuses_it_and_leaves_no_product_in_floats(fp32, tmp_path):
 
 
 def test_query_key_and_value_share_what_is_made_from_their_input(fp32):
-    calibration = quantization.calibrate(fp32, [feed()])
+    calibration = calibrate(fp32, [feed()])
     for smoothing in (None, calibration.smoothing):
         form = quantization.quantize(fp32, smoothing=smoothing)
         kinds = collections.Counter(node.op_type for node in form.graph.node)
@@ -221,7 +223,7 @@ def test_what_is_to_stay_stays(fp32):
 
 def test_the_argument_is_left_as_it_was(fp32):
     before = fp32.SerializeToString()
-    calibration = quantization.calibrate(fp32, [feed()])
+    calibration = calibrate(fp32, [feed()])
     quantization.quantize(fp32, smoothing=calibration.smoothing)
     assert fp32.SerializeToString() == before
 
@@ -255,7 +257,7 @@ def test_smoothing_changes_nothing_but_rounding():
     x, weight = random.standard_normal((50, 64)).astype(np.float32), random.standard_normal((64, 32))
     x[:, 7] *= 50
     weight = weight.astype(np.float32)
-    factors, before, after = quantization.smooth(x, weight)
+    factors, before, after = smooth(x, weight)
     assert (factors >= 1).all()
     assert factors[7] == factors.max() > 10
     assert np.median(factors) == 1
@@ -266,18 +268,18 @@ def test_smoothing_changes_nothing_but_rounding():
 def test_inputs_without_outliers_are_left_alone():
     random = np.random.default_rng(0)
     x = random.uniform(-1, 1, (200, 64)).astype(np.float32)
-    factors, before, after = quantization.smooth(x, random.standard_normal((64, 32)).astype(np.float32))
+    factors, before, after = smooth(x, random.standard_normal((64, 32)).astype(np.float32))
     assert factors is None
     assert before == after < 0.02
 
 
 def test_an_input_that_is_always_zero_has_no_error():
-    assert quantization.smooth(np.zeros((9, 4), np.float32), np.ones((4, 3), np.float32)) == (None, 0, 0)
+    assert smooth(np.zeros((9, 4), np.float32), np.ones((4, 3), np.float32)) == (None, 0, 0)
 
 
 def test_outliers_are_found_and_mended(with_outliers):
     batches = [feed(seed=seed) for seed in range(4)]
-    calibration = quantization.calibrate(with_outliers, batches)
+    calibration = calibrate(with_outliers, batches)
     for layer in (0, 1):
         name = f"roberta.encoder.layer.{layer}.intermediate.dense.weight.T"
         assert calibration.outlier[name] > 20
@@ -307,39 +309,37 @@ def test_the_error_of_a_product_is_that_of_the_runtime():
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     found = session_of(quantization.quantize(proto)).run(None, {"x": x})[0]
-    assert quantization.product_error(x, weight, x @ weight) == pytest.approx(
-        error(found, x @ weight), rel=0.02
-    )
+    assert product_error(x, weight, x @ weight) == pytest.approx(error(found, x @ weight), rel=0.02)
 
 
 def test_padding_is_not_calibrated_on(fp32):
     inputs = feed(rows=3, length=8)
     longer = {name: np.pad(values, ((0, 0), (0, 9)), constant_values=1) for name, values in inputs.items()}
     longer["attention_mask"][:, 8:] = 0
-    short, long = (quantization.calibrate(fp32, [entry]) for entry in (inputs, longer))
+    short, long = (calibrate(fp32, [entry]) for entry in (inputs, longer))
     assert long.error == pytest.approx(short.error, rel=0.02)
 
 
 def test_calibration_needs_text(fp32):
     with pytest.raises(ValueError, match="needs text"):
-        quantization.calibrate(fp32, [])
+        calibrate(fp32, [])
 
 
 # --- the choice ------------------------------------------------------------------------------------------------------
 
 
 def test_outliers_are_chosen_to_be_smoothed_by_measurement(with_outliers):
-    calibration = quantization.calibrate(with_outliers, [feed(seed=seed) for seed in range(4)])
+    calibration = calibrate(with_outliers, [feed(seed=seed) for seed in range(4)])
     inputs = feed(rows=60, seed=5)
     exact = logits(with_outliers, inputs)
 
     def score(form):
         return {"agreement": 100 * (1 - error(logits(form, inputs), exact))}
 
-    candidates = quantization.candidates_for(calibration)
+    candidates = candidates_for(calibration)
     assert [entry.name for entry in candidates] == ["smoothed", "1 matrices in fp32", "2 matrices in fp32"]
-    plain = quantization.Candidate("plain")
-    choice = quantization.choose(
+    plain = Candidate("plain")
+    choice = choose(
         with_outliers, score, [plain, *candidates], reference={"agreement": 100}, margins={"agreement": 10}
     )
     assert choice.name == "smoothed"
@@ -348,8 +348,8 @@ def test_outliers_are_chosen_to_be_smoothed_by_measurement(with_outliers):
 
 
 def test_four_bit_embeddings_have_eight_bits_to_fall_back_on(with_outliers):
-    calibration = quantization.calibrate(with_outliers, [feed(seed=seed) for seed in range(4)])
-    candidates = quantization.candidates_for(calibration, "int4")
+    calibration = calibrate(with_outliers, [feed(seed=seed) for seed in range(4)])
+    candidates = candidates_for(calibration, "int4")
     assert [entry.name for entry in candidates][:2] == ["smoothed", "embeddings in eight bits"]
     assert [entry.options["embeddings"] for entry in candidates] == ["int4", "int8", "int8", "int8"]
 
@@ -365,9 +365,9 @@ def test_four_bit_embeddings_have_eight_bits_to_fall_back_on(with_outliers):
     ],
 )
 def test_the_first_that_is_near_the_reference_in_everything_is_chosen(fp32, scores, chosen, tried):
-    candidates = [quantization.Candidate(str(number)) for number in range(3)]
+    candidates = [Candidate(str(number)) for number in range(3)]
     figures = iter(scores)
-    choice = quantization.choose(
+    choice = choose(
         fp32,
         lambda form: dict(zip(("dev", "agreement"), next(figures))),
         candidates,
@@ -382,8 +382,6 @@ def test_scores_that_say_nothing_are_refused(fp32):
     wanted = {"reference": {"dev": 90.0}, "margins": {"dev": 0.5}}
     for figures in ({}, {"dev": float("nan")}, {"agreement": 90.0}):
         with pytest.raises(ValueError, match="expected numbers for dev"):
-            quantization.choose(
-                fp32, lambda form, figures=figures: figures, [quantization.Candidate("plain")], **wanted
-            )
+            choose(fp32, lambda form, figures=figures: figures, [Candidate("plain")], **wanted)
     with pytest.raises(ValueError, match="no candidate"):
-        quantization.choose(fp32, lambda form: {"dev": 1.0}, [], **wanted)
+        choose(fp32, lambda form: {"dev": 1.0}, [], **wanted)

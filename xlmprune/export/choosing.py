@@ -6,8 +6,9 @@ unlabelled texts the label that the fp32 form gives them, on the mean over langu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from xlmprune.data.encoding import Encoded, encode, pad
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.agreement import same_labels
-from xlmprune.export import quantization
+from xlmprune.export.calibration import Calibration, calibrate
 from xlmprune.export.form import Material
 from xlmprune.export.graph import save_onnx
+from xlmprune.export.quantization import Embeddings, quantize
 from xlmprune.export.runtime import forward_of, open_session
 from xlmprune.tasks.metrics import Logits
 
@@ -41,18 +43,18 @@ AGREEMENT_MARGIN = 5.0
 and the share of unlabelled texts whose label stays, which are often close calls."""
 
 
-def quantized(graph: onnx.ModelProto, material: Material) -> quantization.Choice:
+def quantized(graph: onnx.ModelProto, material: Material) -> Choice:
     """Quantize the graph to INT8 in the way that measurement chooses."""
     texts = unlabelled_texts(material)
-    calibration = quantization.calibrate(
+    calibration = calibrate(
         graph, [_feed(part.rows(CALIBRATION_TEXTS)) for part in texts], folder=material.folder
     )
     asked = _questions(material, texts)
     exact = asked.answers(graph)
-    return quantization.choose(
+    return choose(
         graph,
         lambda form: asked.figures(exact, asked.answers(form)),
-        quantization.candidates_for(calibration, material.embeddings),
+        candidates_for(calibration, material.embeddings),
         reference=asked.figures(exact, exact),
         margins=asked.margins(),
     )
@@ -127,3 +129,94 @@ def _questions(material: Material, texts: Sequence[Encoded]) -> _Questions:
     rest = [part.rows(AGREEMENT_TEXTS, CALIBRATION_TEXTS) for part in texts]
     held_out = [part for part in rest if len(part)] or list(texts)
     return _Questions(data.task, dev, held_out, material.batch_size, material.folder)
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to quantise a graph."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `quantize`."""
+
+
+def candidates_for(calibration: Calibration, embeddings: Embeddings = "int8") -> list[Candidate]:
+    """Return the ways worth trying, the smallest and fastest first; later ones leave the worst matrices in fp32."""
+    options = {"embeddings": embeddings, "smoothing": calibration.smoothing}
+    found = [Candidate("smoothed" if calibration.smoothing else "plain", options)]
+    if embeddings == "int4":
+        found.append(Candidate("embeddings in eight bits", options | {"embeddings": "int8"}))
+    for share in (0.05, 0.15):
+        count = round(share * len(calibration.error))
+        if count:
+            kept = {"embeddings": "int8", "keep_fp32": calibration.worst(count)}
+            found.append(Candidate(f"{count} matrices in fp32", options | kept))
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form that was chosen, and what was measured."""
+
+    proto: onnx.ModelProto
+    name: str
+    reference: dict[str, float]
+    margins: dict[str, float]
+    tried: list[dict[str, Any]]
+    """`name`, `bytes` of the weights, and what the score said, for every candidate tried."""
+
+    def facts(self) -> dict[str, Any]:
+        """For the report: what was chosen, and what was measured of each candidate tried."""
+        return {
+            "chosen": self.name,
+            "reference": self.reference,
+            "tried": self.tried,
+            "margins": self.margins,
+        }
+
+
+def choose(
+    proto: onnx.ModelProto,
+    score: Callable[[onnx.ModelProto], Mapping[str, float]],
+    candidates: Sequence[Candidate],
+    reference: Mapping[str, float],
+    margins: Mapping[str, float],
+) -> Choice:
+    """Choose the first candidate that is within its margin of the reference in everything that is measured.
+
+    Later candidates are not even tried then. Where none is, the one that is least beyond its margins is taken.
+
+    Args:
+        proto: dense fp32.
+        score: figures of a form, more being better, in percent: such as the score on English dev, and how many labels
+            of unlabelled text agree with the fp32 form's. Test data has no place here.
+        candidates: of `candidates_for`, the one that is liked best first.
+        reference: the same figures of the fp32 form.
+        margins: by figure, points that a candidate may be behind.
+
+    Raises:
+        ValueError: there are no candidates, or a score lacks a figure of the reference or is no number.
+    """
+    if not candidates:
+        raise ValueError("there is no candidate to choose from")
+    tried: list[dict[str, Any]] = []
+    beyond: list[float] = []
+    for candidate in candidates:
+        form = quantize(proto, **candidate.options)
+        figures = score(form)
+        if set(figures) != set(reference) or not all(math.isfinite(value) for value in figures.values()):
+            raise ValueError(
+                f"the score of {candidate.name!r} is {dict(figures)}; expected numbers for {', '.join(reference)}"
+            )
+        size = sum(len(tensor.raw_data) for tensor in form.graph.initializer)
+        tried.append({"name": candidate.name, "bytes": size, **figures})
+        beyond.append(max(reference[key] - figures[key] - margins[key] for key in reference))
+        if beyond[-1] <= 0:
+            return Choice(form, candidate.name, dict(reference), dict(margins), tried)
+        del form
+    chosen = candidates[int(np.argmin(beyond))]
+    # Made again: keeping every form would take the memory of all of them.
+    return Choice(quantize(proto, **chosen.options), chosen.name, dict(reference), dict(margins), tried)

@@ -15,7 +15,7 @@ eight bits a row and 0.012 in four bits (the dense model). All that is left is w
 
 Outlier channels. Activations are quantised with one scale for the whole batch, and in XLM-R-like models one or two of
 the channels that enter a feed-forward layer are thirty times larger than the others, which are then left with three bits.
-`calibrate` finds them on unlabelled text. Dividing such a channel of the activations and multiplying its row of
+`calibration.calibrate` finds them on unlabelled text. Dividing such a channel of the activations and multiplying its row of
 the matrix by the same factor changes nothing in exact arithmetic and spreads the range over both (Xiao et al. 2023,
 SmoothQuant, arXiv:2211.10438, Eq. 3); here only channels that stand out are touched, and only as far as the error falls.
 
@@ -30,26 +30,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from xlmprune.core.errors import BundleError
-from xlmprune.core.files import temporary_folder
-from xlmprune.export.graph import Additions, save_onnx, with_graph
-from xlmprune.export.runtime import open_session
+from xlmprune.export.graph import Additions, with_graph
 from xlmprune.models import architecture
 
-if TYPE_CHECKING:
-    import onnxruntime
-
 Embeddings = Literal["int8", "int4", "fp32"]
-Feed = Mapping[str, np.ndarray]
 
 INT4 = "/int4"
 """Ends the name of a table in four bits; its scales end in `/scale`."""
@@ -64,15 +56,6 @@ BLOCK = 32
 """Values of a row that share a scale in a 4-bit table."""
 
 SMALLEST_TABLE = 4096
-USUAL = 0.9
-LIMITS = (0.5, 1.0, 2.0)
-"""Tried for smoothing: a channel may reach this many times what nine in ten of the channels stay below."""
-
-TOKENS = 1000
-"""On which errors are measured, evenly taken from all. The least error changes by less than a tenth with more."""
-
-
-# --- the rewriting ---------------------------------------------------------------------------------------------------
 
 
 def quantize(
@@ -92,7 +75,7 @@ def quantize(
         per_channel: a scale for every output instead of one for the matrix: four bytes an output, no slower.
         embeddings: `int8` has a scale for every row, `int4` for every 32 values of the word embeddings.
         keep_fp32: names of matrices and tables to leave.
-        smoothing: matrix name to [in] factors, of `calibrate`.
+        smoothing: matrix name to [in] factors, of `calibration.calibrate`.
 
     Returns:
         A graph with the same inputs and outputs. `quantization` in its metadata says what was done.
@@ -281,217 +264,3 @@ class _Rewriting(Additions):
         result.graph.ClearField("doc_string")
         result.metadata_props.add(key="quantization", value=facts)
         return result
-
-
-# --- calibration -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What unlabelled text says about the inputs of the matrices."""
-
-    smoothing: dict[str, np.ndarray]
-    """Matrix name to [in] factors, for inputs whose error they lower."""
-    error: dict[str, float]
-    """Matrix name to the error of its product, relative to the product's standard deviation, with smoothing."""
-    plain: dict[str, float]
-    """The same without."""
-    outlier: dict[str, float]
-    """Matrix name to the largest channel of its input, in times of the median channel."""
-
-    def worst(self, count: int) -> list[str]:
-        """Return the matrices with the largest errors."""
-        return sorted(self.error, key=lambda name: -self.error[name])[:count]
-
-
-def calibrate(proto: onnx.ModelProto, feeds: Iterable[Feed], folder: Path | None = None) -> Calibration:
-    """Run the fp32 graph on unlabelled text, measure the error that INT8 makes in every product, and lower it.
-
-    Args:
-        proto: dense fp32.
-        feeds: batches of `input_ids` and `attention_mask` in all languages to be served. A few sentences of each are
-            enough; padding is left out.
-        folder: for a file of the while, as large as the graph; where the system has its temporary files if None.
-
-    Raises:
-        ValueError: there is no text.
-    """
-    inputs: dict[str, list[str]] = {}
-    for name, activation in matrices_of(proto):
-        inputs.setdefault(activation, []).append(name)
-    seen = _activations(proto, list(inputs), feeds, folder)
-    wanted = {name for names in inputs.values() for name in names}
-    weights = {t.name: t for t in proto.graph.initializer if t.name in wanted}
-    found = Calibration({}, {}, {}, {})
-    for activation, names in inputs.items():
-        matrices = [numpy_helper.to_array(weights[name]) for name in names]
-        x = seen.pop(activation)
-        factors, before, after = smooth(x, np.concatenate(matrices, axis=1))
-        channels = np.abs(x).max(0)
-        for name in names:
-            found.plain[name], found.error[name] = before, after
-            found.outlier[name] = float(channels.max() / max(float(np.median(channels)), 1e-9))
-            if factors is not None:
-                found.smoothing[name] = factors
-    return found
-
-
-def smooth(x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray | None, float, float]:
-    """Factors for the channels of x that stand out, where they lower the error of x @ weight by a tenth or more.
-
-    Returns:
-        factors fp32 [in], at least 1, or None; the error without and with them (see `product_error`).
-    """
-    channels = np.abs(x).max(0)
-    usual = float(np.quantile(channels, USUAL)) or 1.0
-    exact = x @ weight
-    before = product_error(x, weight, exact)
-    best, least = None, 0.9 * before
-    for limit in LIMITS:
-        factors = np.maximum(channels / (limit * usual), 1).astype(np.float32)
-        error = product_error(x / factors, weight * factors[:, None], exact)
-        if error < least:
-            best, least = factors, error
-    return best, before, before if best is None else least
-
-
-def product_error(x: np.ndarray, weight: np.ndarray, exact: np.ndarray) -> float:
-    """Root mean square error of the INT8 product, relative to the standard deviation of the exact one over tokens."""
-    integers, scale = quantize_matrix(weight)
-    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-    step = (high - low) / 255 or 1.0
-    zero = np.rint(-low / step)
-    rounded = (np.clip(np.rint(x / step) + zero, 0, 255) - zero).astype(np.float32)
-    difference = (rounded @ integers.astype(np.float32)) * (step * scale) - exact
-    variance = float(((exact - exact.mean(0)) ** 2).sum())
-    return math.sqrt(float((difference**2).sum()) / variance) if variance else 0.0
-
-
-def _activations(
-    proto: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], folder: Path | None
-) -> dict[str, np.ndarray]:
-    """fp32 [tokens, in] of every activation."""
-    feeds = [{name: np.asarray(values) for name, values in feed.items()} for feed in feeds]
-    total = sum(int(feed["attention_mask"].sum()) for feed in feeds)
-    if not total:
-        raise ValueError("calibration needs text, and there is none")
-    # The same tokens of every activation, spread over all batches and so over all languages.
-    taken = np.zeros(total, dtype=bool)
-    taken[np.linspace(0, total - 1, min(TOKENS, total)).astype(int)] = True
-    seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    session = _open(proto, names, folder)
-    start = 0
-    for feed in feeds:
-        real = feed["attention_mask"].astype(bool)
-        part = taken[start : start + int(real.sum())]
-        start += len(part)
-        for name, values in zip(names, session.run(list(names), feed)):
-            seen[name].append(values[real][part])
-    return {name: np.concatenate(parts) for name, parts in seen.items()}
-
-
-def _open(
-    proto: onnx.ModelProto, outputs: Sequence[str], folder: Path | None
-) -> onnxruntime.InferenceSession:
-    """Open a session that also gives inner values; through a file, since protobuf sends no more than 2 GB."""
-    count = len(proto.graph.output)
-    proto.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs
-    )
-    try:
-        with temporary_folder(folder) as path:
-            save_onnx(proto, path / "calibration.onnx")
-            return open_session(path / "calibration.onnx")
-    finally:
-        del proto.graph.output[count:]
-
-
-# --- the choice ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to quantise a graph."""
-
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of `quantize`."""
-
-
-def candidates_for(calibration: Calibration, embeddings: Embeddings = "int8") -> list[Candidate]:
-    """Return the ways worth trying, the smallest and fastest first; later ones leave the worst matrices in fp32."""
-    options = {"embeddings": embeddings, "smoothing": calibration.smoothing}
-    found = [Candidate("smoothed" if calibration.smoothing else "plain", options)]
-    if embeddings == "int4":
-        found.append(Candidate("embeddings in eight bits", options | {"embeddings": "int8"}))
-    for share in (0.05, 0.15):
-        count = round(share * len(calibration.error))
-        if count:
-            kept = {"embeddings": "int8", "keep_fp32": calibration.worst(count)}
-            found.append(Candidate(f"{count} matrices in fp32", options | kept))
-    return found
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The form that was chosen, and what was measured."""
-
-    proto: onnx.ModelProto
-    name: str
-    reference: dict[str, float]
-    margins: dict[str, float]
-    tried: list[dict[str, Any]]
-    """`name`, `bytes` of the weights, and what the score said, for every candidate tried."""
-
-    def facts(self) -> dict[str, Any]:
-        """For the report: what was chosen, and what was measured of each candidate tried."""
-        return {
-            "chosen": self.name,
-            "reference": self.reference,
-            "tried": self.tried,
-            "margins": self.margins,
-        }
-
-
-def choose(
-    proto: onnx.ModelProto,
-    score: Callable[[onnx.ModelProto], Mapping[str, float]],
-    candidates: Sequence[Candidate],
-    reference: Mapping[str, float],
-    margins: Mapping[str, float],
-) -> Choice:
-    """Choose the first candidate that is within its margin of the reference in everything that is measured.
-
-    Later candidates are not even tried then. Where none is, the one that is least beyond its margins is taken.
-
-    Args:
-        proto: dense fp32.
-        score: figures of a form, more being better, in percent: such as the score on English dev, and how many labels
-            of unlabelled text agree with the fp32 form's. Test data has no place here.
-        candidates: of `candidates_for`, the one that is liked best first.
-        reference: the same figures of the fp32 form.
-        margins: by figure, points that a candidate may be behind.
-
-    Raises:
-        ValueError: there are no candidates, or a score lacks a figure of the reference or is no number.
-    """
-    if not candidates:
-        raise ValueError("there is no candidate to choose from")
-    tried: list[dict[str, Any]] = []
-    beyond: list[float] = []
-    for candidate in candidates:
-        form = quantize(proto, **candidate.options)
-        figures = score(form)
-        if set(figures) != set(reference) or not all(math.isfinite(value) for value in figures.values()):
-            raise ValueError(
-                f"the score of {candidate.name!r} is {dict(figures)}; expected numbers for {', '.join(reference)}"
-            )
-        size = sum(len(tensor.raw_data) for tensor in form.graph.initializer)
-        tried.append({"name": candidate.name, "bytes": size, **figures})
-        beyond.append(max(reference[key] - figures[key] - margins[key] for key in reference))
-        if beyond[-1] <= 0:
-            return Choice(form, candidate.name, dict(reference), dict(margins), tried)
-        del form
-    chosen = candidates[int(np.argmin(beyond))]
-    # Made again: keeping every form would take the memory of all of them.
-    return Choice(quantize(proto, **chosen.options), chosen.name, dict(reference), dict(margins), tried)
