@@ -31,6 +31,7 @@ from xlmprune import pipeline
 from xlmprune.cli import app
 from xlmprune.compare import local, pages, plan, results, running, work
 from xlmprune.compare import ray as ray_executor
+from xlmprune.compare.comparison_file import shipped
 from xlmprune.core import own_process
 from xlmprune.core.errors import DataError, MachineError, RecipeError
 from xlmprune.core.progress import Reporter
@@ -406,10 +407,10 @@ def test_no_such_file(tmp_path):
 LARGE = ("table1", "table1_xnli")
 
 
-@pytest.mark.parametrize("name", slow_but(sorted({*plan.shipped()} - {*LARGE}), sorted(plan.shipped())))
+@pytest.mark.parametrize("name", slow_but(sorted({*shipped()} - {*LARGE}), sorted(shipped())))
 def test_shipped_comparisons_are_valid_and_say_how_to_run(name):
     made = plan.read(name)
-    text = plan.shipped()[name].read_text(encoding="utf-8")
+    text = shipped()[name].read_text(encoding="utf-8")
     assert any(f"xlmprune compare {name}" in line for line in text.splitlines() if line.startswith("#"))
     assert len(made.cells) > 1
     assert plan.read(f"recipes/comparisons/{name}.yaml") == made
