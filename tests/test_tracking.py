@@ -181,7 +181,7 @@ class Folder:
     """What `reporting` needs of a run folder."""
 
     def __init__(self, path):
-        from xlmprune.core.run_folder import EventLog
+        from xlmprune.core.events import EventLog
 
         self.path = self.own = path
         self.events = EventLog(path / "events.jsonl")

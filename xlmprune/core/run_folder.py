@@ -20,7 +20,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from xlmprune._version import __version__
 from xlmprune.core import checkpoints
 from xlmprune.core.checkpoints import Numbers, Tensors
 from xlmprune.core.errors import ModelError, RecipeError
+from xlmprune.core.events import EventLog, NoEvents
 from xlmprune.core.files import REPORT_FILE, explain_disk, put_in_place, sha256_of, write_atomically
-from xlmprune.core.formatting import timestamp
 from xlmprune.core.locking import FolderLock
 
 OWN = ".xlmprune"
@@ -410,55 +410,3 @@ def start_damage(run: Path, expected: dict[str, str] | None = None) -> str | Non
     except ModelError as error:
         return str(error)
     return checkpoints.first_damage(run / "checkpoint" / "start", expected)
-
-
-class EventLog:
-    """One JSON object a line. Events after the checkpoint are written again when the run resumes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
-        """Called with each event and its facts, after it is written."""
-
-    @property
-    def bytes(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def cut(self, size: int) -> None:
-        """Drop what came after ``size`` bytes."""
-        if self.bytes > size:
-            with self.path.open("r+b") as file:
-                file.truncate(size)
-
-    def write(self, event: str, **facts: Any) -> None:
-        """Append one event, with the time in UTC."""
-        with explain_disk(self.path.parent), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": timestamp(), "event": event, **facts}, ensure_ascii=False) + "\n")
-        for listener in self.listeners:
-            listener(event, facts)
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return every event, without a last line that a crash cut short."""
-        if not self.path.exists():
-            return []
-        events = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                break
-        return events
-
-
-class NoEvents(EventLog):
-    """The log of a process that does not write."""
-
-    def cut(self, size: int) -> None:
-        """Leave it to the first process."""
-
-    def write(self, event: str, **facts: Any) -> None:
-        """Leave it to the first process."""
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return no events."""
-        return []
