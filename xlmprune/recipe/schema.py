@@ -240,6 +240,10 @@ class TrainingRecipe(BaseModel):
     """Scale the gradient down to this norm if it is larger; `null` does not scale it."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device computes it quickly, else fp32. Weights, optimizer and measurements are always fp32."""
+    compile: Annotated[bool, CONDITIONS] = False
+    """Compile the encoder's layers with `torch.compile` for training updates. This is meant for CUDA, where its speed was
+    not measured. Only a CPU was tested: weights equal those without it except for rounding, and dropout draws other
+    random numbers. The first updates take minutes. It needs a C++ compiler, and triton on a GPU."""
     deterministic: bool = False
     """Repeat every result bit by bit on a GPU too, with PyTorch's deterministic algorithms, which are slower. A CPU repeats
     results in any case. Do not change this key when a run resumes."""

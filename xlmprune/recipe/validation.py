@@ -94,6 +94,11 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             )
     if training.gradient_accumulation > training.batch_size:
         yield ("training", "gradient_accumulation"), "there are more micro-batches than examples in a batch"
+    if training.compile and pruning.structure is not None and pruning.structure.smallest is not None:
+        yield (
+            ("training", "compile"),
+            "every size of the model in an update would be compiled anew; leave compile or pruning.structure.smallest out",
+        )
     criterion, continuous = build_component(recipe, "criterion"), pruning.schedule.name == "continuous"
     yield from _training_conflicts(recipe, criterion, continuous)
     if pruning.regrow and not continuous:

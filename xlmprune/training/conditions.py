@@ -19,7 +19,7 @@ from xlmprune.core.machine import environment, processor_name
 from xlmprune.recipe.schema import TrainingRecipe
 
 ALTERING = (
-    "device", "device_name", "precision", "threads", "processes", "gradient_accumulation",
+    "device", "device_name", "precision", "threads", "processes", "gradient_accumulation", "compile",
     "xlmprune", "torch", "cuda", "transformers", "tokenizers", "numpy",
 )  # fmt: skip
 """Conditions that alter results. The others are recorded too."""
@@ -37,12 +37,13 @@ def conditions(device: torch.device, settings: TrainingRecipe) -> Conditions:
         **environment(device),
         "precision": used,
         "gradient_accumulation": settings.gradient_accumulation,
+        "compile": settings.compile,
     }
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """Return the conditions that changed and alter results. What an earlier version did not record is not compared."""
-    before = {"processes": 1, **before}  # a run that an older version began had one
+    before = {"processes": 1, "compile": False, **before}  # what a run had that an older version began
     recorded = [key for key in ALTERING if key in before]
     return {key: (before[key], now.get(key)) for key in recorded if before[key] != now.get(key)}
 

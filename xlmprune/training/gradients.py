@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from xlmprune.data.encoding import IGNORE, Encoded, pad, training_order
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import Weights
 from xlmprune.recipe.schema import TrainingRecipe
+from xlmprune.training.compiling import CompiledLayers
 from xlmprune.training.distillation import Share, divergence, labelled
 from xlmprune.training.teaching import Student, Teaching
 
@@ -32,7 +34,7 @@ class Gradients:
     Args:
         model: the student, on its device.
         train: the encoded training set.
-        settings: batch size, micro-batches and precision are read.
+        settings: batch size, micro-batches, precision and whether to compile are read.
         seed: the run's.
         teaching: adds what a teacher knows to the loss, from stage 1 on; None for cross-entropy alone.
     """
@@ -49,6 +51,7 @@ class Gradients:
         self.batch_size, self.accumulation = settings.batch_size, settings.gradient_accumulation
         self.device = next(model.parameters()).device
         self.dtype = resolve_precision(settings.precision, self.device)
+        self.compiled = CompiledLayers() if settings.compile else None
         self._order: tuple[int, list[Any]] = (-1, [])
 
     @property
@@ -67,8 +70,20 @@ class Gradients:
 
         Returns:
             The loss, a float64 scalar on the model's device: whoever reads it waits for the device.
+
+        Raises:
+            MachineError: the recipe asks for compiled layers, and they cannot be compiled here.
         """
-        teaching, students = self.teaching if taught else None, students or [self.model]
+        teaching = self.teaching if taught else None
+        with self._layers_in_use(teaching):
+            return self._add(position, teaching, students or [self.model])
+
+    def _layers_in_use(self, teaching: Teaching | None) -> AbstractContextManager[None]:
+        teacher = None if teaching is None else teaching.teacher
+        models = [self.model] if teacher is None else [self.model, teacher]
+        return nullcontext() if self.compiled is None else self.compiled.used(models)
+
+    def _add(self, position: int, teaching: Teaching | None, students: Sequence[Student]) -> Tensor:
         rows = self._rows(position)
         batches = [pad(self.train, part) for part in _split(rows, self._parts(len(rows)))]
 

@@ -106,6 +106,8 @@ class Training:
         """
         with self.stop as stop:
             self._measure_again()
+            if self.settings.compile and self.pruner.state.at.stage <= self.last:
+                self.reporter.say("the first updates compile the encoder's layers, which takes minutes")
             if until is not None and self.pruner.state.at.stage > until:
                 return
             saved = time.monotonic()

@@ -121,7 +121,9 @@ def _seconds_per_update(
         # Refitting and ranking are steps of their own, and do not change how long an update takes.
         structure = structure.model_copy(update={"importance": "magnitude"})
     short = replace(method, densities=method.densities[:2], reconstruct=None, structure=structure)
-    settings = recipe.training.model_copy(update={"max_updates_per_stage": UPDATES, "keep": "last"})
+    settings = recipe.training.model_copy(
+        update={"max_updates_per_stage": UPDATES, "keep": "last", "compile": False}
+    )
     batch = {name: torch.from_numpy(ids) for name, ids in pad(train, range(min(len(train), 8))).items()}
     start = {name: value.detach().clone() for name, value in model.state_dict().items()}
     loop = FinePruning(
