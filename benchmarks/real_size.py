@@ -1,12 +1,14 @@
-"""Run the real command on XLM-R base at its real size: prune, one update, export, verify.
+"""Run the real command on XLM-R at its real size: prune, one update, export, verify.
 
-    python benchmarks/real_size.py [--out DIR] [--opset auto] [--forms fp32,int8] [--pieces 60000] [--structure YAML]
+    python benchmarks/real_size.py [--size base] [--out DIR] [--opset auto] [--forms fp32,int8] [--layout packed]
+                                   [--pieces 60000] [--structure YAML]
 
-The weights are random with the configuration of XLM-R base (278 M parameters), so no hub is needed. The tokenizer is that of
-the quickstart, which has XLM-R's 250,002 pieces. `--pieces` trims the vocabulary to this size, counted on a text made of the
-pieces themselves. By default 31 % of single weights remain. `--structure '{heads: 0.5, neurons: 0.5}'` removes whole heads
-and neurons, and `bench` then compares with the dense model. Prints the seconds and the peak memory of each step, and the
-result of `bench`.
+The weights are random with the configuration of XLM-R base (278 M parameters), so no hub is needed. `--size large` is XLM-R
+large (560 M): its fp32 ONNX file is above the 2 GB of protobuf, and with `--layout dense` it has external data. Large needs
+12 GB of memory and 18 GB of disk. The tokenizer is that of the quickstart, which has XLM-R's 250,002 pieces. `--pieces`
+trims the vocabulary to this size, counted on a text made of the pieces themselves. By default 31 % of single weights remain.
+`--structure '{heads: 0.5, neurons: 0.5}'` removes whole heads and neurons, and `bench` then compares with the dense model.
+Prints the seconds and the peak memory of each step, and the result of `bench`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -31,8 +34,24 @@ GERMAN = [
 ]
 
 
-def write_model(folder: Path) -> None:
-    """Write XLM-R base with random weights and the real tokenizer."""
+SIZES: dict[str, dict[str, Any]] = {
+    "base": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    },
+    "large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
+}
+
+
+def write_model(folder: Path, size: str) -> None:
+    """Write XLM-R of a size of `SIZES` with random weights and the real tokenizer."""
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaModel
     from transformers.utils import logging
@@ -43,10 +62,7 @@ def write_model(folder: Path) -> None:
     torch.manual_seed(0)
     config = XLMRobertaConfig(
         vocab_size=250_002,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
+        **SIZES[size],
         max_position_embeddings=514,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
@@ -93,9 +109,11 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    options.add_argument("--size", choices=SIZES, default="base")
     options.add_argument("--out", type=Path, help="keep everything here; otherwise a temporary folder")
     options.add_argument("--opset", default="auto", type=yaml.safe_load)
     options.add_argument("--forms", default="fp32,int8")
+    options.add_argument("--layout", choices=("packed", "dense"), default="packed", help="of the ONNX files")
     options.add_argument("--pieces", type=int, help="trim the vocabulary to so many; otherwise it is kept")
     options.add_argument(
         "--structure", type=yaml.safe_load, help="remove structures, as pruning.structure says"
@@ -106,7 +124,7 @@ def main() -> None:
         place = chosen.out or Path(temporary)
         place.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        write_model(place / "base")
+        write_model(place / "base", chosen.size)
         write_data(place)
         print(f"{'make model':<12} {time.perf_counter() - started:7.1f} s", flush=True)
         vocabulary: str | dict[str, object] = "keep"
@@ -134,7 +152,11 @@ def main() -> None:
                 "max_length": 64,
             },
             "pruning": pruning,
-            "export": {"onnx": chosen.forms.split(","), "opset": chosen.opset},
+            "export": {
+                "onnx": chosen.forms.split(","),
+                "opset": chosen.opset,
+                "onnx_layout": chosen.layout,
+            },
         }
         (place / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
         xlmprune = [sys.executable, "-m", "xlmprune"]

@@ -1,10 +1,12 @@
 import os
 
+import onnx
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from tiny import tiny_graph
 
 from xlmprune.core.errors import RecipeError
-from xlmprune.export import triton
+from xlmprune.export import graph, triton
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -81,7 +83,8 @@ def test_the_model_is_linked_and_otherwise_copied(tmp_path, monkeypatch):
         triton.write_triton(tmp_path / "linked", "m", model, LABELS, "text")
     version = tmp_path / "linked" / "m" / "1"
     assert (version / "model.onnx").samefile(model)
-    assert (version / "model.onnx.data").samefile(data)
+    assert (version / "model.onnx.data").read_bytes() == b"weights"
+    assert data.stat().st_nlink == 1
 
     def refuse(*_):
         raise OSError(18, "another file system")
@@ -91,6 +94,15 @@ def test_the_model_is_linked_and_otherwise_copied(tmp_path, monkeypatch):
     version = tmp_path / "copied" / "m" / "1"
     assert not (version / "model.onnx").samefile(model)
     assert (version / "model.onnx.data").read_bytes() == b"weights"
+
+
+def test_the_onnx_package_reads_a_model_above_2_gb_beside_its_repository(tmp_path):
+    """It refuses external data with several hard links, in its loader and in its checker."""
+    graph.save_onnx(tiny_graph(), tmp_path / "model.onnx", external_above=1000)
+    triton.write_triton(tmp_path / "triton", "m", tmp_path / "model.onnx", LABELS, "text")
+    for file in (tmp_path / "model.onnx", tmp_path / "triton" / "m" / "1" / "model.onnx"):
+        assert graph.load_onnx(file).graph.initializer
+        onnx.checker.check_model(str(file))
 
 
 def test_a_name_triton_cannot_serve_is_refused(tmp_path):

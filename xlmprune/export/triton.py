@@ -8,6 +8,7 @@ loads it. For its TensorRT accelerator ship the dense layout.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def write_triton(folder: Path, name: str, onnx_file: Path, labels: Sequence[str]
     Args:
         folder: the repository, made if it is not there.
         name: of the model; letters, digits, ``_``, ``-`` and ``.``.
-        onnx_file: linked to where the file system allows, else copied, with its external data.
+        onnx_file: linked to where the file system allows, else copied. Its external data are copied: the onnx package
+            refuses data with several hard links.
         labels: in the order of the outputs; written to `labels.txt`, from which Triton names classes.
         kind: ``text``, ``pair`` or ``tokens``.
 
@@ -47,7 +49,8 @@ def write_triton(folder: Path, name: str, onnx_file: Path, labels: Sequence[str]
     written.append(model)
     data = onnx_file.with_name(onnx_file.name + ".data")
     if data.is_file():  # the graph asks for it by this name
-        _link(data, model.with_name(data.name))
+        model.with_name(data.name).unlink(missing_ok=True)
+        shutil.copy2(data, model.with_name(data.name))
         written.append(model.with_name(data.name))
     return written
 
