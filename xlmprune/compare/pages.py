@@ -15,7 +15,6 @@ from xlmprune.core.languages import language_name
 from xlmprune.core.tables import Table, rich_table, tabulate
 from xlmprune.report.charts import MethodLine, draw_methods
 from xlmprune.report.templating import squeeze, template_environment
-from xlmprune.training.dense import dense_key
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -362,7 +361,7 @@ def plan_entries(plan: Plan) -> list[dict[str, Any]]:
             "method": cell.method,
             "task": cell.task,
             "seed": cell.seed,
-            "dense_key": dense_key(cell.recipe),
+            "dense_key": cell.dense_key,
             "recipe": cell.recipe.resolved(),
         }
         for cell in plan.cells

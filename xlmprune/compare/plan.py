@@ -10,8 +10,9 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from xlmprune.recipe.catalog import find_recipe
 from xlmprune.recipe.loading import DENSE_KEYS, apply_overrides, read_recipe
 from xlmprune.recipe.schema import Recipe
 from xlmprune.recipe.validation import build_component, validate_recipe
-from xlmprune.recipe.yaml_text import parse_yaml
+from xlmprune.recipe.yaml_text import KeyPath, parse_yaml
+from xlmprune.training.dense import dense_key
 from xlmprune.training.method import build_method
+
+ReadRecipe = Callable[[Path], tuple[dict[str, Any], dict[KeyPath, str]]]
 
 SHARED_DENSE = (
     "Stage 0 is trained without the regularizer (training.regularize_dense: false), as `xlmprune compress` does by default, "
@@ -41,6 +45,16 @@ class Cell:
     task: str
     seed: int
     recipe: Recipe
+
+    @cached_property
+    def dense_key(self) -> str:
+        """Return what is equal where stage 0 is, see `dense.dense_key`."""
+        return dense_key(self.recipe)
+
+    @cached_property
+    def recipe_sha256(self) -> str:
+        """Return the identity of the recipe."""
+        return self.recipe.sha256()
 
     def __str__(self) -> str:
         return f"{self.method} on {self.task} with seed {self.seed}"
@@ -88,7 +102,9 @@ def read(
     file = find_file(name)
     given = read_file(file)
     axes = _axes(given, file, vary)
-    cells = tuple(_name_cells([_build(given, file, choices, overrides) for choices in axes], given.name))
+    read_once: ReadRecipe = cache(read_recipe)
+    built = [_build(given, file, choices, overrides, read_once) for choices in axes]
+    cells = tuple(_name_cells(built, given.name))
     _refuse_twins(cells)
     baseline = baseline or given.baseline
     plan = Plan(given.name, file.name, cells, baseline)
@@ -197,8 +213,14 @@ def _label(key: str, value: Any) -> str:
     return f"{key.rpartition('.')[2]}={shown}"
 
 
-def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequence[str]) -> Cell:
-    """Build a cell with its recipe validated; its name comes later, with all the others."""
+def _build(
+    given: ComparisonFile, file: Path, choices: _Choices, options: Sequence[str], read: ReadRecipe
+) -> Cell:
+    """Build a cell with its recipe validated; its name comes later, with all the others.
+
+    Args:
+        read: gives the values of a recipe file, which many cells begin with.
+    """
     base, parts = given.recipe, [_Choice("", given.set, f"{file}: set")]
     for choice in choices.column:
         base = choice.overrides.get("recipe", base)
@@ -210,7 +232,7 @@ def _build(given: ComparisonFile, file: Path, choices: _Choices, options: Sequen
         raise RecipeError(f"{file}: `recipe` is missing: the recipe that every cell begins with")
     origin = file.parent / base
     origin = origin if origin.is_file() and origin != file else find_recipe(base)
-    values, lines = copy.deepcopy(read_recipe(origin))
+    values, lines = copy.deepcopy(read(origin))
     values["name"] = "cell"
     sources: dict[Any, str] = {}
     if choices.row:  # stage 0 is that of the options before a method of a row keeps it

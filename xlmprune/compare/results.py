@@ -21,7 +21,6 @@ from xlmprune.evaluation import score_file
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.evaluation.significance import ROUNDS, holm, randomization_test
 from xlmprune.tasks.metrics import METRICS
-from xlmprune.training.dense import dense_key
 
 SCHEMA_VERSION = 1
 
@@ -89,8 +88,8 @@ def _cell(cell: Cell, outcome: Outcome | None, out: Path) -> dict[str, Any]:
         "status": "pending",
         "exit_code": outcome.exit_code if outcome else 0,
         "message": outcome.message if outcome else "",
-        "dense_key": dense_key(cell.recipe),
-        "recipe_sha256": cell.recipe.sha256(),
+        "dense_key": cell.dense_key,
+        "recipe_sha256": cell.recipe_sha256,
     }
     if outcome is None:
         return entry
@@ -99,7 +98,13 @@ def _cell(cell: Cell, outcome: Outcome | None, out: Path) -> dict[str, Any]:
         outcome.failed or not file.is_file()
     ):  # a form that does not reproduce PyTorch fails its check without a bundle
         return entry | {"status": "failed"}
-    return entry | {"status": "done", **_measured(json.loads(file.read_text(encoding="utf-8")))}
+    return entry | {"status": "done", **_read(file, file.stat().st_mtime_ns)}
+
+
+@functools.lru_cache(maxsize=10_000)
+def _read(file: Path, changed: int) -> dict[str, Any]:
+    """Read what the table needs of a report file, again only where it ``changed``; nobody changes the result."""
+    return _measured(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _measured(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
@@ -19,7 +21,10 @@ from xlmprune.core.run_folder import report_file
 from xlmprune.recipe.registry import nearest
 from xlmprune.recipe.schema import Recipe
 from xlmprune.training.checkpoint import open_run
-from xlmprune.training.dense import dense_key, dense_recipe
+from xlmprune.training.dense import dense_recipe
+
+PAGES_PACE = 10
+"""The pages are written again after as many times the seconds that writing them took."""
 
 
 def compare(
@@ -35,7 +40,8 @@ def compare(
     """Run every cell that is not finished, and write comparison.json, .md and .html into ``out``.
 
     A cell that fails is marked in the table and the others continue; `results.exit_code` is what the command ends with.
-    The pages are written after every cell, so that a comparison of days can be read while it runs.
+    The pages are written as cells end, so that a comparison of days can be read while it runs; where cells end quickly, not
+    after every one of them.
 
     Args:
         out: holds a run folder for each cell, `dense/` with the stages they share, and `recipes/` with their recipes.
@@ -62,14 +68,20 @@ def compare(
     reporter.say(
         f"{plan.name}: {len(cells)} cells, {len(outcomes)} finished already, {len(works)} processes to run"
     )
+    written = took = 0.0
     with contextlib.closing(perform(works, executor)) as ended:
         for number, outcome in enumerate(ended, start=1):
             how = f"failed: {outcome.message}" if outcome.failed else "done"
             reporter.say(f"{number} of {len(works)}: {outcome.name} {how} ({outcome.seconds:.0f} s)")
             if outcome.name in cells:
                 outcomes[outcome.name] = outcome
-                pages.write(results.assemble(plan, outcomes, out, tests=False), out)
-    facts = results.assemble(plan, outcomes, out)
+                begun = time.monotonic()
+                if begun - written > PAGES_PACE * took:
+                    pages.write(results.assemble(plan, outcomes, out, tests=False), out)
+                    written = time.monotonic()
+                    took = written - begun
+    with reporter.busy("testing the methods against each other"):  # minutes, for hundreds of pairs
+        facts = results.assemble(plan, outcomes, out)
     pages.write(facts, out)
     return facts
 
@@ -146,15 +158,15 @@ def _works(
 ) -> Iterator[Work]:
     """Yield the cells to run, and before the first of those that share a dense stage that stage."""
     fresh = "--fresh" in options
-    keys = {cell.name: dense_key(cell.recipe) for cell in plan.cells}
+    cells_of = Counter(cell.dense_key for cell in plan.cells)
     started: set[str] = set()
     for cell in plan.cells:
         if cell.name not in wanted:
             continue
-        key = keys[cell.name]
+        key = cell.dense_key
         name, dense = f"dense stage {key}", out / "dense" / key
         trained = report_file(dense).is_file() and not (fresh and key not in started)
-        shared = list(keys.values()).count(key) > 1 or trained
+        shared = cells_of[key] > 1 or trained
         if shared and not trained and key not in started:
             started.add(key)
             yield _work(name, dense_recipe(cell.recipe), dense, out, device, options)

@@ -254,7 +254,8 @@ class RunFolder:
                 )
             write_atomically(file, self._recipe)
             return
-        if difference := self._difference(file.read_text(encoding="utf-8"), file):
+        text = file.read_text(encoding="utf-8")
+        if text != self._recipe and (difference := self._difference(text, file)):
             raise RecipeError(
                 f"{self.path}: holds the run of another recipe ({difference}). Use --fresh to start over in it, or "
                 "another --out"
