@@ -12,12 +12,15 @@ import pytest
 import torch
 import transformers
 from test_fine_pruning import make_recipe
+from tiny_run import write_data, write_model, write_recipe
 
 from xlmprune.data.examples import Examples
 from xlmprune.models.loading import count_parameters
+from xlmprune.recipe.loading import load_recipe
+from xlmprune.training import planning
 from xlmprune.training.memory import estimate_disk, estimate_memory
 from xlmprune.training.method import build_method
-from xlmprune.training.planning import distinct_words
+from xlmprune.training.planning import _sharing, distinct_words
 
 MEASURE = """
 import json, sys
@@ -133,10 +136,16 @@ XL = {
 }
 
 
-def parts_of(model, sections=None, rows=40_000, chooses=True, bf16=False):
+def parts_of(model, sections=None, rows=40_000, chooses=True, bf16=False, processes=1):
     recipe = make_recipe(**(sections or {}))
     return estimate_memory(
-        recipe, build_method(recipe.pruning, recipe.regularizer), model, rows, chooses, bf16
+        recipe,
+        build_method(recipe.pruning, recipe.regularizer),
+        model,
+        rows,
+        chooses,
+        bf16,
+        processes=processes,
     )
 
 
@@ -177,6 +186,40 @@ def test_every_part_counts_once():
     frozen = parts_of(base, {"training": {"freeze_embeddings": True}}, chooses=False)
     assert frozen["optimizer"] < plain["optimizer"]
     assert parts_of(base, rows=None)["optimizer"] == 8 * parameters
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "processes", "texts"),
+    [(8, 1, 1, 8), (8, 1, 2, 4), (8, 2, 1, 4), (8, 2, 2, 4), (8, 4, 2, 2), (8, 1, 3, 3), (2, 1, 4, 1)],
+)
+def test_processes_share_the_texts_of_a_batch_and_nothing_else(batch, accumulation, processes, texts):
+    base = model_of(**BASE)
+    training = {"training": {"batch_size": batch, "gradient_accumulation": accumulation}}
+    alone, found = parts_of(base, training), parts_of(base, training, processes=processes)
+    assert found["activations"] == 4 * texts * 12 * (20 * 256 * 768 + 3 * 12 * 256**2)
+    assert {**found, "activations": 0, "total": 0} == {**alone, "activations": 0, "total": 0}
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("cpu", "GB in each of 4 processes, 12.0 GB on this host"), ("cuda:0", "on a GPU of its own")],
+)
+def test_the_plan_says_what_the_processes_of_a_host_need(device, said):
+    assert said in "3.0 GB" + _sharing({"device": device, "host": {"processes": 4, "memory": 12e9}})
+    assert _sharing({"device": device}) == ""
+
+
+def test_a_plan_under_torchrun_has_the_memory_of_its_host(tmp_path, monkeypatch):
+    write_model(tmp_path / "model")
+    write_data(tmp_path / "data")
+    recipe = load_recipe(str(write_recipe(tmp_path)))
+    assert "host" not in planning.plan(recipe, "cpu")
+    for name, value in {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    found = planning.plan(recipe, "cpu")
+    assert found["host"] == {"processes": 2, "memory": 2 * found["memory"]["total"]}
 
 
 def test_choosing_masks_may_need_more_than_an_update():

@@ -35,8 +35,9 @@ def estimate_memory(
     chooses_best: bool = True,
     bf16: bool = False,
     on_cpu: bool = True,
+    processes: int = 1,
 ) -> dict[str, int]:
-    """Estimate the bytes that training holds at its peak.
+    """Estimate the bytes that one process of training holds at its peak.
 
     Args:
         model: on any device; only shapes are read.
@@ -44,16 +45,19 @@ def estimate_memory(
         chooses_best: whether the weights of the best epoch are kept beside the others.
         bf16: whether products are computed in bf16.
         on_cpu: whether training runs on a CPU.
+        processes: how many share the texts of a batch; each holds everything else.
 
     Returns:
         Bytes by what they hold, and ``total``, which is less than their sum: gradients come while activations go, unless a
         batch is split; and what an update needs is gone when masks are chosen, unless they change within a stage.
     """
     held = _held(recipe, method, model, rows)
-    update = _update(recipe, model, rows, chooses_best, bf16, on_cpu)
+    parts_each = -(-recipe.training.gradient_accumulation // processes)
+    texts = -(-recipe.training.batch_size // (parts_each * processes))
+    update = _update(recipe, model, rows, chooses_best, bf16, on_cpu, texts)
     pruning = _pruning(method, model)
     needed = sum(update.values())
-    if recipe.training.gradient_accumulation == 1:
+    if parts_each == 1:
         needed -= min(update["gradients"], update["activations"])
     peak = needed + pruning if method.continuous is not None else max(needed, pruning)
     parts = {**held, **update, "choosing masks": pruning}
@@ -95,7 +99,7 @@ def _held(recipe: Recipe, method: Method, model: Any, rows: int | None) -> dict[
 
 
 def _update(
-    recipe: Recipe, model: Any, rows: int | None, chooses_best: bool, bf16: bool, on_cpu: bool
+    recipe: Recipe, model: Any, rows: int | None, chooses_best: bool, bf16: bool, on_cpu: bool, texts: int
 ) -> dict[str, int]:
     trained = _trained(recipe, model, rows)
     return {
@@ -103,14 +107,13 @@ def _update(
         "optimizer": 8 * trained,
         "weights of the best epoch": 4 * trained if chooses_best else 0,
         "weights in bf16": 2 * count_prunable(model) if bf16 else 0,
-        "activations": (2 if bf16 else 4) * _activations(recipe, model.config, on_cpu),
+        "activations": (2 if bf16 else 4) * _activations(recipe, model.config, on_cpu, texts),
     }
 
 
-def _activations(recipe: Recipe, config: Any, on_cpu: bool) -> int:
+def _activations(recipe: Recipe, config: Any, on_cpu: bool, texts: int) -> int:
     """Count the numbers that a forward pass keeps for the backward pass, for texts of the greatest length."""
     length = recipe.training.max_length
-    texts = -(-recipe.training.batch_size // recipe.training.gradient_accumulation)
     layer = ACTIVATION_COPIES * length * config.hidden_size
     if on_cpu:
         layer += ATTENTION_COPIES * config.num_attention_heads * length**2

@@ -56,9 +56,9 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
 
     Returns:
         ``stages`` [{stage, encoder_density, updates}], ``languages``, ``train_examples``, ``parameters``,
-        ``prunable``, ``memory`` (bytes by what they hold, an estimate), ``disk`` (the same for a checkpoint and the run
-        folder), ``seconds`` {update, training, measuring} where a few updates could be timed, ``device``, ``precision``,
-        ``warnings``.
+        ``prunable``, ``memory`` (bytes by what they hold in a process, an estimate), ``host`` {processes, memory} where
+        several processes of the run share this host, ``disk`` (the same for a checkpoint and the run folder), ``seconds``
+        {update, training, measuring} where a few updates could be timed, ``device``, ``precision``, ``warnings``.
     """
     where = resolve_device(device)
     recipe = pin(recipe)
@@ -91,8 +91,16 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     chooses = texts.dev is not None and any(stage["updates"] > batches for stage in stages)
     precision = resolve_precision(recipe.training.precision, where)
     memory = estimate_memory(
-        recipe, method, model, rows, chooses, precision is torch.bfloat16, where.type == "cpu"
+        recipe,
+        method,
+        model,
+        rows,
+        chooses,
+        precision is torch.bfloat16,
+        where.type == "cpu",
+        processes.launched(),
     )
+    here = processes.local()[1]
     slow = slow_on_cpu(recipe, model, updates, where)
     duration = None
     if not slow and processes.count() == 1:
@@ -130,6 +138,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "precision": str(precision).removeprefix("torch."),
         **({} if duration is None else {"seconds": duration.facts()}),
         "memory": memory,
+        **({} if here == 1 else {"host": {"processes": here, "memory": here * memory["total"]}}),
         "disk": estimate_disk(recipe, method, model, rows, chooses),
     }
 
@@ -228,10 +237,21 @@ def render(plan: dict[str, Any]) -> Any:
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",
         f"{plan['updates']:,} updates in all, {plan['precision']} on {plan['device']}",
         *([_time_line(plan["seconds"])] if "seconds" in plan else []),
-        f"memory, estimated, before any vocabulary trimming: {plan['memory']['total'] / 1e9:.1f} GB ({memory})",
+        f"memory, estimated, before any vocabulary trimming: {plan['memory']['total'] / 1e9:.1f} GB"
+        f"{_sharing(plan)} ({memory})",
         f"disk, estimated: {plan['disk']['checkpoint'] / 1e9:.1f} GB for a checkpoint, "
         f"{plan['disk']['run folder'] / 1e9:.1f} GB for the run folder without its bundle",
     )
+
+
+def _sharing(plan: dict[str, Any]) -> str:
+    """Say that several processes share this host: its memory holds all of them, unless each has a GPU of its own."""
+    if "host" not in plan:
+        return ""
+    count, total = plan["host"]["processes"], plan["host"]["memory"]
+    if plan["device"] != "cpu":
+        return f" in each of {count} processes on this host, each on a GPU of its own"
+    return f" in each of {count} processes, {total / 1e9:.1f} GB on this host"
 
 
 def _time_line(seconds: dict[str, Any]) -> str:
