@@ -271,5 +271,19 @@ def test_lengths_are_those_of_the_language_that_needs_most(tmp_path):
     write(tmp_path, TEXTS, "en.train.tsv", "en.test.tsv")
     (tmp_path / "zh.test.tsv").write_text("text\tlabel\n" + f"{'好' * 120}\tgood\n" * 4, encoding="utf-8")
     found = first_recipe.init(str(tmp_path), tmp_path / "r.yaml")
-    assert found.longest == 80
+    assert found.longest == 93
     assert load_recipe(str(tmp_path / "r.yaml")).training.max_length == 128
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("The sea to the west", 19 / 2.9),
+        ("Море на западе", 14 / 2.9),
+        ("西边的大海", 5 / 1.3),
+        ("서쪽 바다", 4 / 1.3 + 1 / 2.9),
+        ("", 0),
+    ],
+)
+def test_tokens_are_estimated_by_script(text, tokens):
+    assert first_recipe._tokens(text) == pytest.approx(tokens)

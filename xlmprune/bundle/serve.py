@@ -24,8 +24,9 @@ from xlmprune.core.errors import DataError, MachineError
 
 MAX_BYTES = 16 * 2**20
 """Longest body of a request. A client that has more texts sends several requests."""
-SILENCE = 30.0
-"""Seconds after which a client that sends nothing is disconnected."""
+SILENCE = 5.0
+"""Seconds after which a client that sends nothing is disconnected. `docker stop` kills after 10."""
+REQUESTS = "POST /predict, GET / or GET /health"
 EXAMPLES: dict[str, list[Any]] = {
     "text": ["first text", "second text"],
     "pair": [["first text", "second text"]],
@@ -52,7 +53,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, predictor: Predictor, host: str, port: int, at_a_time: int) -> None:
         self.predictor = predictor
         self.turns = threading.BoundedSemaphore(at_a_time)
-        list(predictor(EXAMPLES[predictor.kind]))  # the first call is slow: ONNX Runtime plans its memory
+        predictor(EXAMPLES[predictor.kind])  # the first call is slow: ONNX Runtime plans its memory
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -122,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/health":
             self._answer(HTTPStatus.OK, {"status": "ok"})
         else:
-            self._answer(HTTPStatus.NOT_FOUND, {"error": "POST /predict, GET / or GET /health"})
+            self._answer(HTTPStatus.NOT_FOUND, {"error": f"expected {REQUESTS}"})
 
     def do_POST(self) -> None:
         try:
@@ -142,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _texts(self) -> list[Any]:
         """Read the texts of the request."""
         if self.path.split("?")[0] != "/predict":
-            raise _Refused(HTTPStatus.NOT_FOUND, "POST /predict, GET / or GET /health")
+            raise _Refused(HTTPStatus.NOT_FOUND, f"expected {REQUESTS}")
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the header Content-Length is missing or not a number")

@@ -259,7 +259,8 @@ def _time_line(seconds: dict[str, Any]) -> str:
     return (
         f"time, estimated by a few updates on this machine: training {clock(seconds['training'])} "
         f"({first:.2g} s an update before pruning, {last:.2g} s after it), scores {clock(seconds['measuring'])}; reading, "
-        "refitting and export take some minutes more. A busy machine takes longer"
+        "refitting and export take some minutes more. If other programs use the processor now, an idle "
+        "machine needs less time"
     )
 
 
