@@ -1,6 +1,7 @@
 """For every test: one thread, since tensors are tiny and workers share the cores; no network; one trace of each model."""
 
 import os
+import signal
 from functools import partial
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,6 +19,10 @@ from xlmprune.core import gpu
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 torch.set_num_threads(1)
+
+
+# A shell starts a background command with Ctrl-C ignored; tests that send one need the usual answer.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -39,6 +39,7 @@ def updates(run):
     )
 
 
+@pytest.mark.slow
 def test_a_bundle_is_made_again_without_training(finished):
     recipe, run = finished
     before, trained = report_of(run), updates(run)

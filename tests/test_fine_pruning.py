@@ -433,6 +433,7 @@ def test_frozen_embeddings_stay():
     assert torch.equal(model.roberta.embeddings.word_embeddings.weight, before)
 
 
+@pytest.mark.slow
 def test_strong_alignment_holds_the_weights_to_the_pretrained_ones():
     found = {}
     for name, strength in (("none", None), ("cosine", 3000.0)):

@@ -51,6 +51,7 @@ def compress(workplace, monkeypatch, name, *options, **training):
     return result, workplace / "runs" / name / "bundle"
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_nothing_is_a_warning_before_anything_else(workplace, monkeypatch):
     result, bundle = compress(workplace, monkeypatch, "nothing", learning_rate=1e-9)
     told = result.stderr

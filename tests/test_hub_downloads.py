@@ -71,6 +71,7 @@ def load(hub, home: Path, *wanted, token: str | None = None, **settings: str) ->
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_models_are_resolved_cached_and_found_offline(hub, model, tmp_path):
     first = hub.add("some/model", model)
     repository = hub.repositories["models/some/model"]

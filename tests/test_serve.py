@@ -235,7 +235,10 @@ def test_a_signal_stops_the_command(bundle, number):
     status, answer = post(url, body.encode())
     assert (status, len(answer["answers"])) == (200, 2)
     process.send_signal(number)
-    told, errors = process.communicate(timeout=30)
+    try:
+        told, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == (0 if number == signal.SIGTERM else 130), errors
     assert told == ""
     assert "Traceback" not in errors
