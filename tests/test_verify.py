@@ -257,6 +257,9 @@ def test_an_edited_manifest_is_found(copy):
         ({"recipe_sha256": "1" * 64}, "recipe", "another recipe than report.json"),
         ({"schema_version": 2}, "manifest.json", "schema_version is 2, expected 1"),
         ({"note": "trust me"}, "manifest.json", "its keys are"),
+        ({"versions": 0}, "manifest.json", "is damaged"),
+        ({"versions": {"python": 3}}, "manifest.json", "the version of 'python' is not a text"),
+        ({"recipe_sha256": None}, "manifest.json", "recipe_sha256 is not a text"),
     ):
         (copy / "manifest.json").write_text(json.dumps(whole | change))
         assert said in failures(copy)[name]

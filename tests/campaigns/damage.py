@@ -59,7 +59,8 @@ def case(random: random.Random, runs: Runs) -> str | None:
         refused = code == 2 and re.search("damaged.*--fresh", runs.said, re.DOTALL)
         return None if refused else f"{name}: {done}: exit code {code}: {runs.said[-300:]}"
     wrong = runs.finish(name, out)
-    if wrong is None and "damaged" not in runs.said:
+    # The checkpoints know the hashes of the starting model themselves, so its own list of them is not needed.
+    if wrong is None and "damaged" not in runs.said and not done.endswith("start/files.json"):
         wrong = "nothing was said"
     return wrong and f"{name}: {done}: {wrong}"
 

@@ -79,6 +79,11 @@ def read(bundle: Path) -> dict[str, Any]:
             raise ValueError(f"its keys are {', '.join(manifest)}, expected {', '.join(sorted(KEYS))}")
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {manifest['schema_version']!r}, expected {SCHEMA_VERSION}")
+        if not isinstance(manifest["recipe_sha256"], str):
+            raise ValueError("recipe_sha256 is not a text")
+        for name, version in manifest["versions"].items():
+            if not isinstance(version, str):
+                raise ValueError(f"the version of {name!r} is not a text")
         for name, entry in manifest["files"].items():
             if not is_count(entry["bytes"]) or not isinstance(entry["sha256"], str):
                 raise ValueError(f"{name!r} has no size in bytes, or no SHA-256")
