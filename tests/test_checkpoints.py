@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from test_families import write_model
 from tiny import SENTENCES, tiny_masks, tiny_model, tiny_tokenizer
@@ -15,10 +18,12 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from xlmprune.core.errors import ModelError
+from xlmprune.core.progress import Reporter
 from xlmprune.export import sparse
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import load_pretrained, save_start, save_tokenizer
 from xlmprune.recipe.schema import ModelRecipe
+from xlmprune.training import start
 
 
 @pytest.fixture
@@ -102,6 +107,23 @@ def test_a_checkpoint_pruned_before_is_said_to_be_normal(folder):
     (note,) = load(folder).notes
     assert "60." in note or "59." in note
     assert "Training updates these weights too" in note
+
+
+def test_that_it_is_normal_is_a_detail(tmp_path, monkeypatch):
+    loaded = SimpleNamespace(notes=("60% of the weights are zero",))
+    monkeypatch.setattr(start, "load_start", lambda recipe, task: (loaded, None))
+    recipe = SimpleNamespace(model=SimpleNamespace(name="old"))
+    run = SimpleNamespace(
+        start=tmp_path / "start", expected_start=dict, save_start=lambda write, expected: None
+    )
+    said = {}
+    for level in ("normal", "verbose"):
+        console = Console(file=io.StringIO())
+        start.open_start(recipe, None, run, Reporter(console, level))
+        said[level] = console.file.getvalue()
+    assert "loading old" in said["normal"]
+    assert "zero" not in said["normal"]
+    assert "60% of the weights are zero" in said["verbose"]
 
 
 # --- config.json

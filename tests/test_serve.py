@@ -100,25 +100,38 @@ def test_what_the_server_has(server, predictor):
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "found"),
     [
-        b"",
-        b"{",
-        b"\xff",
-        b"[]",
-        b'["x"]',
-        b'"x"',
-        b"{}",
-        b"7",
-        b'{"texts": "one string"}',
-        b'{"texts": []}',
-        b"[" * 100_000,
-        b'{"texts": [' + b"9" * 10_000 + b"]",
+        (b"", "an empty body"),
+        (b"{", "no JSON"),
+        (b"\xff", "no JSON"),
+        (b"[]", "a list"),
+        (b'["x"]', "a list"),
+        (b'"x"', "a string"),
+        (b"7", "a number"),
+        (b"null", "null"),
+        (b"{}", 'no key "texts" (keys: none)'),
+        (b'{"text": "x", "f\xc3\xbcr": 1}', 'no key "texts" (keys: "text", "für")'),
+        (b'{"texts": "one string"}', 'a string as "texts"'),
+        (b'{"texts": {"a": "b"}}', 'an object as "texts"'),
+        (b'{"texts": true}', 'true as "texts"'),
+        (b'{"texts": []}', 'an empty list as "texts"'),
+        (b"[" * 100_000, "no JSON"),
+        (b'{"texts": [' + b"9" * 10_000 + b"]", "no JSON"),
     ],
-    ids=range(12),
+    ids=range(16),
 )
-def test_a_wrong_request_gets_an_example(server, body):
-    assert post(server.url, body) == (400, {"error": EXPECTED})
+def test_a_wrong_request_gets_an_example_and_what_was_found(server, body, found):
+    assert post(server.url, body) == (400, {"error": f"{EXPECTED}, found {found}"})
+
+
+def test_what_a_message_repeats_of_a_request_is_short(server):
+    status, answer = post(server.url, json.dumps({"k" * 5000: 1}).encode())
+    assert status == 400
+    assert len(answer["error"]) < 300
+    status, answer = get(f"{server.url}/favicon.ico")
+    assert status == 404
+    assert answer["error"].endswith("found GET /favicon.ico")
 
 
 def test_a_text_of_another_kind_is_named(server):

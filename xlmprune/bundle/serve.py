@@ -21,6 +21,7 @@ from typing import Any
 
 from xlmprune.bundle.predictor import Predictor
 from xlmprune.core.errors import DataError, MachineError
+from xlmprune.core.formatting import shorten
 
 MAX_BYTES = 16 * 2**20
 """Longest body of a request. A client that has more texts sends several requests."""
@@ -33,6 +34,8 @@ EXAMPLES: dict[str, list[Any]] = {
     "tokens": [["first", "word"], "another sentence"],
 }
 """What `texts` may be, by the bundle's kind."""
+MOST_SHOWN = 80
+"""Characters of a request that an error message shows."""
 
 
 class Server(ThreadingHTTPServer):
@@ -97,6 +100,15 @@ def _terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _json_name(value: Any) -> str:
+    """Name what a JSON value is."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else "a number"
+
+
 class _Refused(Exception):
     """A request that cannot be answered, with the status and the sentence for the client."""
 
@@ -123,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/health":
             self._answer(HTTPStatus.OK, {"status": "ok"})
         else:
-            self._answer(HTTPStatus.NOT_FOUND, {"error": f"expected {REQUESTS}"})
+            self._answer(HTTPStatus.NOT_FOUND, {"error": self._not_found()})
 
     def do_POST(self) -> None:
         try:
@@ -143,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _texts(self) -> list[Any]:
         """Read the texts of the request."""
         if self.path.split("?")[0] != "/predict":
-            raise _Refused(HTTPStatus.NOT_FOUND, f"expected {REQUESTS}")
+            raise _Refused(HTTPStatus.NOT_FOUND, self._not_found())
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the header Content-Length is missing or not a number")
@@ -152,14 +164,29 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the request has {length} bytes, at most {MAX_BYTES} are read; send several requests",
             )
+        content = self.rfile.read(int(length))
         try:
-            body = json.loads(self.rfile.read(int(length)))
+            body = json.loads(content)
         except (ValueError, RecursionError):
-            body = None
-        texts = body.get("texts") if isinstance(body, dict) else None
-        if not isinstance(texts, list) or not texts:
-            raise _Refused(HTTPStatus.BAD_REQUEST, f"expected JSON like {self.server.example()}")
+            raise self._wrong("no JSON" if content else "an empty body") from None
+        if not isinstance(body, dict):
+            raise self._wrong(_json_name(body))
+        if "texts" not in body:
+            keys = shorten(", ".join(json.dumps(key, ensure_ascii=False) for key in body), MOST_SHOWN)
+            raise self._wrong(f'no key "texts" (keys: {keys or "none"})')
+        texts = body["texts"]
+        if not isinstance(texts, list):
+            raise self._wrong(f'{_json_name(texts)} as "texts"')
+        if not texts:
+            raise self._wrong('an empty list as "texts"')
         return texts
+
+    def _not_found(self) -> str:
+        return f"expected {REQUESTS}, found {self.command} {shorten(self.path, MOST_SHOWN)}"
+
+    def _wrong(self, found: str) -> _Refused:
+        """Return the exception for a request whose body is not what it should be."""
+        return _Refused(HTTPStatus.BAD_REQUEST, f"expected JSON like {self.server.example()}, found {found}")
 
     def _answer(self, status: HTTPStatus, value: dict[str, Any]) -> None:
         content = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")

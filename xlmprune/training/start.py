@@ -44,7 +44,7 @@ def open_start(
     reporter.say(f"loading {recipe.model.name}")
     pretrained, trimming = load_start(recipe, task)
     for note in pretrained.notes:
-        reporter.say(note)
+        reporter.detail(note)
     for language, loss in () if trimming is None else vocabulary.thin_languages(trimming):
         reporter.warn(
             f"model.vocabulary: {language_name(language)} has little text: held-out text {loss}. Give more text of this "
