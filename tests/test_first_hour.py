@@ -73,6 +73,8 @@ def test_a_model_that_learned_nothing_is_a_warning_before_anything_else(workplac
 def test_a_model_that_learned_is_not_warned_about_and_the_end_says_what_to_type(workplace, monkeypatch):
     result, bundle = compress(workplace, monkeypatch, "learned", dense_epochs=12)
     assert "has not learned" not in result.stderr
+    assert result.stderr.count("pruning removes weights, so each stage begins with a larger loss") == 1
+    assert "teacher" not in result.stderr
     last = result.stderr.splitlines()[-4:]
     assert last[0].split() == ["report:", "runs/learned/bundle/report.html"]
     assert last[1].startswith("predict:  xlmprune predict runs/learned/bundle ")

@@ -67,12 +67,20 @@ class Reporter:
         # A terminal wraps between words. A log keeps one line, so that it can be searched.
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
-    def step(self, stage: int, stages: int, density: float, number: int, total: int, loss: float) -> None:
-        """Report one update."""
+    def step(
+        self, stage: int, stages: int, density: float, number: int, total: int, loss: float, later: float = 0
+    ) -> None:
+        """Report one update.
+
+        Args:
+            later: how many updates of this stage take as long as all that follows the stage.
+        """
         self._clock.at(number)
         what, status = f"stage {stage}/{stages}", f"{self._clock.rate()} loss {loss:.4f}"
         logged = f"{what}  {density:6.1%} of the encoder  update"
-        self._show(what, status, number, total, logged, "left" if stage == stages else "left in this stage")
+        here, whole = self._clock.left(total), self._clock.left(total + later)
+        in_log = f"{here} left in this stage, about {whole} in all" if here else ""
+        self._show(what, status, number, total, logged, in_log, f"about {whole} left" if whole else "")
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Advance]:
@@ -87,7 +95,8 @@ class Reporter:
             nonlocal done
             done = min(done + number, total)
             self._clock.at(done)
-            self._show(what, "", done, total, what)
+            left = f"{here} left" if (here := self._clock.left(total)) else ""
+            self._show(what, "", done, total, what, left, left)
 
         try:
             yield advance
@@ -126,12 +135,13 @@ class Reporter:
             ended.set()
             thread.join()
 
-    def _show(self, what: str, status: str, number: int, total: int, logged: str, word: str = "left") -> None:
-        left = self._clock.left(total, word)
+    def _show(
+        self, what: str, status: str, number: int, total: int, logged: str, left: str, left_live: str
+    ) -> None:
         if self.level == "quiet":
             pass
         elif self.console.is_terminal and self.level == "normal":
-            self._live(what, status, left, number, total)
+            self._live(what, status, left_live, number, total)
         elif (
             self._clock.now - max(self._last_line, self._clock.started) >= LINE_EVERY_SECONDS
             and number < total
@@ -193,9 +203,7 @@ class _Clock:
             return ""
         return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
 
-    def left(self, total: int, word: str = "left") -> str:
-        """Return the time until event ``total``, such as ``1:05 left``, or nothing before the second event."""
+    def left(self, total: float) -> str:
+        """Return the time until event ``total``, such as ``1:05``, or nothing before the second event."""
         rate = self._per_second()
-        if rate is None:
-            return ""
-        return f"{clock((total - self._number) / rate)} {word}"
+        return "" if rate is None else clock((total - self._number) / rate)

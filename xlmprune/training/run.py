@@ -32,6 +32,7 @@ from xlmprune.training.material import read_material
 from xlmprune.training.method import build_method
 from xlmprune.training.outcome import Outcome, Scored
 from xlmprune.training.planning import slow_on_cpu
+from xlmprune.training.remaining import remaining, shares_left
 from xlmprune.training.sizes import at_size
 from xlmprune.training.stages import Row, StageScores, size_row
 from xlmprune.training.teaching import Teaching
@@ -65,6 +66,7 @@ class Training:
         method = build_method(recipe.pruning, recipe.regularizer)
         if self.settled is not None and method.structure is not None:
             method = replace(method, structure=self.settled.applied(method.structure))
+        shares = shares_left(self.pretrained.model.config, kind, method)
         model = self.pretrained.model.to(device)
         self.stop = StopRequest()
         self.forward = self.stop.guard(forward_of(model, device))
@@ -88,15 +90,15 @@ class Training:
         self.scores = StageScores(
             self.data, recipe.evaluation, reporter.counting, self.stop.guard(vectors_of(model, device))
         )
+        counts = [self.pruner.updates_in_stage(stage) for stage in range(self.last + 1)]
+        tests = [test.encoded for test in self.data.tests.values()]
+        self.remaining = remaining(recipe, shares, counts, self.data.train, given.unlabelled, tests)
         self.conditions = conditions.conditions(device, recipe.training)
         self.changes: list[dict[str, Any]] = []
-        for warning in slow_on_cpu(recipe, model, self._updates(), device):
+        for warning in slow_on_cpu(recipe, model, sum(counts), device):
             reporter.warn(warning)
         self._restore(recipe.sha256(), allow_change)
         self._tell_moments()
-
-    def _updates(self) -> int:
-        return sum(self.pruner.updates_in_stage(stage) for stage in range(self.last + 1))
 
     def run(self, until: int | None = None) -> None:
         """Drive the loop to its end, or to the end of stage ``until``.
@@ -135,12 +137,23 @@ class Training:
         while True:
             stage = self.pruner.state.at.stage
             prunes = begins and 0 < stage <= self.last
+            if stage == 1 and prunes and not self.pruner.state.at.begun:
+                self._explain_loss()
             with self.reporter.busy(f"pruning for stage {stage}") if prunes else nullcontext():
                 event = next(events, None)
             if event is None:
                 return
             begins = isinstance(event, StageEnd)
             yield event
+
+    def _explain_loss(self) -> None:
+        """Say why the loss will be larger than in stage 0."""
+        if not any(self.remaining.counts[1:]):
+            return
+        said = "pruning removes weights, so each stage begins with a larger loss"
+        if self.pruner.teaching is not None:
+            said += ". From now on the loss also contains the distance to the teacher"
+        self.reporter.say(said)
 
     def require_end(self) -> None:
         """Raise RecipeError if training has not ended."""
@@ -239,7 +252,8 @@ class Training:
         density = (
             step.density * held / state.whole.prunable
         )  # of the encoder as it was before structures were removed
-        self.reporter.step(step.stage, self.last, density, step.number, step.total, step.loss)
+        later = self.remaining.after(step.stage)
+        self.reporter.step(step.stage, self.last, density, step.number, step.total, step.loss, later)
         if step.number == step.total or step.number % 50 == 0:
             self.folder.events.write("update", **vars(step))
 
