@@ -102,7 +102,7 @@ def test_no_language_lost_is_said_so_and_none_is_marked_as_the_worst():
     assert "worst" not in said
     assert {row.style for row in findings.rows(report_of_languages(en=1.0, ru=5.0))} == {"train", "other"}
     said = findings.describe_scores(report_of_languages(en=1.0, ru=5.0, de=-2.0))
-    assert "The worst language, German: 50.0 → 48.0 (−2.0 points)." in said
+    assert "The worst zero-shot language, German: 50.0 → 48.0 (−2.0 points)." in said
     assert "No zero-shot" not in said
     assert "No zero-shot" not in findings.describe_scores(report_of_languages(en=1.0))
 

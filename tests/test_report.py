@@ -150,7 +150,7 @@ def test_matrices_that_a_global_ranking_emptied_are_named_in_every_form():
 
 def test_the_worst_language_is_named_and_marked_in_every_form():
     report = sample_report()
-    assert "The worst language, Thai: 46.2 → 36.8 (−9.4 points)." in render_markdown(report)
+    assert "The worst zero-shot language, Thai: 46.2 → 36.8 (−9.4 points)." in render_markdown(report)
     assert "| **Thai** | th | 46.2 | 36.8 |" in render_markdown(report)
     assert re.search(r'<tr class="worst">\s*<td class="text">Thai</td>', render_html(report))
     assert "Thai" in printed(report)
@@ -395,7 +395,7 @@ def test_the_headline_is_about_the_form_that_is_shipped():
         "Shipped: model.int8.onnx has 14.1 MB, 13.9% of dense fp32. It takes 2.61 ms (median) for 1 text of 32 tokens with "
         "1 thread and is 4.88 times as fast as dense fp32, measured in turns. Its zero-shot mean over 3 languages is"
     )
-    worst = "Its worst language is French: 74.1 → 60.0 (−14.1 points)."
+    worst = "Its worst zero-shot language is French: 74.1 → 60.0 (−14.1 points)."
     markdown, html, card, terminal = pages(report)
     for text in (markdown, html, card, terminal):
         assert said in text
@@ -404,13 +404,69 @@ def test_the_headline_is_about_the_form_that_is_shipped():
     assert f"is {mean['onnx_int8']:.1f}; the dense model has {mean['dense']:.1f}" in markdown
     assert markdown.split(" - ")[1].startswith("Shipped: ")
     assert card.split(" - Shipped: ")[0].endswith("no model was trained on it.")
-    assert terminal.endswith(worst)
+    assert terminal.index("Shipped: ") < terminal.index("These scores are of") < terminal.index("parameters")
     tiles = re.findall(r'class="tile (\w*)"><b>(.*?)</b><span>(.*?)</span>', render_html(report))
     assert tiles[:2] == [
         ("", "14.1 MB", "model.int8.onnx, 13.9% of dense fp32"),
         ("", "4.88×", "INT8: the speed of dense fp32"),
     ]
-    assert ("worst", "−14.1", "INT8: worst, French, 74.1 → 60.0") in tiles
+    assert ("lost", "−14.1", "INT8: worst zero-shot language, French, 74.1 → 60.0") in tiles
+
+
+@pytest.mark.parametrize("worst", [-2.0, 0.0])
+def test_the_train_language_is_named_where_it_lost_more_than_the_worst(worst):
+    report = sample_report(1)
+    report["languages"]["de"] |= {
+        "dense": 70.0,
+        "pruned": 70 + worst,
+        "onnx_int8": 70 + worst,
+        "delta": worst,
+    }
+    report["languages"]["en"] |= {"dense": 89.3, "pruned": 86.4, "onnx_int8": 86.4, "delta": -2.9}
+    report["summary"]["worst"] = {"language": "de", "delta": worst}
+    said = "English, the train language, lost more: 89.3 → 86.4 (−2.9 points)."
+    before = (
+        "Its worst zero-shot language is German: 70.0 → 68.0 (−2.0 points)."
+        if worst
+        else "No zero-shot language lost accuracy."
+    )
+    assert all(f"{before} {said}" in text for text in pages(report))
+    assert '<div class="tile lost"><b>−2.9</b>' in render_html(report)
+    report["languages"]["en"]["onnx_int8"] = 89.4
+    assert "lost more" not in shipped.describe_shipped(report)
+    assert '<div class="tile gained"><b>+0.1</b>' in render_html(report)
+
+
+def test_a_difference_is_that_of_the_scores_as_shown():
+    report = sample_report(1)
+    report["languages"]["de"] |= {"dense": 80.46, "pruned": 79.84, "onnx_int8": 79.84, "delta": -0.62}
+    report["summary"]["worst"] = {"language": "de", "delta": -0.62}
+    report["summary"]["zero_shot_mean"] |= {"dense": 80.46, "pruned": 79.84, "onnx_int8": 79.84}
+    for text in pages(report):
+        assert "German: 80.5 → 79.8 (−0.7 points)" in text
+        assert "−0.6" not in text
+    row = next(row for row in findings.rows(report) if row.code == "de")
+    assert (row.delta, findings.mean_rows(report)[0].delta) == (-0.7, -0.7)
+    report["languages"]["de"] |= {"dense": 80.04, "pruned": 79.96}
+    assert findings.worst_language(report) is None, "80.0 → 80.0 is no loss that a reader can see"
+
+
+def test_the_heading_names_the_model_and_the_task():
+    report = sample_report()
+    assert "<h1>multilingual-e5-small for quickstart</h1>" in render_html(report)
+    report["model"]["name"] = "FacebookAI/xlm-roberta-base"
+    report["task"]["title"] = "our tickets"
+    for text in (render_markdown(report), model_card(report)):
+        assert "# xlm-roberta-base for our tickets\n" in text
+    assert "run quickstart" in render_html(report)
+    assert shipped.describe_model({"name": "x"}) == "x"
+
+
+def test_no_tile_is_alone_in_a_row():
+    for count in range(2, 20):
+        columns = shipped.columns_of(count)
+        assert columns <= 5
+        assert count % columns != 1
 
 
 def test_without_int8_the_headline_is_about_fp32_and_claims_no_speed():
@@ -423,7 +479,7 @@ def test_without_int8_the_headline_is_about_fp32_and_claims_no_speed():
     assert "times as fast" not in said
     report["files"] = {}
     assert shipped.describe_shipped(report) == ""
-    assert shipped.tiles(report)[0].figure == "−3.5", "the model before export"
+    assert shipped.tiles(report)[0].figure == "−3.4", "the model before export"
 
 
 def test_zeros_do_not_make_a_dense_file_slower_to_compare_with():

@@ -29,6 +29,11 @@ def points(value: float | None) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
+def difference(before: float | None, after: float | None) -> float | None:
+    """Return the difference of two metrics as `score` shows them, so that a reader who subtracts finds the same."""
+    return None if before is None or after is None else round(round(after, 1) - round(before, 1), 1)
+
+
 def p_value(value: float | None) -> str:
     """Write a p-value: ``0.03``, ``< 0.001``."""
     if value is None:

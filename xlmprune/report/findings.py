@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from xlmprune.core.files import SAFETENSORS_FILE
-from xlmprune.core.formatting import amount, count_of, number, percent, points, score, size
+from xlmprune.core.formatting import amount, count_of, difference, number, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.export.floor import DECIDED_ON
@@ -33,6 +33,8 @@ BASELINES = ("majority", "chance")
 NO_LOSS = -0.05
 """A smaller loss in points shows as 0.0."""
 
+HUB_IDS = {"quickstart": "intfloat/multilingual-e5-small"}
+"""Where a model that goes by another name here comes from."""
 
 ZERO_SHOT_MEAN = "Zero-shot mean"
 
@@ -49,6 +51,7 @@ class Row:
     scores: dict[str, float | None]
     """Percent, by what was scored (see `scored`)."""
     delta: float | None
+    """Points gained, of the scores as shown."""
     interval: tuple[float, float] | None
     """95 % of the pruned score."""
     paired: Mapping[str, Any] | None
@@ -99,7 +102,7 @@ def rows(report: Report) -> list[Row]:
                 name=language_name(code),
                 n=entry.get("n"),
                 scores={key: entry.get(key) for key in columns(report)},
-                delta=entry.get("delta"),
+                delta=shown_delta(entry),
                 interval=None if not interval or None in interval else (interval[0], interval[1]),
                 paired=report.get("paired", {}).get(code),
                 seen_unlabelled=entry.get("seen_unlabelled"),
@@ -119,9 +122,15 @@ def mean_rows(report: Report) -> list[Row]:
     for key, name in (("zero_shot_mean", ZERO_SHOT_MEAN), ("all_mean", "All-language mean")):
         means = summary.get(key) or {}
         if means.get("dense") is not None:
-            delta = None if means.get("pruned") is None else means["pruned"] - means["dense"]
+            delta = difference(means["dense"], means.get("pruned"))
             listed.append(Row("", name, None, means, delta, None, None, None, "mean", baseline_of(means)))
     return listed
+
+
+def shown_delta(entry: Mapping[str, Any]) -> float | None:
+    """Return what a language gained in points: the difference of its scores as shown, where they are known."""
+    shown = difference(entry.get("dense"), entry.get("pruned"))
+    return entry.get("delta") if shown is None else shown
 
 
 def baseline_of(entry: Mapping[str, Any]) -> float | None:
@@ -190,7 +199,7 @@ def describe_vocabulary(report: Report) -> str:
 
 
 def describe_scores(report: Report) -> str:
-    """Say what pruning cost: the zero-shot mean, the train language, the worst language; empty without them."""
+    """Say what pruning cost: the zero-shot mean, the train language, the worst zero-shot language; empty without them."""
     listed = rows(report)
     said = [
         (f"{row.name} over {count_of(zero_shot_count(report), 'language')}", row)
@@ -198,7 +207,7 @@ def describe_scores(report: Report) -> str:
         if row.name == ZERO_SHOT_MEAN
     ]
     said += [(row.name, row) for row in listed if row.style == "train"]
-    said += [(f"The worst language, {row.name}", row) for row in listed if row.style == "worst"]
+    said += [(f"The worst zero-shot language, {row.name}", row) for row in listed if row.style == "worst"]
     told = [
         f"{name}: {score(row.scores.get('dense'))} → {score(row.scores.get('pruned'))} ({points(row.delta)} points)."
         for name, row in said
@@ -437,9 +446,10 @@ def train_language(report: Report) -> str | None:
 
 
 def worst_language(report: Report) -> str | None:
-    """Return the code of the language that lost most; None if none lost anything, or the summary does not say."""
+    """Return the code of the zero-shot language that lost most; None if none lost anything, or the summary does not say."""
     worst = report.get("summary", {}).get("worst") or {}
-    return worst.get("language") if (worst.get("delta") or 0.0) <= NO_LOSS else None
+    lost = shown_delta({**worst, **report.get("languages", {}).get(worst.get("language"), {})})
+    return worst.get("language") if (lost or 0.0) <= NO_LOSS else None
 
 
 def zero_shot_count(report: Report) -> int:

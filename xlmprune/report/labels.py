@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlmprune.core.formatting import count_of, number, points, score
+from xlmprune.core.formatting import count_of, difference, number, points, score
 from xlmprune.core.tables import Table, tabulate
 from xlmprune.evaluation.answers import CUT_OFF, Confusion
 from xlmprune.report.findings import Report, rows
@@ -87,16 +87,12 @@ def _label_table(counts: Mapping[str, Confusion], labels: Sequence[str]) -> Tabl
             "n": lambda label: number(pruned[label].count),
             "dense F1": lambda label: score(dense[label].f1),
             "pruned F1": lambda label: score(pruned[label].f1),
-            "Δ": lambda label: points(_difference(dense[label].f1, pruned[label].f1)),
+            "Δ": lambda label: points(difference(dense[label].f1, pruned[label].f1)),
             "precision": lambda label: score(pruned[label].precision),
             "recall": lambda label: score(pruned[label].recall),
         },
         [label for label in labels if pruned[label].count or pruned[label].precision is not None],
     )
-
-
-def _difference(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
 
 
 def _grid(counts: Confusion, labels: Sequence[str]) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 from xlmprune.core.formatting import plain
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
-from xlmprune.report.findings import Report, describe_read_text, train_language
+from xlmprune.report.findings import HUB_IDS, Report, describe_read_text, train_language
 from xlmprune.report.method import describe_method, lost_weights, packed_files
 from xlmprune.report.shipped import served_form
 from xlmprune.report.tables import file_table, language_table
@@ -25,9 +25,6 @@ PIPELINE_TAGS = {
 
 LICENCE_IDS = {"mit", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"}
 """Licences that the hub knows under their own lower-case names; others are ``other`` there, and named in the text."""
-
-HUB_IDS = {"quickstart": "intfloat/multilingual-e5-small"}
-"""Where a model that goes by another name here comes from."""
 
 TEXTS = {"quickstart": '["turn on the kitchen light", "schalte das Licht in der Küche ein"]'}
 ANY_TEXTS = '["Where can I see the stars tonight?", "Wo kann ich heute Nacht die Sterne sehen?"]'

@@ -34,7 +34,8 @@ def render_html(report: Report) -> str:
     """Render the report as one HTML page that needs no other file: style and drawings are inside it."""
     report = plain(report)
     names = sections(report) | {
-        "tiles": shipped.tiles(report),
+        "tiles": (tiles := shipped.tiles(report)),
+        "tile_columns": shipped.columns_of(len(tiles)),
         "rows": [*findings.rows(report), *findings.mean_rows(report)],
         "files": findings.file_rows(report),
         "parts": findings.part_rows(report),
@@ -77,7 +78,7 @@ CHARTS = (("wide", 1000, 540), ("narrow", 380, 420))
 
 
 def results_table(report: Report) -> RenderableType:
-    """Return the table of languages and the sentences under it, what is shipped last, for `rich.print`."""
+    """Return the table of languages and under it what is shipped, the scores and details, for `rich.print`."""
     from rich.console import Group
     from rich.text import Text
 
@@ -102,7 +103,7 @@ def results_table(report: Report) -> RenderableType:
     if "sizes" in names["tables"]:
         shown += [rich_table(names["tables"]["sizes"].without(("parameters", "form"))), Text()]
     scaled = f"Scaled down: {'; '.join(names['scaled_down'])}." if names["scaled_down"] else ""
-    return Group(*shown, *(Text(said) for said in (*names["sentences"], scaled, names["shipped"]) if said))
+    return Group(*shown, *(Text(said) for said in (names["shipped"], scaled, *names["sentences"]) if said))
 
 
 LEFT_TO_FILES = ("code", "baseline", "95% interval", "gained", "lost", "unlabelled text")

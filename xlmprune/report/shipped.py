@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from xlmprune.core.formatting import count_of, number, percent, points, score, size
+from xlmprune.core.formatting import count_of, difference, number, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.export.form import DENSE_MODEL, Form, all_forms, form_to_serve, reference
 from xlmprune.report import findings
@@ -28,8 +30,13 @@ class Change:
 
     @property
     def delta(self) -> float:
-        """Points gained."""
-        return self.now - self.dense
+        """Points gained, of the scores as shown."""
+        shown = difference(self.dense, self.now)
+        assert shown is not None
+        return shown
+
+    def __str__(self) -> str:
+        return f"{score(self.dense)} → {score(self.now)} ({points(self.delta)} points)"
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,13 @@ class Tile:
     figure: str
     caption: str
     style: str = ""
+    """``lost`` or ``gained`` for a difference of scores."""
+
+
+def columns_of(count: int) -> int:
+    """Return in how many columns so many tiles stand, at most five, so that none is alone in the last row."""
+    rows = max(1, math.ceil(count / 5))
+    return max(1, math.ceil(count / rows))
 
 
 def served_form(report: Report) -> Form | None:
@@ -48,8 +62,22 @@ def served_form(report: Report) -> Form | None:
     return forms.get(form_to_serve(shipped))
 
 
+def describe_model(report: Report) -> str:
+    """Name the model and its task, for a heading; the run's name where the report has neither."""
+    recipe, task = report.get("recipe") or {}, report.get("task") or {}
+    base = (report.get("model") or {}).get("name") or (recipe.get("model") or {}).get("name")
+    if not base:
+        return str(report.get("name", "xlmprune run"))
+    name = PurePath(findings.HUB_IDS.get(base, base)).name
+    of_task = task.get("title") or task.get("name") or (recipe.get("task") or {}).get("name")
+    return f"{name} for {of_task}" if of_task else name
+
+
 def describe_shipped(report: Report) -> str:
-    """Size, speed, zero-shot mean and worst language of the form that serves first; empty where no form ships."""
+    """Size, speed, zero-shot mean and worst language of the form that serves first; empty where no form ships.
+
+    The train language is named too where it lost more than the worst of the others.
+    """
     form = _listed_form(report)
     if form is None:
         return ""
@@ -62,13 +90,13 @@ def describe_shipped(report: Report) -> str:
             f"Its zero-shot mean over {count_of(findings.zero_shot_count(report), 'language')} is {score(mean.now)}; the "
             f"dense model has {score(mean.dense)} ({points(mean.delta)} points)."
         )
-    if worst := found.get("worst"):
-        said.append(
-            f"Its worst language is {worst.name}: {score(worst.dense)} → {score(worst.now)} "
-            f"({points(worst.delta)} points)."
-        )
+    worst, train = found.get("worst"), found.get("train")
+    if worst:
+        said.append(f"Its worst zero-shot language is {worst.name}: {worst}.")
     elif mean:
         said.append("No zero-shot language lost accuracy.")
+    if mean and train and train.delta < min(0.0, worst.delta if worst else 0.0):
+        said.append(f"{train.name}, the train language, lost more: {train}.")
     return " ".join(said)
 
 
@@ -106,9 +134,10 @@ def tiles(report: Report) -> list[Tile]:
             shown.append(Tile(f"{ratio:.3g}×", f"{form.title}: the speed of {_baseline(report)}"))
     title = f"{form.title}: " if form is not None else ""
     for change in changes(report, "pruned" if form is None else form.key):
-        worst = "worst, " if change.style == "worst" else ""
+        worst = "worst zero-shot language, " if change.style == "worst" else ""
         caption = f"{title}{worst}{change.name}, {score(change.dense)} → {score(change.now)}"
-        shown.append(Tile(points(change.delta), caption, change.style))
+        style = "lost" if change.delta < 0 else "gained" if change.delta > 0 else ""
+        shown.append(Tile(points(change.delta), caption, style))
     model = report.get("model", {})
     for key, caption in (
         ("encoder_density", "of the encoder's weights remain"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from xlmprune.core.formatting import DASH, amount, number, p_value, percent, points, score, size
+from xlmprune.core.formatting import DASH, amount, difference, number, p_value, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.core.tables import Table, tabulate
 from xlmprune.evaluation.separability import SAMPLE
 from xlmprune.export.form import reference
 from xlmprune.report.findings import (
+    MODELS,
     Report,
     Row,
     columns,
@@ -40,7 +41,7 @@ def language_table(report: Report) -> Table | None:
         return None
     first = [row for row in listed if row.style == "train"]
     listed = [*first, *mean_rows(report), *(row for row in listed if row.style != "train")]
-    note = [f"{metric_name(report)}, percent. Δ: pruned minus dense, in points."]
+    note = [f"{metric_name(report)}, percent. Δ: pruned minus dense, in points, as the scores are shown."]
     if any(row.interval for row in listed):
         note += ["The interval is for the pruned score, over other test sets of the same size."]
     return tabulate(
@@ -117,8 +118,8 @@ def size_table(report: Report) -> Table | None:
             "worst language": lambda row: _worst(row.get("worst")),
         },
         size_rows(report),
-        "Scores are those of the PyTorch models; each bundle's report has every language. The worst language is the one "
-        "that lost most against the dense model, in points.",
+        "Scores are those of the PyTorch models; each bundle's report has every language. The worst language is the "
+        "zero-shot language that lost most against the dense model, in points.",
         texts=2,
     )
 
@@ -325,7 +326,7 @@ def class_table(report: Report) -> Table | None:
             "language": lambda row: row.name,
             "dense": lambda row: percent(shares[row.code]["dense"]),
             "pruned": lambda row: percent(shares[row.code]["pruned"]),
-            "Δ": lambda row: points(100 * (shares[row.code]["pruned"] - shares[row.code]["dense"])),
+            "Δ": lambda row: points(difference(*(100 * shares[row.code][model] for model in MODELS))),
         },
         [row for row in rows(report) if row.code in shares],
         "The classifier reads the vector of the first token. The table shows the share of this vector's variance that lies "

@@ -75,19 +75,20 @@ def sections(report: Report) -> dict[str, Any]:
     """
     recipe = report.get("recipe")
     said = (
-        findings.describe_density(report),
-        findings.describe_regularizer(report),
-        method.describe_structure(report),
-        shipped.describe_budget(report),
-        findings.describe_sizes(report),
-        findings.describe_vocabulary(report),
         findings.describe_scores(report),
         findings.describe_unlabelled(report),
         findings.describe_files(report),
+        shipped.describe_budget(report),
+        method.describe_structure(report),
+        findings.describe_density(report),
+        findings.describe_vocabulary(report),
+        findings.describe_sizes(report),
+        findings.describe_regularizer(report),
         findings.describe_floor(report),
     )
     return {
         "name": report.get("name", "xlmprune run"),
+        "heading": shipped.describe_model(report),
         "created": report.get("created"),
         "warnings": report.get("warnings", []),
         "shipped": shipped.describe_shipped(report),
