@@ -105,7 +105,9 @@ def test_a_log_has_a_line_every_ten_seconds_on_one_line_each(clock):
     lines = file.getvalue().splitlines()
     assert len(lines) == 4
     assert all("stage 1/6   82.4% of the encoder  update" in line for line in lines)
-    assert lines[0].endswith("update 11/45  1.0/s loss 1.2500  0:34 left in this stage, about 4:19 in all")
+    assert lines[0].endswith(
+        "update 11/45  1.0/s loss 1.2500  0:34 left in this stage, about 4:19 in all without export"
+    )
     reporter.say("word " * 40)
     assert len(file.getvalue().splitlines()) == 5
 

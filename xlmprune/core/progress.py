@@ -79,7 +79,7 @@ class Reporter:
         what, status = f"stage {stage}/{stages}", f"{self._clock.rate()} loss {loss:.4f}"
         logged = f"{what}  {density:6.1%} of the encoder  update"
         here, whole = self._clock.left(total), self._clock.left(total + later)
-        in_log = f"{here} left in this stage, about {whole} in all" if here else ""
+        in_log = f"{here} left in this stage, about {whole} in all without export" if here else ""
         self._show(what, status, number, total, logged, in_log, f"about {whole} left" if whole else "")
 
     @contextmanager
