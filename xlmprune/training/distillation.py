@@ -28,17 +28,22 @@ def labelled(labels: Tensor) -> Tensor:
     return labels != IGNORE
 
 
-def _chosen(logits: Tensor, where: Tensor | None) -> Tensor:
-    """Flatten logits to [items, labels] in float32: every item, or those of ``where``."""
+def _flat(logits: Tensor) -> Tensor:
+    """Flatten logits to [items, labels] in float32."""
     if logits.shape[-1] < 2:
         raise ValueError(f"distillation needs at least 2 labels to choose between, {logits.shape[-1]} found")
-    flat = logits.float().reshape(-1, logits.shape[-1])
-    return flat if where is None else flat[where.reshape(-1)]
+    return logits.float().reshape(-1, logits.shape[-1])
 
 
-def _mean(values: Tensor) -> Tensor:
-    """Average; zero, with a gradient of zero, where there is nothing to average."""
-    return values.sum() / max(1, values.numel())
+def _mean(values: Tensor, where: Tensor | None) -> Tensor:
+    """Average the items of ``where``, or all; zero, with a gradient of zero, where there is none.
+
+    Items are weighted and not picked out: a GPU would have to tell the processor how many there are, and to wait.
+    """
+    if where is None:
+        return values.sum() / max(1, values.numel())
+    counted = where.reshape(-1)
+    return (values * counted).sum() / counted.sum().clamp_min(1)
 
 
 def divergence(
@@ -53,9 +58,9 @@ def divergence(
 
     Source: Hinton et al. 2015 (arXiv:1503.02531), section 2.
     """
-    ours = functional.log_softmax(_chosen(student, where) / temperature, dim=-1)
-    theirs = functional.log_softmax(_chosen(teacher.detach(), where) / temperature, dim=-1)
-    return temperature**2 * _mean((theirs.exp() * (theirs - ours)).sum(dim=-1))
+    ours = functional.log_softmax(_flat(student) / temperature, dim=-1)
+    theirs = functional.log_softmax(_flat(teacher.detach()) / temperature, dim=-1)
+    return temperature**2 * _mean((theirs.exp() * (theirs - ours)).sum(dim=-1), where)
 
 
 def certainty(logits: Tensor) -> Tensor:
@@ -80,14 +85,18 @@ def weighted_by_certainty(
 
     Source: Ren and Zhu 2023 (PINS), self-regularization, as in the released code.
     """
-    where = labelled(labels)
-    ours, theirs = _chosen(student, where), _chosen(teacher.detach(), where)
+    ours, theirs = _flat(student), _flat(teacher.detach())
     weight = certainty(ours)
     soft = -(
         functional.softmax(theirs / temperature, -1) * functional.log_softmax(ours / temperature, -1)
     ).sum(-1)
-    hard = functional.cross_entropy(ours, labels[where], reduction="none")
-    return _mean(weight * temperature**2 * soft + (1 - weight) * hard)
+    values = weight * temperature**2 * soft + (1 - weight) * _hard(ours, labels)
+    return _mean(values, labelled(labels))
+
+
+def _hard(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of every item, zero where it has no label; ``logits`` are flat."""
+    return functional.cross_entropy(logits, labels.reshape(-1), reduction="none", ignore_index=IGNORE)
 
 
 def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
@@ -109,9 +118,9 @@ def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], attent
     tokens = attention_mask.bool()
     total = torch.zeros((), device=attention_mask.device)
     for ours, theirs in zip(student, teacher):
-        a, b = ours[tokens].float(), theirs.detach()[tokens].float()
+        a, b = ours.float(), theirs.detach().float()
         size = b.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
-        total = total + ((a - b).square().sum(-1) / size).mean()
+        total = total + _mean(((a - b).square().sum(-1) / size).reshape(-1), tokens)
     return total
 
 
@@ -141,7 +150,7 @@ def labelled_loss(
         total = weighted_by_certainty(student, teacher, labels, settings.temperature)
     else:
         where = labelled(labels)
-        hard = _mean(functional.cross_entropy(_chosen(student, where), labels[where], reduction="none"))
+        hard = _mean(_hard(_flat(student), labels), where)
         soft = divergence(student, teacher, settings.temperature, where)
         total = (1 - settings.weight) * hard + settings.weight * soft
     items, tokens = share
