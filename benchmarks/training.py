@@ -29,6 +29,7 @@ from rich.table import Table
 from torch import nn
 
 from xlmprune.core import machine
+from xlmprune.core.device import without_cudnn_attention
 from xlmprune.data.encoding import Encoded, pad
 from xlmprune.data.special import SpecialTokens
 from xlmprune.models.loading import prunable
@@ -93,8 +94,14 @@ def texts(size: Size, count: int) -> Encoded:
 # --- contenders ------------------------------------------------------------------------------------------------------
 
 
-def loop(size: Size, data: Encoded, device: str, precision: Literal["bf16", "fp32"]) -> Iterator[None]:
-    """Yield after every update of this package's loop, in its first pruned stage."""
+def loop(
+    size: Size, data: Encoded, device: str, precision: Literal["bf16", "fp32"], **options: Any
+) -> Iterator[None]:
+    """Yield after every update of this package's loop, in its first pruned stage.
+
+    Args:
+        options: further keys of `training`.
+    """
     pruning = PruningRecipe.model_validate(
         {"schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1}}
     )
@@ -105,8 +112,16 @@ def loop(size: Size, data: Encoded, device: str, precision: Literal["bf16", "fp3
         keep="last",
         dense_epochs=1e-9,
         epochs_per_stage=10_000,
+        **options,
     )
-    for event in FinePruning(network(size, device), data, method, settings, 0).run():
+    with without_cudnn_attention(torch.device(device)):
+        made = FinePruning(network(size, device), data, method, settings, 0)
+    steps = made.run()
+    while True:
+        with without_cudnn_attention(
+            torch.device(device)
+        ):  # Trainer, which takes turns, has PyTorch's choice
+            event = next(steps)
         if isinstance(event, Step) and event.stage > 0:
             yield
 
@@ -207,7 +222,7 @@ def parts(size: Size, data: Encoded, device: str) -> dict[str, float]:
         "alignment": lambda: method.regularizer.add_gradient(weights, reference, masks),
         "masks and norm": lambda: mask_gradients(weights, masks),
         "clipping and AdamW": lambda: (
-            clip(model, 1.0, float(gradient_norm(model)), optimizer),
+            clip(model, 1.0, gradient_norm(model).double(), optimizer),
             optimizer.step(),
         ),
     }
@@ -271,10 +286,16 @@ def main() -> None:
     made: dict[str, Callable[[], Iterator[None]]] = {
         "xlmprune bf16": lambda: loop(size, data, device, "bf16"),
         "xlmprune fp32": lambda: loop(size, data, device, "fp32"),
+        "xlmprune bf16 compiled": lambda: loop(size, data, device, "bf16", compile=True),
+        "xlmprune bf16 graphs": lambda: loop(size, data, device, "bf16", cuda_graphs=True),
+        "xlmprune bf16 compiled, graphs": lambda: loop(
+            size, data, device, "bf16", compile=True, cuda_graphs=True
+        ),
         "Trainer": lambda: trainer(size, data, device, False),
         "Trainer bf16": lambda: trainer(size, data, device, True),
     }
-    chosen = arguments.only or list(made)
+    on_gpu = [name for name in made if "compiled" in name or "graphs" in name]
+    chosen = arguments.only or [name for name in made if device != "cpu" or name not in on_gpu]
     seconds = in_turns({name: made[name]() for name in chosen}, arguments.updates, arguments.rounds, device)
     tokens = size.batch_size * float(np.mean([len(ids) for ids in data.input_ids]))
     facts: dict[str, Any] = {

@@ -19,7 +19,7 @@ from xlmprune.core.errors import ModelError, TrainingError
 from xlmprune.data.encoding import IGNORE, Encoded
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import density
-from xlmprune.pruning.moments import input_moments, text_batches
+from xlmprune.pruning.moments import input_moments, text_batches, to_device
 from xlmprune.pruning.regularizers.cosine import alignment
 from xlmprune.recipe.registry import CRITERIA, REGULARIZERS
 from xlmprune.recipe.registry import load as load_component
@@ -85,7 +85,9 @@ def make_recipe(**sections):
 
 def make_pruner(recipe, model, train, dev=None, teaching=None):
     method = build_method(recipe.pruning, recipe.regularizer)
+    device = next(model.parameters()).device
     text = text_batches({"en": train}, 20, batch_size=8) if method.moment_uses else ()
+    text = [to_device(batch, device) for batch in text]
     return FinePruning(model, train, method, recipe.training, recipe.seed, dev, teaching, moment_text=text)
 
 
@@ -725,7 +727,7 @@ def test_the_regularizer_sees_hidden_weights_as_zero(name, monkeypatch):
     monkeypatch.setattr("xlmprune.training.loop.clip", lambda *_: None)
     for weight in state.weights.values():
         weight.grad = torch.zeros_like(weight)
-    _, penalty, _ = pruner._backward(1e-3, step.total)
+    _, penalty, _ = pruner._backward(1e-3, step.total).read()
     assert penalty == pytest.approx(float(expected.detach()), rel=1e-5)
     for key, weight in state.weights.items():
         torch.testing.assert_close(weight.grad.double(), leaves[key].grad, rtol=1e-3, atol=1e-5)

@@ -564,7 +564,11 @@ def test_every_key_says_what_it_changes():
         "training.report_to",
         "evaluation.batch_size",
     }
-    assert found["conditions"] == {"training.gradient_accumulation", "training.compile"}
+    assert found["conditions"] == {
+        "training.gradient_accumulation",
+        "training.compile",
+        "training.cuda_graphs",
+    }
     assert found["measuring"] == {
         "task.test_split",
         "evaluation.max_stage_examples",

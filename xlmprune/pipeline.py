@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from xlmprune.bundle import bench, golden
 from xlmprune.core import hub, processes
-from xlmprune.core.device import describe_device, deterministic, explain_full_memory, fallback, resolve_device
+from xlmprune.core.device import (
+    describe_device,
+    deterministic,
+    explain_full_memory,
+    fallback,
+    resolve_device,
+    without_cudnn_attention,
+)
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.core.progress import Reporter, silent_reporter
@@ -97,6 +104,7 @@ def run(
         reporter,
         explain_full_memory(where),
         deterministic(where, recipe.training.deterministic),
+        without_cudnn_attention(where),
         processes.joined(where),
         checkpoint.open_run(out, recipe := agreed(recipe, where, None if fresh else out), fresh) as folder,
     ):

@@ -199,14 +199,18 @@ def _labels(
     return aligned
 
 
-def pad(encoded: Encoded, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+def pad(encoded: Encoded, rows: Sequence[int] | np.ndarray, multiple: int = 1) -> dict[str, np.ndarray]:
     """Pad the given rows into one batch.
+
+    Args:
+        multiple: the number of tokens is a multiple of this.
 
     Returns:
         int64 arrays ``input_ids`` and ``attention_mask``, [batch, tokens of the longest row], and, where the
         examples have labels, ``labels``: [batch], or for token tasks [batch, tokens] padded with IGNORE.
     """
     longest = max((len(encoded.input_ids[row]) for row in rows), default=0)
+    longest += -longest % multiple
     batch = {
         "input_ids": np.full((len(rows), longest), encoded.special.pad, dtype=np.int64),
         "attention_mask": np.zeros((len(rows), longest), dtype=np.int64),

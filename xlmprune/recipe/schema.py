@@ -241,9 +241,13 @@ class TrainingRecipe(BaseModel):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device computes it quickly, else fp32. Weights, optimizer and measurements are always fp32."""
     compile: Annotated[bool, CONDITIONS] = False
-    """Compile the encoder's layers with `torch.compile` for training updates. This is meant for CUDA, where its speed was
-    not measured. Only a CPU was tested: weights equal those without it except for rounding, and dropout draws other
-    random numbers. The first updates take minutes. It needs a C++ compiler, and triton on a GPU."""
+    """Compile the encoder's layers with `torch.compile` for training updates. The first updates take minutes, and it needs a
+    C++ compiler, and triton on a GPU. Alone it makes no run faster where it was measured; with `cuda_graphs` it can. The
+    result equals that without it except for rounding, but dropout draws other random numbers."""
+    cuda_graphs: Annotated[bool, CONDITIONS] = False
+    """Record the forward and backward pass as CUDA graphs, one for each shape of a batch. On a fast GPU an update takes a
+    third of the time. Batches are padded to a multiple of 8 tokens, and each shape needs memory for gradients of its own. A
+    run on the CPU or in several processes is refused."""
     deterministic: bool = False
     """Repeat every result bit by bit on a GPU too, with PyTorch's deterministic algorithms, which are slower. A CPU repeats
     results in any case. Do not change this key when a run resumes."""

@@ -99,6 +99,17 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             ("training", "compile"),
             "every size of the model in an update would be compiled anew; leave compile or pruning.structure.smallest out",
         )
+    if training.cuda_graphs and pruning.structure is not None and pruning.structure.smallest is not None:
+        yield (
+            ("training", "cuda_graphs"),
+            "every size of the model in an update would be recorded anew; leave cuda_graphs or pruning.structure.smallest "
+            "out",
+        )
+    if training.cuda_graphs and training.gradient_accumulation > 1:
+        yield (
+            ("training", "cuda_graphs"),
+            "micro-batches have shares that a graph cannot change; leave cuda_graphs or gradient_accumulation out",
+        )
     criterion, continuous = build_component(recipe, "criterion"), pruning.schedule.name == "continuous"
     yield from _training_conflicts(recipe, criterion, continuous)
     if pruning.regrow and not continuous:

@@ -70,6 +70,8 @@ class CompiledLayers:
             warnings.filterwarnings(
                 "ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning
             )
+            # PyTorch's advice to round fp32 products to TF32: the recipe asked for fp32.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             try:
                 for module, call in self._calls.items():
                     module.forward = call

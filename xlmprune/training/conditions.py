@@ -19,7 +19,7 @@ from xlmprune.core.machine import environment, processor_name
 from xlmprune.recipe.schema import TrainingRecipe
 
 ALTERING = (
-    "device", "device_name", "precision", "threads", "processes", "gradient_accumulation", "compile",
+    "device", "device_name", "precision", "threads", "processes", "gradient_accumulation", "compile", "cuda_graphs",
     "xlmprune", "torch", "cuda", "transformers", "tokenizers", "numpy",
 )  # fmt: skip
 """Conditions that alter results. The others are recorded too."""
@@ -38,12 +38,18 @@ def conditions(device: torch.device, settings: TrainingRecipe) -> Conditions:
         "precision": used,
         "gradient_accumulation": settings.gradient_accumulation,
         "compile": settings.compile,
+        "cuda_graphs": settings.cuda_graphs,
     }
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """Return the conditions that changed and alter results. What an earlier version did not record is not compared."""
-    before = {"processes": 1, "compile": False, **before}  # what a run had that an older version began
+    before = {
+        "processes": 1,
+        "compile": False,
+        "cuda_graphs": False,
+        **before,
+    }  # what a run had that an older version began
     recorded = [key for key in ALTERING if key in before]
     return {key: (before[key], now.get(key)) for key in recorded if before[key] != now.get(key)}
 

@@ -21,8 +21,10 @@ from xlmprune.data.encoding import IGNORE, Encoded, pad, training_order
 from xlmprune.models.loading import prunable
 from xlmprune.pruning.masks import Weights
 from xlmprune.recipe.schema import TrainingRecipe
+from xlmprune.training import graphs
 from xlmprune.training.compiling import CompiledLayers
 from xlmprune.training.distillation import Share, divergence, labelled
+from xlmprune.training.graphs import BatchGraphs
 from xlmprune.training.teaching import Student, Teaching
 
 Batch = dict[str, np.ndarray]
@@ -52,6 +54,8 @@ class Gradients:
         self.device = next(model.parameters()).device
         self.dtype = resolve_precision(settings.precision, self.device)
         self.compiled = CompiledLayers() if settings.compile else None
+        self.graphs = BatchGraphs(self.device) if settings.cuda_graphs else None
+        self.multiple = 1 if self.graphs is None else graphs.MULTIPLE
         self._order: tuple[int, list[Any]] = (-1, [])
 
     @property
@@ -74,26 +78,17 @@ class Gradients:
         Raises:
             MachineError: the recipe asks for compiled layers, and they cannot be compiled here.
         """
-        teaching = self.teaching if taught else None
-        with self._layers_in_use(teaching):
-            return self._add(position, teaching, students or [self.model])
-
-    def _layers_in_use(self, teaching: Teaching | None) -> AbstractContextManager[None]:
-        teacher = None if teaching is None else teaching.teacher
-        models = [self.model] if teacher is None else [self.model, teacher]
-        return nullcontext() if self.compiled is None else self.compiled.used(models)
-
-    def _add(self, position: int, teaching: Teaching | None, students: Sequence[Student]) -> Tensor:
+        teaching, students = self.teaching if taught else None, students or [self.model]
         rows = self._rows(position)
-        batches = [pad(self.train, part) for part in _split(rows, self._parts(len(rows)))]
+        batches = [pad(self.train, part, self.multiple) for part in _split(rows, self._parts(len(rows)))]
 
         def losses(batch: dict[str, Tensor], share: Share) -> Iterator[Tensor]:
             if teaching is None:
                 return self._losses(students, batch, share)
             return teaching.labelled_losses(students, batch, self._autocast(), share)
 
-        total = self._backward(batches, _labelled_items, losses, len(students))
-        if teaching is None or (unlabelled := teaching.unlabelled_batch(position)) is None:
+        total = self._backward(batches, _labelled_items, losses, students, teaching)
+        if teaching is None or (unlabelled := teaching.unlabelled_batch(position, self.multiple)) is None:
             return self._sum(total)
 
         def unlabelled_losses(batch: dict[str, Tensor], share: Share) -> Iterator[Tensor]:
@@ -104,7 +99,13 @@ class Gradients:
             {key: value[rows.start : rows.stop] for key, value in unlabelled.items()}
             for rows in _split(range(size), self._parts(size))
         ]
-        return self._sum(total + self._backward(parts, _unlabelled_items, unlabelled_losses, len(students)))
+        added = self._backward(parts, _unlabelled_items, unlabelled_losses, students, teaching)
+        return self._sum(total + added)
+
+    def _layers_in_use(self, teaching: Teaching | None) -> AbstractContextManager[None]:
+        teacher = None if teaching is None else teaching.teacher
+        models = [self.model] if teacher is None else [self.model, teacher]
+        return nullcontext() if self.compiled is None else self.compiled.used(models)
 
     def of_cross_entropy(self, batches: int, *moment: int) -> Iterator[Weights]:
         """Yield the prunable weights' gradients of the cross-entropy on training batches, dropout off.
@@ -119,7 +120,8 @@ class Gradients:
             for rows in self._scoring_rows(batches, *moment):
                 self.model.zero_grad(set_to_none=True)
                 parts = [pad(self.train, part) for part in _split(rows, processes.count())]
-                loss = self._backward(parts, _labelled_items, partial(self._losses, [self.model]), 1)
+                losses = partial(self._losses, [self.model])
+                loss = self._backward(parts, _labelled_items, losses, [self.model], plain=True)
                 processes.sum_gradients(weights.values(), loss)
                 yield {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
         finally:
@@ -156,17 +158,37 @@ class Gradients:
         batches: Sequence[Batch],
         count: Callable[[Batch], int],
         losses_of: Callable[[dict[str, Tensor], Share], Iterator[Tensor]],
-        students: int,
+        students: Sequence[Student],
+        teaching: Teaching | None = None,
+        plain: bool = False,
     ) -> Tensor:
+        """Add the gradients of some batches, and return the sum of their losses.
+
+        Args:
+            plain: without compiled layers and recorded passes, though the recipe asks for them.
+        """
+
+        def backward(batch: dict[str, Tensor], share: Share) -> Tensor:
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            with nullcontext() if plain else self._layers_in_use(teaching):
+                for loss in losses_of(batch, share):
+                    mean = loss / len(students)
+                    mean.backward()  # before the next student's loss is computed, so that one graph is held
+                    total += mean.detach()
+            return total
+
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         parts = list(zip(batches, _shares(batches, count), strict=True))
         for batch, share in processes.own(parts):
             if not share[0]:
                 continue  # no item of this part counts
-            for loss in losses_of(self._to_device(batch), share):
-                mean = loss / students
-                mean.backward()  # before the next student's loss is computed, so that one graph is held
-                total += mean.detach()
+            if self.graphs is None or plain:
+                total += backward(self._to_device(batch), share)
+            else:
+                teacher = None if teaching is None else teaching.teacher
+                models = [self.model] if teacher is None else [self.model, teacher]
+                kind = f"{count.__name__} {teaching is not None} {share}"
+                total += self.graphs.add(kind, models, batch, partial(backward, share=share))
         return total
 
     def _losses(

@@ -34,6 +34,7 @@ from xlmprune.training.optimizer import (
     gradient_norm,
     learning_rate,
     mask_gradients,
+    step_if_finite,
     updates_in_stage,
 )
 from xlmprune.training.pruner import Pruner
@@ -70,6 +71,29 @@ class StageEnd:
     seconds: float
     dev: float | None
     """Score of the weights kept, on the train language's dev set."""
+
+
+class Reading:
+    """Numbers on their way from the device. To read them waits for the work before them, and not for that after them.
+
+    Args:
+        numbers: float64 [n].
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers, self._copied = numbers, None
+        if numbers.device.type == "cuda":
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        """Return the numbers, when they have arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        found: list[float] = self._numbers.tolist()
+        return found
 
 
 class FinePruning:
@@ -175,21 +199,22 @@ class FinePruning:
         state.optimizer.param_groups[0]["weight_decay"] = self.settings.weight_decay + regularizer_decay
         torch.manual_seed(derive_seed(self.seed, "dropout", at.stage, at.update))
         state.train_rows()
-        self.model.train()
-        loss, penalty, norm = self._backward(rate, total)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            state.optimizer.zero_grad(set_to_none=True)
-            raise _diverged(loss, norm, at.stage, at.update + 1, self.settings.learning_rate)
-        state.optimizer.step()
+        if not self.model.training:
+            self.model.train()
+        measured = self._backward(rate, total)
+        state.optimizer.step()  # nothing, where a number is not finite
         state.optimizer.zero_grad(set_to_none=True)
+        loss, penalty, norm = measured.read()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise _diverged(loss, norm, at.stage, at.update + 1, self.settings.learning_rate)
         at.update += 1
         at.position += 1
         at.losses.append(loss)
         self.pruner.after_update(total)
         return Step(at.stage, at.update, total, self.pruner.density(total), loss, penalty, rate)
 
-    def _backward(self, rate: float, total: int) -> tuple[float, float, float]:
-        """Leave the gradients of an update; return loss, penalty and the gradient's norm."""
+    def _backward(self, rate: float, total: int) -> Reading:
+        """Leave the gradients of an update, clipped or to be clipped by the optimizer; return loss, penalty and norm."""
         state, criterion = self.state, self.method.criterion
         may_return = self.pruner.may_return(total)
         hidden = may_return and criterion.keeps_pruned_values
@@ -212,13 +237,14 @@ class FinePruning:
         # Masked before the norm is taken, so that pruned weights do not count in it.
         norms = mask_gradients(state.weights, state.masks if hidden else masks)
         late = observes and not early
-        # One read, when all kernels of the backward pass wait in the queue: every read waits for the device.
-        found = torch.stack([term.double() for term in (summed, added, gradient_norm(self.model, norms))])
-        loss, penalty, norm = (float(term) for term in found.cpu())
+        norm = gradient_norm(self.model, norms).double()
+        found = torch.stack([summed.double(), added.double(), norm])
+        assert state.optimizer is not None
+        step_if_finite(state.optimizer, found)
         clip(self.model, self.settings.gradient_clip, norm, None if late else state.optimizer)
-        if late and math.isfinite(norm):
+        if late and bool(norm.isfinite()):
             criterion.observe(state.weights, state.masks, rate)
-        return loss, penalty, norm
+        return Reading(found)
 
     def _observe_early(self, rate: float, masks: Masks | None, hidden: bool) -> None:
         """Show the criterion the gradient without the regularizer's, clipped as it would be without a regularizer."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from xlmprune.models import architecture, loading
+from xlmprune.pruning import kernels
 from xlmprune.pruning.masks import Masks, Weights
 from xlmprune.recipe.schema import TrainingRecipe
 
@@ -81,8 +82,12 @@ def mask_gradients(weights: Weights, masks: Masks | None) -> dict[str, Tensor]:
     """Set the gradients of pruned weights to zero, and return the norm of each matrix's gradient."""
     found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
     if masks is not None:
-        for name, gradient in found.items():
-            gradient.mul_(masks[name].view(torch.uint8))  # twice as fast on a CPU as with booleans
+        gradients, kept = [*found.values()], [masks[name] for name in found]
+        if kernels.usable(gradients, kept):
+            kernels.mask(gradients, kept)
+        else:
+            for gradient, one in zip(gradients, kept, strict=True):
+                gradient.mul_(one.view(torch.uint8))  # twice as fast on a CPU as with booleans
     return dict(zip(found, torch._foreach_norm([*found.values()]), strict=True)) if found else {}
 
 
@@ -93,29 +98,45 @@ def gradient_norm(model: nn.Module, known: Mapping[str, Tensor] | None = None) -
     Args:
         known: norms of gradients that were measured already, by parameter name.
     """
-    known = {} if known is None else known
-    found = {name: p for name, p in model.named_parameters() if p.grad is not None}
-    norms = [known[name] if name in known else _norm(parameter) for name, parameter in found.items()]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else next(model.parameters()).new_zeros(())
+    known = dict(known or {})
+    missing = {name: p for name, p in model.named_parameters() if p.grad is not None and name not in known}
+    if missing and next(iter(missing.values())).device.type == "cuda":  # a few launches instead of hundreds
+        found = torch._foreach_norm([p.grad for p in missing.values() if p.grad is not None])
+        known.update(zip(missing, found, strict=True))
+    else:
+        known.update((name, _norm(parameter)) for name, parameter in missing.items())
+    order = [known[name] for name, p in model.named_parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(order)) if order else next(model.parameters()).new_zeros(())
 
 
 @torch.no_grad()
 def clip(
-    model: nn.Module, limit: float | None, norm: float, optimizer: optim.Optimizer | None = None
+    model: nn.Module, limit: float | None, norm: Tensor, optimizer: optim.Optimizer | None = None
 ) -> None:
-    """Scale all gradients down to a norm of ``limit``.
+    """Scale all gradients down to a norm of ``limit``. Nothing is read from the device, so nothing waits for it.
 
     Args:
-        norm: of all gradients together.
+        norm: of all gradients together, a float64 scalar.
         optimizer: scales the gradients itself, while it reads them for its step; with None they are scaled now.
     """
-    factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if optimizer is not None:
-        scale = None if factor == 1 else gradients[0].new_full((), 1 / factor)
-        optimizer.grad_scale = scale  # type: ignore[attr-defined]
-    elif factor < 1:
-        torch._foreach_mul_(gradients, factor)
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+    if limit is None:
+        return
+    factor = (limit / (norm + 1e-6)).clamp_max(1.0)
+    if norm.device.type == "cpu" and float(factor) == 1:
+        return  # a CPU waits for nothing, and need not divide by one
+    if optimizer is not None:
+        optimizer.grad_scale = (1 / factor).float()  # type: ignore[attr-defined]
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+
+
+@torch.no_grad()
+def step_if_finite(optimizer: optim.Optimizer, numbers: Tensor) -> None:
+    """Let the optimizer's next step change nothing if one of the ``numbers`` is not finite; they stay on the device."""
+    optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
 
 
 def _norm(parameter: Tensor) -> Tensor:

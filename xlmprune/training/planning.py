@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from xlmprune.core import hub, processes
-from xlmprune.core.device import explain_full_memory, fallback, resolve_device, resolve_precision
+from xlmprune.core.device import (
+    explain_full_memory,
+    fallback,
+    resolve_device,
+    resolve_precision,
+    without_cudnn_attention,
+)
 from xlmprune.core.formatting import amount, clock, number, percent
 from xlmprune.core.machine import processors
 from xlmprune.core.tables import rich_table, tabulate
@@ -105,7 +111,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     duration = None
     if not slow and processes.count() == 1:
         counts = [stage["updates"] for stage in stages]
-        with explain_full_memory(where):
+        with explain_full_memory(where), without_cudnn_attention(where):
             duration = estimate_duration(recipe, method, config, texts, counts, rows, where, memory["total"])
     planned = {}
     if recipe.sizes and method.structure is not None:

@@ -109,8 +109,11 @@ class Teaching:
         logits, states = self._answers(self.teacher, batch, autocast)
         return logits, followed(model, states)
 
-    def unlabelled_batch(self, position: int) -> dict[str, np.ndarray] | None:
+    def unlabelled_batch(self, position: int, multiple: int = 1) -> dict[str, np.ndarray] | None:
         """Return the unlabelled batch of the run's ``position``-th update; None if there is no unlabelled text.
+
+        Args:
+            multiple: the number of tokens is a multiple of this.
 
         Returns:
             `input_ids`, `attention_mask`, and for token tasks `where`, which is true on every sub-word: unlabelled text in
@@ -125,7 +128,7 @@ class Teaching:
             seed = derive_seed(self.seed, "unlabelled order")
             self._order = (number, training_order(texts, self.batch_size, seed, number))
         rows = self._order[1][index]
-        batch = pad(texts, rows)
+        batch = pad(texts, rows, multiple)
         if texts.words is not None:
             batch["where"] = batch["attention_mask"].astype(bool)
             batch["where"][:, 0] = False

@@ -15,9 +15,15 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from xlmprune.pruning import kernels
 from xlmprune.pruning.masks import Masks, Weights
 from xlmprune.pruning.regularizers import Reference, Regularizer
-from xlmprune.pruning.regularizers.gradients import at_least_float32, gradient_of, masked_copy
+from xlmprune.pruning.regularizers.gradients import (
+    at_least_float32,
+    gradient_of,
+    masked_copy,
+    side_by_side,
+)
 from xlmprune.recipe.component import STRICT
 
 EPSILON = 1e-8
@@ -143,8 +149,11 @@ class Cosine(Regularizer):
     def add_gradient(self, weights: Weights, reference: Weights, masks: Masks | None) -> Tensor:
         """Add the closed-form gradient to every ``.grad``; returns the term's value.
 
-        One matrix at a time, no graph, and no copy of a matrix but that of the products.
+        One matrix at a time, no graph, and no copy of a matrix but that of the products; on a GPU all of them in one
+        launch.
         """
+        if not self.mask_reference and kernels.usable(*side_by_side(weights, reference)):
+            return self._add_gradient_in_one_launch(weights, reference)
         value = torch.zeros((), dtype=torch.float64, device=next(iter(weights.values())).device)
         for name, parameter in weights.items():
             weight, whole = at_least_float32(parameter.detach()), at_least_float32(reference[name])
@@ -157,6 +166,12 @@ class Cosine(Regularizer):
             value += share * values.sum(dtype=torch.float64)
             with gradient_of(parameter) as gradient:
                 gradient.addcmul_(whole, share * of_reference).addcmul_(weight, share * of_weight)
+        return value.to(torch.get_default_dtype())
+
+    def _add_gradient_in_one_launch(self, weights: Weights, reference: Weights) -> Tensor:
+        lengths = torch.cat([self._lengths.of(name, reference[name]) for name in weights])
+        shares = [-self.strength * self._share(weights, weight) for weight in weights.values()]
+        value = kernels.align(*side_by_side(weights, reference), lengths, shares, self.abs)
         return value.to(torch.get_default_dtype())
 
     def _share(self, weights: Weights, weight: Tensor) -> float:

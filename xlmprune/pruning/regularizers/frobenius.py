@@ -13,9 +13,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from xlmprune.pruning import kernels
 from xlmprune.pruning.masks import Masks, Weights
 from xlmprune.pruning.regularizers import Reference, Regularizer
-from xlmprune.pruning.regularizers.gradients import at_least_float32, gradient_of
+from xlmprune.pruning.regularizers.gradients import at_least_float32, gradient_of, side_by_side
 from xlmprune.recipe.component import STRICT
 
 
@@ -64,6 +65,8 @@ class Frobenius(Regularizer):
         """Add ``2 (W - P)``, or ``(W - P) / ||P - V||`` if not squared, to every ``.grad``; returns the value."""
         value = torch.zeros((), dtype=torch.float64, device=next(iter(weights.values())).device)
         share = self.strength * self._share(weights)
+        if self.squared and kernels.usable(*side_by_side(weights, reference)):
+            return self._add_gradient_in_few_launches(weights, reference, share)
         for name, parameter in weights.items():
             difference = at_least_float32(parameter.detach()) - at_least_float32(reference[name])
             rows = torch.linalg.vector_norm(difference, dim=1)
@@ -75,6 +78,13 @@ class Frobenius(Regularizer):
             with gradient_of(parameter) as gradient:
                 gradient.add_(difference.mul_(share * factor))
         return (share * value).to(torch.get_default_dtype())
+
+    def _add_gradient_in_few_launches(self, weights: Weights, reference: Weights, share: float) -> Tensor:
+        ours, theirs, gradients = side_by_side(weights, reference)
+        differences = torch._foreach_sub(ours, theirs)
+        norms = torch.stack(torch._foreach_norm(differences)).double()
+        torch._foreach_add_(gradients, differences, alpha=2 * share)
+        return (share * norms.square().sum()).to(torch.get_default_dtype())
 
     def _share(self, weights: Weights) -> float:
         if self.reduction == "sum":

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from xlmprune.pruning.masks import Masks
+from xlmprune.pruning.masks import Masks, Weights
 
 
 @contextmanager
@@ -20,6 +20,15 @@ def gradient_of(weight: Tensor) -> Iterator[Tensor]:
     yield wide
     if wide is not weight.grad:
         weight.grad.copy_(wide)
+
+
+def side_by_side(weights: Weights, reference: Weights) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return weights, their references and their gradients, in the same order; a ``.grad`` of None becomes zeros."""
+    for weight in weights.values():
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    gradients = [weight.grad for weight in weights.values() if weight.grad is not None]
+    return [*weights.values()], [reference[name] for name in weights], gradients
 
 
 def add_to_gradient(weight: Tensor, gradient: Tensor) -> None:
