@@ -226,6 +226,8 @@ def test_days_of_training_on_a_cpu_are_a_warning(monkeypatch):
     cpu = torch.device("cpu")
     (warning,) = planning.slow_on_cpu(recipe, base, 2_200_000, cpu)
     assert re.match(r"training takes about 1\d\d days on this CPU: 2,200,000 updates", warning)
+    # 12 stages: a day has room for 2,200,000 / 130 / 12 updates in each.
+    assert "--set training.max_updates_per_stage=1000 takes about a day" in warning
     assert planning.slow_on_cpu(recipe, base, 2_000, cpu) == []
     assert planning.slow_on_cpu(recipe, base, 2_200_000, torch.device("cuda")) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from xlmprune.cli import app
 from xlmprune.report import findings, results
+from xlmprune.training import shortening
 from xlmprune.training.material import cut_texts
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +140,23 @@ def test_a_plan_warns_of_too_little_training(workplace, monkeypatch):
     write_recipe(workplace, "fast", learning_rate=5e-3)
     plan = CliRunner().invoke(app, ["compress", "fast.yaml", "--dry-run", "--json"])
     assert not [text for text in json.loads(plan.stdout)["warnings"] if "updates" in text]
+
+
+def test_a_plan_names_the_recipe_says_what_it_does_and_how_to_shorten_a_long_run(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    write_recipe(workplace, "mine", learning_rate=5e-3)
+    command = ["compress", "mine.yaml", "--dry-run"]
+    found = CliRunner().invoke(app, command)
+    assert found.stdout.startswith("Plan of mine.yaml: model ")
+    assert "planning mine.yaml" in found.stderr
+    assert "timing a few updates with random weights" in found.stderr
+    assert "time, at the speed measured now: about" in found.stdout
+    assert "to shorten this" not in found.stdout
+    assert CliRunner().invoke(app, [*command, "--quiet"]).stderr == ""
+    monkeypatch.setattr(shortening, "LONG", 0.0)
+    monkeypatch.setattr(shortening, "SHORT", 1e-3)
+    said = " ".join(CliRunner().invoke(app, command).stdout.split())
+    assert re.search(r"to shorten this to about 0:0\d, add: --set training\.\w+=\S+ ", said)
 
 
 def test_predict_on_a_terminal_without_text_prints_how_to_use_it(workplace):

@@ -1,14 +1,17 @@
 """How long a run takes, estimated by a few updates of its own loop."""
 
+import io
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from slow import slow_after
 from tiny import tiny_model
 
+from xlmprune.core.progress import Reporter
 from xlmprune.data.examples import Examples
 from xlmprune.recipe.schema import Recipe
 from xlmprune.training import timing
@@ -84,18 +87,29 @@ def test_a_stage_without_updates_takes_no_time():
     assert found.training == pytest.approx(13 * found.updates[0])
 
 
+def test_timing_is_not_silent():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    method = build_method(recipe().pruning, recipe().regularizer)
+    with Reporter(console) as reporter:
+        timing.estimate_duration(
+            recipe(), method, tiny_model().config, texts(), (13, 13), 40, CPU, 1, reporter
+        )
+    assert "timing a few updates with random weights" in console.file.getvalue()
+    assert "timing updates" in console.file.getvalue()
+
+
 def test_nothing_is_timed_without_memory():
     assert estimate(recipe(), texts(), memory=10**15) is None
 
 
 def test_texts_are_counted_as_often_as_they_are_scored():
-    read = texts()
+    sizes = [20, 20]
     settings = recipe(
         evaluation={"stage_interval": 2, "max_stage_examples": 5}, export={"onnx": ["fp32", "int8"]}
     )
     # Dense, pruned, fp32 and INT8 on 40 texts, and after stages 2 and 4 of 6 on 5 texts of two languages.
-    assert timing._texts_measured(settings, read, 7) == 4 * 40 + 2 * 10
-    assert timing._texts_measured(recipe(export={"onnx": []}), read, 2) == 2 * 40
+    assert timing.texts_measured(settings, sizes, 7) == 4 * 40 + 2 * 10
+    assert timing.texts_measured(recipe(export={"onnx": []}), sizes, 2) == 2 * 40
 
 
 def test_invented_texts_have_the_lengths_of_real_ones():

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from xlmprune.recipe.registry import FORMS, USUAL_FORMS
 
 if TYPE_CHECKING:
     from xlmprune.core.progress import Reporter
+    from xlmprune.recipe.schema import Recipe
 
 
 class _Group(TyperGroup):
@@ -236,11 +238,8 @@ def compress(
 
     resolved = load_recipe(recipe, set_)
     if dry_run:
-        from xlmprune.export import sizing
-        from xlmprune.training import planning
-
         if processes.is_first():
-            _print(sizing.plan(resolved, device, _say), as_json, planning.render)
+            _print_plan(resolved, recipe, device, _reporter(quiet, verbose), as_json)
         return
     from xlmprune import pipeline
     from xlmprune.core.run_folder import report_file
@@ -255,6 +254,17 @@ def compress(
     _print_kept(facts, as_json, results_table, report_file(folder))
     if not quiet:
         _print_next_steps(folder / "bundle")
+
+
+def _print_plan(resolved: Recipe, source: str, device: str, reporter: Reporter, as_json: bool) -> None:
+    """Plan a run and print the plan; say what is done, because the imports alone take seconds."""
+    reporter.say(f"planning {source}")
+    from xlmprune.export import sizing
+    from xlmprune.training import planning
+
+    with reporter:
+        facts = sizing.plan(resolved, device, reporter)
+    _print(facts, as_json, partial(planning.render, source=source))
 
 
 @app.command()

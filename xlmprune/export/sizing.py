@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from xlmprune.core.progress import Reporter
     from xlmprune.recipe.schema import BudgetRecipe, Embeddings, Recipe, StructureRecipe
 
 Say = Callable[[str], None]
@@ -326,18 +327,18 @@ def settle_recipe(recipe: Recipe, config: Any, kind: Kind, say: Say = lambda tex
     return settle(structure, structure.budget, source, exporting, say)
 
 
-def plan(recipe: Recipe, device: str, say: Say = lambda text: None) -> dict[str, Any]:
+def plan(recipe: Recipe, device: str, reporter: Reporter) -> dict[str, Any]:
     """Plan a run, as `training.planning.plan` does, with what a budget resolves to."""
     structure = recipe.pruning.structure
     if structure is None or structure.budget is None:
-        return planning.plan(recipe, device)
+        return planning.plan(recipe, device, reporter)
     task = registry.load("task", recipe.task.name)(recipe.task)
     trimmed = structure.budget.bytes is not None and recipe.model.trimmed is not None
     config = load_start(recipe, task)[0].model.config if trimmed else load_config(recipe.model, task.labels)
-    settled = settle_recipe(recipe, config, task.kind, say)
+    settled = settle_recipe(recipe, config, task.kind, reporter.say)
     assert settled is not None
     pruning = recipe.pruning.model_copy(update={"structure": settled.applied(structure)})
-    found = planning.plan(recipe.model_copy(update={"pruning": pruning}), device)
+    found = planning.plan(recipe.model_copy(update={"pruning": pruning}), device, reporter)
     return {**found, "budget": {**settled.facts(), "sentence": settled.sentence()}}
 
 

@@ -19,6 +19,7 @@ from xlmprune.core.device import (
 )
 from xlmprune.core.formatting import amount, clock, number, percent
 from xlmprune.core.machine import processors
+from xlmprune.core.progress import Reporter, silent_reporter
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import vocabulary_texts
@@ -38,12 +39,9 @@ from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
 from xlmprune.training.revisions import pin
+from xlmprune.training.shortening import LEAST_LEARNING, learned_at_most, shortened
 from xlmprune.training.shrinking import planned_densities, planned_sizes
 from xlmprune.training.timing import estimate_duration
-
-LEAST_LEARNING = 1e-3
-"""Sum of the learning rates of stage 0 below which a model seldom learns anything. AdamW moves a weight by at most about the
-learning rate in each update."""
 
 PUNCTUATION = string.punctuation + "«»“”„‘’…–—¿¡。、，！？"
 
@@ -57,18 +55,24 @@ PATIENCE_DAYS = 1.0
 """Days of training on a CPU from which on a run warns."""
 
 
-def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
+def plan(recipe: Recipe, device: str = "auto", reporter: Reporter | None = None) -> dict[str, Any]:
     """Return the resolved plan of a run.
+
+    Args:
+        reporter: shows what is being done; None: nothing does.
 
     Returns:
         ``stages`` [{stage, encoder_density, updates}], ``languages``, ``train_examples``, ``parameters``,
         ``prunable``, ``memory`` (bytes by what they hold in a process, an estimate), ``host`` {processes, memory} where
         several processes of the run share this host, ``disk`` (the same for a checkpoint and the run folder), ``seconds``
-        {update, training, measuring} where a few updates could be timed, ``device``, ``precision``, ``warnings``.
+        {update, training, measuring} where a few updates could be timed, with ``shorter`` {options, seconds} if the run is
+        long, ``device``, ``precision``, ``warnings``.
     """
+    reporter = reporter or silent_reporter()
     where = resolve_device(device)
     recipe = pin(recipe)
     task = registry.load("task", recipe.task.name)(recipe.task)
+    reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
     texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
     count = len(texts.train)
     if wanted := recipe.model.trimmed:
@@ -108,11 +112,17 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     )
     here = processes.local()[1]
     slow = slow_on_cpu(recipe, model, updates, where)
-    duration = None
+    seconds: dict[str, Any] = {}
     if not slow and processes.count() == 1:
         counts = [stage["updates"] for stage in stages]
         with explain_full_memory(where), without_cudnn_attention(where):
-            duration = estimate_duration(recipe, method, config, texts, counts, rows, where, memory["total"])
+            duration = estimate_duration(
+                recipe, method, config, texts, counts, rows, where, memory["total"], reporter
+            )
+        if duration is not None:
+            sizes_of_tests = [len(test) for test in texts.tests.values()]
+            shorter = shortened(recipe, duration, counts, batches, sizes_of_tests)
+            seconds = {**duration.facts(), **({} if shorter is None else {"shorter": shorter.facts()})}
     planned = {}
     if recipe.sizes and method.structure is not None:
         multiple, before = method.structure.multiple, sizes["prunable"]
@@ -120,6 +130,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     return {
         "name": recipe.name,
         "model": recipe.model.name,
+        "task": recipe.task.name,
         **sizes,
         "languages": list(texts.tests),
         "train_language": recipe.task.train_language,
@@ -142,7 +153,7 @@ def plan(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "regularizer": recipe.regularizer.name,
         "device": str(where),
         "precision": str(precision).removeprefix("torch."),
-        **({} if duration is None else {"seconds": duration.facts()}),
+        **({"seconds": seconds} if seconds else {}),
         "memory": memory,
         **({} if here == 1 else {"host": {"processes": here, "memory": here * memory["total"]}}),
         "disk": estimate_disk(recipe, method, model, rows, chooses),
@@ -174,8 +185,7 @@ def too_little_learning(recipe: Recipe, updates: int) -> list[str]:
     """Warn if stage 0 has too few updates for its learning rate; an empty list if it has enough."""
     training = recipe.training
     rate = training.dense_learning_rate or training.learning_rate
-    summed = rate * updates / (2 if training.lr_schedule == "linear" else 1)
-    if summed >= LEAST_LEARNING:
+    if learned_at_most(training, updates) >= LEAST_LEARNING:
         return []
     key = "learning_rate" if training.dense_learning_rate is None else "dense_learning_rate"
     return [
@@ -192,10 +202,12 @@ def slow_on_cpu(recipe: Recipe, model: torch.nn.Module, updates: int, device: to
     days = operations / (CPU_SPEED * processors()) / 86_400
     if device.type != "cpu" or days < PATIENCE_DAYS:
         return []
+    stages = len(build_method(recipe.pruning, recipe.regularizer).densities)
+    few = float(f"{max(1.0, updates * PATIENCE_DAYS / days / stages):.1g}")
     return [
         f"training takes about {days:,.0f} days on this CPU: {updates:,} updates of a model with {amount(encoder)} "
-        "parameters without the embeddings. Use a machine with a GPU, or train less, for example with "
-        "--set training.max_updates_per_stage=2000"
+        "parameters without the embeddings. Use a machine with a GPU, or train less. "
+        f"--set training.max_updates_per_stage={few:.0f} takes about a day"
     ]
 
 
@@ -213,8 +225,12 @@ def _words(text: str | Sequence[str]) -> Iterable[str]:
     return text.lower().split() if isinstance(text, str) else (word.lower() for word in text)
 
 
-def render(plan: dict[str, Any]) -> Any:
-    """Render the plan as a table for the terminal."""
+def render(plan: dict[str, Any], source: str) -> Any:
+    """Render the plan as a table for the terminal.
+
+    Args:
+        source: the file or the name of the recipe, as the user gave it.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -225,7 +241,7 @@ def render(plan: dict[str, Any]) -> Any:
         "peak learning rate": lambda stage: f"{stage['peak_learning_rate']:g}",
     }
     aligned = "" if plan["regularizer"] == "none" else f", {plan['regularizer']} regularizer"
-    title = f"{plan['name']}: {plan['model']}{aligned}"
+    title = f"Plan of {source}: model {plan['model']}, task {plan['task']}{aligned}"
     table = rich_table(tabulate(title, columns, plan["stages"]))
     memory = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in plan["memory"].items() if what != "total")
     others = [language for language in plan["languages"] if language != plan["train_language"]]
@@ -242,7 +258,7 @@ def render(plan: dict[str, Any]) -> Any:
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",
         f"{plan['updates']:,} updates in all, {plan['precision']} on {plan['device']}",
-        *([_time_line(plan["seconds"])] if "seconds" in plan else []),
+        *(_time_lines(plan["seconds"]) if "seconds" in plan else []),
         f"memory, estimated, before any vocabulary trimming: {plan['memory']['total'] / 1e9:.1f} GB"
         f"{_sharing(plan)} ({memory})",
         f"disk, estimated: {plan['disk']['checkpoint'] / 1e9:.1f} GB for a checkpoint, "
@@ -260,14 +276,21 @@ def _sharing(plan: dict[str, Any]) -> str:
     return f" in each of {count} processes, {total / 1e9:.1f} GB on this host"
 
 
-def _time_line(seconds: dict[str, Any]) -> str:
+def _time_lines(seconds: dict[str, Any]) -> list[str]:
     first, last = seconds["update"][0], seconds["update"][-1]
-    return (
-        f"time, estimated by a few updates on this machine: training {clock(seconds['training'])} "
-        f"({first:.2g} s an update before pruning, {last:.2g} s after it), scores {clock(seconds['measuring'])}; reading, "
-        "refitting and export take some minutes more. If other programs use the processor now, an idle "
-        "machine needs less time"
-    )
+    lines = [
+        f"time, at the speed measured now: about {clock(seconds['training'] + seconds['measuring'])}. Training takes "
+        f"{clock(seconds['training'])} ({first:.2g} s an update before pruning, {last:.2g} s after it), scores take "
+        f"{clock(seconds['measuring'])}. Reading, refitting and export take some minutes more. If other programs use the "
+        "processor now, an idle machine needs less time"
+    ]
+    if shorter := seconds.get("shorter"):
+        options = " ".join(f"--set {option}" for option in shorter["options"])
+        lines.append(
+            f"to shorten this to about {clock(shorter['seconds'])}, add: {options}\n"
+            "The scores are then less certain, or lower"
+        )
+    return lines
 
 
 def _sizes_line(sizes: list[dict[str, Any]]) -> str:

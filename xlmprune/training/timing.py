@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from xlmprune.core.machine import memory_bytes
+from xlmprune.core.progress import Advance, Reporter, silent_reporter
 from xlmprune.data.encoding import Encoded, batches_by_length, pad
 from xlmprune.data.examples import Examples, Kind
 from xlmprune.data.special import SpecialTokens
@@ -66,6 +67,7 @@ def estimate_duration(
     words: int,
     device: torch.device,
     memory: int,
+    reporter: Reporter | None = None,
 ) -> Duration | None:
     """Estimate how long a run takes, by a few updates on this machine.
 
@@ -74,6 +76,7 @@ def estimate_duration(
         stages: number of updates, by stage.
         words: distinct words of the training and unlabelled text.
         memory: bytes that training is estimated to hold.
+        reporter: shows how far the timing is; None: nothing does.
 
     Returns:
         None where there is not twice as much memory.
@@ -81,6 +84,8 @@ def estimate_duration(
     room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
     if room is None or 2 * memory > room:
         return None
+    reporter = reporter or silent_reporter()
+    reporter.say("timing a few updates with random weights, to estimate how long the run takes")
     random = np.random.default_rng(0)
     kind = texts.task.kind
     torch.manual_seed(0)
@@ -98,12 +103,14 @@ def estimate_duration(
     if recipe.distillation is not None:
         unlabelled = invent(list(texts.unlabelled.values())) if texts.unlabelled else None
         teaching = Teaching(recipe.distillation, unlabelled, recipe.training.batch_size, recipe.seed)
-    updates = _seconds_per_update(recipe, method, model, train, teaching, device)
+    timed = sum(min(UPDATES, count) for count in stages[:2])
+    with reporter.counting("timing updates", timed) as advance:
+        updates = _seconds_per_update(recipe, method, model, train, teaching, device, advance)
     by_stage = [updates[min(stage, len(updates) - 1)] for stage in range(len(stages))]
     return Duration(
         tuple(by_stage),
         sum(seconds * count for seconds, count in zip(by_stage, stages, strict=True)),
-        measuring * _texts_measured(recipe, texts, len(stages)),
+        measuring * texts_measured(recipe, [len(test) for test in texts.tests.values()], len(stages)),
     )
 
 
@@ -114,6 +121,7 @@ def _seconds_per_update(
     train: Encoded,
     teaching: Teaching | None,
     device: torch.device,
+    advance: Advance,
 ) -> list[float]:
     """Return the seconds of an update before and after the first pruning; none where a stage has no update."""
     structure = method.structure
@@ -122,7 +130,7 @@ def _seconds_per_update(
         structure = structure.model_copy(update={"importance": "magnitude"})
     short = replace(method, densities=method.densities[:2], reconstruct=None, structure=structure)
     settings = recipe.training.model_copy(
-        update={"max_updates_per_stage": UPDATES, "keep": "last", "compile": False}
+        update={"max_updates_per_stage": UPDATES, "keep": "last", "compile": False, "cuda_graphs": False}
     )
     batch = {name: torch.from_numpy(ids) for name, ids in pad(train, range(min(len(train), 8))).items()}
     start = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -139,6 +147,7 @@ def _seconds_per_update(
     taken: list[list[float]] = [[] for _ in short.densities]
     for stage, seconds in _timed(loop, device):
         taken[stage].append(seconds)
+        advance(1)
     return [fmean(seconds[1:] or seconds) if seconds else 0.0 for seconds in taken]
 
 
@@ -164,12 +173,16 @@ def _seconds_per_text(model: torch.nn.Module, tests: Encoded, batch_size: int, d
     return (time.perf_counter() - begun) / sum(map(len, chosen))
 
 
-def _texts_measured(recipe: Recipe, texts: Texts, stages: int) -> int:
-    """Return how many texts are scored: all of them dense, pruned and in every ONNX form, and a share in between."""
-    sizes, settings = [len(test) for test in texts.tests.values()], recipe.evaluation
+def texts_measured(recipe: Recipe, tests: Sequence[int], stages: int) -> int:
+    """Return how many texts are scored: all of them dense, pruned and in every ONNX form, and a share in between.
+
+    Args:
+        tests: number of test texts, by language.
+    """
+    settings = recipe.evaluation
     between = sum(stage % settings.stage_interval == 0 for stage in range(1, stages - 1))
-    cap = settings.max_stage_examples or max(sizes)
-    return sum(sizes) * (2 + len(recipe.export.onnx)) + between * sum(min(size, cap) for size in sizes)
+    cap = settings.max_stage_examples or max(tests)
+    return sum(tests) * (2 + len(recipe.export.onnx)) + between * sum(min(size, cap) for size in tests)
 
 
 def _invented(
