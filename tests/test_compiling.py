@@ -171,8 +171,10 @@ def test_sizes_of_a_model_are_not_compiled(tmp_path):
 
 
 def test_a_run_that_an_older_version_began_was_not_compiled():
-    assert changes({"processes": 1}, {"processes": 1, "compile": False}) == {}
-    assert changes({"processes": 1}, {"processes": 1, "compile": True}) == {"compile": (False, True)}
+    assert changes({"processes": 1}, {"processes": 1, "compile": False, "cuda_graphs": False}) == {}
+    assert changes({"processes": 1}, {"processes": 1, "compile": True, "cuda_graphs": False}) == {
+        "compile": (False, True)
+    }
 
 
 def test_a_run_goes_on_without_the_compiler_that_failed(workplace, tmp_path, monkeypatch):

@@ -21,14 +21,15 @@ FORWARD = 1
 class PlainAdamW(AdamW):
     """AdamW without its fused kernel, which the stand-in does not have."""
 
-    grad_scale = None
+    grad_scale = found_inf = None
 
     def __init__(self, groups, fused, **settings):
         super().__init__(groups, **settings)
 
     def step(self):
-        scale, self.grad_scale = self.grad_scale, None
-        assert scale is None or scale.is_meta
+        for name in ("grad_scale", "found_inf"):
+            assert getattr(self, name) is None or getattr(self, name).is_meta
+            setattr(self, name, None)
         super().step()
 
 
