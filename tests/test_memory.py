@@ -74,6 +74,18 @@ CASES = {
     ),
     "criterion with state": ({"pruning": {**STAGES, "criterion": "platon", "scope": "global"}}, False),
     "long texts": ({"training": {**TRAINING, "max_length": 128}}, False),
+    "layers computed again": (
+        {
+            "training": {
+                **TRAINING,
+                "batch_size": 24,
+                "max_length": 128,
+                "epochs_per_stage": 2,
+                "gradient_checkpointing": True,
+            }
+        },
+        False,
+    ),
     "micro-batches": (
         {"training": {**TRAINING, "epochs_per_stage": 3, "batch_size": 24, "gradient_accumulation": 3}},
         False,

@@ -561,6 +561,7 @@ def test_every_key_says_what_it_changes():
     assert found["running"] == {
         "task.path",
         "training.checkpoint_minutes",
+        "training.gradient_checkpointing",
         "training.report_to",
         "evaluation.batch_size",
     }

@@ -190,6 +190,7 @@ def explain_full_memory(device: torch.device) -> Iterator[None]:
         said = first_line(error).rstrip(".")
         raise MachineError(
             f"{which} is full ({said}). The last checkpoint is kept. To resume from it with less memory in training, split "
-            "each batch: --set training.gradient_accumulation=2 --allow-change; with less memory in measuring: --set "
-            "evaluation.batch_size=16. A lower training.max_length or training.batch_size starts over with --fresh"
+            "each batch: --set training.gradient_accumulation=2 --allow-change, or compute layers twice: --set "
+            "training.gradient_checkpointing=true; with less memory in measuring: --set evaluation.batch_size=16. A lower "
+            "training.max_length or training.batch_size starts over with --fresh"
         ) from error

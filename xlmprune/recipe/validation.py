@@ -105,6 +105,12 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             "every size of the model in an update would be recorded anew; leave cuda_graphs or pruning.structure.smallest "
             "out",
         )
+    if training.gradient_checkpointing and (training.compile or training.cuda_graphs):
+        other = "compile" if training.compile else "cuda_graphs"
+        yield (
+            ("training", "gradient_checkpointing"),
+            f"layers that are computed again are neither compiled nor recorded; leave {other} or gradient_checkpointing out",
+        )
     if training.cuda_graphs and training.gradient_accumulation > 1:
         yield (
             ("training", "cuda_graphs"),

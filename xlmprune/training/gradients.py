@@ -25,6 +25,7 @@ from xlmprune.training import graphs
 from xlmprune.training.compiling import CompiledLayers
 from xlmprune.training.distillation import Share, divergence, labelled
 from xlmprune.training.graphs import BatchGraphs
+from xlmprune.training.recomputing import recomputed_layers
 from xlmprune.training.teaching import Student, Teaching
 
 Batch = dict[str, np.ndarray]
@@ -54,6 +55,7 @@ class Gradients:
         self.device = next(model.parameters()).device
         self.dtype = resolve_precision(settings.precision, self.device)
         self.compiled = CompiledLayers() if settings.compile else None
+        self.recomputes = settings.gradient_checkpointing
         self.graphs = BatchGraphs(self.device) if settings.cuda_graphs else None
         self.multiple = 1 if self.graphs is None else graphs.MULTIPLE
         self._order: tuple[int, list[Any]] = (-1, [])
@@ -105,6 +107,8 @@ class Gradients:
     def _layers_in_use(self, teaching: Teaching | None) -> AbstractContextManager[None]:
         teacher = None if teaching is None else teaching.teacher
         models = [self.model] if teacher is None else [self.model, teacher]
+        if self.recomputes:
+            return recomputed_layers(self.model)
         return nullcontext() if self.compiled is None else self.compiled.used(models)
 
     def of_cross_entropy(self, batches: int, *moment: int) -> Iterator[Weights]:

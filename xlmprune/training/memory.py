@@ -49,7 +49,8 @@ def estimate_memory(
 
     Returns:
         Bytes by what they hold, and ``total``, which is less than their sum: gradients come while activations go, unless a
-        batch is split; and what an update needs is gone when masks are chosen, unless they change within a stage.
+        batch is split or layers are computed again; and what an update needs is gone when masks are chosen, unless they
+        change within a stage.
     """
     held = _held(recipe, method, model, rows)
     parts_each = -(-recipe.training.gradient_accumulation // processes)
@@ -57,7 +58,7 @@ def estimate_memory(
     update = _update(recipe, model, rows, chooses_best, bf16, on_cpu, texts)
     pruning = _pruning(method, model)
     needed = sum(update.values())
-    if parts_each == 1:
+    if parts_each == 1 and not recipe.training.gradient_checkpointing:
         needed -= min(update["gradients"], update["activations"])
     peak = needed + pruning if method.continuous is not None else max(needed, pruning)
     parts = {**held, **update, "choosing masks": pruning}
@@ -117,6 +118,8 @@ def _activations(recipe: Recipe, config: Any, on_cpu: bool, texts: int) -> int:
     layer = ACTIVATION_COPIES * length * config.hidden_size
     if on_cpu:
         layer += ATTENTION_COPIES * config.num_attention_heads * length**2
+    if recipe.training.gradient_checkpointing:
+        return texts * (config.num_hidden_layers * length * config.hidden_size + layer)
     return texts * config.num_hidden_layers * layer
 
 
