@@ -175,6 +175,10 @@ def test_a_budget_is_written_into_the_recipe(tmp_path, monkeypatch):
         (["data", "--budget", "fast"], "--budget fast: expected milliseconds (5 ms)"),
         (["data", "--budget", "0x"], "--budget 0x: expected"),
         (["data", "--budget", "2x, 4 x"], "speedup is given twice"),
+        (["data", "--columns", "message"], "--columns message: expected each part of an example once"),
+        (["data", "--columns", "first=a,first=b"], "expected each part of an example once"),
+        (["data", "--columns", "frist=text"], "'frist' is not a part of an example here"),
+        (["data", "--columns", "first=body"], "no column is called 'body'"),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence(tmp_path, monkeypatch, arguments, said):
@@ -189,6 +193,70 @@ def test_what_cannot_be_done_is_a_sentence(tmp_path, monkeypatch, arguments, sai
     assert not (tmp_path / "recipe.yaml").exists()
     with pytest.raises((DataError, RecipeError)):
         first_recipe.init("nowhere", tmp_path / "there.yaml")
+
+
+ROWS = [(f"t{n}", f"this is message {n} of them", "ab"[n % 2] * 3, f"reply {n} to it") for n in range(12)]
+"""Id, text, label, and another text."""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "columns"),
+    [
+        (
+            "{}.tsv",
+            "ticket\tmessage\ttopic\n" + "".join(f"{i}\t{t}\t{c}\n" for i, t, c, _ in ROWS),
+            {"first": "message", "label": "topic"},
+        ),
+        ("{}.tsv", "".join(f"{i}\t{t}\t{c}\n" for i, t, c, _ in ROWS), {"first": 1, "label": 2}),
+        (
+            "{}.csv",
+            "Ihre Nachricht,Thema,Nr\n" + "".join(f'"{t}, ja",{c},{i}\n' for i, t, c, _ in ROWS),
+            {"first": "Ihre Nachricht", "label": "Thema"},
+        ),
+        (
+            "{}.jsonl",
+            "".join(json.dumps({"n": i, "body_of_it": t, "kind_of_it": c}) + "\n" for i, t, c, _ in ROWS),
+            {"first": "body_of_it", "label": "kind_of_it"},
+        ),
+    ],
+)
+def test_columns_of_other_names_are_guessed_from_what_they_hold(tmp_path, monkeypatch, name, text, columns):
+    write(tmp_path / "data", text, *(name.format(part) for part in ("en.train", "en.test", "de.test")))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "data"])
+    assert result.exit_code == 0, result.output
+    assert f"The text seems to be in column {columns['first']!r}" in result.stderr
+    assert "# Guessed from what the columns hold." in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    recipe = load_recipe("recipe.yaml")
+    assert recipe.task.columns == columns
+    task = registry.load("task", recipe.task.name)(recipe.task)
+    assert task.labels == ("aaa", "bbb")
+    assert task.examples("de", "test").first[3].startswith("this is message 3 of them")
+
+
+def test_columns_that_cannot_be_guessed_are_asked_for_and_may_be_given(tmp_path, monkeypatch):
+    """Two columns of text: a pair, or a text with a note."""
+    text = "ticket\tmessage\ttopic\treply\n" + "".join("\t".join(row) + "\n" for row in ROWS)
+    write(tmp_path / "data", text, "en.train.tsv", "en.test.tsv", "de.test.tsv")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "data"])
+    assert result.exit_code == 2
+    assert (
+        "the columns are ticket, message, topic, reply. Say which hold the text and the label"
+        in result.stderr
+    )
+    for columns, kind in [
+        ("first=message,label=topic", "classification"),
+        ("first=message, second=reply, label=topic", "pair_classification"),
+    ]:
+        result = CliRunner().invoke(app, ["init", "data", "--columns", columns, "--force"])
+        assert result.exit_code == 0, result.output
+        recipe = load_recipe("recipe.yaml")
+        assert recipe.task.name == kind
+        assert "Guessed" not in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+        train = registry.load("task", kind)(recipe.task).examples("en", "train")
+        assert train.first[0] == "this is message 0 of them"
+        assert (train.second is None) == (kind == "classification")
 
 
 def test_a_dev_file_that_cannot_be_read_is_not_an_absent_one(tmp_path, monkeypatch):

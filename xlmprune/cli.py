@@ -674,6 +674,13 @@ def init(
         str,
         typer.Option(help="Unlabelled text in the languages you serve: 'text/{language}.txt'."),
     ] = "",
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="Which column holds what, by name or by position from 0: first=message,label=topic. Default: known names, "
+            "or a guess from what the columns hold."
+        ),
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace the recipe file if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -702,12 +709,19 @@ def init(
         )
     asked = [code.strip() for code in languages.split(",") if code.strip()]
     found = first_recipe.init(
-        data, out, task or None, train_language, asked, model, density, text, budget, force
+        data, out, task or None, train_language, asked, model, density, text, budget, force, columns
     )
     if as_json:
         _print_json(vars(found) | {"layout": vars(found.layout), "recipe": str(out)})
         return
     typer.echo(f"{out}: {found.kind}, {len(found.labels)} labels, {len(found.languages)} languages")
+    if found.guessed:
+        text_column, label_column = (found.columns[role] for role in ("first", "label"))
+        typer.echo(
+            f"The text seems to be in column {text_column!r}, the label in {label_column!r}. If not, give --columns and "
+            "--force",
+            err=True,
+        )
     typer.echo(f"Next: xlmprune compress {out} --dry-run", err=True)
 
 

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ from xlmprune.core.errors import DataError, RecipeError, first_line
 from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.languages import language_name
 from xlmprune.data.readers.files import fill
+from xlmprune.data.readers.guess import column_names, guess_columns
 from xlmprune.data.readers.lines import expand
+from xlmprune.data.readers.tables import Table, read_json_table, read_table
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import TaskRecipe
 from xlmprune.recipe.validation import validate_recipe
@@ -77,10 +79,18 @@ class Survey:
     """Examples of train, dev, and the test sets together."""
     longest: int
     """Tokens of the longest of 99% of the examples, of the language where that is most; estimated from characters."""
+    columns: dict[str, str | int] = field(default_factory=dict)
+    """Column by role, where it was given or guessed; empty where the readers know the columns."""
+    guessed: bool = False
+    """Whether the columns were guessed from what they hold."""
 
 
 def survey(
-    path: str, kind: str | None = None, train_language: str = "en", languages: Sequence[str] = ()
+    path: str,
+    kind: str | None = None,
+    train_language: str = "en",
+    languages: Sequence[str] = (),
+    columns: Mapping[str, str | int] = {},
 ) -> Survey:
     """Look at data files.
 
@@ -88,6 +98,7 @@ def survey(
         path: a folder, or a pattern with `{language}` and `{split}`.
         kind: one of `KINDS`; by default the first that can read the files.
         languages: measure only these; by default all that have a test file.
+        columns: name or position of a column, by role; by default known names, or a guess from what the columns hold.
 
     Raises:
         DataError: no files, or files that no kind of task can read; says what was tried.
@@ -97,14 +108,27 @@ def survey(
     values |= {f"{split}_split": word for split, word in layout.splits.items()}
     if languages:
         values["languages"] = list(languages)
-    recipe = TaskRecipe(name="classification", **values)
-    kind, task = _first_that_reads(recipe, [kind] if kind else _likely_kinds(layout, train_language))
+    recipe = TaskRecipe(name="classification", **values, columns=dict(columns))
+    kinds: Sequence[str] = (kind,) if kind else _likely_kinds(layout, train_language)
+    table = None if columns or kinds == ("tagging",) else _train_table(layout, train_language)
+    guessed = (guess_columns(table) if table is not None and "classification" in kinds else None) or {}
+    if guessed:
+        recipe, kinds = recipe.model_copy(update={"columns": guessed}), ("classification",)
+    try:
+        kind, task = _first_that_reads(recipe, kinds)
+    except DataError as error:
+        if table is None or guessed:
+            raise
+        raise DataError(f"{error}\n{_ask_for_columns(table)}") from error
     train = task.examples(train_language, "train")
     tests = [task.examples(language, "test") for language in task.languages()]
     dev = task.examples(train_language, "dev") if _file(layout, train_language, "dev") else None
     counts = {"train": len(train), "dev": 0 if dev is None else len(dev), "test": sum(map(len, tests))}
     longest = max(map(_longest, (train, *tests)))
-    return Survey(kind, layout, train_language, task.languages(), task.labels, counts, longest)
+    chosen = dict(columns or guessed)
+    return Survey(
+        kind, layout, train_language, task.languages(), task.labels, counts, longest, chosen, bool(guessed)
+    )
 
 
 # --- file names ------------------------------------------------------------------------------------------------------
@@ -176,10 +200,14 @@ def _split_of(split: str, words: Counter[str]) -> str | None:
 # --- what the files hold ---------------------------------------------------------------------------------------------
 
 
+def _is_json(name: str) -> bool:
+    return name.lower().endswith((".json", ".jsonl", ".ndjson"))
+
+
 def _likely_kinds(layout: Layout, language: str) -> Sequence[str]:
     """Return the kinds to try. Only a token file has an empty line after every sentence; else a table may look like one."""
     file = _file(layout, language, "train")
-    if file is None or file.name.removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
+    if file is None or _is_json(file.name.removesuffix(".gz")):
         return KINDS
     with (gzip.open if file.suffix == ".gz" else open)(
         file, "rt", encoding="utf-8", errors="replace"
@@ -187,6 +215,43 @@ def _likely_kinds(layout: Layout, language: str) -> Sequence[str]:
         head = [line.strip() for line in itertools.islice(opened, 300)]
     sentences = [bool(line) for line in head[:-1]]
     return ("tagging",) if not all(sentences) and sentences.count(False) > 1 else KINDS[:-1]
+
+
+def _train_table(layout: Layout, language: str) -> Table | None:
+    """Read the training file as a table; None where it cannot be read as one."""
+    file = _file(layout, language, "train")
+    if file is None:
+        return None
+    name = file.name.removesuffix(".gz")
+    with suppress(DataError):
+        return read_json_table(file) if _is_json(name) else read_table(file, Path(name).suffix[1:].lower())
+    return None
+
+
+def _ask_for_columns(table: Table) -> str:
+    names = column_names(table)
+    example = f"first={names[-2]},label={names[-1]}" if len(names) > 1 else f"first={names[0]}"
+    return (
+        f"{table.path}: the columns are {', '.join(names)}. Say which hold the text and the label, as in --columns "
+        f"{example}; the second text of a pair is `second`, and the query of a ranking is `group`"
+    )
+
+
+def read_columns(text: str) -> dict[str, str | int]:
+    """Read columns such as ``first=message,label=topic`` as `task.columns`; whole numbers are positions from 0.
+
+    Raises:
+        RecipeError: a part is not a role with a column, or a role is given twice.
+    """
+    found: dict[str, str | int] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        role, separator, column = map(str.strip, part.partition("="))
+        if not separator or not role or not column or role in found:
+            raise RecipeError(
+                f"--columns {text}: expected each part of an example once, as in first=message,label=topic"
+            )
+        found[role] = int(column) if column.isascii() and column.isdigit() else column
+    return found
 
 
 def _first_that_reads(recipe: TaskRecipe, kinds: Sequence[str]) -> tuple[str, Task]:
@@ -242,10 +307,12 @@ def init(
     unlabelled: str = "",
     budget: str = "",
     force: bool = False,
+    columns: str = "",
 ) -> Survey:
     """Look at data files and write a recipe for them to ``out``; see `survey` and `recipe_text` for the arguments.
 
     Args:
+        columns: see `read_columns`; empty for known names or a guess.
         budget: see `read_budget`; empty for none.
         force: replace ``out`` where it is a file.
 
@@ -262,7 +329,7 @@ def init(
     if kind is not None and kind not in KINDS:
         raise RecipeError(f"--task {kind}: {registry.nearest(kind, KINDS)}")
     limits = read_budget(budget)
-    found = survey(path, kind, train_language, languages)
+    found = survey(path, kind, train_language, languages, read_columns(columns))
     if unlabelled and not _texts_of(found, unlabelled):
         raise RecipeError(
             f"--text {unlabelled}: no such file for any of the languages {', '.join(found.languages)}"
@@ -343,6 +410,7 @@ def recipe_text(
         "  # Relative to this file.",
         f"  path: {_scalar(pattern)}",
         *splits,
+        *_column_lines(found),
         f"  train_language: {_scalar(found.train_language)}",
         f"  languages: [{', '.join(map(_scalar, found.languages))}]",
         "training:",
@@ -376,6 +444,17 @@ def recipe_text(
         "  # floor: {zero_shot_drop: 1.0, worst_language_drop: 5.0}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _column_lines(found: Survey) -> list[str]:
+    if not found.columns:
+        return []
+    columns = ", ".join(
+        f"{role}: {_scalar(column) if isinstance(column, str) else column}"
+        for role, column in found.columns.items()
+    )
+    comment = ["  # Guessed from what the columns hold. Check it."] if found.guessed else []
+    return [*comment, f"  columns: {{{columns}}}"]
 
 
 def _refit_lines(model: str) -> list[str]:
