@@ -115,6 +115,6 @@ def test_texts_are_counted_as_often_as_they_are_scored():
 def test_invented_texts_have_the_lengths_of_real_ones():
     part = Examples("en", "train", ["x" * 50, "", "x" * 1000], None, [0, 1, 2])
     found = timing._invented([part], 32, 10, 3, "text", np.random.default_rng(0))
-    assert [len(ids) for ids in found.input_ids] == [12, 3, 32]
+    assert [len(ids) for ids in found.input_ids] == [16, 3, 32]
     assert max(ids.max() for ids in found.input_ids) < 14
     assert set(found.labels) <= {0, 1, 2}

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from xlmprune.core.errors import DataError, RecipeError, first_line
 from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.languages import language_name
+from xlmprune.data.lengths import most_tokens
 from xlmprune.data.readers.files import fill
 from xlmprune.data.readers.guess import column_names, guess_columns
 from xlmprune.data.readers.lines import expand
@@ -47,12 +48,6 @@ MOST_FILES = 100_000
 DENSE_UPDATES, PRUNED_UPDATES = 300, 200
 """Updates of a small data set, before and after pruning: about those of `quickstart` and `pos_small`."""
 MOST_EPOCHS = 10.0
-CHARACTERS_PER_TOKEN = 2.9
-"""Of XLM-R's tokenizer; it is 2.9 to 4.1 in 20 languages of SIB-200, so lengths are estimated on the safe side."""
-WIDE_PER_TOKEN = 1.3
-"""The same for Chinese, Japanese and Korean characters; it is 1.4 in Chinese."""
-WIDE = re.compile("[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
-"""Characters of these scripts."""
 
 
 @dataclass(frozen=True)
@@ -277,14 +272,8 @@ def _file(layout: Layout, language: str, split: str) -> Path | None:
 
 
 def _longest(examples: Examples) -> int:
-    sizes = sorted(map(_tokens, _texts(examples)))
+    sizes = sorted(map(most_tokens, _texts(examples)))
     return math.ceil(sizes[int(0.99 * (len(sizes) - 1))]) if sizes else 0
-
-
-def _tokens(text: str) -> float:
-    """Estimate how many tokens a text has."""
-    wide = 0 if text.isascii() else len(WIDE.findall(text))
-    return wide / WIDE_PER_TOKEN + (len(text) - wide) / CHARACTERS_PER_TOKEN
 
 
 def _texts(examples: Examples) -> Iterator[str]:

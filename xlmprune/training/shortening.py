@@ -20,6 +20,9 @@ learning rate in each update."""
 LEAST_TEXTS = 100
 """Test texts of a language below which its score says little."""
 
+MOST_TEXTS = 0.7
+"""Share of the test texts above which leaving some out saves too little."""
+
 LEAST_EPOCHS = 0.1
 """Below this share of the data a limit on updates is easier to read than epochs."""
 
@@ -77,7 +80,7 @@ def _fewer_texts(
 ) -> tuple[list[str], float]:
     """Return options with which scores take at most half of a short run, and the seconds that they take then."""
     cap = max(LEAST_TEXTS, int(max(tests) * SHORT / 2 / seconds)) if seconds else 0
-    if seconds <= SHORT / 2 or cap >= max(tests):
+    if seconds <= SHORT / 2 or cap > MOST_TEXTS * max(tests):
         return [], seconds
     before, after = (
         texts_measured(recipe, sizes, stages) for sizes in (tests, [min(size, cap) for size in tests])

@@ -1,7 +1,7 @@
 """Estimate how long a run takes: the run's own loop makes a few updates, with random weights and random ids.
 
-Nothing is downloaded or tokenized, so the lengths of texts follow from their bytes. The estimate holds for this machine,
-as busy as it is now.
+Nothing is downloaded or tokenized, so the lengths of texts follow from their characters. The estimate holds for this
+machine, as busy as it is now.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from xlmprune.core.machine import memory_bytes
 from xlmprune.core.progress import Advance, Reporter, silent_reporter
 from xlmprune.data.encoding import Encoded, batches_by_length, pad
 from xlmprune.data.examples import Examples, Kind
+from xlmprune.data.lengths import estimate_tokens
 from xlmprune.data.special import SpecialTokens
 from xlmprune.models.loading import forward_of, head_class
 from xlmprune.pruning.moments import to_device
@@ -30,9 +31,6 @@ from xlmprune.training.teaching import Teaching
 
 UPDATES = 4
 """Of each stage that is timed. The first one prunes and warms up, and does not count."""
-
-BYTES_PER_PIECE = 5.0
-"""Of UTF-8 text in a piece of XLM-R's vocabulary; between 4.5 (English) and 9 (Thai)."""
 
 MOST_TEXTS = 20_000
 """Random texts in a set, at most; as many rows of the embeddings are trained as the real texts have distinct words."""
@@ -207,4 +205,4 @@ def _pairs(examples: Examples) -> Iterator[tuple[str, str]]:
 
 def _pieces(first: str, second: str) -> int:
     special = SPECIAL.pair if second else SPECIAL.single
-    return special + max(1, round(len((first + second).encode("utf-8", "replace")) / BYTES_PER_PIECE))
+    return special + max(1, round(estimate_tokens(first + second)))
