@@ -108,6 +108,7 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
         }
     away = [code for code in languages if code != "en"]
     worst = min(away, key=lambda code: languages[code]["delta"])
+    shipped = shipped_form(languages, away, tests)
     return {
         "schema_version": 1,
         "name": "quickstart",
@@ -234,6 +235,7 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
             },
         },
         "paired": paired,
+        "shipped": shipped,
         "vocabulary": {
             "pieces_before": 250002,
             "pieces": 10123,
@@ -275,6 +277,25 @@ def sample_report(zero_shot: int = 17, tests: int = 640) -> dict[str, Any]:
         },
         "errors": {code: errors(paired[code]["lost"], tests) for code in languages},
         "classes": classes(list(languages), worst, draw),
+    }
+
+
+def shipped_form(languages: dict[str, Any], away: list[str], tests: int) -> dict[str, Any]:
+    """What is known of the INT8 file: its differences from dense, intervals and paired tests."""
+    rows, paired = {}, {}
+    for code, row in languages.items():
+        delta, value = round(row["onnx_int8"] - row["dense"], 2), row["onnx_int8"]
+        rows[code] = {"delta": delta, "ci95": [round(value - 3.9, 2), round(min(100.0, value + 3.8), 2)]}
+        lost = round(max(0, -delta) * tests / 100) + 5
+        gained = lost + round(delta * tests / 100)
+        paired[code] = {"p_value": min(1.0, 10 ** (-abs(delta) * 0.9)), "gained": gained, "lost": lost}
+    worst = min(away, key=lambda code: rows[code]["delta"])
+    return {
+        "key": "onnx_int8",
+        "file": "model.int8.onnx",
+        "languages": rows,
+        "paired": paired,
+        "worst": {"language": worst, "delta": rows[worst]["delta"]},
     }
 
 

@@ -18,6 +18,7 @@ import yaml
 from typer.testing import CliRunner
 
 from xlmprune.cli import app
+from xlmprune.core.progress import Reporter
 from xlmprune.report import findings, results
 from xlmprune.training import shortening
 from xlmprune.training.material import cut_texts
@@ -73,8 +74,16 @@ def test_a_model_that_learned_nothing_is_a_warning_before_anything_else(workplac
 
 
 def test_a_model_that_learned_is_not_warned_about_and_the_end_says_what_to_type(workplace, monkeypatch):
+    counted, counting = [], Reporter.counting
+    monkeypatch.setattr(
+        Reporter, "counting", lambda self, what, total: counted.append(what) or counting(self, what, total)
+    )
     result, bundle = compress(workplace, monkeypatch, "learned", dense_epochs=12)
     assert "has not learned" not in result.stderr
+    line = r"stage 0/3  density 100\.0%  en [\d.]+  zero-shot [\d.]+  training took \d+ s, measuring \d+ s\n"
+    assert re.search(line, result.stderr)
+    assert re.search(r"stage 3/3 .* pruning and training took \d+ s, measuring \d+ s\n", result.stderr)
+    assert counted.count("measuring how well classes are separated") == 2, "the dense and the last model"
     assert result.stderr.count("pruning removes weights, so each stage begins with a larger loss") == 1
     assert "teacher" not in result.stderr
     last = result.stderr.splitlines()[-4:]

@@ -144,6 +144,14 @@ def test_report_counts_exactly(finished):
     assert report["parity"]["onnx_int8"]["alone"]["n"] == 8 * 25
     for row in report["languages"].values():
         assert row["ci95"][0] <= row["pruned"] <= row["ci95"][1]
+    shipped = report["shipped"]
+    assert (shipped["key"], shipped["file"]) == ("onnx_int8", "model.int8.onnx")
+    for language, row in report["languages"].items():
+        found = shipped["languages"][language]
+        assert found["delta"] == pytest.approx(row["onnx_int8"] - row["dense"])
+        assert found["ci95"][0] <= row["onnx_int8"] <= found["ci95"][1]
+        tested = shipped["paired"][language]
+        assert (tested["gained"] - tested["lost"]) * 100 / row["n"] == pytest.approx(found["delta"])
 
 
 def test_the_answers_in_the_report_are_those_of_its_scores(finished):
@@ -157,7 +165,7 @@ def test_the_answers_in_the_report_are_those_of_its_scores(finished):
         assert errors["introduced"] == report["paired"][language]["lost"]
         assert len(errors["shown"]) == min(3, errors["introduced"])
     assert set(report["classes"]["shares"]) == set(LANGUAGES)
-    assert set(report["classes"]["points"]) == {"en", report["summary"]["worst"]["language"]}
+    assert set(report["classes"]["points"]) == {"en", report["shipped"]["worst"]["language"]}
     for layer in report["layers"]:
         assert 0 < layer["weight_norm"] < layer["pretrained_norm"]
 

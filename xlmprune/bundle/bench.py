@@ -252,7 +252,8 @@ def render(facts: Mapping[str, Any]) -> RenderableType:
     note = f"{machine['processor']} ({known}), {opened}, ONNX Runtime {facts['onnxruntime']}"
     if "openvino" in facts:
         note += ", OpenVINO {version} (computes in {precision})".format(**facts["openvino"])
-    return Group(rich_table(_file_table(facts)), "", rich_table(_speed_table(facts)), "", note)
+    ratios = "A speedup is the median of the ratios within each round, so it can differ from the ratio of the medians."
+    return Group(rich_table(_file_table(facts)), "", rich_table(_speed_table(facts)), "", ratios, note)
 
 
 def _threads(count: int) -> str:

@@ -39,6 +39,8 @@ def norms(report: Report) -> list[Panel]:
 class Classes:
     """Where the dense and the pruned model put the classes of two languages."""
 
+    languages: list[str]
+    """Their names."""
     panels: list[Panel]
     legend: list[tuple[str, str]]
     """(style, label)."""
@@ -47,7 +49,7 @@ class Classes:
 
 
 def classes(report: Report) -> Classes | None:
-    """Draw the classes of the train language and of the one that lost most; None without them."""
+    """Draw the classes of the train language and of the zero-shot language that lost most; None without them."""
     found = report.get("classes") or {}
     points = found.get("points")
     if not points:
@@ -68,7 +70,7 @@ def classes(report: Report) -> Classes | None:
     legend = [(style, label) for label, style in styles.items() if style != charts.REST]
     if len(legend) < len(styles):
         legend.append((charts.REST, f"{len(styles) - len(legend)} further labels"))
-    return Classes(panels, legend, Markup(charts.colour_style(".points")))
+    return Classes(list(map(language_name, points)), panels, legend, Markup(charts.colour_style(".points")))
 
 
 def _draw(found: dict[str, Any], language: str, model: str, styles: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ Everything here reads the plain values of `plain`: a number that is not finite i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ from xlmprune.core.formatting import amount, count_of, difference, number, perce
 from xlmprune.core.languages import language_name
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.export.floor import DECIDED_ON
-from xlmprune.export.form import all_forms, form_to_serve, reference
+from xlmprune.export.form import DENSE_MODEL, Form, all_forms, form_to_serve, reference
 from xlmprune.models import architecture
 
 Report = Mapping[str, Any]
@@ -38,6 +38,9 @@ HUB_IDS = {"quickstart": "intfloat/multilingual-e5-small"}
 
 ZERO_SHOT_MEAN = "Zero-shot mean"
 
+TRIMMED = "Trimmed vocabulary"
+"""Title of the table of tokens before and after trimming."""
+
 # --- what the report says -----------------------------------------------------------------------------------
 
 
@@ -51,9 +54,9 @@ class Row:
     scores: dict[str, float | None]
     """Percent, by what was scored (see `scored`)."""
     delta: float | None
-    """Points gained, of the scores as shown."""
+    """Points gained by what `shown_key` names, of the scores as shown."""
     interval: tuple[float, float] | None
-    """95 % of the pruned score."""
+    """95 % of the score of what `tested_key` names."""
     paired: Mapping[str, Any] | None
     seen_unlabelled: bool | None
     """Whether unlabelled text of the language was learnt from; None in a run that used none."""
@@ -75,9 +78,9 @@ def title_of(key: str) -> str:
 
 
 @cache
-def shipped_as() -> dict[str, str]:
-    """File to the key of `dense_bytes` that says how large it would be dense."""
-    return {form.file: form.key for form in all_forms().values()} | {SAFETENSORS_FILE: "safetensors"}
+def model_files() -> frozenset[str]:
+    """Return the files that hold the model."""
+    return frozenset({form.file for form in all_forms().values()} | {SAFETENSORS_FILE})
 
 
 def columns(report: Report) -> dict[str, str]:
@@ -90,21 +93,62 @@ def columns(report: Report) -> dict[str, str]:
     return {key: title_of(key) for key in dict.fromkeys([*known, *found])}
 
 
+def served_form(report: Report) -> Form | None:
+    """Return the form to serve first, of those that ship; None where none does. Any may ship where no files are listed."""
+    forms = all_forms()
+    shipped = [name for name, form in forms.items() if "files" not in report or form.file in report["files"]]
+    return forms.get(form_to_serve(shipped))
+
+
+def listed_form(report: Report) -> Form | None:
+    """Return the form that serves first, if the report lists its file."""
+    form = served_form(report)
+    return form if form is not None and form.file in report.get("files", {}) else None
+
+
+def shown_key(report: Report) -> str:
+    """Return whose scores losses are measured by: of the form that serves first, or of the pruned model where none ships."""
+    form = listed_form(report)
+    scored_in = report.get("languages", {}).values()
+    return form.key if form is not None and any(form.key in entry for entry in scored_in) else "pruned"
+
+
+def tested_key(report: Report) -> str:
+    """Return whose intervals and paired tests are shown. Reports of older versions have those of the pruned model alone."""
+    key = (report.get("shipped") or {}).get("key")
+    return key if key == shown_key(report) else "pruned"
+
+
+def paired_tests(report: Report) -> Mapping[str, Any]:
+    """Return the paired test of every language, of what `tested_key` names."""
+    holder = report if tested_key(report) == "pruned" else report["shipped"]
+    return holder.get("paired") or {}
+
+
+def name_tested(report: Report) -> str:
+    """Name what `tested_key` returns, in a sentence."""
+    key = tested_key(report)
+    if key != "pruned":
+        return title_of(key)
+    return "the pruned model" if shown_key(report) == "pruned" else "the pruned model before export"
+
+
 def rows(report: Report) -> list[Row]:
     """Return the train language, then the others from the largest loss to the largest gain."""
-    train, worst = train_language(report), worst_language(report)
+    train, worst, key = train_language(report), worst_language(report), shown_key(report)
+    tests, shipped = paired_tests(report), (report.get("shipped") or {}).get("languages", {})
     listed = []
     for code, entry in report.get("languages", {}).items():
-        interval = entry.get("ci95")
+        interval = (entry if tested_key(report) == "pruned" else shipped.get(code, {})).get("ci95")
         listed.append(
             Row(
                 code=code,
                 name=language_name(code),
                 n=entry.get("n"),
                 scores={key: entry.get(key) for key in columns(report)},
-                delta=shown_delta(entry),
+                delta=shown_delta(entry, key),
                 interval=None if not interval or None in interval else (interval[0], interval[1]),
-                paired=report.get("paired", {}).get(code),
+                paired=tests.get(code),
                 seen_unlabelled=entry.get("seen_unlabelled"),
                 style="train" if code == train else "worst" if code == worst else "other",
                 baseline=baseline_of(entry),
@@ -122,15 +166,15 @@ def mean_rows(report: Report) -> list[Row]:
     for key, name in (("zero_shot_mean", ZERO_SHOT_MEAN), ("all_mean", "All-language mean")):
         means = summary.get(key) or {}
         if means.get("dense") is not None:
-            delta = difference(means["dense"], means.get("pruned"))
+            delta = difference(means["dense"], means.get(shown_key(report)))
             listed.append(Row("", name, None, means, delta, None, None, None, "mean", baseline_of(means)))
     return listed
 
 
-def shown_delta(entry: Mapping[str, Any]) -> float | None:
+def shown_delta(entry: Mapping[str, Any], key: str) -> float | None:
     """Return what a language gained in points: the difference of its scores as shown, where they are known."""
-    shown = difference(entry.get("dense"), entry.get("pruned"))
-    return entry.get("delta") if shown is None else shown
+    shown = difference(entry.get("dense"), entry.get(key))
+    return entry.get("delta") if shown is None and key == "pruned" else shown
 
 
 def baseline_of(entry: Mapping[str, Any]) -> float | None:
@@ -194,12 +238,24 @@ def describe_vocabulary(report: Report) -> str:
     return (
         f"Before training, the vocabulary was trimmed to the served languages, from {number(trim.get('pieces_before'))}"
         f" pieces to {number(trim['pieces'])}. This removed {amount(trim.get('parameters_removed'))} parameters. The figures"
-        " above do not count them."
+        ' above do not count them. "Dense" is the model that was fine-tuned after this, so differences from dense leave out '
+        f"what the trimming cost.{_where_tokens_are(trim)}"
     )
 
 
+def _where_tokens_are(trim: Mapping[str, Any]) -> str:
+    if not trim.get("languages"):
+        return ""
+    return f' The table "{TRIMMED}" of the report has the tokens of every language before and after.'
+
+
 def describe_scores(report: Report) -> str:
-    """Say what pruning cost: the zero-shot mean, the train language, the worst zero-shot language; empty without them."""
+    """Say what pruning cost: the zero-shot mean, the train language, the worst zero-shot language; empty without them.
+
+    Where a form ships, `shipped.describe_shipped` says this of the form. Then only the scores before export are left to say.
+    """
+    if shown_key(report) != "pruned":
+        return _describe_scores_before_export(report)
     listed = rows(report)
     said = [
         (f"{row.name} over {count_of(zero_shot_count(report), 'language')}", row)
@@ -217,7 +273,37 @@ def describe_scores(report: Report) -> str:
         told.append("No zero-shot language lost accuracy.")
     if not told:
         return ""
-    return " ".join(["These scores are of the model before export, dense → pruned.", *told])
+    return " ".join(["These scores are of the pruned PyTorch model, dense → pruned.", *told])
+
+
+def _describe_scores_before_export(report: Report) -> str:
+    summary = report.get("summary", {})
+    train = train_language(report)
+    found = {
+        f"the zero-shot mean over {count_of(zero_shot_count(report), 'language')}": summary.get(
+            "zero_shot_mean"
+        ),
+        language_name(train or ""): report.get("languages", {}).get(train),
+    }
+    told = [
+        f"{name} {score(entry['dense'])} → {score(entry['pruned'])} ({points(shown_delta(entry, 'pruned'))} points)"
+        for name, entry in found.items()
+        if entry and entry.get("dense") is not None and entry.get("pruned") is not None
+    ]
+    return f"Before export, the pruned PyTorch model had, dense → pruned: {', '.join(told)}." if told else ""
+
+
+def describe_gains(report: Report) -> str:
+    """Say that a gain over dense may come from the training after it; empty where no language gained, or none followed."""
+    stages = len(report.get("stages", ())) - 1
+    gained = any((row.delta or 0.0) > 0 for row in rows(report))
+    if stages < 1 or not gained or not trains_after_pruning(report):
+        return ""
+    taught = " and with a teacher" if (report.get("recipe") or {}).get("distillation") else ""
+    return (
+        "A gain over dense may come from further training: the dense model was measured after stage 0, and the pruned model "
+        f"was trained for {count_of(stages, 'more stage')}{taught}."
+    )
 
 
 def describe_unlabelled(report: Report) -> str:
@@ -235,7 +321,7 @@ def describe_unlabelled(report: Report) -> str:
     if not unseen:
         return f"{said}."
     groups = [
-        f"{name} {score(_mean(group, 'dense'))} → {score(_mean(group, 'pruned'))}"
+        f"{name} {score(_mean(group, 'dense'))} → {score(_mean(group, shown_key(report)))}"
         for name, group in (("languages with text", seen), ("languages without text", unseen))
     ]
     return f"{said}. Means: {', '.join(groups)}."
@@ -289,8 +375,8 @@ def _mean(entries: list[Mapping[str, Any]], key: str) -> float | None:
 
 
 def describe_files(report: Report) -> str:
-    """Return the sizes of the ONNX files against the dense file of the reference form; empty without files."""
-    dense = report.get("dense_bytes", {}).get(reference().key)
+    """Return the sizes of the ONNX files against the dense fp32 file; empty without files."""
+    dense = dense_file_bytes(report)
     said = []
     files = report.get("files", {})
     for name in (form.file for form in all_forms().values()):
@@ -299,8 +385,15 @@ def describe_files(report: Report) -> str:
             said.append(f"{name} {size(files[name]['bytes'])}{share}")
     if not said:
         return ""
-    against = f"; the dense {reference().title} file has {size(dense)}" if dense else ""
+    against = f". The percentages are of the {DENSE_MODEL} file, {size(dense)}" if dense else ""
     return f"On disk: {', '.join(said)}{against}."
+
+
+def dense_file_bytes(report: Report) -> int | None:
+    """Return the bytes of the dense fp32 ONNX file, which all sizes are compared with; without one, of the weights."""
+    dense = report.get("dense_bytes", {})
+    found: int | None = dense.get(reference().key, dense.get("safetensors"))
+    return found
 
 
 def describe_floor(report: Report) -> str:
@@ -392,14 +485,14 @@ def describe_collapse(report: Report) -> str:
 
 def describe_chance(report: Report) -> str:
     """How to read many p-values at once."""
-    tested = len(report.get("paired", {}))
+    tested = len(paired_tests(report))
     if not tested:
         return ""
     expected = f"{tested / 20:.0f}" if tested >= 20 else f"{tested / 20:.1g}"
     return (
-        "p: exact paired test of the pruned against the dense model on the same examples (McNemar's test if each example "
-        "is right or wrong, else the sign test). The p-values are not corrected for the number of languages: of "
-        f"{tested}, about {expected} would be below 0.05 by chance alone."
+        f"p: exact paired test of {name_tested(report)} against the dense model on the same examples (McNemar's test if "
+        "each example is right or wrong, else the sign test). The p-values are not corrected for the number of languages: "
+        f"of {tested}, about {expected} would be below 0.05 by chance alone."
     )
 
 
@@ -407,14 +500,29 @@ def describe_data(report: Report) -> list[str]:
     """Repairs and warnings about the data, each with its language, and conditions that changed during the run."""
     task = report.get("task", {})
     train = language_name(train_language(report) or "train")
-    noted = [f"{train}, training: {note}" for note in task.get("train_notes", [])]
+    noted = [(f"{train}, training", note) for note in task.get("train_notes", [])]
     noted += [
-        f"{language_name(code)}, test: {note}"
+        (f"{language_name(code)}, test", note)
         for code, notes in task.get("notes", {}).items()
         for note in notes
     ]
     changed = [_describe_change(change) for change in report.get("changed_conditions", [])]
-    return [*report.get("target_text", []), *noted, *changed]
+    return [*report.get("target_text", []), *_once_each(noted), *changed]
+
+
+def _once_each(noted: Iterable[tuple[str, str]]) -> list[str]:
+    """Say what is noted of several files, as ``file: note`` each, once and with all of the files."""
+    files: dict[str, list[tuple[str, str]]] = {}
+    for which, note in noted:
+        file, colon, rest = note.partition(": ")
+        files.setdefault(rest if colon else note, []).append((which, file if colon else ""))
+    said = []
+    for note, found in files.items():
+        if len(found) > 1 and all(file for _, file in found):
+            said.append(f"{note} (in {', '.join(dict.fromkeys(file for _, file in found))})")
+        else:
+            said += [f"{which}: {file}: {note}" if file else f"{which}: {note}" for which, file in found]
+    return said
 
 
 def describe_batches(report: Report) -> list[str]:
@@ -446,10 +554,18 @@ def train_language(report: Report) -> str | None:
 
 
 def worst_language(report: Report) -> str | None:
-    """Return the code of the zero-shot language that lost most; None if none lost anything, or the summary does not say."""
-    worst = report.get("summary", {}).get("worst") or {}
-    lost = shown_delta({**worst, **report.get("languages", {}).get(worst.get("language"), {})})
-    return worst.get("language") if (lost or 0.0) <= NO_LOSS else None
+    """Return the code of the zero-shot language that lost most in what ships (`shown_key`).
+
+    None if no language lost anything, or the summary does not name the train language.
+    """
+    train, key = train_language(report), shown_key(report)
+    lost = {
+        code: delta
+        for code, entry in report.get("languages", {}).items()
+        if code != train and (delta := shown_delta(entry, key)) is not None
+    }
+    worst = min(lost, key=lambda code: lost[code], default=None)
+    return worst if train and worst is not None and lost[worst] <= NO_LOSS else None
 
 
 def zero_shot_count(report: Report) -> int:
@@ -464,14 +580,12 @@ def metric_name(report: Report) -> str:
 
 
 def file_rows(report: Report) -> list[dict[str, Any]]:
-    """Files from the largest to the smallest, with the size of their dense counterpart where it is known."""
-    dense = report.get("dense_bytes", {})
-    largest = max(
-        [entry["bytes"] for entry in report.get("files", {}).values()] + list(dense.values()), default=1
-    )
+    """Files from the largest to the smallest; those of the model with the bytes of the dense fp32 file."""
+    dense = dense_file_bytes(report)
+    largest = max([entry["bytes"] for entry in report.get("files", {}).values()] + [dense or 1])
     listed = []
     for name, entry in report.get("files", {}).items():
-        before = dense.get(shipped_as().get(name, ""))
+        before = dense if name in model_files() else None
         listed.append(
             {
                 "name": name,

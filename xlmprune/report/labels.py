@@ -9,7 +9,7 @@ from typing import Any
 from xlmprune.core.formatting import count_of, difference, number, points, score
 from xlmprune.core.tables import Table, tabulate
 from xlmprune.evaluation.answers import CUT_OFF, Confusion
-from xlmprune.report.findings import Report, rows
+from xlmprune.report.findings import Report, rows, shown_key
 
 MOST_LABELS = 40
 """A larger confusion matrix is left out: it could not be read. The scores of its labels stay."""
@@ -131,13 +131,13 @@ def error_table(report: Report) -> Table | None:
     introduced = sum(entry["introduced"] for entry in found.values())
     total = sum(entry["of"] for entry in found.values())
     what = "words" if words else "texts"
+    before = "" if shown_key(report) == "pruned" else " before export"
     return tabulate(
         "Errors that pruning introduced",
         shown,
         entries,
-        f"The dense model is right and the pruned model is wrong on {number(introduced)} of {number(total)} {what} in "
-        f"{count_of(len(found), 'language')}. This is a random sample of them, a few of each "
-        "language.",
+        f"The dense model is right and the pruned model{before} is wrong on {number(introduced)} of {number(total)} {what} "
+        f"in {count_of(len(found), 'language')}. This is a random sample of them, a few of each language.",
         texts=len(shown),
     )
 

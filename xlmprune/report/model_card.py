@@ -11,9 +11,8 @@ from typing import Any
 from xlmprune.core.formatting import plain
 from xlmprune.core.languages import language_name
 from xlmprune.export.runtime import OLDEST_RUNTIME
-from xlmprune.report.findings import HUB_IDS, Report, describe_read_text, train_language
+from xlmprune.report.findings import HUB_IDS, Report, describe_read_text, served_form, train_language
 from xlmprune.report.method import describe_method, lost_weights, packed_files
-from xlmprune.report.shipped import served_form
 from xlmprune.report.tables import file_table, language_table
 from xlmprune.report.templating import sections, squeeze, template_environment
 

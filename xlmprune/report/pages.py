@@ -18,6 +18,7 @@ from xlmprune.core.formatting import plain
 from xlmprune.core.tables import rich_table
 from xlmprune.report import charts, drawings, findings, labels, model_card, shipped
 from xlmprune.report.findings import Report
+from xlmprune.report.tables import describe_columns
 from xlmprune.report.templating import sections, squeeze, template_environment
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def render_html(report: Report) -> str:
         "timed": findings.speed_rows(report),
         "grid": findings.layer_grid(report, "alignment"),
         "stages": report.get("stages", []),
+        "before_export": "" if findings.shown_key(report) == "pruned" else " before export",
         "zero_shot_count": findings.zero_shot_count(report),
     }
     deltas = [row.delta for row in names["rows"] if row.delta is not None]
@@ -88,12 +90,15 @@ def results_table(report: Report) -> RenderableType:
     for warning in names["warnings"]:
         shown += [Text(f"Warning: {warning}", style="bold yellow"), Text()]
     if "languages" in names["tables"]:
-        table = dataclasses.replace(names["tables"]["languages"].without(LEFT_TO_FILES), title="")
+        whole = names["tables"]["languages"]
+        left_out = [heading for heading in whole.headings if heading.startswith(LEFT_TO_FILES)]
+        table = dataclasses.replace(whole.without(left_out), title="")
         said = " ".join(
             filter(
                 None,
                 (
                     f"{findings.metric_name(report)}, percent.",
+                    describe_columns(report),
                     findings.describe_baselines(report),
                     findings.describe_chance(report),
                 ),
@@ -106,8 +111,8 @@ def results_table(report: Report) -> RenderableType:
     return Group(*shown, *(Text(said) for said in (names["shipped"], scaled, *names["sentences"]) if said))
 
 
-LEFT_TO_FILES = ("code", "baseline", "95% interval", "gained", "lost", "unlabelled text")
-"""Columns that would not fit a terminal of 80; report.md has them."""
+LEFT_TO_FILES = ("code", "ONNX ", "baseline", "95% interval", "gained", "lost", "unlabelled text")
+"""Beginnings of the headings of columns that would not fit a terminal of 80; report.md has them."""
 
 
 # --- writing ------------------------------------------------------------------------------------------------

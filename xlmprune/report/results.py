@@ -15,7 +15,7 @@ from xlmprune.data.encoding import length_statistics
 from xlmprune.evaluation import baselines, intervals
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Scores
-from xlmprune.export.form import all_forms, form_named
+from xlmprune.export.form import all_forms, form_named, form_to_serve
 from xlmprune.export.writing import MeasuredForm, dense_bytes, drops_of
 from xlmprune.models.loading import count_parameters, parameters_by_part
 from xlmprune.pruning.masks import remaining
@@ -57,7 +57,9 @@ def assemble(
     measured = {entry.form.key: entry for entry in forms}
     languages = _languages(outcome, data, pruned, measured)
     summed = summary(languages, data.train_language)
-    drawn = [data.train_language, *([summed["worst"]["language"]] if "worst" in summed else [])]
+    served = _served(outcome, data, [entry for entry in forms if entry.form.name not in refused])
+    worst = served.get("worst") or summed.get("worst")
+    drawn = [data.train_language, *([worst["language"]] if worst else [])]
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
@@ -94,6 +96,8 @@ def assemble(
         report["opset"] = entry.opset
         if entry.written.choice:
             report["quantization"] = entry.written.choice
+    if served:
+        report["shipped"] = served
     if outcome.size is not None:
         report["size"] = outcome.size
     if refused:
@@ -190,6 +194,37 @@ def _languages(
     return rows
 
 
+def _served(outcome: Outcome, data: Datasets, shipped: Sequence[MeasuredForm]) -> dict[str, Any]:
+    """Return how the form that serves first differs from the dense model on every language; empty where none ships.
+
+    Returns:
+        ``key``, ``file``; ``languages`` {code: {``delta``, ``ci95``}}; ``paired`` as in the report; ``worst``.
+    """
+    metric, name = data.task.metrics[0], form_to_serve(entry.form.name for entry in shipped)
+    served = next((entry for entry in shipped if entry.form.name == name), None)
+    if served is None:
+        return {}
+    languages, paired = {}, {}
+    for language, score in served.scores.items():
+        dense = outcome.dense[language]
+        languages[language] = {
+            "delta": score.value - float(metric.value(dense.sum(axis=0))),
+            "ci95": list(intervals.interval(score.statistics, metric)),
+        }
+        paired[language] = intervals.paired(dense, score.statistics, metric)
+    found = {"key": served.form.key, "file": served.form.file, "languages": languages, "paired": paired}
+    return found | _worst(languages, data.train_language)
+
+
+def _worst(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> dict[str, Any]:
+    """Return the zero-shot language of the smallest ``delta``, as ``worst``; nothing without one."""
+    deltas = {code: row["delta"] for code, row in languages.items() if code != train_language}
+    if not deltas:
+        return {}
+    worst = min(deltas, key=lambda code: deltas[code])
+    return {"worst": {"language": worst, "delta": deltas[worst]}}
+
+
 def warnings(outcome: Outcome, data: Datasets) -> list[str]:
     """Say what makes the report's figures meaningless: a dense model that is not above its baselines."""
     task, language = data.task, data.train_language
@@ -235,10 +270,7 @@ def summary(languages: Mapping[str, Mapping[str, Any]], train_language: str) -> 
         "all_mean": means(languages),
         "zero_shot_languages": len(zero_shot),
     }
-    if zero_shot:
-        worst = min(zero_shot, key=lambda language: zero_shot[language]["delta"])
-        summary["worst"] = {"language": worst, "delta": zero_shot[worst]["delta"]}
-    return summary
+    return summary | _worst(languages, train_language)
 
 
 def described(recipe: Recipe) -> dict[str, Any]:
@@ -363,18 +395,25 @@ def scaled_down(recipe: Recipe) -> list[str]:
 
 
 def _few_epochs(recipe: Recipe) -> Iterator[str]:
-    """Say where a stage trains for less than an epoch, or on a task of the paper for less than the paper does."""
+    """Say how long every stage trains, if one trains for less than an epoch, or for less than the paper on a task of it."""
     training, papers = recipe.training, recipe.task.name in PAPERS_TASKS
-    stages = {
-        "a stage": training.epochs_per_stage,
-        "in the dense stage": training.dense_epochs,
-        "in the last stage": training.last_epochs,
-    }
-    for which, epochs in stages.items():
-        if epochs is not None and 0 < epochs < 1:
-            yield f"{epochs:g} of an epoch {which}"
-        elif papers and epochs is not None and epochs < PAPERS_EPOCHS:
-            yield f"{epochs:g} epochs {which} (the paper trains {PAPERS_EPOCHS})"
+    every = training.epochs_per_stage
+    dense = every if training.dense_epochs is None else training.dense_epochs
+    later = "in each later stage" if training.last_epochs is None else "in each later stage but the last"
+    stages = {"in the dense stage": dense, later: every}
+    if training.last_epochs is not None:
+        stages["in the last stage"] = training.last_epochs
+    if not any(0 < epochs < 1 or (papers and epochs < PAPERS_EPOCHS) for epochs in stages.values()):
+        return
+    if len(set(stages.values())) == 1:
+        stages = {"in every stage": every}
+    said = ", ".join(f"{_epochs(epochs)} {which}" for which, epochs in stages.items())
+    usual = "the paper trains" if papers else "the default, as in the paper, is"
+    yield f"{said} ({usual} {PAPERS_EPOCHS} in every stage)"
+
+
+def _epochs(count: float) -> str:
+    return f"{count:g} of an epoch" if 0 < count < 1 else f"{count:g} {'epoch' if count == 1 else 'epochs'}"
 
 
 def without_machine_paths(recipe: Recipe) -> dict[str, Any]:

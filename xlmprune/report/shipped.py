@@ -10,9 +10,9 @@ from typing import Any
 
 from xlmprune.core.formatting import count_of, difference, number, percent, points, score, size
 from xlmprune.core.languages import language_name
-from xlmprune.export.form import DENSE_MODEL, Form, all_forms, form_to_serve, reference
+from xlmprune.export.form import DENSE_MODEL, Form, all_forms, reference
 from xlmprune.report import findings
-from xlmprune.report.findings import Report
+from xlmprune.report.findings import Report, listed_form
 from xlmprune.report.method import lost_structures, lost_weights, packed_files
 
 CONDITIONS = ("batch", "tokens", "threads")
@@ -55,13 +55,6 @@ def columns_of(count: int) -> int:
     return max(1, math.ceil(count / rows))
 
 
-def served_form(report: Report) -> Form | None:
-    """Return the form to serve first, of those that ship; None where none does. Any may ship where no files are listed."""
-    forms = all_forms()
-    shipped = [name for name, form in forms.items() if "files" not in report or form.file in report["files"]]
-    return forms.get(form_to_serve(shipped))
-
-
 def describe_model(report: Report) -> str:
     """Name the model and its task, for a heading; the run's name where the report has neither."""
     recipe, task = report.get("recipe") or {}, report.get("task") or {}
@@ -74,11 +67,8 @@ def describe_model(report: Report) -> str:
 
 
 def describe_shipped(report: Report) -> str:
-    """Size, speed, zero-shot mean and worst language of the form that serves first; empty where no form ships.
-
-    The train language is named too where it lost more than the worst of the others.
-    """
-    form = _listed_form(report)
+    """Size, speed, zero-shot mean, worst and train language of the form that serves first; empty where no form ships."""
+    form = listed_form(report)
     if form is None:
         return ""
     said = [f"Shipped: {form.file} has {size(report['files'][form.file]['bytes'])}{_share(report, form)}."]
@@ -95,8 +85,9 @@ def describe_shipped(report: Report) -> str:
         said.append(f"Its worst zero-shot language is {worst.name}: {worst}.")
     elif mean:
         said.append("No zero-shot language lost accuracy.")
-    if mean and train and train.delta < min(0.0, worst.delta if worst else 0.0):
-        said.append(f"{train.name}, the train language, lost more: {train}.")
+    if mean and train:
+        lost_more = train.delta < min(0.0, worst.delta if worst else 0.0)
+        said.append(f"{train.name}, the train language{', lost more' if lost_more else ''}: {train}.")
     return " ".join(said)
 
 
@@ -126,7 +117,7 @@ def changes(report: Report, key: str) -> list[Change]:
 
 def tiles(report: Report) -> list[Tile]:
     """Return the figures of the headline: of the form that serves first, then what remains, then the other files."""
-    form, shown = _listed_form(report), []
+    form, shown = listed_form(report), []
     if form is not None:
         shown.append(Tile(size(report["files"][form.file]["bytes"]), f"{form.file}{_share(report, form)}"))
         ratio = _speedup(report, form)
@@ -208,14 +199,8 @@ def _describe_conditions(of: Mapping[str, Any]) -> str:
     return ", ".join(text.format(of[key]) for key, text in said.items() if of.get(key) is not None)
 
 
-def _listed_form(report: Report) -> Form | None:
-    """Return the form that serves first, if the report lists its file."""
-    form = served_form(report)
-    return form if form is not None and form.file in report.get("files", {}) else None
-
-
 def _share(report: Report, form: Form) -> str:
-    dense = report.get("dense_bytes", {}).get(reference().key)
+    dense = findings.dense_file_bytes(report)
     return f", {percent(report['files'][form.file]['bytes'] / dense)} of {DENSE_MODEL}" if dense else ""
 
 
@@ -245,4 +230,4 @@ def _describe_speed(report: Report, form: Form) -> str:
     why = ""
     if baseline == reference().file and not lost_structures(report):
         why = f" {baseline} is as fast as {DENSE_MODEL}, because zeros take the same time."
-    return f"{said} and is {ratio:.3g} times as fast as {baseline}, measured in turns.{why}"
+    return f"{said} and is {ratio:.3g} times as fast as {baseline} (median ratio of calls in turns).{why}"

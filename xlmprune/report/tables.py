@@ -9,29 +9,38 @@ from xlmprune.core.formatting import DASH, amount, difference, number, p_value, 
 from xlmprune.core.languages import language_name
 from xlmprune.core.tables import Table, tabulate
 from xlmprune.evaluation.separability import SAMPLE
-from xlmprune.export.form import reference
+from xlmprune.export.form import DENSE_MODEL, reference
 from xlmprune.report.findings import (
     MODELS,
+    TRIMMED,
     Report,
     Row,
     columns,
+    dense_file_bytes,
     describe_baselines,
     describe_chance,
     file_rows,
     layer_grid,
+    listed_form,
     mean_rows,
     metric_name,
+    name_tested,
     norm_grid,
     part_rows,
     rows,
     scored,
+    shown_key,
     size_rows,
     speed_rows,
+    tested_key,
     title_of,
     train_language,
 )
 from xlmprune.report.labels import error_table
 from xlmprune.report.method import packed_files
+
+BEFORE_EXPORT = "before export"
+"""Heading of the pruned PyTorch model's scores beside those of what ships."""
 
 
 def language_table(report: Report) -> Table | None:
@@ -41,9 +50,11 @@ def language_table(report: Report) -> Table | None:
         return None
     first = [row for row in listed if row.style == "train"]
     listed = [*first, *mean_rows(report), *(row for row in listed if row.style != "train")]
-    note = [f"{metric_name(report)}, percent. Δ: pruned minus dense, in points, as the scores are shown."]
+    note = [f"{metric_name(report)}, percent.", describe_columns(report)]
     if any(row.interval for row in listed):
-        note += ["The interval is for the pruned score, over other test sets of the same size."]
+        note += [
+            f"The interval is for the score of {name_tested(report)}, over other test sets of the same size."
+        ]
     return tabulate(
         "Languages",
         _language_columns(report, listed),
@@ -55,25 +66,53 @@ def language_table(report: Report) -> Table | None:
 
 
 def _language_columns(report: Report, listed: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
-    titles = columns(report)
-    models = {titles[key]: _score_of(key) for key in titles if not key.startswith("onnx_")}
-    forms = {titles[key]: _score_of(key) for key in titles if key.startswith("onnx_")}
+    titles, key = columns(report), shown_key(report)
     shown: dict[str, Callable[[Row], str]] = {"language": lambda row: row.name, "code": lambda row: row.code}
-    shown |= {**models, "Δ": lambda row: points(row.delta), **forms}
+    if "dense" in titles:
+        shown["dense"] = _score_of("dense")
+    if key in titles:
+        shown[_shown_title(key)] = _score_of(key)
+    shown["Δ"] = lambda row: points(row.delta)
+    before = {} if key == "pruned" else {"pruned": BEFORE_EXPORT}
+    shown |= {
+        title: _score_of(other)
+        for other, title in (titles | before).items()
+        if other in titles.keys() - {"dense", key}
+    }
     if any(row.baseline is not None for row in listed):
         shown["baseline"] = lambda row: score(row.baseline)
+    of = "" if tested_key(report) == key else f" {BEFORE_EXPORT}"
     if any(row.interval for row in listed):
-        shown["95% interval"] = _interval
+        shown[f"95% interval{of}"] = _interval
     if any(row.paired for row in listed):
         shown |= {
-            "p": lambda row: p_value(row.paired.get("p_value")) if row.paired else "",
-            "gained": lambda row: number(row.paired.get("gained")) if row.paired else "",
-            "lost": lambda row: number(row.paired.get("lost")) if row.paired else "",
+            f"p{of}": lambda row: p_value(row.paired.get("p_value")) if row.paired else "",
+            f"gained{of}": lambda row: number(row.paired.get("gained")) if row.paired else "",
+            f"lost{of}": lambda row: number(row.paired.get("lost")) if row.paired else "",
         }
     if any(row.seen_unlabelled is not None for row in listed):
         shown["unlabelled text"] = lambda row: {True: "yes", False: "no", None: ""}[row.seen_unlabelled]
     shown["n"] = lambda row: "" if row.n is None else number(row.n)
     return shown
+
+
+def _shown_title(key: str) -> str:
+    """Return the heading of the scores that losses are measured by."""
+    return "pruned" if key == "pruned" else f"{title_of(key).removeprefix('ONNX ')} shipped"
+
+
+def describe_columns(report: Report) -> str:
+    """Say whose scores and differences the table of languages shows."""
+    key = shown_key(report)
+    order = "in points, as the scores are shown"
+    form = listed_form(report)
+    if key == "pruned" or form is None:
+        return f"Δ: pruned minus dense, {order}."
+    said = (
+        f'"{_shown_title(key)}" is {form.file}, the file to serve first. Δ: {_shown_title(key)} minus dense, {order}; the '
+        "order and the colours of the rows follow it."
+    )
+    return f'{said} "{BEFORE_EXPORT}" is the pruned PyTorch model.' if "pruned" in columns(report) else said
 
 
 def _score_of(key: str) -> Callable[[Row], str]:
@@ -118,8 +157,8 @@ def size_table(report: Report) -> Table | None:
             "worst language": lambda row: _worst(row.get("worst")),
         },
         size_rows(report),
-        "Scores are those of the PyTorch models; each bundle's report has every language. The worst language is the "
-        "zero-shot language that lost most against the dense model, in points.",
+        "Scores are those of the PyTorch models before export; each bundle's report has every language. The worst language "
+        "is the zero-shot language that lost most before export against the dense model, in points.",
         texts=2,
     )
 
@@ -129,17 +168,18 @@ def _worst(found: Any) -> str:
 
 
 def file_table(report: Report) -> Table | None:
-    """Bytes of every file, and what is left of its dense form's."""
+    """Bytes of every file, and its share of the dense fp32 file."""
+    dense = dense_file_bytes(report)
     return _table(
         "Files",
         {
             "file": lambda file: file["name"],
             "bytes": lambda file: size(file["bytes"]),
-            "dense form": lambda file: size(file["dense"]),
-            "of dense": lambda file: percent(file["share"]),
+            f"of {DENSE_MODEL}": lambda file: percent(file["share"]),
             "SHA-256 begins": lambda file: (file["sha256"] or DASH)[:12],
         },
         file_rows(report),
+        f"The {DENSE_MODEL} ONNX file, without pruning and quantization, has {size(dense)}." if dense else "",
     )
 
 
@@ -158,7 +198,10 @@ def part_table(report: Report) -> Table | None:
 
 def speed_table(report: Report) -> Table | None:
     """Latency and throughput of every file measured."""
-    said = ["The files were measured in turns, so the speedups are reliable on a busy machine too."]
+    said = [
+        "The files were measured in turns. A speedup is the median of the ratios within each turn, so it can differ from "
+        "the ratio of the medians shown, and it is reliable on a busy machine too."
+    ]
     if packed_files(report):
         said.append(
             "Dense kernels do not skip zeros. Unstructured pruning makes a file smaller. Integer arithmetic makes it faster."
@@ -191,7 +234,10 @@ def quantization_table(report: Report) -> Table | None:
     train = language_name(train_language(report) or "train")
     said = ["Label agreement is measured on unlabelled text."]
     if margins := choice.get("margins"):
-        named = {"dev": f"of the {train} dev score", "agreement": "of label agreement"}
+        named = {
+            "dev": f"of the {train} dev score{_dev_examples(margins)}",
+            "agreement": "of label agreement",
+        }
         losses = " and ".join(
             f"{margins[key]:.3g} points {words}" for key, words in named.items() if key in margins
         )
@@ -210,6 +256,18 @@ def quantization_table(report: Report) -> Table | None:
         },
         entries,
         " ".join(said),
+    )
+
+
+def _dev_examples(margins: Mapping[str, float]) -> str:
+    """Explain a margin that was raised above the usual one because there are few dev examples."""
+    from xlmprune.export.choosing import DEV_EXAMPLES_LOST, DEV_MARGIN
+
+    margin = margins.get("dev", 0.0)
+    if margin <= DEV_MARGIN:
+        return ""
+    return (
+        f" (what {DEV_EXAMPLES_LOST:g} of its {round(100 * DEV_EXAMPLES_LOST / margin)} examples count for)"
     )
 
 
@@ -268,7 +326,7 @@ def vocabulary_table(report: Report) -> Table | None:
     """Return what trimming the vocabulary does to every language."""
     languages = (report.get("vocabulary") or {}).get("languages", {})
     return _table(
-        "Trimmed vocabulary",
+        TRIMMED,
         {
             "language": lambda row: row["language"],
             "texts": lambda row: number(row.get("texts")),

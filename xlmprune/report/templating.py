@@ -76,6 +76,7 @@ def sections(report: Report) -> dict[str, Any]:
     recipe = report.get("recipe")
     said = (
         findings.describe_scores(report),
+        findings.describe_gains(report),
         findings.describe_unlabelled(report),
         findings.describe_files(report),
         shipped.describe_budget(report),

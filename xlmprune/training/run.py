@@ -286,6 +286,7 @@ class Training:
         self.folder.events.write("stage", **row, **({} if size is None else {"size": size}))
         named = "" if size is None else f"size {size:g}  "
         self.reporter.say(named + self.scores.line(row, self.last))
+        self.reporter.detail(f"mean |cosine| with the pretrained weights: {row['alignment']:.3f}")
         if scored := row.get("languages"):
             self.reporter.detail("  ".join(f"{code} {value:.1f}" for code, value in scored.items()))
 

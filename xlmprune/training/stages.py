@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +13,7 @@ from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.evaluation.observing import Observed, observe
 from xlmprune.evaluation.scores import Forward, Scores
+from xlmprune.evaluation.separability import sampled
 from xlmprune.pruning.masks import remaining
 from xlmprune.recipe.schema import EvaluationRecipe
 from xlmprune.tasks.metrics import Logits
@@ -48,6 +50,8 @@ class StageScores:
         self.dense_others: dict[str, dict[str, float]] = {}
         self.dense_observed = self.observed = Observed()
         """What the dense model and the last one do with each example."""
+        self.measuring_seconds: float | None = None
+        """Of the newest measurement of every language; None before the first."""
 
     def add_row(self, end: StageEnd, layers: Sequence[Mapping[str, Any]]) -> Row:
         """Add a stage without scores."""
@@ -70,8 +74,10 @@ class StageScores:
 
     def measure(self, forward: Forward, stage: int) -> None:
         """Score every language after a stage: the dense model on every example, others on the recipe's share."""
+        begun = time.monotonic()
         cap = None if stage == 0 else self._cap()
         self._record(self._scores(forward, cap), self.rows[-1])
+        self.measuring_seconds = time.monotonic() - begun
 
     def measure_all(
         self, forward: Forward, row: Row, vectors_of: Forward | None = None
@@ -82,9 +88,11 @@ class StageScores:
             row: where the scores go, the stage's own or a copy.
             vectors_of: of this model.
         """
+        begun = time.monotonic()
         found = self._scores(forward, None)
         self._record(found, row)
         self.observed = self._observe(found, vectors_of)
+        self.measuring_seconds = time.monotonic() - begun
         scores = {language: score for language, (score, _) in found.items()}
         return scores, {language: logits for language, (_, logits) in found.items()}
 
@@ -103,7 +111,10 @@ class StageScores:
             return Observed()
         logits = {language: logits for language, (_, logits) in found.items()}
         labels = len(self.data.task.labels)
-        return observe(vectors_of, self.data.tests, logits, labels, self.settings.batch_size)
+        texts = evaluation.texts_in(sampled(self.data.tests))
+        with self._watch("measuring how well classes are separated", texts) as advance:
+            counted = evaluation.counted(vectors_of, advance)
+            return observe(counted, self.data.tests, logits, labels, self.settings.batch_size)
 
     def _record(self, found: Mapping[str, tuple[evaluation.Score, Logits]], row: Row) -> None:
         scores = {language: score for language, (score, _) in found.items()}
@@ -137,13 +148,16 @@ class StageScores:
         Args:
             last: number of the last stage.
         """
+        training = "training" if row["stage"] == 0 else "pruning and training"
         parts = [f"stage {row['stage']}/{last}  density {row['encoder_density']:.1%}"]
         if "languages" in row:
             language = self.data.train_language
             parts.append(f"{language} {row['languages'][language]:.1f}")
         if row.get("zero_shot_mean") is not None:
             parts.append(f"zero-shot {row['zero_shot_mean']:.1f}")
-        parts += [f"align {row['alignment']:.3f}", f"{row['seconds']:.0f} s"]
+        parts.append(f"{training} took {row['seconds']:.0f} s")
+        if "languages" in row and self.measuring_seconds is not None:
+            parts[-1] += f", measuring {self.measuring_seconds:.0f} s"
         if empty := row.get("collapsed"):
             parts.append(f"layer collapse: {len(empty)} matrices keep less than {COLLAPSE:.0%}")
         return "  ".join(parts)
