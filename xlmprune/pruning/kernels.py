@@ -20,19 +20,23 @@ BLOCK = 1024
 
 
 def usable(matrices: Sequence[Tensor], *alike: Sequence[Tensor]) -> bool:
-    """Return whether these functions can work on float32 ``matrices`` and tensors ``alike`` them, in shape and place.
+    """Return whether these functions can work on float32 ``matrices`` and on tensors ``alike`` them, float32 or boolean.
 
     They need Triton and the memory of one GPU, in which rows lie behind each other without gaps.
     """
     if not matrices or matrices[0].device.type != "cuda" or not _has_triton():
         return False
     device = matrices[0].device
+    if any(matrix.ndim != 2 or matrix.dtype != torch.float32 for matrix in matrices):
+        return False
     return all(
-        len(tensors) == len(matrices)
-        and all(one.device == device and one.is_contiguous() for one in tensors)
-        and all(one.shape == matrix.shape for one, matrix in zip(tensors, matrices, strict=True))
+        one.device == device
+        and one.is_contiguous()
+        and one.shape == matrix.shape
+        and one.dtype in (torch.float32, torch.bool)
         for tensors in (matrices, *alike)
-    ) and all(matrix.ndim == 2 and matrix.dtype == torch.float32 for matrix in matrices)
+        for one, matrix in zip(tensors, matrices, strict=True)
+    )
 
 
 def align(
