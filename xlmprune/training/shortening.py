@@ -10,7 +10,7 @@ from xlmprune.recipe.schema import Recipe, TrainingRecipe
 from xlmprune.training.optimizer import updates_in_stage
 from xlmprune.training.timing import Duration, texts_measured
 
-LONG, SHORT = 30 * 60.0, 15 * 60.0
+LONG, SHORT = 20 * 60.0, 15 * 60.0
 """Seconds of training and scores from which on a run is long, and those of the shorter run, if that still learns."""
 
 LEAST_LEARNING = 1e-3
