@@ -342,6 +342,37 @@ def test_best_dev_epoch_is_kept(criterion):
                 assert torch.equal(parameter, seen[best][name])
 
 
+def test_every_update_is_clipped_by_its_own_norm_also_after_a_resume():
+    """Movement pruning scales gradients in the optimizer while weights may return, and itself when masks are fixed."""
+    recipe = make_recipe(
+        regularizer="none",
+        pruning={
+            "criterion": "movement",
+            "schedule": {"name": "continuous", "final_density": 0.4},
+            "regrow": True,
+        },
+        training={"epochs_per_stage": 4, "gradient_clip": 0.05},
+    )
+
+    def start():
+        return make_pruner(recipe, tiny_classifier(), examples(), dev=lambda: 50.0)
+
+    whole, first, second = start(), start(), start()
+    drive(whole)
+    drive(first, 13 + 9)  # the dense stage and nine updates, of which two after the last pruning
+    assert first.pruner.is_final(12)
+    tensors, progress = first.state.tensors(), first.state.progress()
+    restore(
+        second, {file: {k: t.clone() for k, t in part.items()} for file, part in tensors.items()}, progress
+    )
+    assert first.state.optimizer.grad_scale is None
+    drive(second)
+    for (name, mine), (_, theirs) in zip(
+        whole.model.named_parameters(), second.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs), name
+
+
 def test_a_run_resumed_after_its_best_epoch_keeps_that_epochs_gates():
     recipe = make_recipe(
         training={"epochs_per_stage": 3, "learning_rate": 0.1},
@@ -724,7 +755,7 @@ def test_the_regularizer_sees_hidden_weights_as_zero(name, monkeypatch):
     expected = pruner.method.regularizer(seen, {n: r.double() for n, r in reference.items()}, state.masks)
     expected.backward()
     monkeypatch.setattr(pruner.gradients, "add", lambda *_: torch.zeros((), dtype=torch.float64))
-    monkeypatch.setattr("xlmprune.training.loop.clip", lambda *_: None)
+    monkeypatch.setattr("xlmprune.training.loop.clip", lambda *_, **__: None)
     for weight in state.weights.values():
         weight.grad = torch.zeros_like(weight)
     _, penalty, _ = pruner._backward(1e-3, step.total).read()

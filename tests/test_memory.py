@@ -200,6 +200,20 @@ def test_every_part_counts_once():
     assert parts_of(base, rows=None)["optimizer"] == 8 * parameters
 
 
+@pytest.mark.parametrize(("unlabelled", "kinds"), [(None, 1), ("text/{language}.txt", 2)])
+def test_each_recorded_shape_has_gradients_of_its_own(unlabelled, kinds):
+    """Texts of up to 100 tokens have 13 lengths that are multiples of 8."""
+    sections = {"distillation": {"weight": 0.5, "unlabelled": unlabelled}}
+    found = []
+    for recorded in (False, True):
+        recipe = make_recipe(training={**TRAINING, "max_length": 100, "cuda_graphs": recorded}, **sections)
+        method = build_method(recipe.pruning, recipe.regularizer)
+        found.append(estimate_memory(recipe, method, model_of(**BASE), 1000, on_cpu=False))
+    plain, recorded = found
+    assert recorded["gradients"] == 13 * kinds * plain["gradients"]
+    assert recorded["total"] > plain["total"]
+
+
 @pytest.mark.parametrize(
     ("batch", "accumulation", "processes", "texts"),
     [(8, 1, 1, 8), (8, 1, 2, 4), (8, 2, 1, 4), (8, 2, 2, 4), (8, 4, 2, 2), (8, 1, 3, 3), (2, 1, 4, 1)],

@@ -717,9 +717,10 @@ def init(
     typer.echo(f"{out}: {found.kind}, {len(found.labels)} labels, {len(found.languages)} languages")
     if found.guessed:
         text_column, label_column = (found.columns[role] for role in ("first", "label"))
+        counted = " (counted from 0)" if isinstance(text_column, int) else ""
         typer.echo(
-            f"The text seems to be in column {text_column!r}, the label in {label_column!r}. If not, give --columns and "
-            "--force",
+            f"The text seems to be in column {text_column!r}, the label in {label_column!r}{counted}. If not, give "
+            "--columns and --force",
             err=True,
         )
     typer.echo(f"Next: xlmprune compress {out} --dry-run", err=True)

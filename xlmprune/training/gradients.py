@@ -104,12 +104,15 @@ class Gradients:
         added = self._backward(parts, _unlabelled_items, unlabelled_losses, students, teaching)
         return self._sum(total + added)
 
-    def _layers_in_use(self, teaching: Teaching | None) -> AbstractContextManager[None]:
+    def _models(self, teaching: Teaching | None) -> list[nn.Module]:
+        """Return the models that a pass reads."""
         teacher = None if teaching is None else teaching.teacher
-        models = [self.model] if teacher is None else [self.model, teacher]
+        return [self.model] if teacher is None else [self.model, teacher]
+
+    def _layers_in_use(self, teaching: Teaching | None) -> AbstractContextManager[None]:
         if self.recomputes:
             return recomputed_layers(self.model)
-        return nullcontext() if self.compiled is None else self.compiled.used(models)
+        return nullcontext() if self.compiled is None else self.compiled.used(self._models(teaching))
 
     def of_cross_entropy(self, batches: int, *moment: int) -> Iterator[Weights]:
         """Yield the prunable weights' gradients of the cross-entropy on training batches, dropout off.
@@ -189,10 +192,9 @@ class Gradients:
             if self.graphs is None or plain:
                 total += backward(self._to_device(batch), share)
             else:
-                teacher = None if teaching is None else teaching.teacher
-                models = [self.model] if teacher is None else [self.model, teacher]
-                kind = f"{count.__name__} {teaching is not None} {share}"
-                total += self.graphs.add(kind, models, batch, partial(backward, share=share))
+                # One process and no micro-batches, so the part is the whole batch, and a graph may keep its share.
+                kind, whole = (count, teaching is None), partial(backward, share=share)
+                total += self.graphs.add(kind, self._models(teaching), batch, whole)
         return total
 
     def _losses(

@@ -1,13 +1,13 @@
 """Record an update's forward and backward pass as CUDA graphs, one for each shape of a batch: `training.cuda_graphs`.
 
 A GPU computes the small operations of an encoder faster than a processor can launch them. A graph launches all of them at
-once. Batches are padded to a multiple of `MULTIPLE` tokens, so that there are few shapes. All graphs share the memory of
-activations, and each has its own gradients. Dropout's random numbers are those of the same batches without graphs.
+once. Batches are padded to a multiple of `MULTIPLE` tokens, so that there are few shapes. Graphs that compute
+the same share memory, except for their gradients. Dropout's random numbers are those of the same batches without graphs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -47,17 +47,19 @@ class BatchGraphs:
 
     def __init__(self, device: torch.device) -> None:
         if device.type != "cuda":
-            raise MachineError("training.cuda_graphs needs a GPU, and this run uses the CPU. Leave it out")
+            raise MachineError(
+                "training.cuda_graphs needs a GPU, and this run uses the CPU. Leave the key out"
+            )
         if processes.count() > 1:
             raise MachineError("training.cuda_graphs works in one process only. Leave the key out")
         self.device = device
-        self._recorded: dict[object, _Recorded] = {}
+        self._recorded: dict[Hashable, _Recorded] = {}
         self._places: list[int] = []
-        self._pools: dict[str, Any] = {}
+        self._pools: dict[Hashable, Any] = {}
 
     def add(
         self,
-        kind: str,
+        kind: Hashable,
         models: Iterable[nn.Module],
         batch: Batch,
         backward: Callable[[dict[str, Tensor]], Tensor],
@@ -65,7 +67,7 @@ class BatchGraphs:
         """Add the gradients of a batch to those that the models' parameters have, and return the loss.
 
         Args:
-            kind: what ``backward`` computes; two that differ have two names.
+            kind: tells what ``backward`` computes from what others compute in the same update.
             models: all that ``backward`` reads. Graphs are recorded anew when they have other parameters.
             backward: adds the gradients of a batch on the device, and returns its loss. It must not wait for the device.
 
@@ -96,7 +98,7 @@ class BatchGraphs:
 
     def _record(
         self,
-        kind: str,
+        kind: Hashable,
         parameters: list[nn.Parameter],
         batch: Batch,
         backward: Callable[[dict[str, Tensor]], Tensor],

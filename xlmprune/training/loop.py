@@ -38,6 +38,7 @@ from xlmprune.training.optimizer import (
     updates_in_stage,
 )
 from xlmprune.training.pruner import Pruner
+from xlmprune.training.reading import Reading
 from xlmprune.training.state import TrainState
 from xlmprune.training.table import compact_table
 from xlmprune.training.teaching import Teaching
@@ -71,29 +72,6 @@ class StageEnd:
     seconds: float
     dev: float | None
     """Score of the weights kept, on the train language's dev set."""
-
-
-class Reading:
-    """Numbers on their way from the device. To read them waits for the work before them, and not for that after them.
-
-    Args:
-        numbers: float64 [n].
-    """
-
-    def __init__(self, numbers: Tensor) -> None:
-        self._numbers, self._copied = numbers, None
-        if numbers.device.type == "cuda":
-            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self._numbers.copy_(numbers, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-    def read(self) -> list[float]:
-        """Return the numbers, when they have arrived."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        found: list[float] = self._numbers.tolist()
-        return found
 
 
 class FinePruning:
@@ -241,7 +219,7 @@ class FinePruning:
         found = torch.stack([summed.double(), added.double(), norm])
         assert state.optimizer is not None
         step_if_finite(state.optimizer, found)
-        clip(self.model, self.settings.gradient_clip, norm, None if late else state.optimizer)
+        clip(self.model, self.settings.gradient_clip, norm, state.optimizer, now=late)
         if late and bool(norm.isfinite()):
             criterion.observe(state.weights, state.masks, rate)
         return Reading(found)

@@ -14,6 +14,7 @@ from torch import nn
 from xlmprune.models.loading import count_parameters, count_prunable, parameters_by_part, prunable
 from xlmprune.pruning.criteria import Criterion
 from xlmprune.recipe.schema import Recipe
+from xlmprune.training.graphs import MULTIPLE
 from xlmprune.training.method import Method
 
 ACTIVATION_COPIES = 20
@@ -49,8 +50,8 @@ def estimate_memory(
 
     Returns:
         Bytes by what they hold, and ``total``, which is less than their sum: gradients come while activations go, unless a
-        batch is split or layers are computed again; and what an update needs is gone when masks are chosen, unless they
-        change within a stage.
+        batch is split, layers are computed again or passes are recorded; and what an update needs is gone when masks are
+        chosen, unless they change within a stage.
     """
     held = _held(recipe, method, model, rows)
     parts_each = -(-recipe.training.gradient_accumulation // processes)
@@ -58,7 +59,7 @@ def estimate_memory(
     update = _update(recipe, model, rows, chooses_best, bf16, on_cpu, texts)
     pruning = _pruning(method, model)
     needed = sum(update.values())
-    if parts_each == 1 and not recipe.training.gradient_checkpointing:
+    if parts_each == 1 and not recipe.training.gradient_checkpointing and not recipe.training.cuda_graphs:
         needed -= min(update["gradients"], update["activations"])
     peak = needed + pruning if method.continuous is not None else max(needed, pruning)
     parts = {**held, **update, "choosing masks": pruning}
@@ -104,12 +105,21 @@ def _update(
 ) -> dict[str, int]:
     trained = _trained(recipe, model, rows)
     return {
-        "gradients": 4 * trained,
+        "gradients": 4 * trained * _recorded_shapes(recipe),
         "optimizer": 8 * trained,
         "weights of the best epoch": 4 * trained if chooses_best else 0,
         "weights in bf16": 2 * count_prunable(model) if bf16 else 0,
         "activations": (2 if bf16 else 4) * _activations(recipe, model.config, on_cpu, texts),
     }
+
+
+def _recorded_shapes(recipe: Recipe) -> int:
+    """Count the shapes of batches that may be recorded, each with gradients of its own; 1 where none is."""
+    if not recipe.training.cuda_graphs:
+        return 1
+    of_each_kind = -(-recipe.training.max_length // MULTIPLE)
+    learns_unlabelled = recipe.distillation is not None and recipe.distillation.unlabelled is not None
+    return of_each_kind * (2 if learns_unlabelled else 1)
 
 
 def _activations(recipe: Recipe, config: Any, on_cpu: bool, texts: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn, optim
@@ -98,39 +98,35 @@ def gradient_norm(model: nn.Module, known: Mapping[str, Tensor] | None = None) -
     Args:
         known: norms of gradients that were measured already, by parameter name.
     """
-    known = dict(known or {})
-    missing = {name: p for name, p in model.named_parameters() if p.grad is not None and name not in known}
-    if missing and next(iter(missing.values())).device.type == "cuda":  # a few launches instead of hundreds
-        found = torch._foreach_norm([p.grad for p in missing.values() if p.grad is not None])
-        known.update(zip(missing, found, strict=True))
-    else:
-        known.update((name, _norm(parameter)) for name, parameter in missing.items())
-    order = [known[name] for name, p in model.named_parameters() if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(order)) if order else next(model.parameters()).new_zeros(())
+    known = {} if known is None else known
+    found = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    measured = iter(_norms([parameter for name, parameter in found.items() if name not in known]))
+    norms = [known[name] if name in known else next(measured) for name in found]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else next(model.parameters()).new_zeros(())
 
 
 @torch.no_grad()
 def clip(
-    model: nn.Module, limit: float | None, norm: Tensor, optimizer: optim.Optimizer | None = None
+    model: nn.Module, limit: float | None, norm: Tensor, optimizer: optim.Optimizer, now: bool = False
 ) -> None:
-    """Scale all gradients down to a norm of ``limit``. Nothing is read from the device, so nothing waits for it.
+    """Scale all gradients down to a norm of ``limit``. Nothing is read from a GPU, so nothing waits for it.
 
     Args:
         norm: of all gradients together, a float64 scalar.
-        optimizer: scales the gradients itself, while it reads them for its step; with None they are scaled now.
+        optimizer: scales the gradients itself, while it reads them for its next step.
+        now: scale them at once instead, because somebody looks at them before the step.
     """
-    if optimizer is not None:
-        optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]  # not that of the update before
     if limit is None:
         return
     factor = (limit / (norm + 1e-6)).clamp_max(1.0)
     if norm.device.type == "cpu" and float(factor) == 1:
         return  # a CPU waits for nothing, and need not divide by one
-    if optimizer is not None:
+    if now:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+    else:
         optimizer.grad_scale = (1 / factor).float()  # type: ignore[attr-defined]
-        return
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
 
 
 @torch.no_grad()
@@ -139,9 +135,15 @@ def step_if_finite(optimizer: optim.Optimizer, numbers: Tensor) -> None:
     optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
 
 
-def _norm(parameter: Tensor) -> Tensor:
-    """Return the gradient's norm; that of a large table does not depend on how many of its rows have no gradient."""
-    gradient = parameter.grad
-    assert gradient is not None
+def _norms(parameters: Sequence[nn.Parameter]) -> Sequence[Tensor]:
+    """Return the norm of each gradient."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients and gradients[0].device.type == "cuda":  # in a few launches instead of hundreds
+        return torch._foreach_norm(gradients)
+    return [_norm(gradient) for gradient in gradients]
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """Return a norm that does not depend on how many rows of a large table have no gradient."""
     wide = torch.float64 if gradient.ndim == 2 and gradient.device.type == "cpu" else None
     return torch.linalg.vector_norm(gradient, dtype=wide).to(gradient.dtype)
