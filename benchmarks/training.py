@@ -286,6 +286,7 @@ def main() -> None:
     made: dict[str, Callable[[], Iterator[None]]] = {
         "xlmprune bf16": lambda: loop(size, data, device, "bf16"),
         "xlmprune fp32": lambda: loop(size, data, device, "fp32"),
+        "xlmprune fp32 checkpointing": lambda: loop(size, data, device, "fp32", gradient_checkpointing=True),
         "xlmprune bf16 compiled": lambda: loop(size, data, device, "bf16", compile=True),
         "xlmprune bf16 graphs": lambda: loop(size, data, device, "bf16", cuda_graphs=True),
         "xlmprune bf16 compiled, graphs": lambda: loop(
@@ -294,8 +295,8 @@ def main() -> None:
         "Trainer": lambda: trainer(size, data, device, False),
         "Trainer bf16": lambda: trainer(size, data, device, True),
     }
-    on_gpu = [name for name in made if "compiled" in name or "graphs" in name]
-    chosen = arguments.only or [name for name in made if device != "cpu" or name not in on_gpu]
+    usual = [name for name in made if not name.endswith(("compiled", "graphs", "checkpointing"))]
+    chosen = arguments.only or (usual if device == "cpu" else list(made))
     seconds = in_turns({name: made[name]() for name in chosen}, arguments.updates, arguments.rounds, device)
     tokens = size.batch_size * float(np.mean([len(ids) for ids in data.input_ids]))
     facts: dict[str, Any] = {

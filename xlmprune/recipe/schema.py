@@ -250,7 +250,7 @@ class TrainingRecipe(BaseModel):
     run on the CPU or in several processes is refused."""
     gradient_checkpointing: Annotated[bool, RUNNING] = False
     """Keep only the inputs of each encoder layer for the backward pass, and compute the rest again. An update needs less
-    memory and about a third more time. Results stay the same."""
+    memory and about a quarter more time. Results stay the same."""
     deterministic: bool = False
     """Repeat every result bit by bit on a GPU too, with PyTorch's deterministic algorithms, which are slower. A CPU repeats
     results in any case. Do not change this key when a run resumes."""
