@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -171,6 +172,70 @@ def test_a_client_that_leaves_or_is_silent_stops_nobody(server, monkeypatch):
     silent.close()
 
 
+def test_a_body_that_does_not_arrive_is_named(server, monkeypatch, capsys):
+    monkeypatch.setattr(serve._Handler, "timeout", 0.2)
+    body = b'{"texts": ["x"]}'
+
+    def answer(length, ended):
+        with socket.create_connection(server.server_address[:2], timeout=30) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % length + body)
+            if ended:
+                connection.shutdown(socket.SHUT_WR)
+            found = http.client.HTTPResponse(connection)
+            found.begin()
+            return found.status, json.load(found)["error"]
+
+    assert answer(99, ended=True) == (400, f"Content-Length is 99, and {len(body)} bytes arrived")
+    assert answer(99, ended=False) == (408, f"Content-Length is 99, and in time {len(body)} bytes arrived")
+    monkeypatch.setattr(serve, "ARRIVAL", -1.0)
+    assert answer(len(body), ended=False)[0] == 408
+    monkeypatch.undo()
+    reset = socket.create_connection(server.server_address[:2])
+    reset.sendall(b"POST /predict HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+    time.sleep(0.1)
+    reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset.close()
+    assert post(server.url, body)[0] == 200
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_too_many_texts_and_a_busy_server(server, monkeypatch):
+    monkeypatch.setattr(serve, "MAX_TEXTS", 2)
+    status, answer = post(server.url, b'{"texts": ["a", "b", "c"]}')
+    assert (status, answer["error"][:22]) == (413, "the request has 3 text")
+    monkeypatch.setattr(serve, "PATIENCE", 0.05)
+    with server.turns, server.turns:
+        assert post(server.url, b'{"texts": ["a"]}') == (
+            503,
+            {"error": "the server is busy with other requests; try again"},
+        )
+    assert post(server.url, b'{"texts": ["a"]}')[0] == 200
+
+
+def test_other_methods_are_answered_in_json_and_head_without_a_body(server):
+    for method, path, status in [("HEAD", "/health", 200), ("HEAD", "/no", 404), ("DELETE", "/", 501)]:
+        connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)
+        connection.request(method, path)
+        answer = connection.getresponse()
+        content = answer.read()
+        assert answer.status == status
+        assert answer.headers["Content-Type"].startswith("application/json")
+        assert (content == b"") == (method == "HEAD")
+        if content:
+            assert "error" in json.loads(content)
+        connection.close()
+
+
+def test_a_server_may_listen_on_ipv6(predictor):
+    try:
+        server = serve.Server(predictor, "::1", 0, 1)
+    except MachineError:
+        assert not Path("/proc/net/if_inet6").exists() or not Path("/proc/net/if_inet6").read_text()
+        return
+    with server:
+        assert server.url == f"http://[::1]:{server.server_address[1]}"
+
+
 def test_at_most_so_many_requests_compute_at_a_time(bundle):
     class Counting(Predictor):
         most = now = 0
@@ -229,6 +294,73 @@ def test_a_damaged_bundle_is_not_served(tmp_path):
     result = CliRunner().invoke(app, ["serve", str(tmp_path / "bundle"), "--port", "0"])
     assert result.exit_code == 2
     assert "model.onnx" in result.output
+
+
+@contextmanager
+def command(bundle: Path, *lines: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Run the command after ``lines`` of Python; yield the process and the server's URL."""
+    start = "from xlmprune.cli import main"
+    code = "\n".join(
+        ["import sys", start, *lines, f"sys.argv[1:] = ['serve', {str(bundle)!r}, '--port', '0']", "main()"]
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield (
+            process,
+            next(line for line in process.stderr if "curl -s" in line).split()[2].removesuffix("/predict"),
+        )
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_one_signal_stops_a_server_that_is_busy_accepting(bundle):
+    with command(bundle) as (process, url):
+        done = threading.Event()
+
+        def ask():
+            while not done.is_set():
+                with suppress(OSError):
+                    get(f"{url}/health")
+
+        clients = [threading.Thread(target=ask) for _ in range(4)]
+        for client in clients:
+            client.start()
+        drained = threading.Thread(target=process.stderr.read)
+        drained.start()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=30) == 0
+        finally:
+            done.set()
+            for client in clients:
+                client.join()
+
+
+def test_requests_that_do_not_end_hold_a_stopping_server_for_a_while_only(bundle):
+    slow = "from xlmprune.bundle import predictor, serve; import time; serve.GRACE = 0.5"
+    call = "usual = predictor.Predictor.__call__"
+    wait = "predictor.Predictor.__call__ = lambda *g: time.sleep(60) if g[1] == ['slow'] else usual(*g)"
+    with command(bundle, slow, call, wait) as (process, url):
+
+        def ask():
+            with suppress(OSError, http.client.HTTPException):
+                post(url, b'{"texts": ["slow"]}')
+
+        asked = threading.Thread(target=ask)
+        asked.start()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 1
+        assert "stopped; 1 request had no answer yet" in process.stderr.read()
+        asked.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

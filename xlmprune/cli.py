@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from typer.core import TyperGroup
 from xlmprune._version import __version__
 from xlmprune.core import machine, own_process, processes, streams
 from xlmprune.core.errors import DataError, RecipeError, ShortfallError, XlmpruneError
+from xlmprune.core.formatting import count_of
 from xlmprune.core.streams import OutputError
 from xlmprune.recipe.registry import FORMS, USUAL_FORMS
 
@@ -364,7 +366,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on. 0.0.0.0: all, as in a container.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on. 0: any free port.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")] = 8080,
     form: Form = "",
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime for one request.")] = 1,
     verify: Verify = True,
@@ -380,7 +382,10 @@ def serve(
     server = Server(predictor, host, port, max(1, machine.processors() // threads))
     _say(f"{bundle} ({predictor.form}) is served on {server.url}. Stop with Ctrl-C. Try:")
     _say(f"curl -s {server.url}/predict -d '{server.example()}'")
-    server.serve_until_stopped()
+    if unanswered := server.serve_until_stopped():
+        _say(f"stopped; {count_of(unanswered, 'request')} had no answer yet")
+        sys.stderr.flush()
+        os._exit(1)  # a usual exit would wait for what they compute
 
 
 @app.command()

@@ -4,16 +4,16 @@ POST /predict  {"texts": ["first text", "second text"]}  ->  {"answers": [{"labe
 GET /          what the server has: labels, kind of text, form
 GET /health    200 as soon as requests are answered
 
-An error is {"error": "a sentence"} with status 400, 404, 411, 413 or 500.
+HEAD is answered where GET is. An error is {"error": "a sentence"}, also of what is no request that the server knows.
 """
 
 from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,8 +25,16 @@ from xlmprune.core.formatting import shorten
 
 MAX_BYTES = 16 * 2**20
 """Longest body of a request. A client that has more texts sends several requests."""
+MAX_TEXTS = 1024
+"""Texts in a request. One request with more would hold a processor for minutes."""
 SILENCE = 5.0
-"""Seconds after which a client that sends nothing is disconnected. `docker stop` kills after 10."""
+"""Seconds after which a client that sends nothing is disconnected."""
+ARRIVAL = 30.0
+"""Seconds in which the whole body of a request must arrive."""
+PATIENCE = 30.0
+"""Seconds that a request waits for its turn to compute."""
+GRACE = 8.0
+"""Seconds that requests have to end when the server stops. `docker stop` kills after 10."""
 REQUESTS = "POST /predict, GET / or GET /health"
 EXAMPLES: dict[str, list[Any]] = {
     "text": ["first text", "second text"],
@@ -51,11 +59,16 @@ class Server(ThreadingHTTPServer):
         MachineError: the address cannot be used.
     """
 
-    daemon_threads = False  # so that `server_close` waits for requests that are being answered
+    daemon_threads = True  # `stop` waits for requests that are being answered, and no longer than `GRACE`
+    request_queue_size = 128
 
     def __init__(self, predictor: Predictor, host: str, port: int, at_a_time: int) -> None:
         self.predictor = predictor
         self.turns = threading.BoundedSemaphore(at_a_time)
+        self._changed = threading.Condition()
+        self._answering = 0
+        if ":" in host:
+            self.address_family = socket.AF_INET6
         predictor(EXAMPLES[predictor.kind])  # the first call is slow: ONNX Runtime plans its memory
         try:
             super().__init__((host, port), _Handler)
@@ -69,35 +82,62 @@ class Server(ThreadingHTTPServer):
     def url(self) -> str:
         """Address of the server, as a client on this machine types it."""
         host, port = self.server_address[:2]
-        return f"http://{'127.0.0.1' if host == '0.0.0.0' else host!s}:{port}"
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host))
+        return f"http://{f'[{here}]' if ':' in here else here}:{port}"
 
     def example(self) -> str:
         """Return the body of a request, as JSON."""
         return json.dumps({"texts": EXAMPLES[self.predictor.kind]})
 
-    def serve_until_stopped(self) -> None:
-        """Answer requests until SIGTERM or Ctrl-C; requests that have begun are answered."""
-        with self, _terminated():
-            self.serve_forever()
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a request, and count it."""
+        self._count(1)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._count(-1)  # there is no thread
+            raise
 
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a request in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._count(-1)
 
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """Make SIGTERM end the block without an error. Process 1 of a container ignores it by default."""
+    def _count(self, change: int) -> None:
+        with self._changed:
+            self._answering += change
+            self._changed.notify_all()
 
-    class Terminated(Exception):
-        pass
+    def serve_until_stopped(self) -> int:
+        """Answer requests until SIGTERM or Ctrl-C; requests that have begun have `GRACE` seconds to end.
 
-    def stop(*_: object) -> None:
-        raise Terminated
+        Returns:
+            How many had not ended.
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except Terminated:
-        return
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        Raises:
+            KeyboardInterrupt: it was Ctrl-C.
+        """
+        received: list[int] = []
+
+        def stop(number: int, _: object) -> None:
+            received.append(number)
+            # It waits for the loop, which this thread is in. An exception would be caught by whatever the loop does now.
+            threading.Thread(target=self.shutdown).start()
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with self:
+                self.serve_forever()
+            with self._changed:
+                self._changed.wait_for(lambda: not self._answering or len(received) > 1, GRACE)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if signal.SIGINT in received and not self._answering:
+            raise KeyboardInterrupt
+        return self._answering
 
 
 def _json_name(value: Any) -> str:
@@ -124,6 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "xlmprune"
     timeout = SILENCE
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         if path == "/":
@@ -140,15 +183,23 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             texts = self._texts()
-            with self.server.turns:
+            if not self.server.turns.acquire(timeout=PATIENCE):
+                raise _Refused(
+                    HTTPStatus.SERVICE_UNAVAILABLE, "the server is busy with other requests; try again"
+                )
+            try:
                 answers = self.server.predictor(texts)
+            finally:
+                self.server.turns.release()
         except _Refused as refused:
             self._answer(refused.status, {"error": str(refused)})
+        except ConnectionError as error:  # the client has gone
+            self.log_message("not read: %s", error.strerror or error)
         except DataError as error:
             self._answer(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         except Exception:
+            self.server.handle_error(self.request, self.client_address)  # prints the traceback
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal error; see the server's log"})
-            raise  # socketserver prints the traceback and goes on
         else:
             self._answer(HTTPStatus.OK, {"answers": [asdict(answer) for answer in answers]})
 
@@ -156,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Read the texts of the request."""
         if self.path.split("?")[0] != "/predict":
             raise _Refused(HTTPStatus.NOT_FOUND, self._not_found())
-        length = self.headers.get("Content-Length", "")
+        length = self.headers.get("Content-Length", "").strip()
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the header Content-Length is missing or not a number")
         if int(length) > MAX_BYTES:
@@ -164,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the request has {length} bytes, at most {MAX_BYTES} are read; send several requests",
             )
-        content = self.rfile.read(int(length))
+        content = self._body(int(length))
         try:
             body = json.loads(content)
         except (ValueError, RecursionError):
@@ -179,7 +230,29 @@ class _Handler(BaseHTTPRequestHandler):
             raise self._wrong(f'{_json_name(texts)} as "texts"')
         if not texts:
             raise self._wrong('an empty list as "texts"')
+        if len(texts) > MAX_TEXTS:
+            raise _Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the request has {len(texts)} texts, at most {MAX_TEXTS} are answered; send several requests",
+            )
         return texts
+
+    def _body(self, length: int) -> bytes:
+        """Read the body of a request, which must be whole and arrive in time."""
+        content, until = bytearray(), time.monotonic() + ARRIVAL
+        while len(content) < length:
+            late = time.monotonic() > until
+            try:
+                part = b"" if late else self.rfile.read1(min(length - len(content), 2**16))
+            except TimeoutError:
+                late, part = True, b""
+            if not part:
+                raise _Refused(
+                    HTTPStatus.REQUEST_TIMEOUT if late else HTTPStatus.BAD_REQUEST,
+                    f"Content-Length is {length}, and {'in time ' if late else ''}{len(content)} bytes arrived",
+                )
+            content += part
+        return bytes(content)
 
     def _not_found(self) -> str:
         return f"expected {REQUESTS}, found {self.command} {shorten(self.path, MOST_SHOWN)}"
@@ -188,6 +261,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Return the exception for a request whose body is not what it should be."""
         return _Refused(HTTPStatus.BAD_REQUEST, f"expected JSON like {self.server.example()}, found {found}")
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what is no request that the server knows, such as another method."""
+        status = HTTPStatus(code)
+        self.log_error("code %d, message %s", code, message or status.phrase)
+        self.close_connection = True
+        self._answer(status, {"error": message or status.phrase})
+
     def _answer(self, status: HTTPStatus, value: dict[str, Any]) -> None:
         content = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
         try:
@@ -195,6 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "application/json; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
         except OSError as error:  # the client has gone
             self.log_message("not answered: %s", error.strerror or error)
