@@ -287,6 +287,7 @@ def main() -> None:
         "xlmprune bf16": lambda: loop(size, data, device, "bf16"),
         "xlmprune fp32": lambda: loop(size, data, device, "fp32"),
         "xlmprune fp32 checkpointing": lambda: loop(size, data, device, "fp32", gradient_checkpointing=True),
+        "xlmprune fp32 fast dropout": lambda: loop(size, data, device, "fp32", fast_dropout=True),
         "xlmprune bf16 compiled": lambda: loop(size, data, device, "bf16", compile=True),
         "xlmprune bf16 graphs": lambda: loop(size, data, device, "bf16", cuda_graphs=True),
         "xlmprune bf16 compiled, graphs": lambda: loop(
@@ -295,7 +296,7 @@ def main() -> None:
         "Trainer": lambda: trainer(size, data, device, False),
         "Trainer bf16": lambda: trainer(size, data, device, True),
     }
-    usual = [name for name in made if not name.endswith(("compiled", "graphs", "checkpointing"))]
+    usual = [name for name in made if not name.endswith(("compiled", "graphs", "checkpointing", "dropout"))]
     chosen = arguments.only or (usual if device == "cpu" else list(made))
     seconds = in_turns({name: made[name]() for name in chosen}, arguments.updates, arguments.rounds, device)
     tokens = size.batch_size * float(np.mean([len(ids) for ids in data.input_ids]))

@@ -44,8 +44,13 @@ def run_of(compiled, stages=2, interrupted=None, **sections):
     )
 
     def start():
+        training = recipe.training
         teaching = Teaching(
-            recipe.distillation, examples(10, seed=1), recipe.training.batch_size, recipe.seed
+            recipe.distillation,
+            examples(10, seed=1),
+            training.batch_size,
+            recipe.seed,
+            training.frozen_weights,
         )
         return make_pruner(recipe, tiny_classifier(), examples(), dev=lambda: 50.0, teaching=teaching)
 

@@ -206,6 +206,22 @@ def test_recorded_updates_are_the_plain_ones(gpu, precision, compiled):
         assert agree > (0.99 if precision == "bf16" else 0.9999), name
 
 
+@pytest.mark.parametrize("keeping", ["cpu", "bf16"])
+def test_frozen_weights_elsewhere_give_the_same_updates(gpu, keeping):
+    """From the CPU's memory bit for bit; in bf16 nearly."""
+    losses = []
+    for where in ("fp32", keeping):
+        settings = {"precision": "fp32", "deterministic": True, "frozen_weights": where}
+        recipe = make_recipe(training=settings, distillation={"weight": 0.5, "hidden": 0.1})
+        teaching = Teaching(recipe.distillation, examples(10, seed=1), 8, recipe.seed, where)
+        pruner = make_pruner(recipe, tiny_classifier().to(gpu), examples(), lambda: 50.0, teaching)
+        with deterministic(gpu, True):
+            losses.append([event.loss for event in drive(pruner) if isinstance(event, Step)])
+        kept = {tensor.device.type for tensor in pruner.state.pretrained.values()}
+        assert kept == {"cpu" if where == "cpu" else "cuda"}
+    assert losses[1] == (losses[0] if keeping == "cpu" else pytest.approx(losses[0], rel=0.02))
+
+
 @pytest.mark.parametrize("hidden", [0.0, 0.1])
 @pytest.mark.parametrize("labels", ["texts", "tokens"])
 def test_recorded_updates_learn_from_the_teacher(gpu, hidden, labels):

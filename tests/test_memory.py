@@ -50,7 +50,8 @@ train = Encoded(ids, np.arange(24) % 3, None, np.zeros(24, dtype=bool), special=
 recipe = make_recipe(**sections)
 teaching = None
 if recipe.distillation is not None:
-    teaching = Teaching(recipe.distillation, None, recipe.training.batch_size, 0)
+    training = recipe.training
+    teaching = Teaching(recipe.distillation, None, training.batch_size, 0, training.frozen_weights)
 rows = len(np.unique(np.concatenate(ids)))
 before = process_memory()[0]
 model = transformers.XLMRobertaForSequenceClassification(config)
@@ -70,6 +71,14 @@ CASES = {
     "frozen embeddings": ({"training": {**TRAINING, "freeze_embeddings": True}}, False),
     "teacher": (
         {"distillation": {"weight": 0.5}, "regularizer": {"name": "frobenius", "reference": "finetuned"}},
+        False,
+    ),
+    "teacher and reference in bf16": (
+        {
+            "training": {**TRAINING, "frozen_weights": "bf16"},
+            "distillation": {"weight": 0.5},
+            "regularizer": {"name": "frobenius", "reference": "finetuned"},
+        },
         False,
     ),
     "criterion with state": ({"pruning": {**STAGES, "criterion": "platon", "scope": "global"}}, False),

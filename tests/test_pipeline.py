@@ -28,6 +28,7 @@ from xlmprune.cli import app
 from xlmprune.core.device import computes_bf16_quickly
 from xlmprune.core.errors import BundleError
 from xlmprune.models.loading import prunable, save_tokenizer
+from xlmprune.training import run as training
 
 LANGUAGES = list(SENTENCES)
 
@@ -88,6 +89,43 @@ def test_triton_and_predict_use_the_form_that_serves_best(finished):
     assert first == "# 1/model.onnx is model.int8.onnx of the bundle."
     card = (bundle / "README.md").read_text(encoding="utf-8")
     assert "It has `model.int8.onnx` with its `config.pbtxt`" in card
+
+
+@pytest.mark.slow
+def test_only_the_stages_between_are_measured_in_bf16(workplace, tmp_path, monkeypatch):
+    """The dense model and the last one, whose scores are compared, never are."""
+    used = []
+
+    def traced(self, forward, stage):
+        inputs = np.full((2, 4), 5), np.ones((2, 4), dtype=np.int64)
+        with torch.autocast("cpu", enabled=False):
+            exact = training.forward_of(shown[0].pruner.model, torch.device("cpu"))(*inputs)
+        used.append((stage, "fp32" if np.array_equal(forward(*inputs), exact) else "bf16"))
+        return measure(self, forward, stage)
+
+    def begin(self, *arguments, **keywords):
+        shown.append(self)
+        init(self, *arguments, **keywords)
+
+    shown, measure, init = [], training.StageScores.measure, training.Training.__init__
+    monkeypatch.setattr(training.StageScores, "measure", traced)
+    monkeypatch.setattr(training.Training, "__init__", begin)
+    for precision in ("fp32", "bf16"):
+        recipe = write_recipe(
+            workplace,
+            name=precision,
+            export={"onnx": []},
+            evaluation={"stage_precision": precision, "batch_size": 8},
+        )
+        result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / precision)])
+        assert result.exit_code == 0, result.output
+        assert used == [(0, "fp32"), (1, precision), (2, precision)]
+        used.clear()
+        shown.clear()
+    ours, theirs = (report_of(tmp_path / precision)["stages"] for precision in ("fp32", "bf16"))
+    assert [stage["languages"] for stage in (ours[0], ours[-1])] == [
+        stage["languages"] for stage in (theirs[0], theirs[-1])
+    ]
 
 
 def test_weights_only_with_languages_measured_at_every_second_stage(workplace, tmp_path):

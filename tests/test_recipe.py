@@ -569,10 +569,13 @@ def test_every_key_says_what_it_changes():
         "training.gradient_accumulation",
         "training.compile",
         "training.cuda_graphs",
+        "training.fast_dropout",
+        "training.frozen_weights",
     }
     assert found["measuring"] == {
         "task.test_split",
         "evaluation.max_stage_examples",
+        "evaluation.stage_precision",
         "evaluation.stage_interval",
     }
     assert found["export"] == {"name", "task.title", "task.licence", "evaluation.sample_errors"} | {

@@ -19,13 +19,17 @@ def assert_the_same(one, other):
         assert torch.equal(mine, theirs), name
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "pins", "l0"])
-def test_a_run_is_the_same_with_layers_computed_again(criterion):
+@pytest.mark.parametrize(
+    ("criterion", "fast"), [("magnitude", False), ("pins", False), ("l0", False), ("magnitude", True)]
+)
+def test_a_run_is_the_same_with_layers_computed_again(criterion, fast):
+    """Dropout draws the same numbers the second time, those of `fast_dropout` too."""
     assert criterion in CRITERIA
     runs = []
     for again in (False, True):
         recipe = make_recipe(
-            pruning={"criterion": {"name": criterion}}, training={"gradient_checkpointing": again}
+            pruning={"criterion": {"name": criterion}},
+            training={"gradient_checkpointing": again, "fast_dropout": fast},
         )
         pruner = make_pruner(recipe, tiny_classifier(), examples(), dev=lambda: 50.0)
         runs.append((pruner, [event.loss for event in drive(pruner) if isinstance(event, Step)]))

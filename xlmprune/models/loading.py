@@ -395,9 +395,19 @@ def read_start(folder: Path, kind: Kind) -> Pretrained:
     return Pretrained(model.eval(), tokenizer, origin)
 
 
-def forward_of(model: nn.Module, device: torch.device) -> Any:
-    """Return a function from numpy `input_ids`, `attention_mask` to numpy fp32 logits, in eval mode and full precision."""
-    return _numpy_function(model, device, lambda **inputs: model(**inputs).logits)
+def forward_of(model: nn.Module, device: torch.device, bf16: bool = False) -> Any:
+    """Return a function from numpy `input_ids`, `attention_mask` to numpy fp32 logits, in eval mode.
+
+    Args:
+        bf16: compute products in bf16; by default in full precision.
+    """
+
+    def logits(**inputs: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            found: Tensor = model(**inputs).logits
+        return found
+
+    return _numpy_function(model, device, logits)
 
 
 def vectors_of(model: nn.Module, device: torch.device) -> Any:

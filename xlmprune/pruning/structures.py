@@ -290,7 +290,8 @@ class Piece:
 
     def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Take it out of tensors shaped like the whole model's weights."""
-        return tensors[self.source].index_select(self.dim, self.kept)
+        whole = tensors[self.source]
+        return whole.index_select(self.dim, self.kept.to(whole.device))
 
 
 def _pieces_of(layer: Layer, part: LayerCut) -> dict[str, Piece]:

@@ -105,6 +105,16 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             "every size of the model in an update would be recorded anew; leave cuda_graphs or pruning.structure.smallest "
             "out",
         )
+    if training.compile and training.fast_dropout:
+        yield (
+            ("training", "fast_dropout"),
+            "compiled layers draw dropout in their own way; leave compile or fast_dropout out",
+        )
+    if training.cuda_graphs and training.frozen_weights == "cpu" and recipe.distillation is not None:
+        yield (
+            ("training", "frozen_weights"),
+            "a recorded update reads the teacher where it was; leave cuda_graphs out, or set frozen_weights: bf16",
+        )
     if training.gradient_checkpointing and (training.compile or training.cuda_graphs):
         other = "compile" if training.compile else "cuda_graphs"
         yield (

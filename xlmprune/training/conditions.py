@@ -16,10 +16,14 @@ import torch
 from xlmprune.core.device import resolve_precision
 from xlmprune.core.errors import MachineError
 from xlmprune.core.machine import environment, processor_name
+from xlmprune.recipe.effects import effect_of
 from xlmprune.recipe.schema import TrainingRecipe
 
+CHOSEN = tuple(key for key in TrainingRecipe.model_fields if effect_of(("training", key)) == "conditions")
+"""Keys of the recipe's `training` that are conditions."""
+
 ALTERING = (
-    "device", "device_name", "precision", "threads", "processes", "gradient_accumulation", "compile", "cuda_graphs",
+    "device", "device_name", "precision", "threads", "processes", *CHOSEN,
     "xlmprune", "torch", "cuda", "transformers", "tokenizers", "numpy",
 )  # fmt: skip
 """Conditions that alter results. The others are recorded too."""
@@ -36,20 +40,17 @@ def conditions(device: torch.device, settings: TrainingRecipe) -> Conditions:
         "device_name": processor_name(),
         **environment(device),
         "precision": used,
-        "gradient_accumulation": settings.gradient_accumulation,
-        "compile": settings.compile,
-        "cuda_graphs": settings.cuda_graphs,
+        **{key: getattr(settings, key) for key in CHOSEN},
     }
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """Return the conditions that changed and alter results. What an earlier version did not record is not compared."""
-    before = {
-        "processes": 1,
-        "compile": False,
-        "cuda_graphs": False,
-        **before,
-    }  # what a run had that an older version began
+    later = [
+        key for key in CHOSEN if key != "gradient_accumulation"
+    ]  # keys that a run of an older version did not have
+    defaults = {key: TrainingRecipe.model_fields[key].default for key in later}
+    before = {"processes": 1, **defaults, **before}
     recorded = [key for key in ALTERING if key in before]
     return {key: (before[key], now.get(key)) for key in recorded if before[key] != now.get(key)}
 

@@ -24,6 +24,7 @@ from xlmprune.recipe.schema import TrainingRecipe
 from xlmprune.training import graphs
 from xlmprune.training.compiling import CompiledLayers
 from xlmprune.training.distillation import Share, divergence, labelled
+from xlmprune.training.dropout import FastDropout
 from xlmprune.training.graphs import BatchGraphs
 from xlmprune.training.recomputing import recomputed_layers
 from xlmprune.training.teaching import Student, Teaching
@@ -56,6 +57,7 @@ class Gradients:
         self.dtype = resolve_precision(settings.precision, self.device)
         self.compiled = CompiledLayers() if settings.compile else None
         self.recomputes = settings.gradient_checkpointing
+        self.drops_fast = settings.fast_dropout
         self.graphs = BatchGraphs(self.device) if settings.cuda_graphs else None
         self.multiple = 1 if self.graphs is None else graphs.MULTIPLE
         self._order: tuple[int, list[Any]] = (-1, [])
@@ -111,8 +113,11 @@ class Gradients:
 
     def _layers_in_use(self, teaching: Teaching | None) -> AbstractContextManager[None]:
         if self.recomputes:
-            return recomputed_layers(self.model)
+            return recomputed_layers(self.model, self._dropout)
         return nullcontext() if self.compiled is None else self.compiled.used(self._models(teaching))
+
+    def _dropout(self) -> AbstractContextManager[Any]:
+        return FastDropout() if self.drops_fast else nullcontext()
 
     def of_cross_entropy(self, batches: int, *moment: int) -> Iterator[Weights]:
         """Yield the prunable weights' gradients of the cross-entropy on training batches, dropout off.
@@ -177,7 +182,10 @@ class Gradients:
 
         def backward(batch: dict[str, Tensor], share: Share) -> Tensor:
             total = torch.zeros((), dtype=torch.float64, device=self.device)
-            with nullcontext() if plain else self._layers_in_use(teaching):
+            with (
+                nullcontext() if plain else self._layers_in_use(teaching),
+                self._dropout(),
+            ):
                 for loss in losses_of(batch, share):
                     mean = loss / len(students)
                     mean.backward()  # before the next student's loss is computed, so that one graph is held

@@ -26,6 +26,7 @@ from xlmprune.pruning.masks import Masks, Weights, apply_masks
 from xlmprune.pruning.moments import Batch
 from xlmprune.pruning.nesting import Nest
 from xlmprune.recipe.schema import TrainingRecipe
+from xlmprune.training.frozen import beside
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
 from xlmprune.training.optimizer import (
@@ -106,7 +107,8 @@ class FinePruning:
         if settings.freeze_embeddings:
             freeze_embeddings(model)
         texts = [train, *([] if teaching is None or teaching.unlabelled is None else [teaching.unlabelled])]
-        self.state = TrainState(model, method.criterion, teaching, compact_table(model, texts))
+        table = compact_table(model, texts)
+        self.state = TrainState(model, method.criterion, teaching, table, settings.frozen_weights)
         self.gradients = Gradients(model, train, settings, seed, teaching)
         structure = method.structure
         self.nest: Nest | None = None
@@ -140,7 +142,7 @@ class FinePruning:
         return updates_in_stage(self.settings, self.gradients.batches_per_epoch, stage, last)
 
     def reference(self) -> Weights | None:
-        """Return what the regularizer compares with now; None while there is nothing, or it is off."""
+        """Return what the regularizer compares with now, as it is kept; None while there is nothing, or it is off."""
         regularizer, dense = self.method.regularizer, self.state.at.stage == 0
         if not regularizer.strength or (dense and not self.settings.regularize_dense):
             return None
@@ -262,7 +264,9 @@ class FinePruning:
         if reference is None or not self._adds_gradient():
             return torch.zeros((), device=self.state.device)
         masks = self.state.masks if self.state.at.stage > 0 else None
-        return self.method.regularizer.add_gradient(self.state.weights, reference, masks)
+        return self.method.regularizer.add_gradient(
+            self.state.weights, beside(self.state.weights, reference), masks
+        )
 
     def _measure(self, total: int) -> None:
         """Score dev where the teacher or the choice of the best weights needs it; let both take these weights."""
@@ -306,7 +310,7 @@ class FinePruning:
         self.method.criterion.end_stage(state.weights, state.masks)
         apply_masks(state.weights, state.masks)
         if at.stage == 0 and self.method.regularizer.reference == "finetuned":
-            state.finetuned = {name: weight.detach().clone() for name, weight in state.weights.items()}
+            state.keep_finetuned()
         dev = at.best_dev
         if dev is None and self.dev_score is not None:
             dev = self.dev_score()

@@ -50,19 +50,22 @@ def estimate_memory(
 
     Returns:
         Bytes by what they hold, and ``total``, which is less than their sum: gradients come while activations go, unless a
-        batch is split, layers are computed again or passes are recorded; and what an update needs is gone when masks are
-        chosen, unless they change within a stage.
+        batch is split, layers are computed again or passes are recorded; frozen weights are copied where there are no
+        activations; and what an update needs is gone when masks are chosen, unless they change within a stage.
     """
-    held = _held(recipe, method, model, rows)
+    held = _held(recipe, method, model, rows, on_cpu)
     parts_each = -(-recipe.training.gradient_accumulation // processes)
     texts = -(-recipe.training.batch_size // (parts_each * processes))
     update = _update(recipe, model, rows, chooses_best, bf16, on_cpu, texts)
+    copies = _copies(recipe, method, model, on_cpu)
     pruning = _pruning(method, model)
-    needed = sum(update.values())
+    gradients, activations = update["gradients"], update["activations"]
+    overlap = gradients + activations
     if parts_each == 1 and not recipe.training.gradient_checkpointing and not recipe.training.cuda_graphs:
-        needed -= min(update["gradients"], update["activations"])
+        overlap = max(gradients, activations)
+    needed = sum(update.values()) - gradients - activations + max(overlap, gradients + copies)
     peak = needed + pruning if method.continuous is not None else max(needed, pruning)
-    parts = {**held, **update, "choosing masks": pruning}
+    parts = {**held, **update, "copies of frozen weights": copies, "choosing masks": pruning}
     return {**{what: size for what, size in parts.items() if size}, "total": sum(held.values()) + peak}
 
 
@@ -73,14 +76,15 @@ def estimate_disk(
     is being written."""
     parameters, matrices = count_parameters(model), count_prunable(model)
     trained = _trained(recipe, model, rows)
-    held = _held(recipe, method, model, rows)
+    held = _held(recipe, method, model, rows, on_cpu=True)
     kept = sum(held.get(what, 0) for what in ("fine-tuned reference", "teacher", "criterion"))
     checkpoint = 4 * parameters + matrices // 8 + kept + (12 if chooses_best else 8) * trained
     return {"checkpoint": checkpoint, "run folder": 4 * parameters + 3 * checkpoint}
 
 
-def _held(recipe: Recipe, method: Method, model: Any, rows: int | None) -> dict[str, int]:
+def _held(recipe: Recipe, method: Method, model: Any, rows: int | None, on_cpu: bool) -> dict[str, int]:
     """Return what exists from the second stage on, whatever is done."""
+    frozen = {"fp32": 4, "bf16": 2, "cpu": 4 if on_cpu else 0}[recipe.training.frozen_weights]
     parameters, matrices = count_parameters(model), count_prunable(model)
     table = model.get_input_embeddings().weight
     compact = (
@@ -92,12 +96,22 @@ def _held(recipe: Recipe, method: Method, model: Any, rows: int | None) -> dict[
     return {
         "weights": 4 * parameters,
         "trained rows of the embeddings": compact,
-        "reference": 4 * matrices,
-        "fine-tuned reference": 4 * matrices if finetuned else 0,
+        "reference": frozen * matrices,
+        "fine-tuned reference": frozen * matrices if finetuned else 0,
         "masks": matrices,
-        "teacher": 0 if recipe.distillation is None else 4 * parameters,
+        "teacher": 0 if recipe.distillation is None else frozen * parameters,
         "criterion": round(state_bytes(method.criterion) * matrices),
     }
+
+
+def _copies(recipe: Recipe, method: Method, model: Any, on_cpu: bool) -> int:
+    """Return what is copied to the device, or to fp32, while it is used."""
+    keeping = recipe.training.frozen_weights
+    elsewhere = keeping == "cpu" and not on_cpu
+    compares = bool(method.regularizer.strength) and method.regularizer.adds_gradient
+    reference = 4 * count_prunable(model) if compares and (elsewhere or keeping == "bf16") else 0
+    teacher = 4 * count_parameters(model) if elsewhere and recipe.distillation is not None else 0
+    return max(reference, teacher)  # at different times
 
 
 def _update(

@@ -70,10 +70,13 @@ class Training:
         model = self.pretrained.model.to(device)
         self.stop = StopRequest()
         self.forward = self.stop.guard(forward_of(model, device))
+        rough = recipe.evaluation.stage_precision == "bf16"
+        self.forward_between = self.stop.guard(forward_of(model, device, rough))
         teaching = None
         if recipe.distillation is not None:
             batch_size = recipe.training.batch_size
-            teaching = Teaching(recipe.distillation, given.unlabelled, batch_size, recipe.seed)
+            keeping = recipe.training.frozen_weights
+            teaching = Teaching(recipe.distillation, given.unlabelled, batch_size, recipe.seed, keeping)
         self.sizes = recipe.sizes
         self.last = len(method.densities) - 1
         self.pruner = FinePruning(
@@ -266,7 +269,7 @@ class Training:
         try:
             if stage < self.last:
                 if self.scores.is_due(stage):
-                    self.scores.measure(self.forward, stage)
+                    self.scores.measure(self.forward if stage == 0 else self.forward_between, stage)
                 self._report_stage(self.scores.rows[-1])
             if stage == 0:
                 self._warn_if_nothing_learned()

@@ -16,6 +16,7 @@ from xlmprune.pruning.masks import Masks, Weights, full_masks, nonzero, pack_bit
 from xlmprune.pruning.regularizers.cosine import alignment
 from xlmprune.pruning.structures import Cut, LayerCut, Layout, layout_of, pieces, slice_model
 from xlmprune.recipe.schema import TrainingRecipe
+from xlmprune.training.frozen import Keeping, kept
 from xlmprune.training.optimizer import new_optimizer
 from xlmprune.training.table import CompactTable
 from xlmprune.training.teaching import Teaching
@@ -63,6 +64,7 @@ class TrainState:
         teaching: the teacher, if there is one.
         table: the word embeddings' rows that are trained, where not all are. The model has all rows whenever it is
             measured, copied or saved; the optimizer and the best epoch know the trained ones only.
+        keeping: how the weights to compare with are kept.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class TrainState:
         criterion: Criterion,
         teaching: Teaching | None = None,
         table: CompactTable | None = None,
+        keeping: Keeping = "fp32",
     ) -> None:
         self.model, self.criterion, self.teaching, self.table = model, criterion, teaching, table
+        self.keeping = keeping
         self.device = next(model.parameters()).device
         self.weights: Weights = prunable(model)
         self.whole = Sizes(
@@ -82,9 +86,10 @@ class TrainState:
         )
         self.cuts: list[Cut] = []
         """What was removed as a whole, round by round."""
-        self.pretrained: Weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.pretrained: Weights = self._kept(self.weights)
+        """Weights before training, as ``keeping`` says; `beside` brings them to the device."""
         self.finetuned: Weights = {}
-        """Weights after stage 0, where the regularizer compares with them."""
+        """Weights after stage 0, where the regularizer compares with them; kept in the same way."""
         self.masks: Masks = full_masks(self.weights)
         self.optimizer: optim.Optimizer | None = None
         self.best: dict[str, Tensor] | None = None
@@ -92,6 +97,13 @@ class TrainState:
         self.best_criterion: dict[str, Tensor] = {}
         self._fresh_criterion = {key: tensor.clone() for key, tensor in criterion.state().items()}
         self.at = Position()
+
+    def keep_finetuned(self) -> None:
+        """Keep the weights as they are now to compare with later."""
+        self.finetuned = self._kept(self.weights)
+
+    def _kept(self, weights: Weights) -> Weights:
+        return {name: kept(weight, self.keeping) for name, weight in weights.items()}
 
     def begin_stage(self, settings: TrainingRecipe) -> None:
         """Start a stage with a new optimizer."""
@@ -173,7 +185,7 @@ class TrainState:
         found = nonzero(self.weights)
         alive = sum(int((found[name] & ~mask).sum()) for name, mask in self.masks.items())
         died = sum(
-            int((mask & ~found[name] & (self.pretrained[name] != 0)).sum())
+            int((mask & ~found[name] & (self.pretrained[name] != 0).to(mask.device)).sum())
             for name, mask in self.masks.items()
         )
         (real, _), (kept, _) = remaining(found.values()), remaining(self.masks.values())
@@ -227,7 +239,7 @@ class TrainState:
             name: unpack_bits(tensors["masks"][name], weight.shape).to(self.device)
             for name, weight in self.weights.items()
         }
-        self.finetuned = self._file(tensors, "finetuned")
+        self.finetuned = self._kept(tensors.get("finetuned", {}))
         self.best = self._file(tensors, "best") or None
         self.best_criterion = self._file(tensors, "best_criterion")
         if "criterion" in tensors:
@@ -262,8 +274,9 @@ def layer_facts(weights: Weights, pretrained: Weights) -> list[dict[str, Any]]:
             "name": name.removesuffix(".weight"),
             "density": float((weight != 0).float().mean()),
             "weight_norm": float(weight.norm()),
-            "pretrained_norm": float(pretrained[name].norm()),
-            "alignment": float(alignment(weight, pretrained[name])),
+            "pretrained_norm": float(before.norm()),
+            "alignment": float(alignment(weight, before)),
         }
         for name, weight in weights.items()
+        for before in (pretrained[name].to(weight),)
     ]

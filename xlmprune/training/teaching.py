@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from xlmprune.data.encoding import Encoded, pad, training_order
 from xlmprune.pruning.structures import layout_of
 from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.training.distillation import WHOLE, Share, TeacherChoice, labelled_loss, unlabelled_loss
+from xlmprune.training.frozen import Keeping, call, keep_parameters
 
 Student = Any
 """A model, or a `nesting.Prefix` of it: called with `input_ids` and `attention_mask`, it gives logits and hidden states."""
@@ -28,11 +30,18 @@ class Teaching:
         unlabelled: text in any languages, encoded without labels; None to learn from labelled text alone.
         batch_size: unlabelled texts in an update, as many as labelled ones.
         seed: the seed of the run.
+        keeping: how the teacher's weights are kept.
     """
 
     def __init__(
-        self, settings: DistillationRecipe, unlabelled: Encoded | None, batch_size: int, seed: int
+        self,
+        settings: DistillationRecipe,
+        unlabelled: Encoded | None,
+        batch_size: int,
+        seed: int,
+        keeping: Keeping = "fp32",
     ) -> None:
+        self.keeping: Keeping = keeping
         self.settings = settings
         self.unlabelled = unlabelled
         self.batch_size = batch_size
@@ -44,6 +53,7 @@ class Teaching:
     def begin(self, model: nn.Module, dev: float | None) -> None:
         """Make the dense fine-tuned network the teacher."""
         self.teacher = frozen_copy(model)
+        keep_parameters(self.teacher, self.keeping)
         self.choice = TeacherChoice(self.settings, dev if dev is not None else float("inf"))
 
     def consider(self, model: nn.Module, dev: float, density: float) -> None:
@@ -106,7 +116,8 @@ class Teaching:
         """Return the teacher's answers, and its hidden states after the layers that the model's stand for."""
         if self.teacher is None:
             raise ValueError("there is no teacher before the end of stage 0")
-        logits, states = self._answers(self.teacher, batch, autocast)
+        teacher = partial(call, self.teacher, batch["input_ids"].device)
+        logits, states = self._answers(teacher, batch, autocast)
         return logits, followed(model, states)
 
     def unlabelled_batch(self, position: int, multiple: int = 1) -> dict[str, np.ndarray] | None:

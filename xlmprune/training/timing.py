@@ -100,7 +100,8 @@ def estimate_duration(
     teaching = None
     if recipe.distillation is not None:
         unlabelled = invent(list(texts.unlabelled.values())) if texts.unlabelled else None
-        teaching = Teaching(recipe.distillation, unlabelled, recipe.training.batch_size, recipe.seed)
+        keeping = recipe.training.frozen_weights
+        teaching = Teaching(recipe.distillation, unlabelled, recipe.training.batch_size, recipe.seed, keeping)
     timed = sum(min(UPDATES, count) for count in stages[:2])
     with reporter.counting("timing updates", timed) as advance:
         updates = _seconds_per_update(recipe, method, model, train, teaching, device, advance)

@@ -56,7 +56,7 @@ class PruningContext:
     masks: Masks
     """What may remain: what remained so far, or every weight where pruned ones may return."""
     reference: Weights
-    """Pretrained weights."""
+    """Pretrained weights, which may be on another device and of another type."""
     stage: int
     """1 for the first pruning stage."""
     seed: int

@@ -1,0 +1,49 @@
+"""Keep weights that do not train in less memory: `training.frozen_weights`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from xlmprune.pruning.masks import Weights
+
+Keeping = Literal["fp32", "bf16", "cpu"]
+
+
+def kept(tensor: Tensor, keeping: Keeping) -> Tensor:
+    """Return a copy that does not train, in the memory and type that ``keeping`` names."""
+    tensor = tensor.detach()
+    if keeping == "bf16":
+        return tensor.to(torch.bfloat16, copy=True)
+    if keeping == "cpu" and tensor.device.type != "cpu":
+        moved = tensor.cpu()
+        return moved.pin_memory() if tensor.is_cuda else moved  # pinned, so that copies to the GPU are fast
+    return tensor.clone()
+
+
+def beside(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Weights:
+    """Return the ``tensors`` of the names of ``weights``, each on its weight's device and in its type; copies only where
+    they are elsewhere."""
+    return {name: tensors[name].to(weight, non_blocking=True) for name, weight in weights.items()}
+
+
+def keep_parameters(model: nn.Module, keeping: Keeping) -> None:
+    """Let a model that does not train keep its parameters as ``keeping`` says. Buffers, such as positions, stay."""
+    if keeping == "fp32":
+        return
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(kept(parameter, keeping), requires_grad=False))
+
+
+def call(model: nn.Module, device: torch.device, **inputs: Any) -> Any:
+    """Call a model that does not train on ``device``, where its parameters are copied to if they are elsewhere."""
+    elsewhere = {name: p for name, p in model.named_parameters() if p.device != device}
+    if not elsewhere:
+        return model(**inputs)
+    moved = {name: parameter.to(device, non_blocking=True) for name, parameter in elsewhere.items()}
+    return functional_call(model, moved, kwargs=inputs)
