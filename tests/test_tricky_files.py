@@ -303,3 +303,44 @@ def test_the_campaign_notices_what_is_read_wrongly(tmp_path):
     faulty = next(case for case in map(campaign.make, range(100)) if case.refused)
     faulty.refused = ("another sentence",)
     assert "the refusal lacks" in campaign.check(faulty, tmp_path)
+
+
+# Headers that count the columns
+
+
+@pytest.mark.parametrize("fields", [{}, {"header": True}, {"columns": {"first": 0, "label": 1}}])
+def test_a_header_that_counts_the_columns_is_left_out(tmp_path, fields):
+    texts, labels, notes = read(tmp_path, "0\t1\none\tx\ntwo\ty\n", **fields)
+    assert (texts, labels) == (["one", "two"], ["x", "y"])
+    assert notes[0].startswith(f"{tmp_path}/en.train.tsv:1: left out, because it only counts the columns")
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "count"),
+    [
+        ("0\t1\none\tx\ntwo\t1\n", {"header": False}, 3),
+        ("0\t1\n7\t0\n9\t1\n", {}, 3),
+        ("1\t2\none\t2\ntwo\t1\n", {}, 3),
+    ],
+)
+def test_a_row_of_numbers_may_be_an_example(tmp_path, content, fields, count):
+    texts, _, notes = read(tmp_path, content, **fields)
+    assert len(texts) == count
+    assert not notes
+
+
+def test_columns_of_one_name_are_told_apart_by_position(tmp_path):
+    columns = {"first": 0, "label": 2}
+    texts, labels, _ = read(tmp_path, "x\ty\ty\none\tn\ta\ntwo\tm\tb\n", header=True, columns=columns)
+    assert (texts, labels) == (["one", "two"], ["a", "b"])
+    by_name = refused(tmp_path, "x\ty\ty\none\tn\ta\ntwo\tm\tb\n", columns={"first": "x", "label": "y"})
+    assert "several columns are called 'y'" in by_name
+
+
+def test_names_in_a_recipe_are_compared_without_outer_spaces(tmp_path):
+    columns = {"first": " t ", "label": "l"}
+    for content, suffix in (
+        ("t\tl\none\ta\ntwo\tb\n", "tsv"),
+        ('{"t ": "one", "l": "a"}\n{"t ": "two", "l": "b"}\n', "jsonl"),
+    ):
+        assert read(tmp_path, content, suffix=suffix, columns=columns)[0] == ["one", "two"]

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from xlmprune.core.errors import DataError
 from xlmprune.core.formatting import count_of
 from xlmprune.data.examples import Kind
-from xlmprune.data.readers.headers import KNOWN_NAMES, names_asked, opens_with_names, refuse_doubtful_row
+from xlmprune.data.readers.headers import (
+    KNOWN_NAMES,
+    names_asked,
+    opens_with_names,
+    opens_with_numbers,
+    refuse_doubtful_row,
+)
 from xlmprune.data.readers.lines import count_columns
 from xlmprune.data.readers.rows import Rows
 from xlmprune.data.readers.tables import MISSING, Table
@@ -71,14 +78,19 @@ def select_columns(
             columns is not known.
     """
     names = table.names
-    if names is None and _has_header(table, wanted, header):
+    counted = names is None and not names_asked(wanted, header) and header is not False
+    counted = counted and opens_with_numbers(table.cells)
+    if counted:
+        note = f"{table.start}: left out, because it only counts the columns, as pandas does (`task.header: false` reads it)"
+        table = replace(table.without_header(), notes=(*table.notes, note))
+    elif names is None and _has_header(table, wanted, header):
         names = tuple(name.strip() for name in table.cells[0])
         table = table.without_header()
     if names is not None:
         chosen = _columns_by_name(names, kind, wanted, table.path)
     else:
         chosen = _columns_by_position(len(table.cells[0]), kind, wanted, by_count, table.start)
-        if header is None:
+        if header is None and not counted:
             (label,) = chosen.get("label", (None,))
             refuse_doubtful_row(table.cells, label, train, table.start)
     columns = {role: _column(table, names, role, indexes) for role, indexes in chosen.items()}
@@ -99,7 +111,7 @@ def select_columns(
         table.lines,
         notes=tuple(notes),
         no_labels=missing,
-        header_unknown=names is None and header is None,
+        header_unknown=names is None and header is None and not counted,
         languages=columns.get("language"),
     )
 
@@ -146,7 +158,8 @@ def _columns_by_name(names: Sequence[str], kind: Kind, wanted: Mapping[str, str 
             )
     if kind == "text":
         chosen.pop("second", None)
-    for index in {index for indexes in chosen.values() for index in indexes}:
+    by_name = {role: indexes for role, indexes in chosen.items() if not isinstance(wanted.get(role), int)}
+    for index in {index for indexes in by_name.values() for index in indexes}:
         if lowered.count(lowered[index]) > 1:
             raise DataError(
                 f"{path}: several columns are called {names[index]!r}. Give them different names, or set `task.columns` to "

@@ -53,7 +53,11 @@ class Files:
         self._train_language = recipe.train_language
         self._kind = kind
         self._grouped = grouped
-        self._columns = recipe.columns or {}
+        # Names of columns are read without spaces around them.
+        self._columns = {
+            role: column.strip() if isinstance(column, str) else column
+            for role, column in (recipe.columns or {}).items()
+        }
         self._header = recipe.header
         self._format = recipe.format
         self._delimiter = recipe.delimiter
@@ -171,7 +175,7 @@ def find_languages(pattern: str, split: str) -> tuple[str, ...]:
     found = set()
     for name in [*glob.glob(wildcard), *glob.glob(wildcard + ".gz")]:  # noqa: PTH207 (absolute too)
         match = re.fullmatch(exact + r"(?:\.gz)?", name)
-        if match and Path(name).is_file():
+        if match and find_file(Path(name)):
             found.add(match["language"])
     return tuple(sorted(found))
 

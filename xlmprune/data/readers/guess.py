@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xlmprune.data.readers.headers import opens_with_names
+from xlmprune.data.readers.headers import opens_with_names, opens_with_numbers
 from xlmprune.data.readers.tables import Table
 
 LEAST_ROWS = 10
@@ -19,16 +19,21 @@ def column_names(table: Table) -> list[str]:
     return [str(name).strip() for name in (table.cells[0] if table.names is None else table.names)]
 
 
-def guess_columns(table: Table) -> dict[str, str | int] | None:
+def guess_columns(table: Table, header: bool | None = None) -> dict[str, str | int] | None:
     """Return the columns of text and label as `task.columns` has them; None where not exactly one column can be each.
 
     Nothing is guessed where the readers know the names, or where there are two columns: a text and its label. A text
     column has words, and most rows differ. A label column has few values, and each occurs several times. Columns are given
     by name where the first row looks like names, otherwise by position.
+
+    Args:
+        header: `task.header`.
     """
-    below = table.cells if table.names is not None else table.cells[1:]
+    unnamed = table.names is None
+    below = table.cells[1:] if unnamed and header is not False else table.cells
     names = column_names(table)
-    if len(below) < LEAST_ROWS or len(names) < 3 or opens_with_names(names):
+    known = header is not False and opens_with_names(names)
+    if len(below) < LEAST_ROWS or len(names) < 3 or known:
         return None
     columns = [[str(row[index]).strip() for row in below] for index in range(len(below[0]))]
     texts = [index for index, cells in enumerate(columns) if _is_text(cells)]
@@ -36,7 +41,9 @@ def guess_columns(table: Table) -> dict[str, str | int] | None:
     if len(texts) != 1 or len(labels) != 1:
         return None
     (text,), (label,) = texts, labels
-    if table.names is None and (names[label] in columns[label] or len(set(names)) < len(names)):
+    is_example = header is False or (header is None and names[label] in columns[label])
+    unclear = len(set(names)) < len(names) or not names[text] or not names[label]
+    if unnamed and (is_example or unclear or opens_with_numbers(table.cells)):
         return {"first": text, "label": label}
     return {"first": names[text], "label": names[label]}
 

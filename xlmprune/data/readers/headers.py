@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from xlmprune.core.errors import DataError
 from xlmprune.core.formatting import shorten
@@ -49,6 +50,21 @@ def opens_with_names(cells: Sequence[str]) -> bool:
     has_text = any(set(alternative) <= lowered for alternative in KNOWN_NAMES["first"])
     has_label = any(set(alternative) <= lowered for alternative in KNOWN_NAMES["label"])
     return has_text and (has_label or lowered <= known | {"id"})
+
+
+def opens_with_numbers(rows: Sequence[Sequence[Any]]) -> bool:
+    """Whether a first row counts the columns from 0: pandas writes this header where it has no names.
+
+    A column of row numbers may stand before them; its cell in the header is empty. A table of nothing but numbers has no
+    such header, since its first row may be an example.
+    """
+    first, *others = ([str(cell).strip() for cell in row] for row in rows)
+    counted = first[1:] if first[0] == "" else first
+    return (
+        len(counted) > 1
+        and counted == [str(number) for number in range(len(counted))]
+        and not all(_is_number(cell) for row in others for cell in row)
+    )
 
 
 def names_asked(columns: Mapping[str, str | int], header: bool | None) -> list[str]:

@@ -188,7 +188,7 @@ def read_json_table(path: Path, asked: Iterable[str | int] = ()) -> Table:
         [_reach(record, name) if name in nested else record.get(name, MISSING) for name in names]
         for record in records
     ]
-    return Table(str(path), cells, lines, names)
+    return Table(str(path), cells, lines, tuple(name.strip() for name in names))
 
 
 def _reach(record: Any, name: str) -> Any:
