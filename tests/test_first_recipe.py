@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 
 import pytest
 from typer.testing import CliRunner
@@ -356,3 +357,178 @@ def test_lengths_are_those_of_the_language_that_needs_most(tmp_path):
 )
 def test_tokens_are_estimated_by_script(text, tokens):
     assert most_tokens(text) == pytest.approx(tokens)
+
+
+def init_in(folder, monkeypatch, text, *arguments, suffix="tsv", test=None):
+    """Run `xlmprune init` on a train file and test files in two languages."""
+    write(folder / "data", text, f"en.train.{suffix}")
+    write(folder / "data", text if test is None else test, f"en.test.{suffix}", f"de.test.{suffix}")
+    monkeypatch.chdir(folder)
+    return CliRunner().invoke(app, ["init", "data", "--force", *arguments])
+
+
+def task_made(result):
+    assert result.exit_code == 0, result.output
+    recipe = load_recipe("recipe.yaml").task
+    return recipe, registry.load("task", recipe.name)(recipe)
+
+
+@pytest.mark.parametrize("part", ["train", "dev", "test"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(TEXTS.encode())[:40], "damaged gzip file"),
+        (gzip.compress(TEXTS.encode())[:15] + b"\xff" * 40, "damaged gzip file"),
+        (b"\x1f\x8bno gzip", "damaged gzip file"),
+        (TEXTS.encode("utf-16"), "UTF-16 text"),
+        (TEXTS.encode() + b"Gr\xfc\xdfe\tgood\n", "not UTF-8"),
+        (b"", "empty file"),
+    ],
+    ids=["cut", "damaged", "no gzip", "UTF-16", "Latin-1", "empty"],
+)
+def test_a_damaged_data_file_is_named(tmp_path, monkeypatch, part, content, said):
+    splits = {"train", "dev", "test"} - {part}
+    write(tmp_path / "data", TEXTS, "de.test.tsv", *(f"en.{split}.tsv" for split in splits))
+    (tmp_path / "data" / f"en.{part}.tsv.gz").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "data"])
+    assert result.exit_code == 2, result.output
+    assert f"data/en.{part}.tsv.gz" in result.stderr
+    assert said in result.stderr
+
+
+def test_plain_text_with_the_name_of_a_gzipped_file_is_read(tmp_path, monkeypatch):
+    write(tmp_path / "data", TEXTS, "en.test.tsv", "de.test.tsv")
+    (tmp_path / "data" / "en.train.tsv.gz").write_text(TEXTS)
+    monkeypatch.chdir(tmp_path)
+    assert task_made(CliRunner().invoke(app, ["init", "data"]))[1].labels == ("bad", "good", "no")
+
+
+@pytest.mark.parametrize("data", ["x" * 300, "x" * 300 + "{language}.{split}.tsv"])
+def test_a_name_that_no_disk_takes_is_a_sentence(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", data])
+    assert result.exit_code == 2, result.output
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv")
+    result = CliRunner().invoke(app, ["init", "data", "--out", f"{data}.yaml"])
+    assert result.exit_code == 2, result.output
+    assert "File name too long" in result.stderr
+
+
+@pytest.mark.parametrize("header", ["query_id\tquery\tpassage\tlabel", "qi\tq\tp\tl"])
+def test_a_column_of_queries_means_ranking(tmp_path, monkeypatch, header):
+    rows = "".join(f"q{i // 3}\tquery {i // 3}\tpassage {i}\t{i % 3}\n" for i in range(12))
+    columns = [] if "query" in header else ["--columns", "group=qi,first=q,second=p,label=l"]
+    recipe, task = task_made(init_in(tmp_path, monkeypatch, f"{header}\n{rows}", *columns))
+    assert recipe.name == "ranking"
+    assert task.examples("de", "test").groups[:4] == ["q0", "q0", "q0", "q1"]
+    asked = init_in(tmp_path, monkeypatch, f"{header}\n{rows}", *columns, "--task", "pair_classification")
+    assert task_made(asked)[0].name == "pair_classification"
+
+
+def test_labels_that_are_no_ratings_are_classes_beside_a_column_of_queries(tmp_path, monkeypatch):
+    rows = "".join(f"q{i // 3}\tquery {i // 3}\tpassage {i}\t{('yes', 'no')[i % 2]}\n" for i in range(12))
+    result = init_in(tmp_path, monkeypatch, f"query_id\tquery\tpassage\tlabel\n{rows}")
+    assert task_made(result)[0].name == "pair_classification"
+
+
+@pytest.mark.parametrize("header", ["", "text\tlabel\n"])
+def test_test_files_without_labels_are_refused_at_once(tmp_path, monkeypatch, header):
+    texts = "".join(f"a text about thing {i}\n" for i in range(30))
+    test = header.replace("\tlabel", "") + texts
+    result = init_in(tmp_path, monkeypatch, header + TEXTS, test=test)
+    assert result.exit_code == 2
+    assert (
+        "classification: data/en.test.tsv: no labels, so there is nothing to score against" in result.stderr
+    )
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
+FOUR = "".join("\t".join(row) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize(
+    ("header", "option"),
+    [
+        ("ticket\tmessage\treply\ttopic", "--columns first=reply,label=topic;"),
+        ("ticket\tmessage\tthe reply\ttopic", "--columns 'first=the reply,label=topic';"),
+        ("ticket\tmessage\treply, sent\ttopic", "--columns first=2,label=topic (counted from 0);"),
+        ("ticket\tmessage\t\ttopic", "--columns first=2,label=topic (counted from 0);"),
+        ("ticket\ttopic\t2020\ttopic", "--columns first=2,label=3 (counted from 0);"),
+    ],
+)
+def test_the_columns_that_are_suggested_can_be_typed(tmp_path, monkeypatch, header, option):
+    rows = "".join("\t".join((i, text, reply, label)) + "\n" for i, text, label, reply in ROWS)
+    refused = init_in(tmp_path, monkeypatch, f"{header}\n{rows}")
+    assert refused.exit_code == 2
+    assert option in refused.stderr
+    typed = shlex.split(option.partition(" (")[0].rstrip(";"))
+    named = [] if "topic (" in option or "topic" in typed[1] else ["--set", "task.header=true"]
+    _, task = task_made(init_in(tmp_path, monkeypatch, f"{header}\n{rows}", *typed, *named))
+    assert task.labels == ("aaa", "bbb")
+    assert task.examples("en", "train").first[0] == "reply 0 to it"
+
+
+def test_a_row_of_data_is_not_suggested_as_names(tmp_path, monkeypatch):
+    assert "--columns first=2,label=3 (counted from 0);" in init_in(tmp_path, monkeypatch, FOUR * 2).stderr
+
+
+def test_advice_about_keys_of_a_recipe_can_be_typed_before_there_is_one(tmp_path, monkeypatch):
+    """Two columns of one name, so positions are guessed, and the first row may be an example."""
+    text = "x\ty\ty\n" + "".join(f"{i}\t{text}\t{label}\n" for i, text, label, _ in ROWS)
+    refused = init_in(tmp_path, monkeypatch, text)
+    assert refused.exit_code == 2
+    assert "looks like column names (x, y, y)" in refused.stderr
+    assert "The columns were guessed from what they hold (first is 1, label is 2)" in refused.stderr
+    assert "There is no recipe yet." in refused.stderr
+    recipe, task = task_made(init_in(tmp_path, monkeypatch, text, "--set", "task.header=true"))
+    assert (recipe.header, recipe.columns, task.labels) == (True, {"first": 1, "label": 2}, ("aaa", "bbb"))
+    assert len(task.examples("en", "train")) == 12
+    _, task = task_made(init_in(tmp_path, monkeypatch, text, "--set", "task.header=false"))
+    assert task.labels == ("aaa", "bbb", "y")
+
+
+def test_other_keys_that_messages_name_can_be_typed(tmp_path, monkeypatch):
+    text = "".join(f'{i};"{text}";{label}\n' for i, text, label, _ in ROWS)
+    refused = init_in(tmp_path, monkeypatch, text, suffix="csv")
+    assert "set `task.delimiter`" in refused.stderr
+    assert "--set task.header=true" in refused.stderr
+    settings = ["--set", "task.delimiter=';'", "--set", "task.labels=[bbb, aaa]"]
+    recipe, task = task_made(init_in(tmp_path, monkeypatch, text, *settings, suffix="csv"))
+    assert (recipe.delimiter, task.labels) == (";", ("bbb", "aaa"))
+    assert task.examples("en", "train").first[1] == "this is message 1 of them"
+    other = init_in(tmp_path, monkeypatch, text, "--set", "seed=1")
+    assert "--set seed=1: init takes only task.header" in other.stderr
+    wrong = init_in(tmp_path, monkeypatch, text, "--set", "task.header=perhaps")
+    assert "task.header: expected true/false" in wrong.stderr
+
+
+def test_an_error_after_a_guess_says_what_was_guessed(tmp_path, monkeypatch):
+    text = "ticket\tmessage\ttopic\n" + "".join(f"{i}\t{text}\t{label}\n" for i, text, label, _ in ROWS)
+    result = init_in(tmp_path, monkeypatch, text, test=text.replace("aaa", "ccc"))
+    assert result.exit_code == 2
+    assert "label 'ccc' is not one of aaa, bbb" in result.stderr
+    assert "guessed from what they hold (first is 'message', label is 'topic')" in result.stderr
+    assert "as in --columns first=1,label=2" in result.stderr
+    plain = init_in(
+        tmp_path, monkeypatch, text, "--columns", "first=message,label=topic", test=text.replace("aaa", "ccc")
+    )
+    assert "guessed" not in plain.stderr
+
+
+@pytest.mark.parametrize("header", ["0\t1\t2\n", "\t0\t1\n"])
+def test_a_header_that_counts_the_columns_is_no_example(tmp_path, monkeypatch, header):
+    text = header + "".join(f"{i}\t{text}\t{label}\n" for i, text, label, _ in ROWS)
+    recipe, task = task_made(init_in(tmp_path, monkeypatch, text))
+    assert (recipe.columns, task.labels) == ({"first": 1, "label": 2}, ("aaa", "bbb"))
+    _, task = task_made(init_in(tmp_path, monkeypatch, text, "--columns", "first=1,label=2"))
+    assert task.labels == ("aaa", "bbb")
+
+
+def test_names_of_json_keys_may_have_spaces_around_them(tmp_path, monkeypatch):
+    text = "".join(json.dumps({" n": i, " body ": t, "kind ": c}) + "\n" for i, t, c, _ in ROWS)
+    recipe, task = task_made(init_in(tmp_path, monkeypatch, text, suffix="jsonl"))
+    assert recipe.columns == {"first": "body", "label": "kind"}
+    assert task.labels == ("aaa", "bbb")
+    known = text.replace(" body ", " text").replace("kind ", "label ")
+    assert task_made(init_in(tmp_path, monkeypatch, known, suffix="jsonl"))[1].labels == ("aaa", "bbb")

@@ -686,6 +686,15 @@ def init(
             "or a guess from what the columns hold."
         ),
     ] = "",
+    set_: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="How the files are read: task.header, task.delimiter, task.quoting, task.format or task.labels. Can be "
+            "repeated.",
+        ),
+    ] = [],
     force: Annotated[bool, typer.Option("--force", help="Replace the recipe file if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -714,7 +723,7 @@ def init(
         )
     asked = [code.strip() for code in languages.split(",") if code.strip()]
     found = first_recipe.init(
-        data, out, task or None, train_language, asked, model, density, text, budget, force, columns
+        data, out, task or None, train_language, asked, model, density, text, budget, force, columns, set_
     )
     if as_json:
         _print_json(vars(found) | {"layout": vars(found.layout), "recipe": str(out)})

@@ -152,19 +152,6 @@ def texts_in(sets: Mapping[str, TestSet]) -> int:
     return sum(len(test.encoded) for test in sets.values())
 
 
-def require_scorable(task: Any, tests: Iterable[Examples]) -> None:
-    """Score logits of zeros, so that an error in scoring appears now and not after hours of training.
-
-    Raises:
-        DataError: a test set has no labels that the task's metrics can use.
-        RecipeError: the task has no such metric.
-    """
-    count = len(task.labels)
-    for examples in tests:
-        shapes = [(count,) if isinstance(text, str) else (len(text), count) for text in examples.first]
-        score([np.zeros(shape, dtype=np.float32) for shape in shapes], examples, task.metrics, task.labels)
-
-
 def zero_shot_mean(values: Mapping[str, float], train_language: str) -> float | None:
     """Average over the languages that were not trained on; None if there is none."""
     return mean(value for language, value in values.items() if language != train_language)

@@ -6,16 +6,16 @@ a comment, so that a wrong guess is seen and corrected before anything is traine
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import math
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,15 @@ from xlmprune.core.languages import language_name
 from xlmprune.data.lengths import most_tokens
 from xlmprune.data.readers.files import fill
 from xlmprune.data.readers.guess import column_names, guess_columns
-from xlmprune.data.readers.lines import expand
+from xlmprune.data.readers.headers import KNOWN_NAMES
+from xlmprune.data.readers.lines import expand, find_file, read_lines
 from xlmprune.data.readers.tables import Table, read_json_table, read_table
 from xlmprune.recipe import registry
+from xlmprune.recipe.loading import apply_overrides
 from xlmprune.recipe.schema import TaskRecipe
-from xlmprune.recipe.validation import validate_recipe
+from xlmprune.recipe.validation import validate_recipe, validate_task
 from xlmprune.recipe.yaml_text import parse_yaml, plain_value
+from xlmprune.tasks.metrics import require_scorable
 
 if TYPE_CHECKING:
     from xlmprune.data.examples import Examples
@@ -44,6 +47,8 @@ CODE = re.compile(r"(?<![A-Za-z])[a-z]{2,3}(?:[-_](?:[A-Z]{2}|[A-Z][a-z]{3}))?(?
 LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|x|[kMG]?B)", re.IGNORECASE)
 """One limit of a budget: a number and its unit."""
 MOST_FILES = 100_000
+SETTABLE = ("header", "delimiter", "quoting", "format", "labels")
+"""Keys of `task` that say how files are read, and that have no option of their own."""
 
 DENSE_UPDATES, PRUNED_UPDATES = 300, 200
 """Updates of a small data set, before and after pruning: about those of `quickstart` and `pos_small`."""
@@ -78,6 +83,8 @@ class Survey:
     """Column by role, where it was given or guessed; empty where the readers know the columns."""
     guessed: bool = False
     """Whether the columns were guessed from what they hold."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Values of other keys of `task` that were given."""
 
 
 def survey(
@@ -86,6 +93,7 @@ def survey(
     train_language: str = "en",
     languages: Sequence[str] = (),
     columns: Mapping[str, str | int] = {},
+    overrides: Sequence[str] = (),
 ) -> Survey:
     """Look at data files.
 
@@ -94,35 +102,66 @@ def survey(
         kind: one of `KINDS`; by default the first that can read the files.
         languages: measure only these; by default all that have a test file.
         columns: name or position of a column, by role; by default known names, or a guess from what the columns hold.
+        overrides: ``task.key=value`` each, of the keys in `SETTABLE`.
 
     Raises:
         DataError: no files, or files that no kind of task can read; says what was tried.
+        RecipeError: an override of another key, or with a value that is not possible.
     """
     layout = Layout(path, {}) if "{" in path else find_layout(Path(path))
     values: dict[str, Any] = {"source": "files", "path": layout.pattern, "train_language": train_language}
     values |= {f"{split}_split": word for split, word in layout.splits.items()}
     if languages:
         values["languages"] = list(languages)
-    recipe = TaskRecipe(name="classification", **values, columns=dict(columns))
-    kinds: Sequence[str] = (kind,) if kind else _likely_kinds(layout, train_language)
-    table = None if columns or kinds == ("tagging",) else _train_table(layout, train_language)
-    guessed = (guess_columns(table) if table is not None and "classification" in kinds else None) or {}
+    settings = _settings(overrides)
+    values |= {"name": "classification", "columns": dict(columns), **settings}
+    recipe = validate_task(values, "init", {("task", key): f"--set task.{key}" for key in settings})
+    kinds: Sequence[str] = (kind,) if kind else _likely_kinds(layout, train_language, columns)
+    table = None if columns or kinds == ("tagging",) else _train_table(layout, recipe)
+    if not kind and table is not None and _names_groups(table):
+        kinds = ("ranking", *(other for other in kinds if other != "ranking"))
+    guessed: Mapping[str, str | int] = {}
+    if table is not None and "classification" in kinds:
+        guessed = guess_columns(table, recipe.header) or {}
     if guessed:
         recipe, kinds = recipe.model_copy(update={"columns": guessed}), ("classification",)
     try:
-        kind, task = _first_that_reads(recipe, kinds)
+        found = _look(recipe, kinds, layout)
     except DataError as error:
-        if table is None or guessed:
-            raise
-        raise DataError(f"{error}\n{_ask_for_columns(table)}") from error
-    train = task.examples(train_language, "train")
+        advice = _how_guessed(guessed) if guessed else "" if table is None else _ask_for_columns(table)
+        raise DataError("\n".join(filter(None, [str(error), advice, _where_keys_are(str(error))]))) from error
+    return replace(found, columns=dict(columns or guessed), guessed=bool(guessed), settings=settings)
+
+
+def _look(recipe: TaskRecipe, kinds: Sequence[str], layout: Layout) -> Survey:
+    kind, task = _first_that_reads(recipe, kinds)
+    train = task.examples(recipe.train_language, "train")
     tests = [task.examples(language, "test") for language in task.languages()]
-    dev = task.examples(train_language, "dev") if _file(layout, train_language, "dev") else None
+    dev = task.examples(recipe.train_language, "dev") if _file(layout, recipe.train_language, "dev") else None
     counts = {"train": len(train), "dev": 0 if dev is None else len(dev), "test": sum(map(len, tests))}
     longest = max(map(_longest, (train, *tests)))
-    chosen = dict(columns or guessed)
-    return Survey(
-        kind, layout, train_language, task.languages(), task.labels, counts, longest, chosen, bool(guessed)
+    return Survey(kind, layout, recipe.train_language, task.languages(), task.labels, counts, longest)
+
+
+def _settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read ``task.key=value`` overrides as keys of `task`."""
+    values: dict[str, Any] = {}
+    for path, option in apply_overrides(values, overrides).items():
+        if len(path) != 2 or path[0] != "task" or path[1] not in SETTABLE:
+            known = ", ".join(f"task.{key}" for key in SETTABLE)
+            raise RecipeError(
+                f"{option}: init takes only {known}. Change other keys in the recipe that it writes"
+            )
+    return dict(values.get("task", {}))
+
+
+def _where_keys_are(said: str) -> str:
+    """Say how keys of `task` that a message names are typed before there is a recipe; empty where it names none."""
+    if "task." not in said:
+        return ""
+    return (
+        "There is no recipe yet. Give `task.columns` as in --columns first=1,label=2, other keys of `task` as in --set "
+        "task.header=true, and `task.path` as the argument DATA"
     )
 
 
@@ -135,7 +174,7 @@ def find_layout(folder: Path) -> Layout:
     Raises:
         DataError: no file has the name of a language and of a split in its path.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 (`Path.is_dir` raises where a name is too long)
         raise DataError(
             f"{folder}: no such folder; give a folder, or a pattern such as data/{{language}}.{{split}}.tsv"
         )
@@ -199,37 +238,81 @@ def _is_json(name: str) -> bool:
     return name.lower().endswith((".json", ".jsonl", ".ndjson"))
 
 
-def _likely_kinds(layout: Layout, language: str) -> Sequence[str]:
-    """Return the kinds to try. Only a token file has an empty line after every sentence; else a table may look like one."""
+def _likely_kinds(layout: Layout, language: str, columns: Mapping[str, str | int] = {}) -> Sequence[str]:
+    """Return the kinds to try. Only a token file has an empty line after every sentence; else a table may look like one.
+
+    Raises:
+        DataError: the training file is damaged, or is not text.
+    """
     file = _file(layout, language, "train")
+    lines = [] if file is None else read_lines(file)
+    if "group" in columns:
+        return ("ranking",)
     if file is None or _is_json(file.name.removesuffix(".gz")):
         return KINDS
-    with (gzip.open if file.suffix == ".gz" else open)(
-        file, "rt", encoding="utf-8", errors="replace"
-    ) as opened:
-        head = [line.strip() for line in itertools.islice(opened, 300)]
-    sentences = [bool(line) for line in head[:-1]]
+    sentences = [bool(line.strip()) for line in lines[:300][:-1]]
     return ("tagging",) if not all(sentences) and sentences.count(False) > 1 else KINDS[:-1]
 
 
-def _train_table(layout: Layout, language: str) -> Table | None:
+def _train_table(layout: Layout, recipe: TaskRecipe) -> Table | None:
     """Read the training file as a table; None where it cannot be read as one."""
-    file = _file(layout, language, "train")
+    file = _file(layout, recipe.train_language, "train")
     if file is None:
         return None
     name = file.name.removesuffix(".gz")
+    written_as = recipe.format or ("jsonl" if _is_json(name) else Path(name).suffix[1:].lower())
     with suppress(DataError):
-        return read_json_table(file) if _is_json(name) else read_table(file, Path(name).suffix[1:].lower())
+        if written_as == "jsonl":
+            return read_json_table(file)
+        return read_table(file, written_as, recipe.delimiter, recipe.quoting)
     return None
+
+
+def _names_groups(table: Table) -> bool:
+    """Whether a column has a name that queries have."""
+    known = {name for alternative in KNOWN_NAMES["group"] for name in alternative}
+    return not known.isdisjoint(name.lower() for name in column_names(table))
 
 
 def _ask_for_columns(table: Table) -> str:
     names = column_names(table)
-    example = f"first={names[-2]},label={names[-1]}" if len(names) > 1 else f"first={names[0]}"
+    roles = ("first", "label")[: len(names)]
+    example: dict[str, str | int] = dict(zip(roles, range(len(names))[-len(roles) :], strict=True))
+    if not _begins_with_example(table):
+        example = {role: _typed(names, int(index)) for role, index in example.items()}
+    counted = " (counted from 0)" if any(isinstance(column, int) for column in example.values()) else ""
     return (
-        f"{table.path}: the columns are {', '.join(names)}. Say which hold the text and the label, as in --columns "
-        f"{example}; the second text of a pair is `second`, and the query of a ranking is `group`"
+        f"{table.path}: the columns are {', '.join(names)}. Say which hold the text and the label, as in "
+        f"{_option(example)}{counted}; the second text of a pair is `second`, and the query of a ranking is `group`"
     )
+
+
+def _begins_with_example(table: Table) -> bool:
+    """Whether a cell of the first row stands in another row too, which a name seldom does."""
+    first, *others = table.cells
+    return table.names is None and any(cell in column for cell, *column in zip(first, *others, strict=True))
+
+
+def _how_guessed(columns: Mapping[str, str | int]) -> str:
+    listed = ", ".join(f"{role} is {column!r}" for role, column in columns.items())
+    return (
+        f"The columns were guessed from what they hold ({listed}). If this is wrong, say which hold the text and the label, "
+        "as in --columns first=1,label=2, by name or by position from 0"
+    )
+
+
+def _typed(names: Sequence[str], index: int) -> str | int:
+    """Return a column as --columns takes it: its name, or its position where the name cannot be given there."""
+    name = names[index]
+    with suppress(RecipeError):
+        if read_columns(f"first={name}") == {"first": name} and names.count(name) == 1:
+            return name
+    return index
+
+
+def _option(columns: Mapping[str, str | int]) -> str:
+    """Write columns as the option that a user types."""
+    return f"--columns {shlex.quote(','.join(f'{role}={column}' for role, column in columns.items()))}"
 
 
 def read_columns(text: str) -> dict[str, str | int]:
@@ -255,8 +338,7 @@ def _first_that_reads(recipe: TaskRecipe, kinds: Sequence[str]) -> tuple[str, Ta
         task = registry.load("task", kind)(recipe.model_copy(update={"name": kind}))
         try:
             labels, languages = task.labels, task.languages()
-            for language in languages:
-                task.examples(language, "test")
+            require_scorable(task, (task.examples(language, "test") for language in languages))
         except DataError as error:
             refused.append(f"{kind}: {first_line(error)}")
             continue
@@ -267,8 +349,7 @@ def _first_that_reads(recipe: TaskRecipe, kinds: Sequence[str]) -> tuple[str, Ta
 
 def _file(layout: Layout, language: str, split: str) -> Path | None:
     """Find the file of a language and a split, compressed or not."""
-    name = fill(expand(layout.pattern), language, layout.splits.get(split, split))
-    return next((Path(path) for path in (name, f"{name}.gz") if Path(path).is_file()), None)
+    return find_file(Path(fill(expand(layout.pattern), language, layout.splits.get(split, split))))
 
 
 def _longest(examples: Examples) -> int:
@@ -297,11 +378,13 @@ def init(
     budget: str = "",
     force: bool = False,
     columns: str = "",
+    overrides: Sequence[str] = (),
 ) -> Survey:
     """Look at data files and write a recipe for them to ``out``; see `survey` and `recipe_text` for the arguments.
 
     Args:
         columns: see `read_columns`; empty for known names or a guess.
+        overrides: see `survey`.
         budget: see `read_budget`; empty for none.
         force: replace ``out`` where it is a file.
 
@@ -318,17 +401,18 @@ def init(
     if kind is not None and kind not in KINDS:
         raise RecipeError(f"--task {kind}: {registry.nearest(kind, KINDS)}")
     limits = read_budget(budget)
-    found = survey(path, kind, train_language, languages, read_columns(columns))
+    found = survey(path, kind, train_language, languages, read_columns(columns), overrides)
     if unlabelled and not _texts_of(found, unlabelled):
         raise RecipeError(
             f"--text {unlabelled}: no such file for any of the languages {', '.join(found.languages)}"
         )
-    if out.is_dir():
-        raise RecipeError(f"{out}: is a folder; give a file with --out")
-    if out.exists() and not force:
-        raise RecipeError(
-            f"{out}: exists already; choose another file with --out, or replace it with --force"
-        )
+    with explain_disk(out.absolute().parent):
+        if out.is_dir():
+            raise RecipeError(f"{out}: is a folder; give a file with --out")
+        if out.exists() and not force:
+            raise RecipeError(
+                f"{out}: exists already; choose another file with --out, or replace it with --force"
+            )
     pattern = os.path.relpath(expand(found.layout.pattern), out.absolute().parent)
     near = (
         os.path.relpath(expand(unlabelled), out.absolute().parent).replace(os.sep, "/") if unlabelled else ""
@@ -400,6 +484,7 @@ def recipe_text(
         f"  path: {_scalar(pattern)}",
         *splits,
         *_column_lines(found),
+        *(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in found.settings.items()),
         f"  train_language: {_scalar(found.train_language)}",
         f"  languages: [{', '.join(map(_scalar, found.languages))}]",
         "training:",

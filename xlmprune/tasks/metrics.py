@@ -10,9 +10,9 @@ is not an accuracy, so it has a name of its own, `pos_xglue`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -250,6 +250,20 @@ def _gains(labels: tuple[str, ...]) -> np.ndarray:
 def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     return 100 * np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole != 0)
+
+
+def require_scorable(task: Any, tests: Iterable[Examples]) -> None:
+    """Score logits of zeros, so that an error in scoring appears now and not after hours of training.
+
+    Raises:
+        DataError: a test set has no labels that the task's metrics can use.
+    """
+    count = len(task.labels)
+    for examples in tests:
+        shapes = [(count,) if isinstance(text, str) else (len(text), count) for text in examples.first]
+        logits = [np.zeros(shape, dtype=np.float32) for shape in shapes]
+        for metric in task.metrics:
+            metric.statistics(logits, examples, task.labels)
 
 
 def main_first(metrics: tuple[Metric, ...], name: str | None) -> tuple[Metric, ...]:

@@ -14,10 +14,10 @@ from xlmprune.data.encoding import Encoded, encode, join_encoded
 from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
-from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.models import architecture
 from xlmprune.recipe.schema import DistillationRecipe, TaskRecipe
+from xlmprune.tasks.metrics import require_scorable
 from xlmprune.training.outcome import Datasets
 
 UNLABELLED = "unlabelled"
@@ -53,7 +53,7 @@ def read_texts(
         language: task.examples(language, "test").sample_of_set(settings.max_test_examples)
         for language in task.languages()
     }
-    evaluation.require_scorable(task, [*tests.values(), *([] if dev is None else [dev])])
+    require_scorable(task, [*tests.values(), *([] if dev is None else [dev])])
     unlabelled: Mapping[str, Examples] = {}
     if distillation is not None and distillation.unlabelled is not None:
         unlabelled = unlabelled_examples(

@@ -34,8 +34,15 @@ def expand(path: str) -> str:
 
 
 def find_file(plain: Path) -> Path | None:
-    """Return the file of this name, or the gzipped one with ``.gz`` behind it; None where neither is there."""
-    return next((path for path in (plain, plain.with_name(plain.name + ".gz")) if path.is_file()), None)
+    """Return the file of this name, or the gzipped one with ``.gz`` behind it; None where neither is there.
+
+    Raises:
+        DataError: nobody may look there, or the name is too long for the disk.
+    """
+    try:
+        return next((path for path in (plain, plain.with_name(plain.name + ".gz")) if path.is_file()), None)
+    except OSError as error:
+        raise DataError(f"{plain}: cannot be read ({error.strerror or error})") from error
 
 
 def read_text(path: Path) -> str:
