@@ -118,9 +118,14 @@ def test_what_the_server_has(server, predictor):
         (b'{"texts": true}', 'true as "texts"'),
         (b'{"texts": []}', 'an empty list as "texts"'),
         (b"[" * 100_000, "no JSON"),
-        (b'{"texts": [' + b"9" * 10_000 + b"]", "no JSON"),
+        (
+            b'{"texts": [' + b"9" * 10_000 + b"]}",
+            "JSON in which a whole number has 10,000 digits, which is too many",
+        ),
+        (b'{"texts": ["x"], "texts": ["y"]}', "JSON in which the key 'texts' is given twice"),
+        (b'{"texts": [{"a": 1, "a": 2}]}', "JSON in which the key 'a' is given twice"),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_a_wrong_request_gets_an_example_and_what_was_found(server, body, found):
     assert post(server.url, body) == (400, {"error": f"{EXPECTED}, found {found}"})

@@ -21,6 +21,7 @@ from typing import Any
 
 from xlmprune.bundle.predictor import Predictor
 from xlmprune.core.errors import DataError, MachineError
+from xlmprune.core.files import keys_once, whole_number
 from xlmprune.core.formatting import shorten
 
 MAX_BYTES = 16 * 2**20
@@ -217,9 +218,11 @@ class _Handler(BaseHTTPRequestHandler):
             )
         content = self._body(int(length))
         try:
-            body = json.loads(content)
-        except (ValueError, RecursionError):
+            body = json.loads(content, object_pairs_hook=keys_once, parse_int=whole_number)
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             raise self._wrong("no JSON" if content else "an empty body") from None
+        except ValueError as error:  # of the two functions above
+            raise self._wrong(f"JSON in which {shorten(str(error), MOST_SHOWN)}") from None
         if not isinstance(body, dict):
             raise self._wrong(_json_name(body))
         if "texts" not in body:

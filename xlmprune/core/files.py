@@ -223,6 +223,18 @@ def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def whole_number(digits: str) -> int:
+    """Read a whole number of JSON, as a ``parse_int``.
+
+    Raises:
+        ValueError: Python reads no number of so many digits.
+    """
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError(f"a whole number has {len(digits):,} digits, which is too many") from None
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file as a whole."""
     with replacing(path) as partial:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xlmprune.core.errors import BundleError
-from xlmprune.core.files import keys_once, replacing, sha256_of
+from xlmprune.core.files import keys_once, replacing, sha256_of, whole_number
 
 FILE = "manifest.json"
 SCHEMA_VERSION = 1
@@ -112,7 +112,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if (size := path.stat().st_size) > LARGEST_JSON:
             raise ValueError(f"it has {size:,} bytes; at most {LARGEST_JSON:,} are read")
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=keys_once)
+        values = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=keys_once, parse_int=whole_number
+        )
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:

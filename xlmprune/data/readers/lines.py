@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
-from xlmprune.core.files import keys_once
+from xlmprune.core.files import keys_once, whole_number
 from xlmprune.core.formatting import count_of
 
 LARGEST_EXPANSION = 100
@@ -128,10 +128,10 @@ def parse_json(text: str, location: str) -> Any:
         DataError: it is not JSON, a key is given twice, or half a character is left in it.
     """
     try:
-        value = json.loads(text, object_pairs_hook=keys_once)
+        value = json.loads(text, object_pairs_hook=keys_once, parse_int=whole_number)
     except json.JSONDecodeError as error:
         raise DataError(f"{location}: not JSON ({error.msg}); expected one object a line") from error
-    except ValueError as error:  # a key given twice, or a number of thousands of digits
+    except ValueError as error:  # of the two functions above
         raise DataError(f"{location}: {error}") from error
     except RecursionError:
         raise DataError(f"{location}: JSON is nested too deep") from None
