@@ -1,5 +1,7 @@
 """The dense stage: what it reads, and that a run which starts from it is the run that trains it itself."""
 
+import json
+
 import pytest
 import torch
 from rich.console import Console
@@ -15,7 +17,7 @@ from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import start_damage
 from xlmprune.recipe.loading import load_recipe
 from xlmprune.recipe.schema import Recipe
-from xlmprune.training import dense
+from xlmprune.training import dense, shortening
 from xlmprune.training.checkpoint import open_run
 from xlmprune.training.run import Training
 
@@ -206,6 +208,39 @@ def test_the_command_starts_from_a_dense_run_and_refuses_another(base, tmp_path)
     assert report_of(tmp_path / "run")["stages"][0] == report["stages"][0]
     again = compress(base, tmp_path / "run", *weights_only, *start)
     assert "nothing to do" in again.stderr
+
+
+def test_a_plan_with_a_dense_run_is_that_of_the_run(base, tmp_path, monkeypatch):
+    """Its stage 0 is checked as the run checks it, and is neither trained nor scored again."""
+    monkeypatch.setattr(shortening, "LONG", 0.0)
+    monkeypatch.setattr(shortening, "SHORT", 1e-3)
+    weights_only = ["--set", "export.onnx=[]"]
+    missing = compress(
+        base, tmp_path / "run", *weights_only, "--dry-run", "--start-from", str(tmp_path / "none")
+    )
+    assert missing.exit_code == 2
+    assert "none: is not a run folder; it has no recipe.yaml" in missing.stderr
+    done = compress(base, tmp_path / "dense", *weights_only, "--set", "pruning.schedule.stages=0")
+    assert done.exit_code == 0, done.output
+    start = ["--dry-run", "--start-from", str(tmp_path / "dense")]
+    other = compress(base, tmp_path / "run", *weights_only, *start, "--set", "training.dense_epochs=1")
+    assert other.exit_code == 2
+    assert "its stage 0 differs from the stage 0 of this recipe" in other.stderr
+    alone = json.loads(compress(base, tmp_path / "run", *weights_only, "--dry-run", "--json").stdout)
+    shared = json.loads(compress(base, tmp_path / "run", *weights_only, *start, "--json").stdout)
+    counts = [stage["updates"] for stage in alone["stages"]]
+    assert [stage["updates"] for stage in shared["stages"]] == [0, *counts[1:]]
+    assert shared["updates"] == sum(counts[1:]) < alone["updates"]
+    updates = shared["seconds"]["update"]
+    assert shared["seconds"]["training"] == pytest.approx(sum(s * n for s, n in zip(updates[1:], counts[1:])))
+    shown = " ".join(compress(base, tmp_path / "run", *weights_only, *start).stdout.split())
+    assert f"stage 0 comes from {tmp_path}/dense and is not trained".replace(" ", "") in shown.replace(
+        " ", ""
+    )
+    assert "before pruning" not in shown
+    assert "to shorten this" not in shown, "another number of updates or test texts would be refused"
+    assert "shorter" in alone["seconds"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_no_finished_dense_run_is_refused(base, tmp_path):

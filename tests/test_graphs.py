@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 from test_fine_pruning import examples, tiny_classifier
+from typer.testing import CliRunner
 
+from xlmprune.cli import app
 from xlmprune.core import processes
 from xlmprune.core.errors import MachineError, RecipeError
 from xlmprune.data.encoding import IGNORE, pad
 from xlmprune.recipe.loading import recipe_of
 from xlmprune.recipe.schema import TrainingRecipe
-from xlmprune.training.conditions import changes
+from xlmprune.training import tracking
+from xlmprune.training.conditions import changes, require_possible
 from xlmprune.training.graphs import BatchGraphs
 from xlmprune.training.optimizer import clip, new_optimizer, step_if_finite
 
@@ -21,9 +24,38 @@ def test_a_cpu_is_refused():
 
 
 def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "launched", lambda: 2)
     with pytest.raises(MachineError, match="one process only"):
         BatchGraphs(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("training.cuda_graphs=true", "training.cuda_graphs needs a GPU, and this run uses the CPU"),
+        ("training.report_to=[mlflow]", "needs the package mlflow, which is not installed"),
+    ],
+)
+def test_a_plan_is_refused_where_the_run_would_be_and_both_at_once(tmp_path, monkeypatch, setting, said):
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    told = []
+    for options in (["--dry-run"], ["--out", str(tmp_path / "run")]):
+        result = CliRunner().invoke(
+            app, ["compress", "quickstart", "--device", "cpu", "--set", setting, *options]
+        )
+        assert result.exit_code == 2, result.output
+        told.append(result.stderr.splitlines()[-1])
+        assert "reading quickstart" not in result.stderr
+    assert told[0] == told[1]
+    assert said in told[0]
+
+
+def test_a_plan_needs_the_workspace_under_which_results_repeat(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    settings = TrainingRecipe(deterministic=True)
+    require_possible(torch.device("cpu"), settings)
+    with pytest.raises(MachineError, match=r"CUBLAS_WORKSPACE_CONFIG=:0:0: training\.deterministic needs"):
+        require_possible(torch.device("cuda"), settings)
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def compress(
     resolved = load_recipe(recipe, set_)
     if dry_run:
         if processes.is_first():
-            _print_plan(resolved, recipe, device, _reporter(quiet, verbose), as_json)
+            _print_plan(resolved, recipe, device, _reporter(quiet, verbose), as_json, start_from)
         return
     from xlmprune import pipeline
     from xlmprune.core.run_folder import report_file
@@ -258,14 +258,16 @@ def compress(
         _print_next_steps(folder / "bundle")
 
 
-def _print_plan(resolved: Recipe, source: str, device: str, reporter: Reporter, as_json: bool) -> None:
+def _print_plan(
+    resolved: Recipe, source: str, device: str, reporter: Reporter, as_json: bool, start_from: Path | None
+) -> None:
     """Plan a run and print the plan; say what is done, because the imports alone take seconds."""
     reporter.say(f"planning {source}")
     from xlmprune.export import sizing
     from xlmprune.training import planning
 
     with reporter:
-        facts = sizing.plan(resolved, device, reporter)
+        facts = sizing.plan(resolved, device, reporter, start_from)
     _print(facts, as_json, partial(planning.render, source=source))
 
 

@@ -32,7 +32,7 @@ from xlmprune.recipe.loading import PATHS, load_recipe, recipe_of
 from xlmprune.recipe.schema import Recipe
 from xlmprune.report import pages, results
 from xlmprune.training import checkpoint, dense, tracking
-from xlmprune.training.conditions import conditions
+from xlmprune.training.conditions import conditions, require_possible
 from xlmprune.training.outcome import Datasets, Scored
 from xlmprune.training.revisions import pin
 from xlmprune.training.run import Training
@@ -98,7 +98,7 @@ def run(
     reporter.say(describe_device(where, recipe.training.precision))
     for warning in fallback(device, where):
         reporter.warn(warning)
-    tracking.require_packages(recipe.training.report_to)
+    require_possible(where, recipe.training)
     with (
         interruptible(),
         reporter,

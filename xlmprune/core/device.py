@@ -114,6 +114,15 @@ FIXED_WORKSPACES = (":4096:8", ":16:8")
 """Settings of `WORKSPACE` under which matrix products on a GPU repeat their result."""
 
 
+def require_fixed_workspace(device: torch.device) -> None:
+    """Raise MachineError if the environment asks for a workspace of cuBLAS under which results do not repeat."""
+    asked = os.environ.get(WORKSPACE, FIXED_WORKSPACES[0])
+    if device.type == "cuda" and asked not in FIXED_WORKSPACES:
+        raise MachineError(
+            f"{WORKSPACE}={asked}: training.deterministic needs {' or '.join(FIXED_WORKSPACES)}. Unset it"
+        )
+
+
 @contextmanager
 def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
     """Let PyTorch use algorithms on a GPU that repeat their result bit by bit, where that is wanted.
@@ -127,10 +136,8 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
     if device.type != "cuda" or not wanted:
         yield
         return
-    if os.environ.setdefault(WORKSPACE, FIXED_WORKSPACES[0]) not in FIXED_WORKSPACES:
-        raise MachineError(
-            f"{WORKSPACE}={os.environ[WORKSPACE]}: training.deterministic needs {' or '.join(FIXED_WORKSPACES)}. Unset it"
-        )
+    require_fixed_workspace(device)
+    os.environ.setdefault(WORKSPACE, FIXED_WORKSPACES[0])
     settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)

@@ -44,6 +44,7 @@ from xlmprune.pruning.structures import CONFIG_KEY, LayerLayout, Layout, resize
 from xlmprune.recipe import registry
 from xlmprune.recipe.loading import load_recipe
 from xlmprune.training import planning
+from xlmprune.training.revisions import pin
 from xlmprune.training.start import load_start
 
 if TYPE_CHECKING:
@@ -327,18 +328,19 @@ def settle_recipe(recipe: Recipe, config: Any, kind: Kind, say: Say = lambda tex
     return settle(structure, structure.budget, source, exporting, say)
 
 
-def plan(recipe: Recipe, device: str, reporter: Reporter) -> dict[str, Any]:
+def plan(recipe: Recipe, device: str, reporter: Reporter, start_from: Path | None = None) -> dict[str, Any]:
     """Plan a run, as `training.planning.plan` does, with what a budget resolves to."""
     structure = recipe.pruning.structure
     if structure is None or structure.budget is None:
-        return planning.plan(recipe, device, reporter)
+        return planning.plan(recipe, device, reporter, start_from)
+    planning.require_startable(pin(recipe), device, start_from)  # before minutes of measuring
     task = registry.load("task", recipe.task.name)(recipe.task)
     trimmed = structure.budget.bytes is not None and recipe.model.trimmed is not None
     config = load_start(recipe, task)[0].model.config if trimmed else load_config(recipe.model, task.labels)
     settled = settle_recipe(recipe, config, task.kind, reporter.say)
     assert settled is not None
     pruning = recipe.pruning.model_copy(update={"structure": settled.applied(structure)})
-    found = planning.plan(recipe.model_copy(update={"pruning": pruning}), device, reporter)
+    found = planning.plan(recipe.model_copy(update={"pruning": pruning}), device, reporter, start_from)
     return {**found, "budget": {**settled.facts(), "sentence": settled.sentence()}}
 
 

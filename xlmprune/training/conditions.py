@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
-from xlmprune.core.device import resolve_precision
+from xlmprune.core.device import require_fixed_workspace, resolve_precision
 from xlmprune.core.errors import MachineError
 from xlmprune.core.machine import environment, processor_name
 from xlmprune.recipe.effects import effect_of
 from xlmprune.recipe.schema import TrainingRecipe
+from xlmprune.training import graphs
+from xlmprune.training.tracking import require_packages
 
 CHOSEN = tuple(key for key in TrainingRecipe.model_fields if effect_of(("training", key)) == "conditions")
 """Keys of the recipe's `training` that are conditions."""
@@ -42,6 +44,19 @@ def conditions(device: torch.device, settings: TrainingRecipe) -> Conditions:
         "precision": used,
         **{key: getattr(settings, key) for key in CHOSEN},
     }
+
+
+def require_possible(device: torch.device, settings: TrainingRecipe) -> None:
+    """Refuse settings that a run cannot have here, before anything is read.
+
+    Raises:
+        MachineError: a package, a GPU or a setting of the environment is missing.
+    """
+    require_packages(settings.report_to)
+    if settings.cuda_graphs:
+        graphs.require_possible(device)
+    if settings.deterministic:
+        require_fixed_workspace(device)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:

@@ -116,18 +116,7 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
     """
     if saved_in(folder.checkpoints):
         return False
-    _require_same_stage_0(dense, recipe)
-    # Not locked: other runs may read it at the same time.
-    found = read_newest(dense / "checkpoint")
-    if found is None or not after_stage_0(found[1]) or "languages" not in found[1]["stages"][-1]:
-        raise ModelError(
-            f"{dense}: has no finished dense run; finish that run, with pruning.schedule.stages: 0"
-        )
-    tensors, numbers = found
-    if damage := start_damage(dense, numbers["start"]):
-        raise ModelError(
-            f"{dense / 'checkpoint' / 'start'}: {damage}; train this dense run again with --fresh"
-        )
+    tensors, numbers = read_dense(dense, recipe)
     method = build_method(recipe.pruning, recipe.regularizer)
     distillation = recipe.distillation
     if not folder.start.is_dir():
@@ -137,6 +126,27 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
     kept = ("progress", "stages", "dense_others", "data", "conditions", "changes")
     folder.save(_own_tensors(method, distillation, tensors), {key: numbers[key] for key in kept})
     return True
+
+
+def read_dense(dense: Path, recipe: Recipe) -> tuple[Tensors, Numbers]:
+    """Read the last checkpoint of the finished run in ``dense``; see `start_from`.
+
+    Raises:
+        RecipeError: its stage 0 is not that of ``recipe``.
+        ModelError: it is no finished dense run, or it is damaged.
+    """
+    _require_same_stage_0(dense, recipe)
+    # Not locked: other runs may read it at the same time.
+    found = read_newest(dense / "checkpoint")
+    if found is None or not after_stage_0(found[1]) or "languages" not in found[1]["stages"][-1]:
+        raise ModelError(
+            f"{dense}: has no finished dense run; finish that run, with pruning.schedule.stages: 0"
+        )
+    if damage := start_damage(dense, found[1]["start"]):
+        raise ModelError(
+            f"{dense / 'checkpoint' / 'start'}: {damage}; train this dense run again with --fresh"
+        )
+    return found
 
 
 def _require_same_stage_0(dense: Path, recipe: Recipe) -> None:

@@ -26,6 +26,14 @@ MULTIPLE = 8
 Batch = dict[str, np.ndarray]
 
 
+def require_possible(device: torch.device) -> None:
+    """Raise MachineError if the device is no GPU, or several processes make this run."""
+    if device.type != "cuda":
+        raise MachineError("training.cuda_graphs needs a GPU, and this run uses the CPU. Leave the key out")
+    if processes.launched() > 1:
+        raise MachineError("training.cuda_graphs works in one process only. Leave the key out")
+
+
 @dataclass(frozen=True)
 class _Recorded:
     graph: torch.cuda.CUDAGraph
@@ -46,12 +54,7 @@ class BatchGraphs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        if device.type != "cuda":
-            raise MachineError(
-                "training.cuda_graphs needs a GPU, and this run uses the CPU. Leave the key out"
-            )
-        if processes.count() > 1:
-            raise MachineError("training.cuda_graphs works in one process only. Leave the key out")
+        require_possible(device)
         self.device = device
         self._recorded: dict[Hashable, _Recorded] = {}
         self._places: list[int] = []

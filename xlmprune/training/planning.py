@@ -5,12 +5,14 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from xlmprune.core import hub, processes
 from xlmprune.core.device import (
+    deterministic,
     explain_full_memory,
     fallback,
     resolve_device,
@@ -33,7 +35,9 @@ from xlmprune.models.loading import (
 )
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe, TrainingRecipe
+from xlmprune.training.conditions import require_possible
 from xlmprune.training.datasets import check_length, read_texts
+from xlmprune.training.dense import read_dense
 from xlmprune.training.memory import estimate_disk, estimate_memory
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text, describe
@@ -55,11 +59,33 @@ PATIENCE_DAYS = 1.0
 """Days of training on a CPU from which on a run warns."""
 
 
-def plan(recipe: Recipe, device: str = "auto", reporter: Reporter | None = None) -> dict[str, Any]:
+def require_startable(recipe: Recipe, device: str, start_from: Path | None) -> None:
+    """Refuse what a run would refuse before it reads any data.
+
+    Args:
+        recipe: with what it takes from the hub pinned.
+
+    Raises:
+        MachineError: this machine lacks something that the recipe asks for.
+        RecipeError: the stage 0 of ``start_from`` is not that of the recipe.
+        ModelError: ``start_from`` holds no finished dense run.
+    """
+    require_possible(resolve_device(device), recipe.training)
+    if start_from is not None:
+        read_dense(start_from, recipe)
+
+
+def plan(
+    recipe: Recipe, device: str = "auto", reporter: Reporter | None = None, start_from: Path | None = None
+) -> dict[str, Any]:
     """Return the resolved plan of a run.
 
     Args:
         reporter: shows what is being done; None: nothing does.
+        start_from: folder of the run whose stage 0 is taken, so that it is not trained; None: it is trained.
+
+    Raises:
+        XlmpruneError: the run would be refused too.
 
     Returns:
         ``stages`` [{stage, encoder_density, updates}], ``languages``, ``train_examples``, ``parameters``,
@@ -71,6 +97,7 @@ def plan(recipe: Recipe, device: str = "auto", reporter: Reporter | None = None)
     reporter = reporter or silent_reporter()
     where = resolve_device(device)
     recipe = pin(recipe)
+    require_startable(recipe, device, start_from)
     task = registry.load("task", recipe.task.name)(recipe.task)
     reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
     texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
@@ -96,6 +123,9 @@ def plan(recipe: Recipe, device: str = "auto", reporter: Reporter | None = None)
         )
         for stage, density in enumerate(method.densities)
     ]
+    counts = [stage["updates"] for stage in stages]
+    if start_from is not None:
+        stages[0] |= {"updates": 0, "peak_learning_rate": 0.0}
     updates = sum(stage["updates"] for stage in stages)
     rows = distinct_words([texts.train, *texts.unlabelled.values()])
     chooses = texts.dev is not None and any(stage["updates"] > batches for stage in stages)
@@ -111,17 +141,33 @@ def plan(recipe: Recipe, device: str = "auto", reporter: Reporter | None = None)
         processes.launched(),
     )
     here = processes.local()[1]
-    slow = slow_on_cpu(recipe, model, updates, where)
+    slow = slow_on_cpu(recipe, model, updates, where, shorten=start_from is None)
     seconds: dict[str, Any] = {}
     if not slow and processes.count() == 1:
-        counts = [stage["updates"] for stage in stages]
-        with explain_full_memory(where), without_cudnn_attention(where):
+        with (
+            explain_full_memory(where),
+            deterministic(where, recipe.training.deterministic),
+            without_cudnn_attention(where),
+        ):
             duration = estimate_duration(
-                recipe, method, config, texts, counts, rows, where, memory["total"], reporter
+                recipe,
+                method,
+                config,
+                texts,
+                counts,
+                rows,
+                where,
+                memory["total"],
+                reporter,
+                trains_dense=start_from is None,
             )
         if duration is not None:
             sizes_of_tests = [len(test) for test in texts.tests.values()]
-            shorter = shortened(recipe, duration, counts, batches, sizes_of_tests)
+            shorter = None
+            if (
+                start_from is None
+            ):  # else the options would ask for another stage 0 than the one that is there
+                shorter = shortened(recipe, duration, counts, batches, sizes_of_tests)
             seconds = {**duration.facts(), **({} if shorter is None else {"shorter": shorter.facts()})}
     planned = {}
     if recipe.sizes and method.structure is not None:
@@ -142,10 +188,11 @@ def plan(recipe: Recipe, device: str = "auto", reporter: Reporter | None = None)
             *slow,
             *texts.train.notes,
             *texts.warnings,
-            *too_little_learning(recipe, stages[0]["updates"]),
+            *([] if start_from is not None else too_little_learning(recipe, stages[0]["updates"])),
         ],
         "unlabelled": {language: len(part) for language, part in texts.unlabelled.items()},
         **({} if measured_on is None else {"moments": measured_on.record()}),
+        **({} if start_from is None else {"start_from": str(start_from)}),
         "stages": stages,
         **planned,
         "updates": updates,
@@ -194,8 +241,14 @@ def too_little_learning(recipe: Recipe, updates: int) -> list[str]:
     ]
 
 
-def slow_on_cpu(recipe: Recipe, model: torch.nn.Module, updates: int, device: torch.device) -> list[str]:
-    """Warn if training takes days because there is no GPU; an empty list otherwise."""
+def slow_on_cpu(
+    recipe: Recipe, model: torch.nn.Module, updates: int, device: torch.device, shorten: bool = True
+) -> list[str]:
+    """Warn if training takes days because there is no GPU; an empty list otherwise.
+
+    Args:
+        shorten: name an option with which the run takes about a day.
+    """
     encoder = count_parameters(model) - parameters_by_part(model)["embeddings"]
     # Forward and backward pass: six operations for each parameter and token.
     operations = 6.0 * encoder * recipe.training.batch_size * USUAL_TOKENS * updates
@@ -204,10 +257,10 @@ def slow_on_cpu(recipe: Recipe, model: torch.nn.Module, updates: int, device: to
         return []
     stages = len(build_method(recipe.pruning, recipe.regularizer).densities)
     few = float(f"{max(1.0, updates * PATIENCE_DAYS / days / stages):.1g}")
+    advice = f". --set training.max_updates_per_stage={few:.0f} takes about a day" if shorten else ""
     return [
         f"training takes about {days:,.0f} days on this CPU: {updates:,} updates of a model with {amount(encoder)} "
-        "parameters without the embeddings. Use a machine with a GPU, or train less. "
-        f"--set training.max_updates_per_stage={few:.0f} takes about a day"
+        f"parameters without the embeddings. Use a machine with a GPU, or train less{advice}"
     ]
 
 
@@ -249,6 +302,7 @@ def render(plan: dict[str, Any], source: str) -> Any:
         table,
         f"{plan['train_examples']:,} {plan['train_language']} training examples, labels: {', '.join(plan['labels'])}",
         f"{len(others)} zero-shot languages: {', '.join(others)}",
+        *([f"stage 0 comes from {plan['start_from']} and is not trained"] if "start_from" in plan else []),
         *(Text(f"warning: {warning}", style="yellow") for warning in plan["warnings"]),
         *([_texts_line(plan["unlabelled"])] if plan["unlabelled"] else []),
         *(describe(plan["moments"]) if "moments" in plan else []),
@@ -258,7 +312,7 @@ def render(plan: dict[str, Any], source: str) -> Any:
         f"({plan['prunable'] / plan['parameters']:.1%}; embeddings hold "
         f"{plan['parameters_by_part']['embeddings'] / plan['parameters']:.1%} and are not pruned)",
         f"{plan['updates']:,} updates in all, {plan['precision']} on {plan['device']}",
-        *(_time_lines(plan["seconds"]) if "seconds" in plan else []),
+        *(_time_lines(plan["seconds"], "start_from" not in plan) if "seconds" in plan else []),
         f"memory, estimated, before any vocabulary trimming: {plan['memory']['total'] / 1e9:.1f} GB"
         f"{_sharing(plan)} ({memory})",
         f"disk, estimated: {plan['disk']['checkpoint'] / 1e9:.1f} GB for a checkpoint, "
@@ -276,11 +330,13 @@ def _sharing(plan: dict[str, Any]) -> str:
     return f" in each of {count} processes, {total / 1e9:.1f} GB on this host"
 
 
-def _time_lines(seconds: dict[str, Any]) -> list[str]:
+def _time_lines(seconds: dict[str, Any], trains_dense: bool) -> list[str]:
     first, last = seconds["update"][0], seconds["update"][-1]
+    before = f"{first:.2g} s an update before pruning, {last:.2g} s after it"
+    each = before if trains_dense else f"{last:.2g} s an update"
     lines = [
         f"time, at the speed measured now: about {clock(seconds['training'] + seconds['measuring'])}. Training takes "
-        f"{clock(seconds['training'])} ({first:.2g} s an update before pruning, {last:.2g} s after it), scores take "
+        f"{clock(seconds['training'])} ({each}), scores take "
         f"{clock(seconds['measuring'])}. Reading, refitting and export take some minutes more. If other programs use the "
         "processor now, an idle machine needs less time"
     ]

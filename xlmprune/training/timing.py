@@ -66,6 +66,7 @@ def estimate_duration(
     device: torch.device,
     memory: int,
     reporter: Reporter | None = None,
+    trains_dense: bool = True,
 ) -> Duration | None:
     """Estimate how long a run takes, by a few updates on this machine.
 
@@ -75,6 +76,7 @@ def estimate_duration(
         words: distinct words of the training and unlabelled text.
         memory: bytes that training is estimated to hold.
         reporter: shows how far the timing is; None: nothing does.
+        trains_dense: whether stage 0 is trained and scored; another run may have done that.
 
     Returns:
         None where there is not twice as much memory.
@@ -106,10 +108,12 @@ def estimate_duration(
     with reporter.counting("timing updates", timed) as advance:
         updates = _seconds_per_update(recipe, method, model, train, teaching, device, advance)
     by_stage = [updates[min(stage, len(updates) - 1)] for stage in range(len(stages))]
+    taken = [seconds * count for seconds, count in zip(by_stage, stages, strict=True)]
+    sizes = [len(test) for test in texts.tests.values()]
     return Duration(
         tuple(by_stage),
-        sum(seconds * count for seconds, count in zip(by_stage, stages, strict=True)),
-        measuring * texts_measured(recipe, [len(test) for test in texts.tests.values()], len(stages)),
+        sum(taken if trains_dense else taken[1:]),
+        measuring * texts_measured(recipe, sizes, len(stages), trains_dense),
     )
 
 
@@ -172,16 +176,19 @@ def _seconds_per_text(model: torch.nn.Module, tests: Encoded, batch_size: int, d
     return (time.perf_counter() - begun) / sum(map(len, chosen))
 
 
-def texts_measured(recipe: Recipe, tests: Sequence[int], stages: int) -> int:
+def texts_measured(recipe: Recipe, tests: Sequence[int], stages: int, dense: bool = True) -> int:
     """Return how many texts are scored: all of them dense, pruned and in every ONNX form, and a share in between.
 
     Args:
         tests: number of test texts, by language.
+        dense: whether the dense model is scored.
     """
     settings = recipe.evaluation
     between = sum(stage % settings.stage_interval == 0 for stage in range(1, stages - 1))
     cap = settings.max_stage_examples or max(tests)
-    return sum(tests) * (2 + len(recipe.export.onnx)) + between * sum(min(size, cap) for size in tests)
+    return sum(tests) * (1 + dense + len(recipe.export.onnx)) + between * sum(
+        min(size, cap) for size in tests
+    )
 
 
 def _invented(
