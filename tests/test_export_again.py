@@ -9,6 +9,8 @@ from tiny_run import report_of, write_data, write_model, write_recipe
 from typer.testing import CliRunner
 
 from xlmprune.cli import app
+from xlmprune.compare import results
+from xlmprune.core.errors import ModelError
 from xlmprune.core.progress import Reporter
 from xlmprune.recipe.loading import load_recipe
 from xlmprune.training.checkpoint import open_run
@@ -173,3 +175,28 @@ def test_a_bundle_in_its_run_folder_is_evaluated_without_naming_the_data(finishe
     moved = xlmprune("evaluate", tmp_path / "alone")
     assert moved.exit_code == 2
     assert "--set task.path" in moved.stderr
+
+
+def test_a_report_that_was_edited_is_explained_and_made_again(finished):
+    recipe, run = finished
+    file, whole = run / "bundle" / "report.json", report_of(run)
+    whole["files"]["config.json"].pop("bytes")
+    file.write_text(json.dumps(whole), encoding="utf-8")
+    refused = xlmprune("compress", recipe, "--out", run)
+    assert refused.exit_code == 2, refused.output
+    assert f"{file}: the key 'bytes' is missing" in refused.stderr
+    file.write_text(json.dumps({**whole, "files": []}), encoding="utf-8")
+    assert f"{file}: 'list' object has no attribute" in xlmprune("compress", recipe, "--out", run).stderr
+    command = refused.stderr.partition("Make it again from the run: xlmprune ")[2].split()
+    assert xlmprune(*command).exit_code == 0
+    again = xlmprune("compress", recipe, "--out", run)
+    assert again.exit_code == 0, again.output
+
+
+def test_a_comparison_names_a_report_that_lacks_something(tmp_path):
+    file = tmp_path / "cell" / "bundle" / "report.json"
+    file.parent.mkdir(parents=True)
+    for text, said in (('{"summary": {}}', "the key 'stages' is missing"), ("{", "JSONDecodeError")):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ModelError, match=said):
+            results._read(file, len(text))

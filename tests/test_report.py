@@ -648,6 +648,60 @@ def test_an_empty_report_is_still_a_page():
     assert "## " not in render_markdown({})
 
 
+def forms_of(report):
+    """The report as people read it, without line breaks; and its sentences, made of values that are not plain."""
+    said = (findings.describe_scores(report), shipped.describe_shipped(report))
+    shown = (render_markdown(report), " ".join(Page(render_html(report)).text), printed(report, 400), *said)
+    return [" ".join(text.split()) for text in shown]
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+@pytest.mark.parametrize("which", [["de"], ["de", "fr", "es", "it"], ["en", "de", "fr", "es", "it"]])
+@pytest.mark.parametrize("mean", [True, False])
+def test_scores_that_are_missing_are_not_claimed(missing, which, mean):
+    report = sample_report(4)
+    for code in report["languages"]:
+        report["languages"][code]["onnx_int8"] = missing if code in which else 99.0
+    report["summary"]["zero_shot_mean"]["onnx_int8"] = 71.9 if mean else missing
+    absent = len(set(which) - {"en"})
+    verb = "has" if absent == 1 else "have"
+    for text in forms_of(report):
+        assert not re.search(r"\bnan\b|\bNone\b", text)
+        assert "No zero-shot language lost accuracy" not in text
+    assert (
+        f"{absent} of 4 zero-shot languages {verb} no score, and may have lost more." in forms_of(report)[0]
+    )
+
+
+def test_missing_scores_of_the_pruned_model_are_not_claimed():
+    report = sample_report(4)
+    for form in ("model.onnx", "model.int8.onnx"):
+        del report["files"][form]
+    for code, row in report["languages"].items():
+        row["pruned"] = row["delta"] = None if code == "de" else 99.0
+    text = forms_of(report)[0]
+    assert "No zero-shot language lost accuracy" not in text
+    assert "1 of 4 zero-shot languages has no score, and may have lost more." in text
+
+
+@pytest.mark.parametrize("key", ["batch", "tokens", "threads"])
+@pytest.mark.parametrize("absent", [True, False])
+def test_conditions_of_a_speed_that_are_not_known_are_left_out(key, absent):
+    report = sample_report(4)
+    for entry in report["speed"].values():
+        entry[key] = None
+        if absent:
+            del entry[key]
+    for text in forms_of(report):
+        assert "None" not in text
+
+
+@pytest.mark.parametrize("name", ["percent", "score", "points", "p_value", "size", "number", "decimals"])
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_a_dash(name, value):
+    assert getattr(formatting, name)(value) == formatting.DASH
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_subset_of_keys_renders(data):

@@ -21,7 +21,7 @@ from xlmprune.core.device import (
 from xlmprune.core.errors import ShortfallError
 from xlmprune.core.files import explain_disk, temporary_folder
 from xlmprune.core.progress import Reporter, silent_reporter
-from xlmprune.core.run_folder import RunFolder, bundle_name
+from xlmprune.core.run_folder import RunFolder, bundle_name, explain_report, report_file
 from xlmprune.core.stopping import interruptible
 from xlmprune.export import manifest, sizing, writing
 from xlmprune.export.form import DENSE_MODEL, Form, form_named, form_to_serve
@@ -113,6 +113,8 @@ def run(
         finished = processes.from_first(folder.finished)
         if finished is not None and not again:
             processes.from_first(lambda: checkpoint.require_same_export(folder, recipe))
+            with explain_report(report_file(out)):
+                pages.results_table(finished)
             reporter.say(f"{out}: this run is finished; nothing to do (--fresh starts over)")
             return require_all_forms(finished)
         if start_from is not None and not processes.from_first(

@@ -16,7 +16,7 @@ from xlmprune.compare.plan import Cell, Plan, settings
 from xlmprune.compare.work import Outcome
 from xlmprune.core.errors import DataError
 from xlmprune.core.formatting import timestamp
-from xlmprune.core.run_folder import report_file
+from xlmprune.core.run_folder import explain_report, report_file
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.evaluation.significance import ROUNDS, holm, randomization_test
@@ -104,7 +104,8 @@ def _cell(cell: Cell, outcome: Outcome | None, out: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=10_000)
 def _read(file: Path, changed: int) -> dict[str, Any]:
     """Read what the table needs of a report file, again only where it ``changed``; nobody changes the result."""
-    return _measured(json.loads(file.read_text(encoding="utf-8")))
+    with explain_report(file):
+        return _measured(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _measured(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: percentages, points, sizes, counts. A value that is missing shows as a dash."""
+"""Numbers as people read them: percentages, points, sizes, counts. A value that is missing or not finite shows as a dash."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 DASH = "–"
 
 
+def is_known(value: float | None) -> TypeGuard[float]:
+    """Whether a number is there, and is finite."""
+    return value is not None and math.isfinite(value)
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """Write ``0.3138`` as ``31.4%``."""
-    return DASH if share is None else f"{100 * share:.{digits}f}%"
+    return f"{100 * share:.{digits}f}%" if is_known(share) else DASH
 
 
 def score(value: float | None) -> str:
     """Write a metric, which is in percent already, to one decimal."""
-    return DASH if value is None else f"{value:.1f}"
+    return f"{value:.1f}" if is_known(value) else DASH
 
 
 def points(value: float | None) -> str:
     """Write a difference of two metrics with its sign."""
-    if value is None:
+    if not is_known(value):
         return DASH
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
@@ -31,19 +36,21 @@ def points(value: float | None) -> str:
 
 def difference(before: float | None, after: float | None) -> float | None:
     """Return the difference of two metrics as `score` shows them, so that a reader who subtracts finds the same."""
-    return None if before is None or after is None else round(round(after, 1) - round(before, 1), 1)
+    if not is_known(before) or not is_known(after):
+        return None
+    return round(round(after, 1) - round(before, 1), 1)
 
 
 def p_value(value: float | None) -> str:
     """Write a p-value: ``0.03``, ``< 0.001``."""
-    if value is None:
+    if not is_known(value):
         return DASH
     return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def size(count: float | None) -> str:
     """Write bytes as kB, MB or GB of a thousand each."""
-    if count is None:
+    if not is_known(count):
         return DASH
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
@@ -71,7 +78,7 @@ def shorten(text: str, most: int = 40) -> str:
 def number(value: float | str | None) -> str:
     """Write counts with separators, and other numbers in three significant digits."""
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:.3g}" if is_known(value) else DASH
     return DASH if value is None else f"{value:,}" if isinstance(value, int) else value
 
 
@@ -89,7 +96,7 @@ def timestamp() -> str:
 
 def decimals(value: float | None, digits: int = 2) -> str:
     """Write a number with a fixed count of decimals."""
-    return DASH if value is None else f"{value:.{digits}f}"
+    return f"{value:.{digits}f}" if is_known(value) else DASH
 
 
 def plain(value: Any) -> Any:

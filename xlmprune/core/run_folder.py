@@ -27,7 +27,7 @@ from typing import Any
 from xlmprune._version import __version__
 from xlmprune.core import checkpoints
 from xlmprune.core.checkpoints import Numbers, Tensors
-from xlmprune.core.errors import ModelError, RecipeError
+from xlmprune.core.errors import ModelError, RecipeError, first_line
 from xlmprune.core.events import EventLog, NoEvents
 from xlmprune.core.files import REPORT_FILE, explain_disk, put_in_place, sha256_of, write_atomically
 from xlmprune.core.locking import FolderLock
@@ -369,6 +369,25 @@ def bundle_name(size: float | None = None) -> str:
 def report_file(run: Path) -> Path:
     """Return the report of the run folder ``run``; the file is there when the run is finished."""
     return run / bundle_name() / REPORT_FILE
+
+
+@contextlib.contextmanager
+def explain_report(file: Path) -> Iterator[None]:
+    """Explain in a sentence that a report that was read from a file lacks something.
+
+    Raises:
+        ModelError: names the file and what is wrong.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        wrong = f"{first_line(error)} ({type(error).__name__})"
+        if isinstance(error, KeyError):
+            wrong = f"the key {error} is missing"
+        raise ModelError(
+            f"{file}: {wrong}. The file was edited, or another version of xlmprune wrote it. Make it again from the run: "
+            f"xlmprune export {file.parent.parent}"
+        ) from error
 
 
 def _is_size_bundle(folder: Path) -> bool:

@@ -269,11 +269,26 @@ def describe_scores(report: Report) -> str:
         for name, row in said
         if row.delta is not None
     ]
-    if zero_shot_count(report) and "worst" in report.get("summary", {}) and worst_language(report) is None:
+    missing = describe_unscored(report, "pruned")
+    if missing:
+        told.append(missing)
+    elif zero_shot_count(report) and "worst" in report.get("summary", {}) and worst_language(report) is None:
         told.append("No zero-shot language lost accuracy.")
     if not told:
         return ""
     return " ".join(["These scores are of the pruned PyTorch model, dense → pruned.", *told])
+
+
+def describe_unscored(report: Report, key: str) -> str:
+    """Say how many zero-shot languages have no score in ``key`` or none of the dense model; empty where all have both."""
+    entries = [entry for code, entry in report.get("languages", {}).items() if code != train_language(report)]
+    count = sum(difference(entry.get("dense"), entry.get(key)) is None for entry in entries)
+    if not count:
+        return ""
+    have = "has" if count == 1 else "have"
+    return (
+        f"{count} of {count_of(len(entries), 'zero-shot language')} {have} no score, and may have lost more."
+    )
 
 
 def _describe_scores_before_export(report: Report) -> str:
@@ -320,8 +335,13 @@ def describe_unlabelled(report: Report) -> str:
     unseen = [entry for entry in zero_shot.values() if not entry.get("seen_unlabelled")]
     if not unseen:
         return f"{said}."
+    key = shown_key(report)
+    seen, unseen = (
+        [entry for entry in group if difference(entry.get("dense"), entry.get(key)) is not None]
+        for group in (seen, unseen)
+    )
     groups = [
-        f"{name} {score(_mean(group, 'dense'))} → {score(_mean(group, shown_key(report)))}"
+        f"{name} {score(_mean(group, 'dense'))} → {score(_mean(group, key))}"
         for name, group in (("languages with text", seen), ("languages without text", unseen))
     ]
     return f"{said}. Means: {', '.join(groups)}."

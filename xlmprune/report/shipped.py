@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from xlmprune.core.formatting import count_of, difference, number, percent, points, score, size
+from xlmprune.core.formatting import count_of, difference, is_known, number, percent, points, score, size
 from xlmprune.core.languages import language_name
 from xlmprune.export.form import DENSE_MODEL, Form, all_forms, reference
 from xlmprune.report import findings
@@ -83,7 +83,9 @@ def describe_shipped(report: Report) -> str:
     worst, train = found.get("worst"), found.get("train")
     if worst:
         said.append(f"Its worst zero-shot language is {worst.name}: {worst}.")
-    elif mean:
+    if missing := findings.describe_unscored(report, form.key):
+        said.append(missing)
+    elif mean and not worst:
         said.append("No zero-shot language lost accuracy.")
     if mean and train:
         lost_more = train.delta < min(0.0, worst.delta if worst else 0.0)
@@ -99,12 +101,12 @@ def changes(report: Report, key: str) -> list[Change]:
     """
     train, found = findings.train_language(report), []
     mean = report.get("summary", {}).get("zero_shot_mean") or {}
-    if mean.get("dense") is not None and mean.get(key) is not None:
+    if is_known(mean.get("dense")) and is_known(mean.get(key)):
         found.append(Change(findings.ZERO_SHOT_MEAN, mean["dense"], mean[key], "mean"))
     scores = {
         code: Change(language_name(code), entry["dense"], entry[key], "worst")
         for code, entry in report.get("languages", {}).items()
-        if entry.get("dense") is not None and entry.get(key) is not None
+        if is_known(entry.get("dense")) and is_known(entry.get(key))
     }
     of_train = scores.pop(train, None) if train else None
     worst = min(scores.values(), key=lambda change: change.delta, default=None)
@@ -221,8 +223,10 @@ def _describe_speed(report: Report, form: Form) -> str:
     own, ratio = report.get("speed", {}).get(form.file), _speedup(report, form)
     if not own or own.get("median_ms") is None:
         return ""
-    texts = f"{count_of(own.get('batch', 1), 'text')} of {own.get('tokens')} tokens"
-    threads = f" with {count_of(own['threads'], 'thread')}" if "threads" in own else ""
+    texts = "a call" if own.get("batch") is None else count_of(own["batch"], "text")
+    if own.get("tokens") is not None:
+        texts += f" of {own['tokens']} tokens"
+    threads = f" with {count_of(own['threads'], 'thread')}" if own.get("threads") is not None else ""
     said = f"It takes {number(own['median_ms'])} ms (median) for {texts}{threads}"
     if ratio is None:
         return f"{said}."

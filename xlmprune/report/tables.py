@@ -210,7 +210,7 @@ def speed_table(report: Report) -> Table | None:
         "Speed",
         {
             "file": lambda row: row["name"],
-            "batch × tokens": lambda row: f"{row.get('batch', DASH)} × {row.get('tokens', DASH)}",
+            "batch × tokens": lambda row: f"{number(row.get('batch'))} × {number(row.get('tokens'))}",
             "median ms": lambda row: number(row.get("median_ms")),
             "95th percentile ms": lambda row: number(row.get("p95_ms")),
             "texts per second": lambda row: number(row.get("texts_per_second")),
