@@ -355,27 +355,12 @@ def _broadcast(tensor: Tensor) -> None:
 
 def _gather(value: Any) -> list[Any]:
     """Return the ``value`` of every process."""
-    import torch
     from torch import distributed
 
-    assert _group is not None
-    data = _bytes(pickle.dumps(value))
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(_group.count)]
+    found = [None] * count()
     with _explained():
-        distributed.all_gather(sizes, torch.tensor([len(data)]))
-    longest = max(map(int, sizes))
-    parts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
-    with _explained():
-        distributed.all_gather(parts, torch.nn.functional.pad(data, (0, longest - len(data))))
-    return [
-        pickle.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)
-    ]
-
-
-def _bytes(data: bytes) -> Tensor:
-    import torch
-
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        distributed.all_gather_object(found, value)
+    return found
 
 
 class _Pickler(pickle.Pickler):
@@ -414,15 +399,24 @@ def _send(value: Any) -> None:
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(value)
-    _send_bytes(pickle.dumps([_facts(tensor) for tensor in pickler.tensors]))
+    _broadcast_objects([file.getvalue(), [_facts(tensor) for tensor in pickler.tensors]])
     copy_from_first(pickler.tensors)
-    _send_bytes(file.getvalue())
 
 
 def _receive(group: _Group) -> Any:
-    tensors = [_room(group.device, *facts) for facts in pickle.loads(_receive_bytes())]
+    pickled, facts = _broadcast_objects([None, None])
+    tensors = [_room(group.device, *of_one) for of_one in facts]
     copy_from_first(tensors)
-    return _Unpickler(io.BytesIO(_receive_bytes()), tensors).load()
+    return _Unpickler(io.BytesIO(pickled), tensors).load()
+
+
+def _broadcast_objects(values: list[Any]) -> list[Any]:
+    """Overwrite the values by those of the first process."""
+    from torch import distributed
+
+    with _explained():
+        distributed.broadcast_object_list(values, src=0)
+    return values
 
 
 def _facts(tensor: Tensor) -> tuple[Any, ...]:
@@ -440,20 +434,3 @@ def _room(
 
     empty = torch.empty(shape, dtype=dtype, device=own if kind == own.type else kind)
     return torch.nn.Parameter(empty, trained) if parameter else empty.requires_grad_(trained)
-
-
-def _send_bytes(data: bytes) -> None:
-    import torch
-
-    _broadcast(torch.tensor([len(data)]))
-    _broadcast(_bytes(data))
-
-
-def _receive_bytes() -> bytes:
-    import torch
-
-    size = torch.zeros(1, dtype=torch.int64)
-    _broadcast(size)
-    data = torch.empty(int(size), dtype=torch.uint8)
-    _broadcast(data)
-    return data.numpy().tobytes()
