@@ -76,102 +76,144 @@ def _component_faults(recipe: Recipe, where: Where) -> Iterator[str]:
         yield f"{where(('task', 'name'))}: {error}"
 
 
-def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+Conflict = tuple[KeyPath, str]
+
+
+def _conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Keys that are valid alone but not together."""
-    training, pruning, distillation = recipe.training, recipe.pruning, recipe.distillation
-    densities = build_component(recipe, "schedule").per_stage()
-    if ":" in pruning.pattern:
-        keep, of = map(int, pruning.pattern.split(":"))
-        if pruning.scope == "global":
-            yield (
-                ("pruning", "scope"),
-                f"pattern {pruning.pattern} keeps {keep} of every {of} in each row: scope must be layer",
-            )
-        if densities and densities[-1] > keep / of:
-            yield (
-                ("pruning", "schedule"),
-                f"pattern {pruning.pattern} ends at density {keep / of}, the schedule at {densities[-1]:.4g}",
-            )
-    if training.gradient_accumulation > training.batch_size:
-        yield ("training", "gradient_accumulation"), "there are more micro-batches than examples in a batch"
-    if training.compile and pruning.structure is not None and pruning.structure.smallest is not None:
+    criterion = build_component(recipe, "criterion")
+    continuous = recipe.pruning.schedule.name == "continuous"
+    yield from _pattern_conflicts(recipe)
+    yield from _update_conflicts(recipe)
+    yield from _training_conflicts(recipe, criterion, continuous)
+    yield from _regrowth_conflicts(recipe, criterion, continuous)
+    yield from _teacher_conflicts(recipe)
+    yield from _floor_conflicts(recipe)
+    yield from _size_conflicts(recipe)
+    if recipe.pruning.structure is not None and recipe.pruning.pattern != "structured" and continuous:
         yield (
-            ("training", "compile"),
-            "every size of the model in an update would be compiled anew; leave compile or pruning.structure.smallest out",
+            ("pruning", "schedule"),
+            "the schedule `continuous` prunes within one stage, but structure needs stages of its own; use another schedule",
         )
-    if training.cuda_graphs and pruning.structure is not None and pruning.structure.smallest is not None:
+    languages = recipe.task.languages
+    if isinstance(languages, list) and len(set(languages)) != len(languages):
+        yield ("task", "languages"), "a language is listed twice"
+
+
+def _pattern_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Find what cannot go with N of every M weights."""
+    pattern, densities = recipe.pruning.pattern, build_component(recipe, "schedule").per_stage()
+    if ":" not in pattern:
+        return
+    keep, of = map(int, pattern.split(":"))
+    if recipe.pruning.scope == "global":
         yield (
-            ("training", "cuda_graphs"),
+            ("pruning", "scope"),
+            f"pattern {pattern} keeps {keep} of every {of} in each row: scope must be layer",
+        )
+    if densities and densities[-1] > keep / of:
+        yield (
+            ("pruning", "schedule"),
+            f"pattern {pattern} ends at density {keep / of}, the schedule at {densities[-1]:.4g}",
+        )
+
+
+def _update_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Find ways to compute an update that exclude each other."""
+    training, structure = recipe.training, recipe.pruning.structure
+    several_sizes = structure is not None and structure.smallest is not None
+    other = "compile" if training.compile else "cuda_graphs"
+    rules = [
+        (
+            training.gradient_accumulation > training.batch_size,
+            "gradient_accumulation",
+            "there are more micro-batches than examples in a batch",
+        ),
+        (
+            training.compile and several_sizes,
+            "compile",
+            "every size of the model in an update would be compiled anew; leave compile or pruning.structure.smallest out",
+        ),
+        (
+            training.cuda_graphs and several_sizes,
+            "cuda_graphs",
             "every size of the model in an update would be recorded anew; leave cuda_graphs or pruning.structure.smallest "
             "out",
-        )
-    if training.compile and training.fast_dropout:
-        yield (
-            ("training", "fast_dropout"),
+        ),
+        (
+            training.compile and training.fast_dropout,
+            "fast_dropout",
             "compiled layers draw dropout in their own way; leave compile or fast_dropout out",
-        )
-    if training.cuda_graphs and training.frozen_weights == "cpu" and recipe.distillation is not None:
-        yield (
-            ("training", "frozen_weights"),
+        ),
+        (
+            training.cuda_graphs and training.frozen_weights == "cpu" and recipe.distillation is not None,
+            "frozen_weights",
             "a recorded update reads the teacher where it was; leave cuda_graphs out, or set frozen_weights: bf16",
-        )
-    if training.gradient_checkpointing and (training.compile or training.cuda_graphs):
-        other = "compile" if training.compile else "cuda_graphs"
-        yield (
-            ("training", "gradient_checkpointing"),
+        ),
+        (
+            training.gradient_checkpointing and (training.compile or training.cuda_graphs),
+            "gradient_checkpointing",
             f"layers that are computed again are neither compiled nor recorded; leave {other} or gradient_checkpointing out",
-        )
-    if training.cuda_graphs and training.gradient_accumulation > 1:
-        yield (
-            ("training", "cuda_graphs"),
+        ),
+        (
+            training.cuda_graphs and training.gradient_accumulation > 1,
+            "cuda_graphs",
             "micro-batches have shares that a graph cannot change; leave cuda_graphs or gradient_accumulation out",
-        )
-    criterion, continuous = build_component(recipe, "criterion"), pruning.schedule.name == "continuous"
-    yield from _training_conflicts(recipe, criterion, continuous)
-    if pruning.regrow and not continuous:
+        ),
+    ]
+    yield from ((("training", key), said) for broken, key, said in rules if broken)
+
+
+def _regrowth_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Iterator[Conflict]:
+    """Find what keeps pruned weights from returning."""
+    pruning = recipe.pruning
+    if not pruning.regrow:
+        return
+    if not continuous:
         yield ("pruning", "regrow"), "pruned weights can return only with the schedule `continuous`"
-    if pruning.regrow and pruning.reconstruct is not None:
+    if pruning.reconstruct is not None:
         yield (
             ("pruning", "reconstruct"),
             "refitted weights cannot return; set pruning.regrow: false or leave reconstruct out",
         )
-    if pruning.regrow and not criterion.scores_pruned:
+    if not criterion.scores_pruned:
         yield (
             ("pruning", "regrow"),
             f"the criterion {pruning.criterion.name} does not score pruned weights; use pins, platon or "
             "movement",
         )
-    if pruning.structure is not None and pruning.pattern != "structured" and continuous:
-        yield (
-            ("pruning", "schedule"),
-            "the schedule `continuous` prunes within one stage, but structure needs stages of its own; use another schedule",
-        )
-    if pruning.structure is not None and distillation is not None and distillation.teacher != "finetuned":
-        yield (
-            ("distillation", "teacher"),
-            f"{distillation.teacher} replaces the teacher with the student, but structure makes the student smaller; use "
-            "finetuned",
-        )
-    if distillation is not None and distillation.teacher != "finetuned" and training.keep == "last":
+
+
+def _teacher_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Find what a teacher that is replaced cannot go with."""
+    teacher = "finetuned" if recipe.distillation is None else recipe.distillation.teacher
+    if teacher == "finetuned":
+        return
+    if recipe.pruning.structure is not None:
         yield (
             ("distillation", "teacher"),
-            f"{distillation.teacher} needs dev scores, but training.keep: last reads no dev examples",
+            f"{teacher} replaces the teacher with the student, but structure makes the student smaller; use finetuned",
         )
+    if recipe.training.keep == "last":
+        yield (
+            ("distillation", "teacher"),
+            f"{teacher} needs dev scores, but training.keep: last reads no dev examples",
+        )
+
+
+def _floor_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Find what a floor is measured on and is not there."""
     floor = recipe.export.floor
-    if floor.limits and floor.on == "dev" and training.keep == "last":
+    if floor.limits and floor.on == "dev" and recipe.training.keep == "last":
         yield ("export", "floor"), "on: dev needs dev examples, but training.keep: last reads none"
     if floor.limits and floor.on == "unlabelled" and recipe.unlabelled_text is None:
         yield (
             ("export", "floor"),
             "on: unlabelled needs unlabelled text; give export.calibration: task, or files with {language} in the name",
         )
-    yield from _size_conflicts(recipe)
-    languages = recipe.task.languages
-    if isinstance(languages, list) and len(set(languages)) != len(languages):
-        yield ("task", "languages"), "a language is listed twice"
 
 
-def _training_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Iterator[tuple[KeyPath, str]]:
+def _training_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Iterator[Conflict]:
     """Find what cannot go with stages that have no update."""
     training, key = recipe.training, ("training", "epochs_per_stage")
     if continuous and 0 in (training.epochs_per_stage, training.last_epochs):
@@ -188,7 +230,7 @@ def _training_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Ite
         )
 
 
-def _size_conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+def _size_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Keys that do not go with the training or the export of several sizes."""
     structure, sizes = recipe.pruning.structure, recipe.export.sizes
     smallest = None if structure is None else structure.smallest

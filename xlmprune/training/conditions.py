@@ -61,9 +61,8 @@ def require_possible(device: torch.device, settings: TrainingRecipe) -> None:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """Return the conditions that changed and alter results. What an earlier version did not record is not compared."""
-    later = [
-        key for key in CHOSEN if key != "gradient_accumulation"
-    ]  # keys that a run of an older version did not have
+    # A run that an older version began had neither several processes nor these keys.
+    later = [key for key in CHOSEN if key in now and key != "gradient_accumulation"]
     defaults = {key: TrainingRecipe.model_fields[key].default for key in later}
     before = {"processes": 1, **defaults, **before}
     recorded = [key for key in ALTERING if key in before]
