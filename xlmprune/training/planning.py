@@ -39,13 +39,13 @@ from xlmprune.training.conditions import require_possible
 from xlmprune.training.datasets import check_length, read_texts
 from xlmprune.training.dense import read_dense
 from xlmprune.training.memory import estimate_disk, estimate_memory
-from xlmprune.training.method import build_method
+from xlmprune.training.method import Method, build_method
 from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
 from xlmprune.training.revisions import pin
-from xlmprune.training.shortening import LEAST_LEARNING, learned_at_most, shortened
+from xlmprune.training.shortening import LEAST_LEARNING, Shorter, learned_at_most, shortened
 from xlmprune.training.shrinking import planned_densities, planned_sizes
-from xlmprune.training.timing import estimate_duration
+from xlmprune.training.timing import Duration, estimate_duration
 
 PUNCTUATION = string.punctuation + "«»“”„‘’…–—¿¡。、，！？"
 
@@ -101,28 +101,17 @@ def plan(
     task = registry.load("task", recipe.task.name)(recipe.task)
     reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
     texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
-    count = len(texts.train)
     if wanted := recipe.model.trimmed:
         vocabulary.require_texts(vocabulary_texts(task, wanted.files, wanted.keep_languages_of))
     config = load_config(recipe.model, task.labels)
     check_length(recipe.model.name, config, recipe.training.max_length)
     with torch.device("meta"):
         model = head_class(config, task.kind)(deepcopy(config))  # planning cuts this model, and its config
-    batches = -(-count // recipe.training.batch_size)
     method = build_method(recipe.pruning, recipe.regularizer)
     measured_on = choose_moment_text(recipe, texts, method)
     sizes = _sizes(model)
-    shares = [1.0] if method.structure is None else [1.0, *planned_densities(model, method.structure)]
-    stages: list[dict[str, Any]] = [
-        _stage_plan(
-            recipe.training,
-            batches,
-            stage,
-            len(method.densities) - 1,
-            density * shares[min(stage, len(shares) - 1)],
-        )
-        for stage, density in enumerate(method.densities)
-    ]
+    batches = -(-len(texts.train) // recipe.training.batch_size)
+    stages = _stages(recipe, method, model, batches)
     counts = [stage["updates"] for stage in stages]
     if start_from is not None:
         stages[0] |= {"updates": 0, "peak_learning_rate": 0.0}
@@ -142,7 +131,7 @@ def plan(
     )
     here = processes.local()[1]
     slow = slow_on_cpu(recipe, model, updates, where, shorten=start_from is None)
-    seconds: dict[str, Any] = {}
+    duration = None
     if not slow and processes.count() == 1:
         with (
             explain_full_memory(where),
@@ -161,18 +150,10 @@ def plan(
                 reporter,
                 trains_dense=start_from is None,
             )
-        if duration is not None:
-            sizes_of_tests = [len(test) for test in texts.tests.values()]
-            shorter = None
-            if (
-                start_from is None
-            ):  # else the options would ask for another stage 0 than the one that is there
-                shorter = shortened(recipe, duration, counts, batches, sizes_of_tests)
-            seconds = {**duration.facts(), **({} if shorter is None else {"shorter": shorter.facts()})}
-    planned = {}
-    if recipe.sizes and method.structure is not None:
-        multiple, before = method.structure.multiple, sizes["prunable"]
-        planned = {"sizes": planned_sizes(model, multiple, recipe.sizes, before)}
+    # With another run's stage 0, options that shorten a run would ask for another one than is there.
+    shorter = None
+    if duration is not None and start_from is None:
+        shorter = shortened(recipe, duration, counts, batches, [len(test) for test in texts.tests.values()])
     return {
         "name": recipe.name,
         "model": recipe.model.name,
@@ -180,7 +161,7 @@ def plan(
         **sizes,
         "languages": list(texts.tests),
         "train_language": recipe.task.train_language,
-        "train_examples": count,
+        "train_examples": len(texts.train),
         "labels": list(task.labels),
         "warnings": [
             *fallback(device, where),
@@ -194,17 +175,39 @@ def plan(
         **({} if measured_on is None else {"moments": measured_on.record()}),
         **({} if start_from is None else {"start_from": str(start_from)}),
         "stages": stages,
-        **planned,
+        **_exported_sizes(recipe, method, model, sizes["prunable"]),
         "updates": updates,
         "criterion": recipe.pruning.criterion.name,
         "regularizer": recipe.regularizer.name,
         "device": str(where),
         "precision": str(precision).removeprefix("torch."),
-        **({"seconds": seconds} if seconds else {}),
+        **_seconds(duration, shorter),
         "memory": memory,
         **({} if here == 1 else {"host": {"processes": here, "memory": here * memory["total"]}}),
         "disk": estimate_disk(recipe, method, model, rows, chooses),
     }
+
+
+def _stages(recipe: Recipe, method: Method, model: torch.nn.Module, batches: int) -> list[dict[str, Any]]:
+    """Plan every stage of a run that trains its own stage 0; ``batches`` are those of an epoch."""
+    shares = [1.0] if method.structure is None else [1.0, *planned_densities(model, method.structure)]
+    last = len(method.densities) - 1
+    return [
+        _stage_plan(recipe.training, batches, stage, last, density * shares[min(stage, len(shares) - 1)])
+        for stage, density in enumerate(method.densities)
+    ]
+
+
+def _exported_sizes(recipe: Recipe, method: Method, model: torch.nn.Module, whole: int) -> dict[str, Any]:
+    if not recipe.sizes or method.structure is None:
+        return {}
+    return {"sizes": planned_sizes(model, method.structure.multiple, recipe.sizes, whole)}
+
+
+def _seconds(duration: Duration | None, shorter: Shorter | None) -> dict[str, Any]:
+    if duration is None:
+        return {}
+    return {"seconds": {**duration.facts(), **({} if shorter is None else {"shorter": shorter.facts()})}}
 
 
 def _sizes(model: torch.nn.Module) -> dict[str, Any]:
