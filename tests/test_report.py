@@ -186,8 +186,8 @@ def test_differences_intervals_and_tests_are_of_the_file_that_ships_and_say_so()
     assert (row["language"], row["INT8 shipped"], row["Δ"]) == ("French", "60.0", "−14.1")
     assert (row["before export"], row["95% interval"]) == ("73.0", "56.1–63.8")
     assert row["lost"] == str(report["shipped"]["paired"]["fr"]["lost"])
-    assert "exact paired test of ONNX INT8 against the dense model" in table.note
-    assert "The interval is for the score of ONNX INT8" in table.note
+    assert 'exact paired test of "INT8 shipped" against the dense model' in table.note
+    assert 'The interval is for the score of "INT8 shipped"' in table.note
     assert findings.worst_language(report) == "fr"
     for text in pages(report):
         assert (

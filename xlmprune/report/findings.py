@@ -125,11 +125,16 @@ def paired_tests(report: Report) -> Mapping[str, Any]:
     return holder.get("paired") or {}
 
 
+def shown_title(key: str) -> str:
+    """Return the heading of the scores that losses are measured by."""
+    return "pruned" if key == "pruned" else f"{title_of(key).removeprefix('ONNX ')} shipped"
+
+
 def name_tested(report: Report) -> str:
     """Name what `tested_key` returns, in a sentence."""
     key = tested_key(report)
     if key != "pruned":
-        return title_of(key)
+        return f'"{shown_title(key)}"'
     return "the pruned model" if shown_key(report) == "pruned" else "the pruned model before export"
 
 

@@ -30,6 +30,7 @@ from xlmprune.report.findings import (
     rows,
     scored,
     shown_key,
+    shown_title,
     size_rows,
     speed_rows,
     tested_key,
@@ -71,7 +72,7 @@ def _language_columns(report: Report, listed: Sequence[Row]) -> dict[str, Callab
     if "dense" in titles:
         shown["dense"] = _score_of("dense")
     if key in titles:
-        shown[_shown_title(key)] = _score_of(key)
+        shown[shown_title(key)] = _score_of(key)
     shown["Δ"] = lambda row: points(row.delta)
     before = {} if key == "pruned" else {"pruned": BEFORE_EXPORT}
     shown |= {
@@ -96,11 +97,6 @@ def _language_columns(report: Report, listed: Sequence[Row]) -> dict[str, Callab
     return shown
 
 
-def _shown_title(key: str) -> str:
-    """Return the heading of the scores that losses are measured by."""
-    return "pruned" if key == "pruned" else f"{title_of(key).removeprefix('ONNX ')} shipped"
-
-
 def describe_columns(report: Report) -> str:
     """Say whose scores and differences the table of languages shows."""
     key = shown_key(report)
@@ -109,7 +105,7 @@ def describe_columns(report: Report) -> str:
     if key == "pruned" or form is None:
         return f"Δ: pruned minus dense, {order}."
     said = (
-        f'"{_shown_title(key)}" is {form.file}, the file to serve first. Δ: {_shown_title(key)} minus dense, {order}; the '
+        f'"{shown_title(key)}" is {form.file}, the file to serve first. Δ: {shown_title(key)} minus dense, {order}; the '
         "order and the colours of the rows follow it."
     )
     return f'{said} "{BEFORE_EXPORT}" is the pruned PyTorch model.' if "pruned" in columns(report) else said
