@@ -19,8 +19,10 @@ from typer.testing import CliRunner
 
 from xlmprune.cli import app
 from xlmprune.core.progress import Reporter
+from xlmprune.data.examples import Examples
+from xlmprune.data.lengths import share_cut
 from xlmprune.report import findings, results
-from xlmprune.training import shortening
+from xlmprune.training import planning, shortening
 from xlmprune.training.material import cut_texts
 
 ROOT = Path(__file__).parent.parent
@@ -198,3 +200,46 @@ def test_texts_that_are_cut_are_a_warning():
     assert warning.startswith("training.max_length 32 cuts test texts: German 12%. ")
     data.tests.pop("de")
     assert cut_texts(data) == []
+
+
+def test_a_plan_estimates_which_texts_are_cut(tmp_path, monkeypatch):
+    """Without the tokenizer, which may be on the hub."""
+    monkeypatch.setattr(planning, "estimate_duration", lambda *_, **__: None)
+    for language, words in (("en", 6), ("de", 200)):
+        rows = [f"{'word ' * words}{number}\t{'ab'[number % 2]}" for number in range(12)]
+        for split in ("train", "dev", "test") if language == "en" else ("test",):
+            (tmp_path / f"{language}.{split}.tsv").write_text("\n".join(["text\tlabel", *rows]))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "base: quickstart\nmodel: {vocabulary: keep}\ndistillation: null\n"
+        "pruning: {reconstruct: null, structure: {heads: 0.5, importance: magnitude}}\n"
+        "task: {name: classification, source: files, path: '{language}.{split}.tsv', languages: [en, de]}\n"
+    )
+    plan = xlmprune_plan(recipe, "training.max_length=64")
+    cut = [said for said in plan["warnings"] if "cuts test texts" in said]
+    assert [said.partition(". ")[0] for said in cut] == [
+        "training.max_length 64 cuts test texts: German about 100%"
+    ]
+    assert not any("cuts" in said for said in xlmprune_plan(recipe, "training.max_length=500")["warnings"])
+
+
+def xlmprune_plan(recipe, *overrides):
+    options = [part for override in overrides for part in ("--set", override)]
+    done = CliRunner().invoke(app, ["compress", str(recipe), "--dry-run", "--json", *options])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second", "share"),
+    [
+        ("text", ["a" * 35, "a" * 36, "中" * 14, "中" * 15], None, 0.5),  # 10 tokens are left beside 2
+        ("pair", ["a" * 20, "a" * 20], ["a" * 7, "a" * 8], 0.5),  # 8 tokens
+        ("tokens", [["a" * 17, "b" * 17], ["a" * 18, "b" * 17]], None, 0.5),
+        ("text", [], None, 0.0),
+    ],
+)
+def test_the_share_that_is_cut(kind, first, second, share):
+    examples = Examples("en", "test", first, second)
+    assert not first or examples.kind == kind
+    assert share_cut(examples, 12) == share

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from xlmprune.core.errors import DataError, RecipeError, first_line
 from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.languages import language_name
-from xlmprune.data.lengths import most_tokens
+from xlmprune.data.lengths import most_tokens, whole_texts
 from xlmprune.data.readers.files import fill
 from xlmprune.data.readers.guess import column_names, guess_columns
 from xlmprune.data.readers.headers import KNOWN_NAMES
@@ -353,14 +353,8 @@ def _file(layout: Layout, language: str, split: str) -> Path | None:
 
 
 def _longest(examples: Examples) -> int:
-    sizes = sorted(map(most_tokens, _texts(examples)))
+    sizes = sorted(map(most_tokens, whole_texts(examples)))
     return math.ceil(sizes[int(0.99 * (len(sizes) - 1))]) if sizes else 0
-
-
-def _texts(examples: Examples) -> Iterator[str]:
-    for row, first in enumerate(examples.first):
-        text = first if isinstance(first, str) else " ".join(first)
-        yield text if examples.second is None else f"{text} {examples.second[row]}"
 
 
 # --- the recipe ------------------------------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
 from xlmprune.core.run_folder import RunFolder
 from xlmprune.data.encoding import Encoded
 from xlmprune.data.examples import Kind
+from xlmprune.data.lengths import describe_cut
 from xlmprune.models.loading import Pretrained
 from xlmprune.pruning.budget import Settled, settle_once
 from xlmprune.pruning.moments import Batch
@@ -38,21 +38,10 @@ class Material:
     """Batches to measure activations on; none where nothing reads them."""
 
 
-CUT_SHARE = 0.02
-"""Of a language's test texts that are longer than `training.max_length`, from which on a run warns."""
-
-
 def cut_texts(data: Datasets) -> list[str]:
     """Warn if many test texts are longer than the model reads; an empty list if few are."""
     shares = {language: float(test.encoded.truncated.mean()) for language, test in data.tests.items()}
-    cut = {language: share for language, share in shares.items() if share > CUT_SHARE}
-    if not cut:
-        return []
-    listed = ", ".join(f"{language_name(language)} {share:.0%}" for language, share in cut.items())
-    return [
-        f"training.max_length {data.max_length} cuts test texts: {listed}. The model does not read the rest of "
-        "these texts. Raise it if that matters"
-    ]
+    return describe_cut(shares, data.max_length)
 
 
 def read_material(

@@ -24,6 +24,7 @@ from xlmprune.core.machine import processors
 from xlmprune.core.progress import Reporter, silent_reporter
 from xlmprune.core.tables import rich_table, tabulate
 from xlmprune.data.examples import Examples
+from xlmprune.data.lengths import describe_cut, share_cut
 from xlmprune.data.unlabelled import vocabulary_texts
 from xlmprune.models import vocabulary
 from xlmprune.models.loading import (
@@ -130,6 +131,7 @@ def plan(
         processes.launched(),
     )
     here = processes.local()[1]
+    cut = {code: share_cut(test, recipe.training.max_length) for code, test in texts.tests.items()}
     slow = slow_on_cpu(recipe, model, updates, where, shorten=start_from is None)
     duration = None
     if not slow and processes.count() == 1:
@@ -167,6 +169,7 @@ def plan(
             *fallback(device, where),
             *([f"{said}. Files come from the cache"] if (said := hub.unreached()) else []),
             *slow,
+            *describe_cut(cut, recipe.training.max_length, estimated=True),
             *texts.train.notes,
             *texts.warnings,
             *([] if start_from is not None else too_little_learning(recipe, stages[0]["updates"])),
