@@ -349,8 +349,10 @@ def test_one_signal_stops_a_server_that_is_busy_accepting(bundle):
                 client.join()
 
 
-def test_requests_that_do_not_end_hold_a_stopping_server_for_a_while_only(bundle):
-    slow = "from xlmprune.bundle import predictor, serve; import time; serve.GRACE = 0.5"
+@pytest.mark.parametrize(("grace", "signals"), [(0.5, 1), (600, 2)])
+def test_requests_that_do_not_end_hold_a_stopping_server_for_a_while_only(bundle, grace, signals):
+    """Or until a second signal."""
+    slow = f"from xlmprune.bundle import predictor, serve; import time; serve.GRACE = {grace}"
     call = "usual = predictor.Predictor.__call__"
     wait = "predictor.Predictor.__call__ = lambda *g: time.sleep(60) if g[1] == ['slow'] else usual(*g)"
     with command(bundle, slow, call, wait) as (process, url):
@@ -362,7 +364,9 @@ def test_requests_that_do_not_end_hold_a_stopping_server_for_a_while_only(bundle
         asked = threading.Thread(target=ask)
         asked.start()
         time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1)  # longer than the loop takes to end
         assert process.wait(timeout=20) == 1
         assert "stopped; 1 request had no answer yet" in process.stderr.read()
         asked.join()

@@ -112,7 +112,8 @@ class Server(ThreadingHTTPServer):
             self._changed.notify_all()
 
     def serve_until_stopped(self) -> int:
-        """Answer requests until SIGTERM or Ctrl-C; requests that have begun have `GRACE` seconds to end.
+        """Answer requests until SIGTERM or Ctrl-C; requests that have begun have `GRACE` seconds to end, or until a second
+        signal.
 
         Returns:
             How many had not ended.
@@ -122,10 +123,14 @@ class Server(ThreadingHTTPServer):
         """
         received: list[int] = []
 
+        def end() -> None:
+            self.shutdown()
+            self._count(0)  # whoever waits for requests looks at the signals again
+
         def stop(number: int, _: object) -> None:
             received.append(number)
             # It waits for the loop, which this thread is in. An exception would be caught by whatever the loop does now.
-            threading.Thread(target=self.shutdown).start()
+            threading.Thread(target=end).start()
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
