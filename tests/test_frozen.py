@@ -4,15 +4,19 @@ import pytest
 import torch
 from stand_in import StandIn
 from test_compiling import run_of
-from test_fine_pruning import make_recipe, tiny_classifier
+from test_fine_pruning import examples, make_pruner, make_recipe, tiny_classifier
 from test_memory import BASE, model_of, parts_of
 from test_stand_in import updates as updates  # a fixture
+from tiny_run import merged
 
 from xlmprune.core.errors import RecipeError
-from xlmprune.models.loading import count_parameters
+from xlmprune.models.loading import count_parameters, prunable
+from xlmprune.pruning.masks import pack_bits
+from xlmprune.pruning.structures import LayerCut
 from xlmprune.recipe.loading import recipe_of
 from xlmprune.recipe.registry import REGULARIZERS
-from xlmprune.training.frozen import beside, call, keep_parameters
+from xlmprune.training.dense import dense_key
+from xlmprune.training.frozen import beside, call, frozen_copy
 from xlmprune.training.loop import Step
 from xlmprune.training.memory import estimate_memory
 from xlmprune.training.method import build_method
@@ -66,19 +70,46 @@ def test_weights_on_the_cpu_come_to_the_device_for_an_update(updates, name):
 
 
 def test_a_teacher_on_the_cpu_comes_to_the_device_to_answer():
-    model = tiny_classifier()
     ids = torch.randint(4, 50, (2, 5), device="meta")
-    teacher = tiny_classifier().to("meta")
+    model = tiny_classifier().to("meta")
     with StandIn():
-        keep_parameters(teacher, "cpu")
+        teacher = frozen_copy(model, "cpu")
         assert {p.device.type for p in teacher.parameters()} == {"cpu"}
+        assert {p.device.type for p in model.parameters()} == {"meta"}
         home = [id(parameter) for parameter in teacher.parameters()]
         with pytest.raises(RuntimeError, match="device"):
             teacher(input_ids=ids)
         assert call(teacher, ids.device, input_ids=ids).logits.is_meta
     assert [id(parameter) for parameter in teacher.parameters()] == home
-    ids = torch.randint(4, 50, (2, 5))
-    assert torch.equal(call(model, ids.device, input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("keeping", ["fp32", "bf16", "cpu"])
+def test_a_resumed_run_keeps_its_reference_where_it_was(keeping):
+    """On the stand-in, after another value too, and after layers, heads and neurons went."""
+    where = {"fp32": ("meta", torch.float32), "bf16": ("meta", torch.bfloat16), "cpu": ("cpu", torch.float32)}
+    structure = {"layers": 1, "heads": 0.5, "neurons": 0.5, "multiple": 4, "importance": "magnitude"}
+    recipe = make_recipe(
+        regularizer=FINETUNED, pruning={"structure": structure}, training={"frozen_weights": keeping}
+    )
+    saved = {name: weight.detach().clone() for name, weight in prunable(tiny_classifier()).items()}
+    whole = tuple(LayerCut(source, (0, 1), tuple(range(32))) for source in range(2))
+    with StandIn():
+        pruner = make_pruner(recipe, tiny_classifier().to("meta"), examples())
+        pruner.state.keep_finetuned()
+        for tensor in (*pruner.state.pretrained.values(), *pruner.state.finetuned.values()):
+            assert (tensor.device.type, tensor.dtype) == where[keeping]
+        for stored in (torch.float32, torch.bfloat16):
+            tensors = {
+                "model": dict(tiny_classifier().named_parameters()),
+                "masks": {name: pack_bits(torch.ones_like(w, dtype=torch.bool)) for name, w in saved.items()},
+                "finetuned": {name: weight.to(stored) for name, weight in saved.items()},
+            }
+            pruner.state.restore(tensors, pruner.state.progress(), pruner.settings)
+            kept = (*pruner.state.pretrained.values(), *pruner.state.finetuned.values())
+            assert {(tensor.device.type, tensor.dtype) for tensor in kept} == {where[keeping]}
+        pruner.state.shrink(whole)
+        kept = (*pruner.state.pretrained.values(), *pruner.state.finetuned.values())
+        assert {(tensor.device.type, tensor.dtype) for tensor in kept} == {where[keeping]}
 
 
 def test_what_is_at_hand_is_not_copied():
@@ -88,14 +119,47 @@ def test_what_is_at_hand_is_not_copied():
     assert beside(weights, far)["a"].dtype == torch.float32
 
 
-def test_positions_of_a_teacher_in_bf16_stay_whole_numbers():
-    teacher = tiny_classifier()
-    buffers = {name: buffer.clone() for name, buffer in teacher.named_buffers()}
-    keep_parameters(teacher, "bf16")
-    assert buffers
-    for name, buffer in teacher.named_buffers():
-        assert torch.equal(buffer, buffers[name])
-        assert buffer.dtype == buffers[name].dtype
+def test_a_teacher_kept_in_bf16_computes_in_fp32_from_rounded_weights():
+    model, ids = tiny_classifier(), torch.randint(4, 50, (2, 5))
+    teacher = frozen_copy(model, "bf16")
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    found = call(teacher, ids.device, input_ids=ids).logits
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    assert found.dtype == torch.float32
+    assert torch.equal(found, model(input_ids=ids).logits)
+    for (name, buffer), (_, other) in zip(teacher.named_buffers(), model.named_buffers(), strict=True):
+        assert buffer.dtype == other.dtype, name
+        assert torch.equal(buffer, other)
+
+
+def test_weights_that_are_shared_stay_shared_in_the_teacher():
+    model = torch.nn.ModuleList([torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)])
+    model[1].weight = model[0].weight
+    teacher = frozen_copy(model, "bf16")
+    assert teacher[1].weight is teacher[0].weight
+    assert teacher[0].weight is not model[0].weight
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "same"),
+    [
+        ("training", {"frozen_weights": "cpu"}, True),
+        ("training", {"frozen_weights": "bf16"}, True),
+        ("training", {"frozen_weights": "bf16", "regularize_dense": True}, False),
+        ("training", {"gradient_checkpointing": True}, True),
+        ("training", {"checkpoint_minutes": 1}, True),
+        ("training", {"fast_dropout": True}, False),
+        ("evaluation", {"stage_precision": "bf16"}, True),
+    ],
+)
+def test_runs_share_a_dense_stage_that_does_not_depend_on_a_key(section, value, same):
+    regular = {"regularize_dense": value.get("regularize_dense", False)}
+    plain = make_recipe(training=regular, regularizer=COSINE)
+    other = make_recipe(**merged({"training": regular, "regularizer": COSINE}, {section: value}))
+    assert (dense_key(other) == dense_key(plain)) is same
 
 
 def test_the_estimate_of_memory_knows_where_they_are():
@@ -109,7 +173,7 @@ def test_the_estimate_of_memory_knows_where_they_are():
     assert found["cpu"] == found["fp32"], "training on a CPU"
     assert found["bf16"]["reference"] == 2 * matrices
     assert found["bf16"]["teacher"] == 2 * parameters
-    assert found["bf16"]["copies of frozen weights"] == 4 * matrices
+    assert found["bf16"]["copies of frozen weights"] == 4 * parameters
     saved = found["fp32"]["total"] - found["bf16"]["total"]
     assert saved == 2 * (matrices + parameters), "the copies come where there are no activations"
     recipe = make_recipe(**sections, training={"frozen_weights": "cpu"})

@@ -20,13 +20,13 @@ from xlmprune.training.optimizer import clip, new_optimizer, step_if_finite
 
 def test_a_cpu_is_refused():
     with pytest.raises(MachineError, match=r"training\.cuda_graphs needs a GPU, and this run uses the CPU"):
-        BatchGraphs(torch.device("cpu"))
+        BatchGraphs(torch.device("cpu")).add("kind", [], {}, lambda batch: batch)
 
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr(processes, "launched", lambda: 2)
     with pytest.raises(MachineError, match="one process only"):
-        BatchGraphs(torch.device("cuda"))
+        BatchGraphs(torch.device("cuda")).add("kind", [], {}, lambda batch: batch)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def run(
     reporter.say(describe_device(where, recipe.training.precision))
     for warning in fallback(device, where):
         reporter.warn(warning)
-    require_possible(where, recipe.training)
+    if fresh or not report_file(out).is_file():  # a finished run was possible somewhere
+        require_possible(where, recipe.training)
     with (
         interruptible(),
         reporter,

@@ -232,7 +232,9 @@ def whole_number(digits: str) -> int:
     try:
         return int(digits)
     except ValueError:
-        raise ValueError(f"a whole number has {len(digits):,} digits, which is too many") from None
+        raise ValueError(
+            f"a whole number has {len(digits.lstrip('-')):,} digits, which is too many"
+        ) from None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -252,9 +252,10 @@ class TrainingRecipe(BaseModel):
     """On a CPU, draw 16 random bits for each number that dropout may drop, in place of PyTorch's float. An update takes 4 to
     10 % less time. The chance of a drop is the same to 1/65,536, but other numbers are dropped. A GPU is not affected."""
     frozen_weights: Annotated[Literal["fp32", "bf16", "cpu"], CONDITIONS] = "fp32"
-    """How to keep the weights that do not train: the teacher's, and those that a regularizer compares with. `fp32`: on the
-    device. `bf16`: there too, rounded, in half of the memory. `cpu`: in the CPU's memory, and on a GPU only while they are
-    used; results stay the same, and updates take longer."""
+    """How to keep the weights that do not train: the teacher's, the pretrained ones and those of stage 0, which
+    regularizers, `eq6` and the report compare with. `fp32`: on the device. `bf16`: there too, rounded, in half of the
+    memory. `cpu`: in the CPU's memory; results stay the same. With `bf16` and `cpu` they are copied, in fp32, whenever they
+    are used, so updates take longer. A teacher is used twice in each micro-batch if there is unlabelled text."""
     gradient_checkpointing: Annotated[bool, RUNNING] = False
     """Keep only the inputs of each encoder layer for the backward pass, and compute the rest again. An update needs less
     memory and about a quarter more time. Results stay the same."""

@@ -17,6 +17,7 @@ from xlmprune.core.checkpoints import Numbers, Tensors, read_newest, saved_in
 from xlmprune.core.errors import ModelError, RecipeError
 from xlmprune.core.files import link_or_copy
 from xlmprune.core.run_folder import RunFolder, start_damage
+from xlmprune.recipe.effects import differences, effect_of
 from xlmprune.recipe.schema import (
     Component,
     DistillationRecipe,
@@ -24,10 +25,11 @@ from xlmprune.recipe.schema import (
     ExportRecipe,
     PruningRecipe,
     Recipe,
+    TrainingRecipe,
 )
 from xlmprune.recipe.validation import validate_recipe
 from xlmprune.recipe.yaml_text import parse_yaml
-from xlmprune.training.checkpoint import after_stage_0, first_difference
+from xlmprune.training.checkpoint import after_stage_0
 from xlmprune.training.distillation import TeacherChoice
 from xlmprune.training.method import Method, build_method
 from xlmprune.training.optimizer import warmup_updates
@@ -47,8 +49,23 @@ def dense_recipe(recipe: Recipe) -> Recipe:
 
 def dense_key(recipe: Recipe) -> str:
     """Return twelve hexadecimal digits that are equal where stage 0 is; new keys of recipes do not change them."""
-    given = _reduced(recipe).model_dump(mode="json", exclude_defaults=True)
+    given = _read_by_stage_0(recipe).model_dump(mode="json", exclude_defaults=True)
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _read_by_stage_0(recipe: Recipe) -> Recipe:
+    """Return the recipe with everything that changes no number of stage 0 set to a default."""
+    reduced = _reduced(recipe)
+    idle = [key for key in TrainingRecipe.model_fields if effect_of(("training", key)) == "running"]
+    if reduced.regularizer.name == "none" or recipe.training.frozen_weights == "cpu":
+        idle.append("frozen_weights")
+    training = {key: TrainingRecipe.model_fields[key].get_default(call_default_factory=True) for key in idle}
+    return reduced.model_copy(
+        update={
+            "training": reduced.training.model_copy(update=training),
+            "evaluation": reduced.evaluation.model_copy(update={"stage_precision": "fp32"}),
+        }
+    )
 
 
 def _reduced(recipe: Recipe) -> Recipe:
@@ -121,6 +138,8 @@ def start_from(dense: Path, recipe: Recipe, folder: RunFolder) -> bool:
     distillation = recipe.distillation
     if not folder.start.is_dir():
         folder.save_start(lambda target: _link_tree(dense / "checkpoint" / "start", target))
+    # It may be another: then no number of stage 0 depends on it.
+    numbers["conditions"]["frozen_weights"] = recipe.training.frozen_weights
     numbers["progress"]["teaching"] = _teacher_choice(distillation, numbers["stages"][0]["dev"])
     _write_events(recipe, folder, numbers)
     kept = ("progress", "stages", "dense_others", "data", "conditions", "changes")
@@ -156,7 +175,8 @@ def _require_same_stage_0(dense: Path, recipe: Recipe) -> None:
     values, _ = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     found = validate_recipe(values, str(file))
     if dense_key(found) != dense_key(recipe):
-        said = first_difference(_reduced(found).resolved(), _reduced(recipe).resolved())
+        ours, theirs = (_read_by_stage_0(one).resolved() for one in (recipe, found))
+        said = next(map(str, differences(theirs, ours)))
         raise RecipeError(f"{dense}: its stage 0 differs from the stage 0 of this recipe ({said})")
 
 

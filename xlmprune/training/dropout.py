@@ -31,7 +31,7 @@ def fast_dropout(values: Tensor, chance: float) -> Tensor:
     words = torch.empty(math.ceil(count * DRAWN / torch.iinfo(WORD).bits), dtype=WORD)
     # The full range: `random_()` alone draws no negative numbers, whose top bit would always be the same.
     bits = words.random_(torch.iinfo(WORD).min, None).view(torch.int16)[:count].view(values.shape)
-    steps = round(chance * 2**DRAWN)
+    steps = min(round(chance * 2**DRAWN), 2**DRAWN - 1)
     kept = (bits >= steps + torch.iinfo(torch.int16).min).to(values.dtype)
     return values * kept.mul_(1 / (1 - steps / 2**DRAWN))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -31,19 +32,23 @@ def beside(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Weig
     return {name: tensors[name].to(weight, non_blocking=True) for name, weight in weights.items()}
 
 
-def keep_parameters(model: nn.Module, keeping: Keeping) -> None:
-    """Let a model that does not train keep its parameters as ``keeping`` says. Buffers, such as positions, stay."""
-    if keeping == "fp32":
-        return
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(kept(parameter, keeping), requires_grad=False))
+def frozen_copy(model: nn.Module, keeping: Keeping) -> nn.Module:
+    """Copy the model as it is now, in eval mode and without gradients, its parameters as ``keeping`` says.
+
+    Buffers, such as positions, stay on the model's device and in their type.
+    """
+    parameters = {
+        id(parameter): nn.Parameter(kept(parameter, keeping), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, parameters).eval()
 
 
 def call(model: nn.Module, device: torch.device, **inputs: Any) -> Any:
-    """Call a model that does not train on ``device``, where its parameters are copied to if they are elsewhere."""
-    elsewhere = {name: p for name, p in model.named_parameters() if p.device != device}
-    if not elsewhere:
-        return model(**inputs)
-    moved = {name: parameter.to(device, non_blocking=True) for name, parameter in elsewhere.items()}
-    return functional_call(model, moved, kwargs=inputs)
+    """Call a model that does not train on ``device`` and in fp32; parameters that are kept in another way are copied."""
+    moved = {
+        name: parameter.to(device, torch.float32, non_blocking=True)
+        for name, parameter in model.named_parameters()
+        if parameter.device != device or parameter.dtype == torch.bfloat16
+    }
+    return functional_call(model, moved, kwargs=inputs) if moved else model(**inputs)

@@ -47,14 +47,10 @@ class BatchGraphs:
     """Graphs that add the gradients of a batch, recorded when a shape comes for the first time.
 
     Args:
-        device: a GPU.
-
-    Raises:
-        MachineError: the device is no GPU, or several processes make this run.
+        device: a GPU, unless no batch comes: a finished run is exported on any machine.
     """
 
     def __init__(self, device: torch.device) -> None:
-        require_possible(device)
         self.device = device
         self._recorded: dict[Hashable, _Recorded] = {}
         self._places: list[int] = []
@@ -75,8 +71,9 @@ class BatchGraphs:
             backward: adds the gradients of a batch on the device, and returns its loss. It must not wait for the device.
 
         Raises:
-            MachineError: the pass cannot be recorded.
+            MachineError: the pass cannot be recorded, the device is no GPU, or several processes make this run.
         """
+        require_possible(self.device)
         parameters = list(chain.from_iterable(model.parameters() for model in models))
         self._forget_others(parameters)
         key = (kind, *((name, array.shape, array.dtype) for name, array in sorted(batch.items())))

@@ -107,10 +107,11 @@ def _held(recipe: Recipe, method: Method, model: Any, rows: int | None, on_cpu: 
 def _copies(recipe: Recipe, method: Method, model: Any, on_cpu: bool) -> int:
     """Return what is copied to the device, or to fp32, while it is used."""
     keeping = recipe.training.frozen_weights
-    elsewhere = keeping == "cpu" and not on_cpu
+    if keeping == "fp32" or (keeping == "cpu" and on_cpu):
+        return 0
     compares = bool(method.regularizer.strength) and method.regularizer.adds_gradient
-    reference = 4 * count_prunable(model) if compares and (elsewhere or keeping == "bf16") else 0
-    teacher = 4 * count_parameters(model) if elsewhere and recipe.distillation is not None else 0
+    reference = 4 * count_prunable(model) if compares else 0
+    teacher = 4 * count_parameters(model) if recipe.distillation is not None else 0
     return max(reference, teacher)  # at different times
 
 

@@ -26,7 +26,10 @@ def recomputed_layers(
         inside: gives the context that they are computed again in; the backward pass leaves that of the caller.
     """
     modules = [layer.module for layer in architecture.of(model).layers(model)]
-    contexts = lambda: (nullcontext(), inside())  # noqa: E731
+
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), inside()
+
     try:
         for module in modules:
             module.forward = partial(checkpoint, module.forward, use_reentrant=False, context_fn=contexts)

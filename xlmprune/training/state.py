@@ -16,7 +16,7 @@ from xlmprune.pruning.masks import Masks, Weights, full_masks, nonzero, pack_bit
 from xlmprune.pruning.regularizers.cosine import alignment
 from xlmprune.pruning.structures import Cut, LayerCut, Layout, layout_of, pieces, slice_model
 from xlmprune.recipe.schema import TrainingRecipe
-from xlmprune.training.frozen import Keeping, kept
+from xlmprune.training.frozen import Keeping, beside, kept
 from xlmprune.training.optimizer import new_optimizer
 from xlmprune.training.table import CompactTable
 from xlmprune.training.teaching import Teaching
@@ -164,7 +164,9 @@ class TrainState:
         slice_model(self.model, cut)
         self.weights = prunable(self.model)
         self.pretrained, self.finetuned = (
-            {name: piece.of(tensors) for name, piece in found.items()} if tensors else {}
+            self._kept(beside(self.weights, {name: piece.of(tensors) for name, piece in found.items()}))
+            if tensors
+            else {}
             for tensors in (self.pretrained, self.finetuned)
         )
         self.masks = full_masks(self.weights)
@@ -239,7 +241,8 @@ class TrainState:
             name: unpack_bits(tensors["masks"][name], weight.shape).to(self.device)
             for name, weight in self.weights.items()
         }
-        self.finetuned = self._kept(tensors.get("finetuned", {}))
+        saved = tensors.get("finetuned")
+        self.finetuned = self._kept(beside(self.weights, saved)) if saved else {}
         self.best = self._file(tensors, "best") or None
         self.best_criterion = self._file(tensors, "best_criterion")
         if "criterion" in tensors:

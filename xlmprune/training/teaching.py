@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from xlmprune.data.encoding import Encoded, pad, training_order
 from xlmprune.pruning.structures import layout_of
 from xlmprune.recipe.schema import DistillationRecipe
 from xlmprune.training.distillation import WHOLE, Share, TeacherChoice, labelled_loss, unlabelled_loss
-from xlmprune.training.frozen import Keeping, call, keep_parameters
+from xlmprune.training.frozen import Keeping, call, frozen_copy
 
 Student = Any
 """A model, or a `nesting.Prefix` of it: called with `input_ids` and `attention_mask`, it gives logits and hidden states."""
@@ -52,8 +51,7 @@ class Teaching:
 
     def begin(self, model: nn.Module, dev: float | None) -> None:
         """Make the dense fine-tuned network the teacher."""
-        self.teacher = frozen_copy(model)
-        keep_parameters(self.teacher, self.keeping)
+        self.teacher = frozen_copy(model, self.keeping)
         self.choice = TeacherChoice(self.settings, dev if dev is not None else float("inf"))
 
     def consider(self, model: nn.Module, dev: float, density: float) -> None:
@@ -174,8 +172,3 @@ def followed(student: nn.Module, states: Sequence[Tensor]) -> list[Tensor]:
         return []
     sources = [layer.source for layer in layout_of(student).layers]
     return [states[end] for end in (*(source - 1 for source in sources[1:]), len(states) - 1)]
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """Copy the model as it is now, in eval mode and without gradients."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
