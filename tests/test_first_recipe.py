@@ -441,6 +441,7 @@ def test_test_files_without_labels_are_refused_at_once(tmp_path, monkeypatch, he
     assert (
         "classification: data/en.test.tsv: no labels, so there is nothing to score against" in result.stderr
     )
+    assert "--columns" not in result.stderr
     assert not (tmp_path / "recipe.yaml").exists()
 
 
@@ -500,7 +501,49 @@ def test_other_keys_that_messages_name_can_be_typed(tmp_path, monkeypatch):
     other = init_in(tmp_path, monkeypatch, text, "--set", "seed=1")
     assert "--set seed=1: init takes only task.header" in other.stderr
     wrong = init_in(tmp_path, monkeypatch, text, "--set", "task.header=perhaps")
-    assert "task.header: expected true/false" in wrong.stderr
+    assert "--set task.header=perhaps: task.header: expected true/false" in wrong.stderr
+    assert "--set task.header: " not in wrong.stderr
+
+
+@pytest.mark.parametrize(("mark", "typed"), [("|", "|"), (":", ":"), (",", ","), ("\t", r"\t")])
+def test_usual_delimiters_can_be_typed_as_they_are(tmp_path, monkeypatch, mark, typed):
+    text = f"text{mark}label\n" + "".join(f"a text of {i}{mark}l{i % 2}\n" for i in range(12))
+    option = ["--set", f"task.delimiter={typed}"]
+    recipe, task = task_made(init_in(tmp_path, monkeypatch, text, *option))
+    assert (recipe.delimiter, task.labels) == (mark, ("l0", "l1"))
+
+
+def test_a_delimiter_is_hinted_at_where_there_is_only_one_column(tmp_path, monkeypatch):
+    result = init_in(tmp_path, monkeypatch, TEXTS.replace("\t", "|"))
+    assert result.exit_code == 2
+    last, how = result.stderr.splitlines()[-2:]
+    assert "there is only one column" in last
+    assert "Line 1 has vertical bars: if they separate columns, set `task.delimiter`" in last
+    assert "--set 'task.delimiter=|'" in how
+
+
+def test_a_path_is_not_taken_for_a_key(tmp_path, monkeypatch):
+    folder = tmp_path / "task.data"
+    folder.mkdir()
+    result = CliRunner().invoke(app, ["init", str(folder / "task.x")])
+    assert "no such folder" in result.stderr
+    test = "".join(f"text {i}\n" for i in range(30))
+    init_in(folder, monkeypatch, TEXTS, test=test)
+    result = CliRunner().invoke(app, ["init", str(folder / "data"), "--force"])
+    assert result.exit_code == 2
+    assert "task.data" in result.stderr
+    assert "There is no recipe yet" not in result.stderr
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_texts_are_not_printed_in_full_as_names_of_columns(tmp_path, monkeypatch, end):
+    rows = (f"{i} {'word ' * 30}\tmore {'word ' * 30}{i}\tx{i}\ty" for i in range(30))
+    result = init_in(tmp_path, monkeypatch, "".join(row + end for row in rows))
+    assert result.exit_code == 2
+    (line,) = (line for line in result.stderr.split("\n") if "the columns are" in line)
+    assert "…" in line
+    assert "\r" not in line
+    assert "word " * 10 not in line
 
 
 def test_an_error_after_a_guess_says_what_was_guessed(tmp_path, monkeypatch):
@@ -523,6 +566,26 @@ def test_a_header_that_counts_the_columns_is_no_example(tmp_path, monkeypatch, h
     assert (recipe.columns, task.labels) == ({"first": 1, "label": 2}, ("aaa", "bbb"))
     _, task = task_made(init_in(tmp_path, monkeypatch, text, "--columns", "first=1,label=2"))
     assert task.labels == ("aaa", "bbb")
+
+
+def test_row_numbers_of_pandas_are_no_texts(tmp_path, monkeypatch):
+    """With fewer rows than a guess needs."""
+    text = "\t0\t1\n" + "".join(f"{i}\ta text about {i}\t{i % 2}\n" for i in range(8))
+    recipe, task = task_made(init_in(tmp_path, monkeypatch, text))
+    assert (recipe.name, task.labels) == ("classification", ("0", "1"))
+    assert task.examples("de", "test").first[0] == "a text about 0"
+
+
+@pytest.mark.parametrize(("header", "count"), [("true", 18), ("false", 19)])
+def test_a_first_line_of_numbers_that_may_be_an_example_is_asked_for(tmp_path, monkeypatch, header, count):
+    text = "0\t1\n" + "".join(f"a text about {i}\t{i % 3}\n" for i in range(18))
+    refused = init_in(tmp_path, monkeypatch, text)
+    assert refused.exit_code == 2
+    assert "looks like column names (0, 1): it counts the columns from 0" in refused.stderr
+    assert "--set task.header=true" in refused.stderr
+    assert "the columns are" not in refused.stderr
+    _, task = task_made(init_in(tmp_path, monkeypatch, text, "--set", f"task.header={header}"))
+    assert len(task.examples("en", "train")) == count
 
 
 def test_names_of_json_keys_may_have_spaces_around_them(tmp_path, monkeypatch):

@@ -247,6 +247,26 @@ def test_overrides_reach_inside_and_are_checked(tmp_path):
         load_recipe(file, ["seed=1", "seed.x=8"])
 
 
+@pytest.mark.parametrize("mark", [*"|,:;#-&*!?%@`'\"[]{}", "\t", " "])
+def test_a_delimiter_may_be_given_as_it_is(tmp_path, mark):
+    file = write(tmp_path, "task: {name: xnli}\n")
+    assert load_recipe(file, [f"task.delimiter={mark}"]).task.delimiter == mark
+
+
+@pytest.mark.parametrize("written", [r"\t", r"'\t'", r'"\t"'])
+def test_a_tab_may_be_written_with_a_backslash(tmp_path, written):
+    file = write(tmp_path, "task: {name: xnli}\n")
+    assert load_recipe(file, [f"task.delimiter={written}"]).task.delimiter == "\t"
+    assert (
+        load_recipe(write(tmp_path, f"task:\n  name: xnli\n  delimiter: {written}\n")).task.delimiter == "\t"
+    )
+
+
+def test_a_tilde_in_an_option_is_null(tmp_path):
+    file = write(tmp_path, "task: {name: xnli, delimiter: ';'}\n")
+    assert load_recipe(file, ["task.delimiter=~"]).task.delimiter is None
+
+
 def test_resolved_recipe_is_read_back_equal(tmp_path):
     recipe = load_recipe(
         write(tmp_path, MINIMAL + "pruning: {criterion: magnitude, schedule: {name: cubic, stages: 3}}\n")

@@ -334,12 +334,23 @@ def test_a_label_column_that_is_not_there_is_named(tmp_path):
         ("satz;klasse\nwell, a;x\nb;y\n", "semicolons"),
         ("satz;klasse\na;x\nb; or c;y\n", "semicolons"),
         ("text\tlabel\na\tx\nb\ty\n", "tabs"),
+        ("text|label\na|x\nb|y\n", "vertical bars"),
     ],
 )
 def test_other_separators_in_a_csv_are_hinted_at(tmp_path, content, mark):
     corpus = corpus_of(tmp_path, content, name="{language}.{split}.csv")
     with pytest.raises(
         DataError, match=rf"Line 1 has {mark}: if they separate columns, set `task\.delimiter`"
+    ):
+        corpus.label_names()
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("|", "vertical bars"), (",", "commas")])
+@pytest.mark.parametrize("kind", ["text", "pair"])
+def test_other_separators_in_a_tsv_are_hinted_at(tmp_path, kind, mark, name):
+    corpus = corpus_of(tmp_path, f"text{mark}label\na{mark}x\nb{mark}y\n", kind=kind)
+    with pytest.raises(
+        DataError, match=rf"Line 1 has {name}: if they separate columns, set `task\.delimiter`"
     ):
         corpus.label_names()
 

@@ -329,6 +329,70 @@ def test_a_row_of_numbers_may_be_an_example(tmp_path, content, fields, count):
     assert not notes
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "one\t1\ntwo\t0\nthree\t2\n",
+        "one\t2\ntwo\t0\n",
+        "one\t0\n",
+    ],
+    ids=["a label of other rows", "few numbers", "one number"],
+)
+def test_a_row_that_counts_the_columns_and_may_be_an_example_is_refused(tmp_path, split, rows):
+    def first_texts(**fields):
+        task_of(tmp_path, "begin\t0\ngo\t1\nend\t2\n")
+        task = task_of(tmp_path, f"0\t1\n{rows}", split=split, labels=["0", "1", "2"], **fields)
+        return task.examples("en", split).first[:2]
+
+    with pytest.raises(
+        DataError, match=r"looks like column names \(0, 1\): it counts .* set `task\.header: true`"
+    ):
+        first_texts()
+    assert first_texts(header=False) == ["0", "one"]
+    if rows.count("\n") > 1:
+        assert first_texts(header=True)[0] == "one"
+
+
+def test_a_count_of_the_columns_that_is_no_label_is_left_out(tmp_path):
+    rows = "".join(f"text {i}\tother {i}\t{i % 2}\n" for i in range(6))
+    texts, labels, notes = read(tmp_path, f"0\t1\t2\n{rows}", name="pair_classification")
+    assert (len(texts), set(labels)) == (6, {"0", "1"})
+    assert "only counts the columns" in notes[0]
+
+
+def test_pairs_without_labels_below_a_count_of_the_columns(tmp_path):
+    def first_texts(content):
+        task = task_of(tmp_path, content, name="pair_classification", split="test", labels=["x", "y"])
+        return task.examples("en", "test").first
+
+    assert first_texts("0\t1\none\ttwo\nthree\tfour\n") == ["one", "three"]
+    with pytest.raises(DataError, match="texts of other lines are numbers too"):
+        first_texts("0\t1\none\ttwo\n3\tfour\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "first", "second"),
+    [
+        ("classification", "\t0\t1\n5\tone\t1\n3\ttwo\t0\n", ["one", "two"], None),
+        ("classification", "\t0\t1\n0\t7\t1\n1\t8\t0\n", ["7", "8"], None),
+        ("classification", "\t0\t1\nr5\tone\tx\nr3\ttwo\ty\n", ["one", "two"], None),
+        (
+            "pair_classification",
+            "\t0\t1\t2\n0\tone\ta\t1\n1\ttwo\tb\t2\n",
+            ["one", "two"],
+            ["a", "b"],
+        ),
+    ],
+)
+def test_a_column_of_row_numbers_below_an_empty_cell_is_no_text(tmp_path, name, content, first, second):
+    examples = task_of(tmp_path, content, name=name).examples("en", "train")
+    assert (examples.first, examples.second) == (first, second)
+    columns = {"first": 1, "label": content.partition("\n")[0].count("\t")}
+    if second is None:
+        assert task_of(tmp_path, content, columns=columns).examples("en", "train").first == first
+
+
 def test_columns_of_one_name_are_told_apart_by_position(tmp_path):
     columns = {"first": 0, "label": 2}
     texts, labels, _ = read(tmp_path, "x\ty\ty\none\tn\ta\ntwo\tm\tb\n", header=True, columns=columns)

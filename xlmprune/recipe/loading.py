@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ PATHS = (
     ("export", "calibration"),
 )
 """Keys that hold paths. In a file they are relative to it; in a shipped recipe and in options, to the working directory."""
+
+DELIMITER = ("task", "delimiter")
+
+MARKS = frozenset(string.punctuation) - {"~"}
+"""Characters that are text where an option has nothing else, also those that YAML takes for its own. `~` means null."""
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -174,6 +180,7 @@ def _read_one(file: Path) -> tuple[dict[str, Any], Positions]:
             section[path[-1]] = {"name": section[path[-1]]}
     is_shipped = file.resolve() in {known.resolve() for known in shipped_recipes().values()}
     _anchor(values, Path.cwd() if is_shipped else file.absolute().parent)
+    _read_tab(values)
     return values, {path: f"{file}, line {line}" for path, line in lines.items()}
 
 
@@ -252,14 +259,31 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[Ke
             raise RecipeError(f"{option}: expected key=value, such as training.batch_size=16")
         if len(path) > MAX_DEPTH or path == ("base",):
             raise RecipeError(f"{option}: no value can be set there")
-        value, _ = parse_yaml(text, option)
+        value = _value(path, text, option)
         if path == ("method",):
             _apply_method(values, value, option)
         else:
             _section(values, path[:-1], option)[path[-1]] = value
         given[path] = option
     _anchor(values, Path.cwd())
+    _read_tab(values)
     return given
+
+
+def _value(path: tuple[str, ...], text: str, option: str) -> Any:
+    """Read the value of an option as YAML; a single punctuation character stands for itself."""
+    if text.strip() in MARKS:
+        return text.strip()
+    if path == DELIMITER and text in ("\t", " "):
+        return text
+    return parse_yaml(text, option)[0]
+
+
+def _read_tab(values: dict[str, Any]) -> None:
+    r"""Replace a delimiter that is written as ``\t`` by a tab. YAML itself does so only between double quotes."""
+    section = _holder(values, DELIMITER)
+    if section is not None and section["delimiter"] == r"\t":
+        section["delimiter"] = "\t"
 
 
 def _section(values: dict[str, Any], path: tuple[str, ...], option: str) -> dict[str, Any]:

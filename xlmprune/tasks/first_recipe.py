@@ -21,18 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 from xlmprune.core.errors import DataError, RecipeError, first_line
 from xlmprune.core.files import explain_disk, write_atomically
+from xlmprune.core.formatting import shorten
 from xlmprune.core.languages import language_name
 from xlmprune.data.lengths import most_tokens, whole_texts
 from xlmprune.data.readers.files import fill
 from xlmprune.data.readers.guess import column_names, guess_columns
 from xlmprune.data.readers.headers import KNOWN_NAMES
+from xlmprune.data.readers.labels import listed
 from xlmprune.data.readers.lines import expand, find_file, read_lines
 from xlmprune.data.readers.tables import Table, read_json_table, read_table
 from xlmprune.recipe import registry
 from xlmprune.recipe.loading import apply_overrides
 from xlmprune.recipe.schema import TaskRecipe
 from xlmprune.recipe.validation import validate_recipe, validate_task
-from xlmprune.recipe.yaml_text import parse_yaml, plain_value
+from xlmprune.recipe.yaml_text import KeyPath, parse_yaml, plain_value
 from xlmprune.tasks.metrics import require_scorable
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ WORD = re.compile(r"[A-Za-z]+")
 CODE = re.compile(r"(?<![A-Za-z])[a-z]{2,3}(?:[-_](?:[A-Z]{2}|[A-Z][a-z]{3}))?(?![A-Za-z])")
 LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|x|[kMG]?B)", re.IGNORECASE)
 """One limit of a budget: a number and its unit."""
+KEY = re.compile(r"(`|--set )task\.\w")
+"""A key of `task` in a message; a path may have the same letters."""
 MOST_FILES = 100_000
 SETTABLE = ("header", "delimiter", "quoting", "format", "labels")
 """Keys of `task` that say how files are read, and that have no option of their own."""
@@ -113,9 +117,9 @@ def survey(
     values |= {f"{split}_split": word for split, word in layout.splits.items()}
     if languages:
         values["languages"] = list(languages)
-    settings = _settings(overrides)
+    settings, given = _settings(overrides)
     values |= {"name": "classification", "columns": dict(columns), **settings}
-    recipe = validate_task(values, "init", {("task", key): f"--set task.{key}" for key in settings})
+    recipe = validate_task(values, "init", given)
     kinds: Sequence[str] = (kind,) if kind else _likely_kinds(layout, train_language, columns)
     table = None if columns or kinds == ("tagging",) else _train_table(layout, recipe)
     if not kind and table is not None and _names_groups(table):
@@ -128,8 +132,13 @@ def survey(
     try:
         found = _look(recipe, kinds, layout)
     except DataError as error:
-        advice = _how_guessed(guessed) if guessed else "" if table is None else _ask_for_columns(table)
-        raise DataError("\n".join(filter(None, [str(error), advice, _where_keys_are(str(error))]))) from error
+        said = [str(error)]
+        if guessed:
+            said.append(_how_guessed(guessed))
+        elif table is not None and not any(_trains(recipe, kind) for kind in kinds):
+            said.append(_ask_for_columns(table))
+        said.append(_where_keys_are("\n".join(said)))
+        raise DataError("\n".join(filter(None, said))) from error
     return replace(found, columns=dict(columns or guessed), guessed=bool(guessed), settings=settings)
 
 
@@ -143,25 +152,36 @@ def _look(recipe: TaskRecipe, kinds: Sequence[str], layout: Layout) -> Survey:
     return Survey(kind, layout, recipe.train_language, task.languages(), task.labels, counts, longest)
 
 
-def _settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """Read ``task.key=value`` overrides as keys of `task`."""
+def _trains(recipe: TaskRecipe, kind: str) -> bool:
+    """Whether this kind of task knows the columns of the training file, perhaps once it has `header: true`."""
+    for header in (recipe.header, True):
+        with suppress(DataError):
+            task = registry.load("task", kind)(recipe.model_copy(update={"name": kind, "header": header}))
+            task.examples(recipe.train_language, "train")
+            return True
+    return False
+
+
+def _settings(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Read ``task.key=value`` overrides as keys of `task`; return them, and the option that set each."""
     values: dict[str, Any] = {}
-    for path, option in apply_overrides(values, overrides).items():
+    given = apply_overrides(values, overrides)
+    for path, option in given.items():
         if len(path) != 2 or path[0] != "task" or path[1] not in SETTABLE:
             known = ", ".join(f"task.{key}" for key in SETTABLE)
             raise RecipeError(
                 f"{option}: init takes only {known}. Change other keys in the recipe that it writes"
             )
-    return dict(values.get("task", {}))
+    return dict(values.get("task", {})), given
 
 
 def _where_keys_are(said: str) -> str:
     """Say how keys of `task` that a message names are typed before there is a recipe; empty where it names none."""
-    if "task." not in said:
+    if not KEY.search(said):
         return ""
     return (
         "There is no recipe yet. Give `task.columns` as in --columns first=1,label=2, other keys of `task` as in --set "
-        "task.header=true, and `task.path` as the argument DATA"
+        "task.header=true or --set 'task.delimiter=|', and `task.path` as the argument DATA"
     )
 
 
@@ -276,13 +296,15 @@ def _names_groups(table: Table) -> bool:
 
 def _ask_for_columns(table: Table) -> str:
     names = column_names(table)
-    roles = ("first", "label")[: len(names)]
-    example: dict[str, str | int] = dict(zip(roles, range(len(names))[-len(roles) :], strict=True))
+    if len(names) == 1:
+        return f"{table.path}: there is only one column, and a text and its label need one each{table.hint}"
+    roles = ("first", "label")
+    example: dict[str, str | int] = dict(zip(roles, range(len(names))[-2:], strict=True))
     if not _begins_with_example(table):
         example = {role: _typed(names, int(index)) for role, index in example.items()}
     counted = " (counted from 0)" if any(isinstance(column, int) for column in example.values()) else ""
     return (
-        f"{table.path}: the columns are {', '.join(names)}. Say which hold the text and the label, as in "
+        f"{table.path}: the columns are {listed([*map(_in_comment, names)])}. Say which hold the text and the label, as in "
         f"{_option(example)}{counted}; the second text of a pair is `second`, and the query of a ranking is `group`"
     )
 
@@ -302,10 +324,11 @@ def _how_guessed(columns: Mapping[str, str | int]) -> str:
 
 
 def _typed(names: Sequence[str], index: int) -> str | int:
-    """Return a column as --columns takes it: its name, or its position where the name cannot be given there."""
+    """Return a column as --columns takes it: its name, or its position where the name is long or cannot be given there."""
     name = names[index]
     with suppress(RecipeError):
-        if read_columns(f"first={name}") == {"first": name} and names.count(name) == 1:
+        can_be_typed = shorten(name) == name and read_columns(f"first={name}") == {"first": name}
+        if can_be_typed and names.count(name) == 1:
             return name
     return index
 
@@ -333,18 +356,20 @@ def read_columns(text: str) -> dict[str, str | int]:
 
 
 def _first_that_reads(recipe: TaskRecipe, kinds: Sequence[str]) -> tuple[str, Task]:
-    refused = []
+    refused = {}
     for kind in kinds:
         task = registry.load("task", kind)(recipe.model_copy(update={"name": kind}))
         try:
             labels, languages = task.labels, task.languages()
             require_scorable(task, (task.examples(language, "test") for language in languages))
         except DataError as error:
-            refused.append(f"{kind}: {first_line(error)}")
+            refused[kind] = f"{kind}: {first_line(error)}"
             continue
         if len(labels) > 1:
             return kind, task
-    raise DataError("\n".join([f"{recipe.path}: no kind of task can read these files", *refused]))
+    # If a kind can read the training file, what the other kinds lack does not help.
+    able = [said for kind, said in refused.items() if _trains(recipe, kind)] or refused.values()
+    raise DataError("\n".join([f"{recipe.path}: no kind of task can read these files", *able]))
 
 
 def _file(layout: Layout, language: str, split: str) -> Path | None:

@@ -12,11 +12,13 @@ from xlmprune.core.formatting import count_of
 from xlmprune.data.examples import Kind
 from xlmprune.data.readers.headers import (
     KNOWN_NAMES,
+    counts_columns,
+    is_count_of_columns,
     names_asked,
     opens_with_names,
-    opens_with_numbers,
     refuse_doubtful_row,
 )
+from xlmprune.data.readers.labels import listed
 from xlmprune.data.readers.lines import count_columns
 from xlmprune.data.readers.rows import Rows
 from xlmprune.data.readers.tables import MISSING, Table
@@ -78,9 +80,8 @@ def select_columns(
             columns is not known.
     """
     names = table.names
-    counted = names is None and not names_asked(wanted, header) and header is not False
-    counted = counted and opens_with_numbers(table.cells)
-    if counted:
+    counted = _below_a_count(table, kind, wanted, header, by_count)
+    if counted is not None:
         note = f"{table.start}: left out, because it only counts the columns, as pandas does (`task.header: false` reads it)"
         table = replace(table.without_header(), notes=(*table.notes, note))
     elif names is None and _has_header(table, wanted, header):
@@ -89,8 +90,8 @@ def select_columns(
     if names is not None:
         chosen = _columns_by_name(names, kind, wanted, table.path)
     else:
-        chosen = _columns_by_position(len(table.cells[0]), kind, wanted, by_count, table.start)
-        if header is None and not counted:
+        chosen = counted or _columns_by_position(table, kind, wanted, by_count)
+        if header is None and counted is None:
             (label,) = chosen.get("label", (None,))
             refuse_doubtful_row(table.cells, label, train, table.start)
     columns = {role: _column(table, names, role, indexes) for role, indexes in chosen.items()}
@@ -111,9 +112,30 @@ def select_columns(
         table.lines,
         notes=tuple(notes),
         no_labels=missing,
-        header_unknown=names is None and header is None and not counted,
+        header_unknown=names is None and header is None and counted is None,
         languages=columns.get("language"),
     )
+
+
+def _below_a_count(
+    table: Table,
+    kind: Kind,
+    wanted: Mapping[str, str | int],
+    header: bool | None,
+    by_count: Mapping[int, tuple[str, ...]],
+) -> Chosen | None:
+    """Choose the columns of a table whose first row only counts them; None where that row is something else."""
+    if table.names is not None or names_asked(wanted, header) or header is False:
+        return None
+    if not counts_columns(table.cells[0]):
+        return None
+    # Where pandas writes the numbers of the rows too, they stand first, below an empty cell.
+    rows_are_numbered = not wanted and not table.cells[0][0].strip()
+    chosen = _columns_by_position(table, kind, wanted, by_count, skipped=int(rows_are_numbered))
+    (label,) = chosen.get("label", (None,))
+    texts = [index for role in TEXTS[kind] for index in chosen[role]]
+    is_count = header or is_count_of_columns(table.cells, texts, label, table.start)
+    return chosen if is_count else None
 
 
 def _has_header(table: Table, wanted: Mapping[str, str | int], header: bool | None) -> bool:
@@ -124,7 +146,7 @@ def _has_header(table: Table, wanted: Mapping[str, str | int], header: bool | No
     # The label may be absent from a test file. It is asked for later if it is needed.
     if missing := [name for name in named if name not in cells and name != wanted.get("label")]:
         raise DataError(
-            f"{table.start}: no column is called {missing[0]!r}; the first line has {', '.join(cells)}"
+            f"{table.start}: no column is called {missing[0]!r}; the first line has {listed(cells)}"
         )
     return True
 
@@ -169,24 +191,28 @@ def _columns_by_name(names: Sequence[str], kind: Kind, wanted: Mapping[str, str 
 
 
 def _columns_by_position(
-    count: int,
+    table: Table,
     kind: Kind,
     wanted: Mapping[str, str | int],
     by_count: Mapping[int, tuple[str, ...]],
-    location: str,
+    skipped: int = 0,
 ) -> Chosen:
+    """Choose columns by position; without `task.columns`, by their number, the first ``skipped`` left out."""
+    count = len(table.cells[0]) - skipped
     if not wanted:
         if count not in by_count:
             known = " or ".join(f"{number} ({', '.join(roles)})" for number, roles in by_count.items())
-            raise DataError(
-                f"{location}: {count_columns(count)} found, {known} expected. Say which is which in the recipe, as in "
-                "`task.columns: {first: 1, label: 2}` (positions from 0, or names if the file has a header)"
+            advice = table.hint or (
+                ". Say which is which in the recipe, as in `task.columns: {first: 1, label: 2}` (positions from 0, or names "
+                "if the file has a header)"
             )
-        return columns_of_roles(by_count[count])
-    chosen: Chosen = {role: (int(position),) for role, position in wanted.items()}
+            raise DataError(f"{table.start}: {count_columns(count)} found, {known} expected{advice}")
+        chosen = columns_of_roles(by_count[count])
+        return {role: tuple(index + skipped for index in indexes) for role, indexes in chosen.items()}
+    chosen = {role: (int(position),) for role, position in wanted.items()}
     if chosen.get("label") == (count,):  # the label was the last column, and this file comes without it
         del chosen["label"]
-    check_positions(chosen, count, location)
+    check_positions(chosen, count, table.start)
     for role in TEXTS[kind]:
         if role not in chosen:
             raise DataError(

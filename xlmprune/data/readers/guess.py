@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xlmprune.data.readers.headers import opens_with_names, opens_with_numbers
+from xlmprune.data.readers.headers import counts_columns, opens_with_names
 from xlmprune.data.readers.tables import Table
 
 LEAST_ROWS = 10
@@ -43,7 +43,7 @@ def guess_columns(table: Table, header: bool | None = None) -> dict[str, str | i
     (text,), (label,) = texts, labels
     is_example = header is False or (header is None and names[label] in columns[label])
     unclear = len(set(names)) < len(names) or not names[text] or not names[label]
-    if unnamed and (is_example or unclear or opens_with_numbers(table.cells)):
+    if unnamed and (is_example or unclear or counts_columns(table.cells[0])):
         return {"first": text, "label": label}
     return {"first": names[text], "label": names[label]}
 

@@ -7,7 +7,7 @@ nobody meant, and skipped it might be an example lost.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from xlmprune.core.errors import DataError
@@ -52,19 +52,48 @@ def opens_with_names(cells: Sequence[str]) -> bool:
     return has_text and (has_label or lowered <= known | {"id"})
 
 
-def opens_with_numbers(rows: Sequence[Sequence[Any]]) -> bool:
-    """Whether a first row counts the columns from 0: pandas writes this header where it has no names.
+def counts_columns(row: Sequence[Any]) -> bool:
+    """Whether a row counts the columns from 0: pandas writes this header where it has no names.
 
-    A column of row numbers may stand before them; its cell in the header is empty. A table of nothing but numbers has no
-    such header, since its first row may be an example.
+    A column of row numbers may stand before them; its cell in the header is empty. Such a row may also be an example.
     """
-    first, *others = ([str(cell).strip() for cell in row] for row in rows)
-    counted = first[1:] if first[0] == "" else first
-    return (
-        len(counted) > 1
-        and counted == [str(number) for number in range(len(counted))]
-        and not all(_is_number(cell) for row in others for cell in row)
-    )
+    cells = [str(cell).strip() for cell in row]
+    counted = cells[1:] if cells[0] == "" else cells
+    return len(counted) > 1 and counted == [str(number) for number in range(len(counted))]
+
+
+def is_count_of_columns(
+    rows: Sequence[Sequence[str]], texts: Collection[int], label: int | None, location: str
+) -> bool:
+    """Whether a first row that counts the columns is a header, and not an example.
+
+    It is a header if the other rows are numbered, or if its cells are no label, or no text, as other rows have them. It
+    is an example of a table that has nothing but numbers.
+
+    Args:
+        rows: all rows; `counts_columns` is true of the first.
+        texts: the columns of texts.
+        label: the label's column, if there is one.
+        location: file and line of the first row.
+
+    Raises:
+        DataError: it may be either.
+    """
+    first, *others = rows
+    if others and not first[0].strip() and all(_is_number(row[0]) for row in others):
+        return True
+    if all(_is_number(cell) for row in others for cell in row):
+        return False
+    if label is None:
+        if any(_is_number(row[column]) for row in others for column in texts):
+            raise _doubt(
+                location, first, "it counts the columns from 0, but texts of other lines are numbers too"
+            )
+        return True
+    name, labels = first[label].strip(), [row[label].strip() for row in others]
+    if name in labels or (all(map(_is_number, labels)) and not _are_shared(labels)):
+        raise _doubt(location, first, f"it counts the columns from 0, but {name!r} may be a label")
+    return True
 
 
 def names_asked(columns: Mapping[str, str | int], header: bool | None) -> list[str]:
@@ -133,8 +162,13 @@ def _is_odd(labels: Sequence[str]) -> bool:
         return False
     if len(others) >= 2 and all(map(_is_number, others)):
         return True
-    shared = sum(count for count in Counter(others).values() if count > 1)
-    return len(others) >= FEW and 2 * shared >= len(others)
+    return _are_shared(others)
+
+
+def _are_shared(labels: Sequence[str]) -> bool:
+    """Whether most labels occur more than once, so that another one stands apart."""
+    shared = sum(count for count in Counter(labels).values() if count > 1)
+    return len(labels) >= FEW and 2 * shared >= len(labels)
 
 
 def _is_number(text: str) -> bool:

@@ -56,6 +56,9 @@ class Table:
         return replace(self, cells=self.cells[1:], lines=self.lines[1:])
 
 
+MARKS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+"""Characters that usually separate columns, by what a message calls them."""
+
 MISSING = object()
 """The cell of a key that a JSON object lacks and others have."""
 
@@ -86,10 +89,9 @@ def read_table(
             mark = ";"
             notes.append(f"{path}: columns are separated by semicolons")
         elif "," not in head:
-            others = [name for other, name in ((";", "semicolons"), ("\t", "tabs")) if other in head]
-            hint = (
-                f". Line 1 has {others[0]}: if they separate columns, set `task.delimiter`" if others else ""
-            )
+            hint = _hint_at_mark(head)
+    elif delimiter is None and "\t" not in text:
+        hint = _hint_at_mark(text.partition("\n")[0])
     if not text.strip():
         raise DataError(f"{path}: empty file")
     quoted = file_format == "csv" if quoting is None else quoting
@@ -101,16 +103,22 @@ def read_table(
         notes += _notes_of_plain_rows(path, cells, lines)
     if not quoted and all(map(_is_quoted, cells[0])):
         hint = ". If quotation marks enclose fields, set `task.quoting: true`"
-    what = {",": "commas", "\t": "tabs", ";": "semicolons"}.get(mark, repr(mark))
+    what = MARKS.get(mark, repr(mark))
     for row, line in zip(cells, lines, strict=True):
         if len(row) != len(cells[0]):
             raise DataError(
                 f"{path}:{line}: {count_columns(len(row))} found, {len(cells[0])} expected as in line {lines[0]}. "
                 f"Columns are separated by {what}; one may be inside a text, or a line is broken in two{hint}"
             )
-    if hint and quoted and len(lines) > 1 and _alike([row[0] for row in cells]):
+    if hint and quoted and mark == "," and len(lines) > 1 and _alike([row[0] for row in cells]):
         raise DataError(f"{path}:{lines[0]}: no comma found{hint}")
     return Table(str(path), cells, lines, notes=tuple(notes), hint=hint, delimiter=mark if quoted else None)
+
+
+def _hint_at_mark(line: str) -> str:
+    """Return a sentence that names a usual separator in the first line; empty where it has none."""
+    found = [name for mark, name in MARKS.items() if mark in line]
+    return f". Line 1 has {found[0]}: if they separate columns, set `task.delimiter`" if found else ""
 
 
 def _plain_rows(text: str, mark: str) -> tuple[list[list[str]], list[int]]:
@@ -164,8 +172,8 @@ def _quoted_rows(
 
 
 def _alike(lines: Sequence[str]) -> bool:
-    """Whether semicolons, or tabs, divide all lines into the same number of parts."""
-    return any(len({line.count(mark) for line in lines}) == 1 for mark in ";\t" if mark in lines[0])
+    """Whether one of the usual separators divides all lines into the same number of parts."""
+    return any(len({line.count(mark) for line in lines}) == 1 for mark in MARKS if mark in lines[0])
 
 
 def read_json_table(path: Path, asked: Iterable[str | int] = ()) -> Table:
