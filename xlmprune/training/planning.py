@@ -170,7 +170,7 @@ def plan(
             *([f"{said}. Files come from the cache"] if (said := hub.unreached()) else []),
             *slow,
             *describe_cut(cut, recipe.training.max_length, estimated=True),
-            *texts.train.notes,
+            *dict.fromkeys(note for part in (texts.train, *texts.tests.values()) for note in part.notes),
             *texts.warnings,
             *([] if start_from is not None else too_little_learning(recipe, stages[0]["updates"])),
         ],
