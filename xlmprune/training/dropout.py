@@ -1,7 +1,7 @@
-"""Draw dropout's masks faster on a CPU: `training.dropout: fast`.
+"""Draw dropout's masks faster on a CPU: `training.fast_dropout`.
 
-PyTorch draws a float for each number of a tensor, which can take a third of an update on a CPU. Here 16 random bits decide
-about each number, so its chance to be dropped is the configured one, rounded to a multiple of 1/65,536.
+PyTorch draws a float for each number of a tensor, which can take a tenth of an update on a CPU and more. Here 16 random bits
+decide about each number, so its chance to be dropped is the configured one, rounded to a multiple of 1/65,536.
 """
 
 from __future__ import annotations
