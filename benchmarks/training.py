@@ -1,11 +1,14 @@
 """Measure training: this package's loop beside `transformers.Trainer`, in turns, in one process.
 
-    python benchmarks/training.py [--model quickstart|base] [--updates 6] [--rounds 4] [--threads 1] [--json FILE]
+    python benchmarks/training.py [--model quickstart|base] [--updates 9] [--rounds 7] [--threads 1] [--json FILE]
 
 Both train the same network, of random weights, on the same random token ids of the lengths that the task has, and the
 same vocabulary. The loop also aligns (cosine), masks, and clips. Trainer is run with its defaults, and in bf16. It needs
 the package accelerate. Seconds are processor time on a CPU, so that other work on the machine does not count, and wall
 time on CUDA. The limits of the machine are measured beside: a bf16 matrix product, and a copy in memory.
+
+The loop's batches have texts of similar length, so its updates differ in size. Each contender's rate is its tokens divided
+by its seconds, over all rounds but the first. With 2,000 texts, 7 rounds of 9 updates are one epoch.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ from rich.table import Table
 from torch import nn
 
 from xlmprune.core import machine
-from xlmprune.core.device import without_cudnn_attention
-from xlmprune.data.encoding import Encoded, pad
+from xlmprune.core.device import derive_seed, without_cudnn_attention
+from xlmprune.data.encoding import Encoded, pad, training_order
 from xlmprune.data.special import SpecialTokens
 from xlmprune.models.loading import prunable
 from xlmprune.recipe.schema import Component, PruningRecipe, TrainingRecipe
@@ -96,8 +99,8 @@ def texts(size: Size, count: int) -> Encoded:
 
 def loop(
     size: Size, data: Encoded, device: str, precision: Literal["bf16", "fp32"], **options: Any
-) -> Iterator[None]:
-    """Yield after every update of this package's loop, in its first pruned stage.
+) -> Iterator[int]:
+    """Yield the tokens of every update of this package's loop, in its first pruned stage, padding not counted.
 
     Args:
         options: further keys of `training`.
@@ -117,34 +120,40 @@ def loop(
     with without_cudnn_attention(torch.device(device)):
         made = FinePruning(network(size, device), data, method, settings, 0)
     steps = made.run()
+    orders: dict[int, list[np.ndarray]] = {}
     while True:
         with without_cudnn_attention(
             torch.device(device)
         ):  # Trainer, which takes turns, has PyTorch's choice
             event = next(steps)
         if isinstance(event, Step) and event.stage > 0:
-            yield
+            epoch, number = divmod(made.state.at.position - 1, made.gradients.batches_per_epoch)
+            if epoch not in orders:
+                orders[epoch] = training_order(data, size.batch_size, derive_seed(0, "order"), epoch)
+            yield sum(len(data.input_ids[row]) for row in orders[epoch][number])
 
 
-def trainer(size: Size, data: Encoded, device: str, bf16: bool) -> Iterator[None]:
-    """Yield after every update of `transformers.Trainer`."""
+def trainer(size: Size, data: Encoded, device: str, bf16: bool) -> Iterator[int]:
+    """Yield the tokens of every update of `transformers.Trainer`, padding not counted."""
     import queue
     import threading
 
     turn: queue.Queue[bool] = queue.Queue()
-    done: queue.Queue[bool] = queue.Queue()
+    done: queue.Queue[int] = queue.Queue()
+    tokens: queue.Queue[int] = queue.Queue()
 
     class Turns(transformers.TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             turn.get()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            done.put(True)
+            done.put(tokens.get())
 
     labels = np.asarray(data.labels).tolist()
     rows = [{"input_ids": ids, "labels": label} for ids, label in zip(data.input_ids, labels, strict=True)]
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        tokens.put(sum(len(row["input_ids"]) for row in batch))  # batches come in the order of the updates
         part = replace(
             data, input_ids=[row["input_ids"] for row in batch], labels=np.array([r["labels"] for r in batch])
         )
@@ -167,8 +176,7 @@ def trainer(size: Size, data: Encoded, device: str, bf16: bool) -> Iterator[None
     threading.Thread(target=made.train, daemon=True).start()
     while True:
         turn.put(True)
-        done.get()
-        yield
+        yield done.get()
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -182,19 +190,28 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def in_turns(
-    contenders: dict[str, Iterator[None]], updates: int, rounds: int, device: str
-) -> dict[str, list[float]]:
-    """Return the seconds an update of every round, the first round left out."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+@dataclass
+class Work:
+    """What a contender did in all rounds but the first."""
+
+    updates: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def in_turns(contenders: dict[str, Iterator[int]], updates: int, rounds: int, device: str) -> dict[str, Work]:
+    """Return what every contender did."""
+    done = {name: Work() for name in contenders}
     for number in range(rounds + 1):
         for name, steps in contenders.items():
             start = clock(device)
-            for _ in range(updates):
-                next(steps)
+            tokens = sum(next(steps) for _ in range(updates))
             if number:
-                seconds[name].append((clock(device) - start) / updates)
-    return seconds
+                work = done[name]
+                work.seconds += clock(device) - start
+                work.updates += updates
+                work.tokens += tokens
+    return done
 
 
 def parts(size: Size, data: Encoded, device: str) -> dict[str, float]:
@@ -273,8 +290,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=SIZES, default="quickstart")
-    parser.add_argument("--updates", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--updates", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", help="contenders to run")
@@ -283,7 +300,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     size, device = SIZES[arguments.model], arguments.device
     data = texts(size, 2_000)
-    made: dict[str, Callable[[], Iterator[None]]] = {
+    made: dict[str, Callable[[], Iterator[int]]] = {
         "xlmprune bf16": lambda: loop(size, data, device, "bf16"),
         "xlmprune fp32": lambda: loop(size, data, device, "fp32"),
         "xlmprune fp32 checkpointing": lambda: loop(size, data, device, "fp32", gradient_checkpointing=True),
@@ -298,8 +315,7 @@ def main() -> None:
     }
     usual = [name for name in made if not name.endswith(("compiled", "graphs", "checkpointing", "dropout"))]
     chosen = arguments.only or (usual if device == "cpu" else list(made))
-    seconds = in_turns({name: made[name]() for name in chosen}, arguments.updates, arguments.rounds, device)
-    tokens = size.batch_size * float(np.mean([len(ids) for ids in data.input_ids]))
+    done = in_turns({name: made[name]() for name in chosen}, arguments.updates, arguments.rounds, device)
     facts: dict[str, Any] = {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -312,12 +328,8 @@ def main() -> None:
             "python": sys.version.split()[0],
         },
         "size": asdict(size),
-        "updates_per_second": {
-            name: round(1 / statistics.median(times), 3) for name, times in seconds.items()
-        },
-        "tokens_per_second": {
-            name: round(tokens / statistics.median(times)) for name, times in seconds.items()
-        },
+        "updates_per_second": {name: round(work.updates / work.seconds, 3) for name, work in done.items()},
+        "tokens_per_second": {name: round(work.tokens / work.seconds) for name, work in done.items()},
         "peak_gb_all": round((machine.process_memory()[1] or 0) / 1e9, 2),
         "parts_ms": parts(size, data, device),
         "limits": limits(device),
