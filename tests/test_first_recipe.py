@@ -130,6 +130,33 @@ def test_text_without_labels_teaches(tmp_path, monkeypatch):
     assert recipe.pruning.reconstruct is not None
 
 
+def test_text_of_a_language_without_test_file_is_served_and_said(tmp_path, monkeypatch):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
+    write(tmp_path / "text", "a line\n", "de.txt", "fr.txt", "notes.txt")
+    monkeypatch.chdir(tmp_path)
+    command = ["init", "data", "--out", "r.yaml", "--text", "text/{language}.txt"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "Text without a test file: French." in result.output
+    recipe = load_recipe("r.yaml")
+    assert recipe.task.languages == "all"
+    assert recipe.model.vocabulary.files
+    assert CliRunner().invoke(app, [*command, "--languages", "de", "--force"]).exit_code == 0
+    assert load_recipe("r.yaml").task.languages == ["en", "de"]
+
+
+def test_nothing_is_trimmed_where_a_measured_language_has_no_text(tmp_path, monkeypatch):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv", "sw.test.tsv")
+    write(tmp_path / "text", "a line\n", "de.txt")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "data", "--out", "r.yaml", "--text", "text/{language}.txt"])
+    assert result.exit_code == 0, result.output
+    assert "No text in Swahili, so the vocabulary is not trimmed" in result.output
+    recipe = load_recipe("r.yaml")
+    assert recipe.model.vocabulary == "keep"
+    assert recipe.distillation.unlabelled
+
+
 def test_it_asks_on_a_terminal(tmp_path, monkeypatch):
     write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv")
     monkeypatch.chdir(tmp_path)

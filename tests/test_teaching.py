@@ -23,6 +23,8 @@ from xlmprune.training.teaching import Teaching
 
 
 class Task:
+    measures_all = False
+
     def __init__(self, kind):
         self.kind = kind
 

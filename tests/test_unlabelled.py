@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from xlmprune.core.errors import DataError
 from xlmprune.data.checks import uneven_text
 from xlmprune.data.examples import Examples
 from xlmprune.data.readers import Corpus
 from xlmprune.data.readers.hub import Hub, HubSet
 from xlmprune.data.readers.rows import Rows
-from xlmprune.data.unlabelled import unlabelled_examples, vocabulary_texts
+from xlmprune.data.unlabelled import unlabelled_examples, unmeasured_languages, vocabulary_texts
 from xlmprune.export.writing import calibration_text
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import DistillationRecipe, Recipe, TaskRecipe
@@ -137,6 +138,7 @@ class Plain:
 
     name = "plain"
     kind = "text"
+    measures_all = True
     labels = ("a", "b")
     metrics = (METRICS["accuracy"],)
 
@@ -168,6 +170,7 @@ class Task:
     """Text in two languages."""
 
     kind = "pair"
+    measures_all = True
 
     def languages(self):
         return ("en", "de")
@@ -194,3 +197,58 @@ def test_the_vocabulary_counts_task_text_of_other_languages_only_where_asked(tmp
     assert vocabulary_texts(Task())["de"] == ["de own"]
     assert vocabulary_texts(Task(), None, "task_with_translations")["de"] == ["de own translated"]
     assert vocabulary_texts(Task(), files)["de"] == ["de own", "Neuer Satz", "frei", "und neu"]
+
+
+def files_of_three(folder):
+    """Write text of a measured language, of one that is not, and files that are of no language."""
+    for name in ("de", "fr", "zh-Hant", "notes", "readme"):
+        (folder / f"{name}.txt").write_text(f"text of {name}\nDE test number a!\n", encoding="utf-8")
+    return str(folder / "{language}.txt")
+
+
+def test_text_of_languages_without_a_test_set_is_read_too_without_test_text(tmp_path):
+    pattern, task = files_of_three(tmp_path), Plain()
+    tests = {language: task.examples(language, "test") for language in task.languages()}
+    assert unmeasured_languages(task, [pattern, "task"]) == ["fr", "zh-Hant"]
+    found = unlabelled_examples(task, pattern, tests)
+    assert {code: part.first for code, part in found.items()} == {
+        code: [f"text of {code}"] for code in ("de", "fr", "zh-Hant")
+    }
+    counted = vocabulary_texts(task, [pattern], None)
+    assert (counted["fr"], counted["zh-Hant"]) == (["text of fr"], ["text of zh-Hant"])
+    assert list(unlabelled_examples(task, pattern, tests, languages=["fr"])) == ["fr"]
+
+
+def test_a_recipe_that_lists_its_languages_reads_text_of_these_alone(tmp_path, monkeypatch):
+    pattern, task = files_of_three(tmp_path), Plain()
+    monkeypatch.setattr(Plain, "measures_all", False)
+    tests = {language: task.examples(language, "test") for language in task.languages()}
+    assert unmeasured_languages(task, [pattern]) == []
+    assert list(unlabelled_examples(task, pattern, tests)) == ["de"]
+    assert list(vocabulary_texts(task, [pattern], None)) == ["en", "de"]
+    chosen = unlabelled_examples(task, pattern, tests, languages=["de", "fr"])
+    assert list(chosen) == ["de", "fr"], "named by distillation.languages"
+
+
+def test_the_run_says_which_languages_nothing_measures(tmp_path):
+    settings = TaskRecipe(name="classification", source="files", path="x")
+    pattern = files_of_three(tmp_path)
+    distillation = DistillationRecipe(teacher="finetuned", unlabelled=pattern)
+    for taught, counted in ((distillation, ()), (None, [pattern])):
+        warnings = read_texts(Plain(), settings, "best", taught, counted).warnings
+        (said,) = [warning for warning in warnings if "no test set" in warning]
+        assert said.startswith("there is text in French, Chinese (Traditional), and no test set")
+    one = DistillationRecipe(teacher="finetuned", unlabelled=pattern, languages=["de"])
+    assert not any(
+        "no test set" in warning for warning in read_texts(Plain(), settings, "best", one).warnings
+    )
+
+
+def test_a_language_of_the_list_with_neither_test_set_nor_text_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"it not among the measured languages: de, and no text of it at"):
+        unlabelled_examples(
+            Plain(),
+            files_of_three(tmp_path),
+            {"de": Plain().examples("de", "test")},
+            languages=["fr", "it"],
+        )

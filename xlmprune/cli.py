@@ -19,6 +19,7 @@ from xlmprune._version import __version__
 from xlmprune.core import machine, own_process, processes, streams
 from xlmprune.core.errors import DataError, RecipeError, ShortfallError, XlmpruneError
 from xlmprune.core.formatting import count_of
+from xlmprune.core.languages import language_name
 from xlmprune.core.streams import OutputError
 from xlmprune.recipe.registry import FORMS, USUAL_FORMS
 
@@ -737,6 +738,18 @@ def init(
         typer.echo(
             f"The text seems to be in column {text_column!r}, the label in {label_column!r}{counted}. If not, give "
             "--columns and --force",
+            err=True,
+        )
+    if found.untested:
+        listed = ", ".join(map(language_name, found.untested))
+        typer.echo(
+            f"Text without a test file: {listed}. The model will learn from it, and nothing measures these languages",
+            err=True,
+        )
+    if found.without_text:
+        listed = ", ".join(map(language_name, found.without_text))
+        typer.echo(
+            f"No text in {listed}, so the vocabulary is not trimmed. Add it, and write the recipe again with --force",
             err=True,
         )
     typer.echo(f"Next: xlmprune compress {out} --dry-run", err=True)

@@ -5,6 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 
+def is_language(code: str) -> bool:
+    """Tell whether a code, with or without script and region, begins with a language that has an English name."""
+    return language_name(code) != code
+
+
 @cache
 def language_name(code: str) -> str:
     """Return the English name: ``"Portuguese (Brazil)"`` for ``"pt-BR"``. An unknown code comes back unchanged.

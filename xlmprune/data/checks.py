@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from xlmprune.core.formatting import count_of
@@ -55,6 +55,17 @@ def uneven_text(unlabelled: Mapping[str, Examples]) -> str:
         f"{most / total:.0%} of the unlabelled text is {language_name(language)} ({most:,} of {total:,} texts), so the "
         f"student learns mostly from this language. distillation.max_texts: {next_most} takes a sample where a language "
         "has more"
+    )
+
+
+def without_test(languages: Sequence[str]) -> str:
+    """Say that text of these languages is read, and that nothing measures them; empty if there is none."""
+    if not languages:
+        return ""
+    named = ", ".join(map(language_name, languages))
+    return (
+        f"there is text in {named}, and no test set: the model keeps pieces for this text or learns from it, but its "
+        "accuracy in these languages is not measured. If they are not wanted, list the others in task.languages"
     )
 
 

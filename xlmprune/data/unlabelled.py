@@ -8,9 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from xlmprune.core.errors import DataError
+from xlmprune.core.languages import is_language
 from xlmprune.data.examples import Examples, normalize
 from xlmprune.data.leaks import TestTexts, texts_of
+from xlmprune.data.readers.files import find_languages
 from xlmprune.data.readers.lines import expand, find_file, read_lines
+
+
+def unmeasured_languages(task: Any, patterns: Iterable[str]) -> list[str]:
+    """List the languages that have a text file and no test set, alphabetically: served without being measured.
+
+    There is none where the recipe names the languages of its task.
+
+    Args:
+        patterns: file names with ``{language}``; others are left out.
+    """
+    found = {code for pattern in patterns for code in languages_with_file(pattern)}
+    return sorted(found - set(task.languages())) if found and task.measures_all else []
+
+
+def languages_with_file(pattern: str) -> set[str]:
+    """Return the languages for which a file of this name exists; none if the name holds no ``{language}``."""
+    if "{language}" not in pattern:
+        return set()
+    return {code for code in find_languages(expand(pattern), "") if is_language(code)}
 
 
 def unlabelled_examples(
@@ -22,7 +43,9 @@ def unlabelled_examples(
     max_texts: int | None = None,
     key: str = "distillation.unlabelled",
 ) -> dict[str, Examples]:
-    """Unlabelled text of every language of the task that has some, each text once.
+    """Return the unlabelled text of every language that has some, each text once.
+
+    The languages are those that are measured, and `unmeasured_languages`.
 
     Args:
         pattern: a file name with ``{language}``, one text a line; or `task` for the task's own text, without machine
@@ -31,7 +54,7 @@ def unlabelled_examples(
         tests: the test sets. Their texts are left out, those that a sample of a set leaves out too, whatever their spaces,
             case and punctuation; a pair, if either text is one of theirs.
         dev: its texts are left out likewise, since something is chosen on them.
-        languages: read only these; None for every language of ``tests``.
+        languages: read only these, measured or not; None for every language.
         max_texts: at most so many of a language, a sample that is the same at every call.
         key: of the recipe, which gave the pattern; errors name it.
 
@@ -39,16 +62,19 @@ def unlabelled_examples(
         language to examples without labels; languages without text are absent.
 
     Raises:
-        DataError: no language has any text, or one of ``languages`` is not measured.
+        DataError: no language has any text, or one of ``languages`` is not measured and has no file.
     """
-    strangers = sorted(set(languages or ()) - set(tests))
+    strangers = sorted(set(languages or ()) - set(tests) - languages_with_file(pattern))
     if strangers:
         raise DataError(
-            f"distillation.languages: {', '.join(strangers)} not among the measured languages: {', '.join(tests)}"
+            f"distillation.languages: {', '.join(strangers)} not among the measured languages: {', '.join(tests)}, and no "
+            f"text of it at {pattern!r}"
         )
+    if languages is None:
+        languages = [*tests, *unmeasured_languages(task, [pattern])]
     measured = TestTexts([*tests.values(), *([] if dev is None else [dev])])
     found: dict[str, Examples] = {}
-    for language in tests if languages is None else languages:
+    for language in languages:
         lines = dict.fromkeys(_lines(task, pattern, language))
         free = [line for line in lines if not measured.has(line)]
         if task.kind == "pair":
@@ -91,10 +117,12 @@ def vocabulary_texts(
 ) -> dict[str, list[str]]:
     """Return the text of every language that its pieces are counted in, without the texts of test sets.
 
+    The languages are those that are measured, and `unmeasured_languages`.
+
     Args:
         task: gives train and dev text of the train language, and unlabelled text.
-        files: UTF-8, one text a line; ``{language}`` in a name is filled in with each language, a file without it
-            counts for all.
+        files: UTF-8, one text a line; ``{language}`` in a name is filled in with each language, and languages without such
+            a file are skipped. A file without it counts for all.
         own: `task` to count the task's own text of other languages as well, `task_with_translations` to include machine
             translations of the training set; None for the files' alone.
 
@@ -107,19 +135,27 @@ def vocabulary_texts(
     texts[train_language] += _train_texts(task, train_language)
     if files:
         tests = TestTexts(task.examples(language, "test") for language in texts)
+        texts |= {language: [] for language in unmeasured_languages(task, files)}
         for pattern in files:
-            for language in texts:
-                plain = Path(expand(pattern.replace("{language}", language)))
-                found = find_file(plain)
-                # The train language has text of its own, by the recipe; the others may have nothing else.
-                if language != train_language or found is not None:
-                    lines = [text for line in read_lines(found or plain) if (text := line.strip())]
-                    texts[language] += [text for text in lines if not tests.has(text)]
+            for language, path in _files_of(pattern, texts).items():
+                lines = [text for line in read_lines(path) if (text := line.strip())]
+                texts[language] += [text for text in lines if not tests.has(text)]
     # The two texts of a pair stand apart elsewhere, and a text must not count twice.
     return {
         language: list(dict.fromkeys(part for text in mine for part in text.split("\t")))
         for language, mine in texts.items()
     }
+
+
+def _files_of(pattern: str, languages: Iterable[str]) -> dict[str, Path]:
+    """Return the file of each language that has one; a name without ``{language}`` is the file of all."""
+    names = {language: Path(expand(pattern.replace("{language}", language))) for language in languages}
+    if "{language}" not in pattern:
+        return {language: find_file(plain) or plain for language, plain in names.items()}
+    found = {language: path for language, plain in names.items() if (path := find_file(plain)) is not None}
+    if not found:
+        raise DataError(f"model.vocabulary.files: no file at {pattern!r} for any of {', '.join(names)}")
+    return found
 
 
 def _train_texts(task: Any, language: str) -> list[str]:

@@ -48,6 +48,11 @@ class Quickstart:
         self._asked = recipe.languages
         self.metrics = main_first((Accuracy(),), recipe.metric)
 
+    @property
+    def measures_all(self) -> bool:
+        """Whether the recipe asks for every language, and not for some of them by name."""
+        return self._asked == "all"
+
     def languages(self) -> tuple[str, ...]:
         """Return the train language, then the others: as listed, or for ``all`` the 20 of `intents.LANGUAGES`.
 

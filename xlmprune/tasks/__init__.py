@@ -44,6 +44,10 @@ class Task(Protocol):
     def licence(self) -> str:
         """Licence of the data, for the model card; ``unknown`` if it is not known."""
 
+    @property
+    def measures_all(self) -> bool:
+        """Whether the recipe asks for every language that has a test set, and not for some of them by name."""
+
     def languages(self) -> tuple[str, ...]:
         """List the train language, then every other language asked for that has a test set."""
 
@@ -103,6 +107,11 @@ class CorpusTask:
     def licence(self) -> str:
         """Licence of the source that the recipe names. It is unknown for a user's own files."""
         return self._corpus.source.licence
+
+    @property
+    def measures_all(self) -> bool:
+        """Whether the recipe asks for every language that has a test set, and not for some of them by name."""
+        return self._recipe.languages == "all"
 
     def languages(self) -> tuple[str, ...]:
         """List the train language, then every other language asked for."""

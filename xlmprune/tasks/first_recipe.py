@@ -30,6 +30,7 @@ from xlmprune.data.readers.headers import KNOWN_NAMES
 from xlmprune.data.readers.labels import listed
 from xlmprune.data.readers.lines import expand, find_file, read_lines
 from xlmprune.data.readers.tables import Table, read_json_table, read_table
+from xlmprune.data.unlabelled import languages_with_file
 from xlmprune.recipe import registry
 from xlmprune.recipe.loading import apply_overrides
 from xlmprune.recipe.schema import TaskRecipe
@@ -89,6 +90,10 @@ class Survey:
     """Whether the columns were guessed from what they hold."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Values of other keys of `task` that were given."""
+    untested: tuple[str, ...] = ()
+    """Languages that have text without labels, and no test file."""
+    without_text: tuple[str, ...] = ()
+    """Languages with a test file that have no text without labels, where others have some; not the train language."""
 
 
 def survey(
@@ -421,10 +426,8 @@ def init(
         raise RecipeError(f"--task {kind}: {registry.nearest(kind, KINDS)}")
     limits = read_budget(budget)
     found = survey(path, kind, train_language, languages, read_columns(columns), overrides)
-    if unlabelled and not _texts_of(found, unlabelled):
-        raise RecipeError(
-            f"--text {unlabelled}: no such file for any of the languages {', '.join(found.languages)}"
-        )
+    if unlabelled:
+        found = _with_text(found, unlabelled, measures_all=not languages)
     with explain_disk(out.absolute().parent):
         if out.is_dir():
             raise RecipeError(f"{out}: is a folder; give a file with --out")
@@ -444,10 +447,23 @@ def init(
     return found
 
 
-def _texts_of(found: Survey, pattern: str) -> list[str]:
-    """Return the languages that have a file of this pattern."""
-    layout = Layout(pattern, {})
-    return [language for language in found.languages if _file(layout, language, "")]
+def _with_text(found: Survey, pattern: str, measures_all: bool) -> Survey:
+    """Say which languages have text without labels.
+
+    Args:
+        measures_all: whether languages were not chosen by name, so that text of others is read too.
+
+    Raises:
+        RecipeError: none has any.
+    """
+    having, measured = languages_with_file(pattern), set(found.languages)
+    untested = sorted(having - measured) if measures_all else ()
+    if not untested and not having & measured:
+        raise RecipeError(
+            f"--text {pattern}: no such file for any of the languages {', '.join(found.languages)}"
+        )
+    missing = [code for code in found.languages if code not in having and code != found.train_language]
+    return replace(found, untested=tuple(untested), without_text=tuple(missing))
 
 
 def recipe_text(
@@ -480,6 +496,8 @@ def recipe_text(
     shown = ", ".join(map(_in_comment, found.labels[:8])) + (", …" if len(found.labels) > 8 else "")
     text = json.dumps(unlabelled or "text/{language}.txt", ensure_ascii=False)
     off = "" if unlabelled else "# "
+    # Without text of a language, trimming would take the pieces of this language away.
+    keeps_all = "" if unlabelled and not found.without_text else "# "
     trained = _in_comment(language_name(found.train_language))
     keep = "best" if found.counts["dev"] else "last"
     lines = [
@@ -495,7 +513,8 @@ def recipe_text(
         "model:",
         f"  name: {_scalar(model)}",
         "  # Keep only the vocabulary that this text uses, for a much smaller file. Fewer pieces: `max_size: 30000`.",
-        f"  {off}vocabulary: {{files: [{text}]}}",
+        *([f"  # First give text of {_named(found.without_text)}."] if found.without_text else []),
+        f"  {keeps_all}vocabulary: {{files: [{text}]}}",
         "task:",
         f"  name: {found.kind}",
         "  source: files",
@@ -505,7 +524,7 @@ def recipe_text(
         *_column_lines(found),
         *(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in found.settings.items()),
         f"  train_language: {_scalar(found.train_language)}",
-        f"  languages: [{', '.join(map(_scalar, found.languages))}]",
+        *_language_lines(found),
         "training:",
         f"  # About {round(dense * updates):,} updates before pruning and {round(pruned * updates):,} after it.",
         f"  dense_epochs: {dense:g}",
@@ -537,6 +556,21 @@ def recipe_text(
         "  # floor: {zero_shot_drop: 1.0, worst_language_drop: 5.0}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _language_lines(found: Survey) -> list[str]:
+    listed = ", ".join(map(_scalar, found.languages))
+    if not found.untested:
+        return [f"  languages: [{listed}]"]
+    return [
+        f"  # Every language with a test file is measured: {listed}. Text is also read in {_named(found.untested)},",
+        "  # which are served and not measured. A list of languages here leaves the text of all others unread.",
+        "  languages: all",
+    ]
+
+
+def _named(languages: Sequence[str]) -> str:
+    return ", ".join(_in_comment(language_name(code)) for code in languages)
 
 
 def _column_lines(found: Survey) -> list[str]:

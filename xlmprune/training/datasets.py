@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
 from xlmprune.core.errors import DataError
-from xlmprune.data.checks import uneven_text, warnings_about
+from xlmprune.data.checks import uneven_text, warnings_about, without_test
 from xlmprune.data.encoding import Encoded, encode, join_encoded
 from xlmprune.data.examples import Examples
-from xlmprune.data.unlabelled import unlabelled_examples
+from xlmprune.data.unlabelled import unlabelled_examples, unmeasured_languages
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.models import architecture
@@ -40,9 +40,16 @@ class Texts:
 
 
 def read_texts(
-    task: Any, settings: TaskRecipe, keep: Literal["best", "last"], distillation: DistillationRecipe | None
+    task: Any,
+    settings: TaskRecipe,
+    keep: Literal["best", "last"],
+    distillation: DistillationRecipe | None,
+    vocabulary: Sequence[str] = (),
 ) -> Texts:
     """Read every text of a run.
+
+    Args:
+        vocabulary: names of the files that pieces are counted in; they are not read here.
 
     Raises:
         DataError: examples are missing, or cannot be trained on or scored.
@@ -59,7 +66,8 @@ def read_texts(
         unlabelled = unlabelled_examples(
             task, distillation.unlabelled, tests, dev, distillation.languages, distillation.max_texts
         )
-    warnings = [*warnings_about(train, dev, tests), uneven_text(unlabelled)]
+    unmeasured = sorted({*unmeasured_languages(task, vocabulary), *unlabelled} - set(tests))
+    warnings = [*warnings_about(train, dev, tests), uneven_text(unlabelled), without_test(unmeasured)]
     return Texts(task, train, dev, tests, unlabelled, tuple(warning for warning in warnings if warning))
 
 

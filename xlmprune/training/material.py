@@ -61,7 +61,9 @@ def read_material(
     """
     task = registry.load("task", recipe.task.name)(recipe.task)
     reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
-    texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
+    texts = read_texts(
+        task, recipe.task, recipe.training.keep, recipe.distillation, recipe.model.vocabulary_patterns
+    )
     for warning in texts.warnings:
         reporter.say(f"warning: {warning}")
     measured_on = choose_moment_text(recipe, texts, build_method(recipe.pruning, recipe.regularizer))
