@@ -15,6 +15,7 @@ from slow import slow_after
 from tiny import follows
 from torch import nn
 
+from xlmprune.core.errors import ModelError
 from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.criteria.adam import Adam
 from xlmprune.pruning.criteria.eq6 import agreement
@@ -671,6 +672,16 @@ def test_obert_leaves_pruned_weights_out_and_gives_the_rest_their_share():
     assert weights["w"][0, :2].tolist() == [0.0, 0.0]
     assert torch.allclose(weights["w"][0, 2:], expected[2:], atol=1e-4)
     assert not criterion._inverse
+
+
+def test_obert_refuses_gradients_that_float32_cannot_invert():
+    torch.manual_seed(0)
+    weights = {"w": torch.randn(4, 16)}
+    gradients = [{"w": 10 * torch.randn(4, 16)} for _ in range(64)]
+    with pytest.raises(ModelError, match=r"Fisher matrix of w cannot be inverted .* damping of 1e-07"):
+        Obert(block=16, batches=64).ranking(context(weights, gradients=gradients))
+    found = Obert(block=16, batches=64, damping=1e-2).ranking(context(weights, gradients=gradients))
+    assert bool((found["w"] > 0).all())
 
 
 # --- every criterion, called as the loop calls it --------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -457,6 +458,22 @@ def test_divergence_stops_with_advice_and_leaves_the_weights():
     handle.remove()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name])
+
+
+def test_divergence_takes_the_gates_of_l0_out_of_the_weights():
+    model = tiny_classifier()
+    recipe = make_recipe(pruning={"criterion": {"name": "l0", "initial": -1.0}})
+    pruner = make_pruner(recipe, model, examples())
+    run = pruner.run()
+    while not (isinstance(event := next(run), Step) and event.stage == 1):
+        pass
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    handle = model.classifier.register_forward_hook(lambda module, given, logits: logits * math.nan)
+    with pytest.raises(TrainingError, match="learning_rate"):
+        next(run)
+    handle.remove()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
 
 
 def test_frozen_embeddings_stay():

@@ -135,6 +135,21 @@ def test_unknown_task(tmp_path):
             "the criterion l0 learns what to prune in the stages after stage 0",
         ),
         (
+            "training: {epochs_per_stage: 0, dense_epochs: 2}\npruning: {criterion: pins, pattern: unstructured, structure: {heads: 0.5}}",
+            "the criterion pins starts anew when heads and neurons have been removed",
+        ),
+        (
+            "training: {epochs_per_stage: 0, dense_epochs: 2}\npruning: {criterion: movement, "
+            "structure: {heads: 0.5, rounds: 2, importance: criterion}}",
+            "the criterion movement starts anew",
+        ),
+        (
+            "pruning: {criterion: l0, structure: {heads: 0.5, importance: criterion}}",
+            "the criterion l0 begins to learn when single weights have been pruned",
+        ),
+        ("pruning: {criterion: l0, observe_regularizer: true}", "leave observe_regularizer out"),
+        ("distillation: {ask_every: 5}", "the teacher `finetuned` is never replaced"),
+        (
             "training: {epochs_per_stage: 0, dense_epochs: 2}\npruning: {criterion: pins, schedule: {name: continuous}}",
             "the schedule `continuous` prunes during training",
         ),

@@ -436,3 +436,17 @@ def test_a_method_that_nothing_calls_is_an_error_where_it_is_defined():
 
         class Undeclared(Regularizer):
             pass
+
+
+@pytest.mark.parametrize("regularizer", [Cosine(mask_reference=True), CosineLayer(mask_reference=True)])
+def test_a_masked_reference_stays_masked_while_pruned_weights_may_return(regularizer):
+    """Then nobody masks the gradients afterwards: pruned weights are zero, and must not be drawn to the whole reference."""
+    dense, reference, masks = drifted()
+    weights = {name: (dense[name] * masks[name]).requires_grad_() for name in dense}
+    expected = torch.autograd.grad(regularizer(weights, reference, masks), list(weights.values()))
+    for weight in weights.values():
+        weight.grad = None
+    value = regularizer.add_gradient(weights, reference, masks)
+    assert float(value) == pytest.approx(float(regularizer(weights, reference, masks).detach()))
+    for weight, gradient in zip(weights.values(), expected, strict=True):
+        assert torch.allclose(weight.grad, gradient, atol=1e-9)

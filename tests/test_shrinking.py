@@ -1,6 +1,8 @@
 """Structured pruning in whole runs: fewer layers, heads and neurons, really smaller files, and exact resume."""
 
+import copy
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
@@ -18,9 +20,16 @@ from xlmprune.bundle.session import Bundle
 from xlmprune.cli import app
 from xlmprune.core.errors import BundleError, RecipeError
 from xlmprune.export import sparse
-from xlmprune.pruning.structures import layout_of
+from xlmprune.pruning.importance import magnitude_importance
+from xlmprune.pruning.structures import layout_of, slice_model
 from xlmprune.recipe.schema import StructureRecipe
-from xlmprune.training.shrinking import planned_densities, require_possible, round_layers
+from xlmprune.training.shrinking import (
+    planned_densities,
+    require_pattern,
+    require_possible,
+    round_cut,
+    round_layers,
+)
 
 STRUCTURE = {"layers": 1, "heads": 0.5, "neurons": 0.5, "multiple": 4}
 
@@ -151,7 +160,8 @@ def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, p
     ("settings", "rounds"),
     [
         ({"layers": 6}, [[0, 2, 4, 6, 8, 10]]),
-        ({"layers": 6, "rounds": 2}, [[0, 1, 2, 4, 5, 6, 8, 9, 10], [0, 1, 4, 5, 8, 9]]),
+        ({"layers": 6, "rounds": 2}, [[0, 1, 2, 4, 5, 6, 8, 9, 10], [0, 2, 4, 6, 8, 10]]),
+        ({"layers": 4, "rounds": 3}, [None, None, [0, 3, 6, 9]]),
         ({"layers": [0, 11], "rounds": 2}, [[0, 1, 3, 5, 7, 9, 11], [0, 11]]),
         ({"heads": 0.5}, [list(range(12))]),
     ],
@@ -159,8 +169,50 @@ def test_a_run_that_is_stopped_resumes_with_the_same_bits(workplace, tmp_path, p
 def test_layers_go_round_by_round(settings, rounds):
     sources = list(range(12))
     for stage, expected in enumerate(rounds, 1):
-        sources = [sources[place] for place in round_layers(StructureRecipe(**settings), sources, stage)]
-        assert sources == expected
+        places = round_layers(StructureRecipe(**settings), sources, stage, total=12)
+        sources = [sources[place] for place in places]
+        assert expected in (None, sources)
+
+
+@pytest.mark.parametrize("layers", [2, [0, 2], [1, 3]])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_rounds_leave_the_share_of_the_layers_that_stay(layers, scope):
+    torch.manual_seed(0)
+    config = transformers.XLMRobertaConfig(
+        vocab_size=20, hidden_size=32, num_hidden_layers=4, num_attention_heads=8, intermediate_size=64
+    )
+    model = transformers.XLMRobertaForSequenceClassification(config)
+    settings = StructureRecipe(
+        layers=layers, heads=0.5, neurons=0.5, rounds=2, multiple=1, scope=scope, importance="magnitude"
+    )
+    planned = planned_densities(copy.deepcopy(model), settings)
+    whole = layout_of(model)
+    for stage in (1, 2):
+        importance = magnitude_importance(model)  # of uneven layers
+        for number, worth in enumerate(importance.heads):
+            worth *= 2.0**number * torch.linspace(1, 3, len(worth))
+        slice_model(model, round_cut(model, settings, importance, stage, whole))
+    left = layout_of(model).layers
+    assert [layer.source for layer in left] == ([0, 2] if layers == 2 else layers)
+    assert sum(layer.heads for layer in left) == 8
+    assert sum(layer.neurons for layer in left) == 64
+    assert planned[-1] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "settings", "said"),
+    [
+        ("2:4", {"neurons": 0.3, "multiple": 1}, "Choose a multiple of 4"),
+        ("8:16", {"heads": 0.5}, "an attention head has 8 of them"),
+        ("2:3", None, "has 16 inputs"),
+        ("2:4", {"heads": 0.5, "neurons": 0.5, "multiple": 8}, None),
+        ("unstructured", {"neurons": 0.3, "multiple": 1}, None),
+    ],
+)
+def test_a_pattern_that_does_not_divide_what_structures_leave_is_refused(pattern, settings, said):
+    structure = None if settings is None else StructureRecipe(**settings)
+    with nullcontext() if said is None else pytest.raises(RecipeError, match=said):
+        require_pattern(tiny_model(), pattern, structure)
 
 
 @pytest.mark.parametrize(

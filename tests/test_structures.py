@@ -24,7 +24,7 @@ from xlmprune.pruning.importance import (
     magnitude_importance,
     obs_importance,
     pool,
-    removal_order,
+    removal_errors,
 )
 from xlmprune.pruning.moments import damped, input_moments
 from xlmprune.pruning.structures import (
@@ -196,8 +196,8 @@ def test_the_first_group_to_go_costs_least_and_so_do_those_after_it(group):
     )
     moment, weight = x.T @ x / 50, torch.randn(5, 12, generator=draw, dtype=torch.float64)
     matrix, count = damped(moment, 0.01), 12 // group
-    order = removal_order(weight, moment, group)
-    assert sorted(order.tolist()) == list(range(count))
+    errors = removal_errors(weight, moment, group)
+    order = errors.argsort().argsort()
     gone = []
     for step in range(count - 1):
         costs = {}
@@ -209,6 +209,9 @@ def test_the_first_group_to_go_costs_least_and_so_do_those_after_it(group):
             costs[candidate] = float((change @ matrix * change).sum())
         gone.append(min(costs, key=costs.get))
         assert order[gone[-1]] == step
+        assert float(errors[gone[-1]]) == pytest.approx(costs[gone[-1]], rel=1e-9), (
+            "the error of all that are gone"
+        )
 
 
 def test_of_two_neurons_alike_obs_keeps_one():
@@ -219,9 +222,19 @@ def test_of_two_neurons_alike_obs_keeps_one():
         layer.intermediate.dense.bias[4] = layer.intermediate.dense.bias[7]
         layer.output.dense.weight[:, [4, 7]] = layer.output.dense.weight[:, [4]] * 3
     found = obs_importance(model, input_moments(model, prunable(model), [batch()]), ridge=1e-6, fraction=0)
-    ranks = found.neurons[0][[4, 7]]
+    ranks = found.neurons[0].argsort().argsort()[[4, 7]]
     assert ranks.min() < 4  # the other makes up for it
     assert ranks.max() == 31
+
+
+def test_obs_ranks_all_layers_as_one_by_what_they_lose():
+    model = tiny_model()
+    with torch.no_grad():
+        model.roberta.encoder.layer[1].output.dense.weight[:, 16:] *= 1e-3
+    found = obs_importance(model, input_moments(model, prunable(model), [batch()]), fraction=0)
+    kept = [len(part.neurons) for part in choose(found, neurons=0.5, multiple=1, scope="global")]
+    assert sum(kept) == 32
+    assert kept[0] > kept[1], "layer 1 has sixteen neurons that nobody misses"
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ def pool(scores: Scores, model: nn.Module) -> Importance:
 def obs_importance(
     model: nn.Module, moments: Moments, ridge: float = 0.01, fraction: float = 0.02
 ) -> Importance:
-    """Remove heads and neurons one after the other where least squares loses least; importance is the order of removal.
+    """Remove heads and neurons one after the other where least squares loses least.
 
     The output projection makes up for what goes, after every removal, so that of two neurons that do the same one stays.
 
@@ -219,7 +219,7 @@ def obs_importance(
         fraction: share of the remaining neurons removed between two updates; heads go one by one.
 
     Returns:
-        0 for the first to go, counting upwards.
+        For each, the squared error of the layer's output once it and all before it are gone.
 
     Source: Kurtic et al. 2023, ZipLM (arXiv:2302.04089), Eqs. 2 and 3.
     """
@@ -227,7 +227,7 @@ def obs_importance(
     for layer in architecture.of(model).layers(model):
         names = _names(layer)
         heads.append(
-            removal_order(
+            removal_errors(
                 layer.attention_output.module.weight,
                 moments[names["attention_output"]],
                 layer.head_size,
@@ -235,16 +235,16 @@ def obs_importance(
             )
         )
         neurons.append(
-            removal_order(layer.ffn_out.module.weight, moments[names["ffn_out"]], 1, ridge, fraction)
+            removal_errors(layer.ffn_out.module.weight, moments[names["ffn_out"]], 1, ridge, fraction)
         )
     return Importance(heads, neurons)
 
 
 @torch.no_grad()
-def removal_order(
+def removal_errors(
     weight: Tensor, moment: Tensor, group: int, ridge: float = 0.01, fraction: float = 0.0
 ) -> Tensor:
-    """In what order groups of input columns go when the rest is refitted after every removal.
+    """Remove groups of input columns one after the other, the rest refitted every time, and return the error after each.
 
     A group S costs ``sum over rows of w_S [H^-1]_SS^-1 w_S^T``; the cheapest goes, and weights and H^-1 follow.
 
@@ -255,24 +255,25 @@ def removal_order(
         fraction: of the remaining groups, removed at once; at least one.
 
     Returns:
-        [in / group], float32: 0 for the first to go.
+        [in / group], float64: the squared error of the outputs once a group and all before it are gone, with the ridge. It
+        rises in the order of removal.
     """
     rest = weight.detach().double().clone()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(moment, ridge)))
     count = weight.shape[1] // group
-    order = torch.zeros(count, device=weight.device)
+    errors = torch.zeros(count, dtype=torch.float64, device=weight.device)
     left = torch.arange(count, device=weight.device)
-    gone = 0
+    error = 0.0
     while len(left):
         costs = _removal_costs(rest, inverse, group)
         cheapest = costs.argsort(stable=True)[: max(1, int(fraction * len(left)))]
-        order[left[cheapest]] = torch.arange(gone, gone + len(cheapest), device=weight.device).float()
-        gone += len(cheapest)
+        errors[left[cheapest]] = error + costs[cheapest].clamp_min(0).cumsum(0)
+        error = float(errors[left[cheapest[-1]]])
         stay = torch.ones(len(left), dtype=torch.bool, device=weight.device)
         stay[cheapest] = False
         rest, inverse = _without(rest, inverse, ~stay.repeat_interleave(group))
         left = left[stay]
-    return order
+    return errors
 
 
 def _removal_costs(weight: Tensor, inverse: Tensor, group: int) -> Tensor:

@@ -55,7 +55,7 @@ class Measure:
 
 
 class Fisher(Measure):
-    """The mean square of the gradients of gates, for answers that the model itself gives; see `gate_importance`."""
+    """The mean square of the gradients of gates, for answers that the model itself gives."""
 
     reads_text = True
 
@@ -89,7 +89,7 @@ class Magnitude(Measure):
 
 
 class Obs(Measure):
-    """What least squares cannot compensate for; see `obs_importance`."""
+    """The error that least squares leaves once a head or neuron, and all that matter less, are gone."""
 
     reads_text = True
 

@@ -66,7 +66,8 @@ class VocabularyRecipe(BaseModel):
     """`task`: count pieces in the task's own text of every language it reports. Test text is never counted. On the hub,
     `task_with_translations` includes machine translations of the training set. The report marks both."""
     files: list[str] | None = None
-    """Text files to count pieces in, one sentence per line. `{language}` is replaced by every language of the task."""
+    """Text files to count pieces in, one sentence per line. `{language}` is replaced by every measured language, which needs
+    text of its own, and with `task.languages: all` by every other language that has such a file."""
     min_count: Annotated[int, Field(ge=1)] = 2
     """Drop pieces seen fewer than this many times. Single characters of the served scripts always stay."""
     max_size: Annotated[int, Field(ge=100)] | None = None
@@ -229,7 +230,7 @@ class TrainingRecipe(BaseModel):
     lr_schedule: Literal["linear", "constant"] = "linear"
     """`linear`: the learning rate falls to zero within every stage. `constant`: it stays."""
     warmup_updates: Annotated[int, Field(ge=0)] = 0
-    """Updates at the start of every stage in which the learning rate rises from zero."""
+    """Updates at the start of every stage in which the learning rate rises from zero; at most a tenth of the stage."""
     dense_warmup_updates: Annotated[int, Field(ge=0)] | None = None
     """The same in stage 0. By default `warmup_updates`."""
     max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 256
@@ -266,7 +267,8 @@ class TrainingRecipe(BaseModel):
     """Apply the regularizer in stage 0 too. By default it acts from the first pruning on, so that all methods prune the same
     dense model and can share it. The report says which."""
     freeze_embeddings: bool = False
-    """Do not train the embedding table. This saves memory, and languages without training text keep their embeddings."""
+    """Do not train the embeddings: the table, positions, token types and their LayerNorm. This saves memory, and languages
+    without training text keep their embeddings."""
     keep: Literal["best", "last"] = "best"
     """Which weights to keep at the end of a stage. `best`: the epoch with the best English dev score, and the last one if
     several are equal. `last`: the last epoch. With `pruning.structure.smallest`, the mean score of the largest and the
@@ -462,10 +464,11 @@ class DistillationRecipe(BaseModel):
     unlabelled: str | None = None
     """Text files, one sentence per line, with `{language}` in the name, or `task` for the task's own text, or
     `task_with_translations` to include machine translations of the training set (hub). The student also learns the
-    teacher's answers on them. Languages without a file are skipped. Texts of the test sets and of English dev are left out,
-    even if their spaces, case or punctuation differ."""
+    teacher's answers on them. Measured languages without a file are skipped. With `task.languages: all`, files of other
+    languages are read too, and the report says that nothing measures these languages. Texts of the test sets and of English
+    dev are left out, even if their spaces, case or punctuation differ."""
     languages: Annotated[list[str], Field(min_length=1)] | None = None
-    """Languages whose unlabelled text is read; `null` reads all that have text. The report marks them as
+    """Languages whose unlabelled text is read, measured or not; `null` reads all that have text. The report marks them as
     `seen_unlabelled`."""
     max_texts: Annotated[int, Field(ge=1)] | None = None
     """Read a sample of this many texts of each language, the same in every run; `null` reads all."""

@@ -86,7 +86,14 @@ def _conflicts(recipe: Recipe) -> Iterator[Conflict]:
     yield from _pattern_conflicts(recipe)
     yield from _update_conflicts(recipe)
     yield from _training_conflicts(recipe, criterion, continuous)
+    yield from _structure_conflicts(recipe, criterion)
     yield from _regrowth_conflicts(recipe, criterion, continuous)
+    if recipe.pruning.observe_regularizer and criterion.replaces_weights:
+        yield (
+            ("pruning", "observe_regularizer"),
+            f"the criterion {recipe.pruning.criterion.name} changes the weights that an update sees, and the regularizer "
+            "holds those below; leave observe_regularizer out",
+        )
     yield from _teacher_conflicts(recipe)
     yield from _floor_conflicts(recipe)
     yield from _size_conflicts(recipe)
@@ -188,6 +195,11 @@ def _teacher_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Find what a teacher that is replaced cannot go with."""
     teacher = "finetuned" if recipe.distillation is None else recipe.distillation.teacher
     if teacher == "finetuned":
+        if recipe.distillation is not None and recipe.distillation.ask_every is not None:
+            yield (
+                ("distillation", "ask_every"),
+                "the teacher `finetuned` is never replaced, so there is nothing to ask; leave ask_every out",
+            )
         return
     if recipe.pruning.structure is not None:
         yield (
@@ -227,6 +239,28 @@ def _training_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Ite
         yield (
             key,
             f"the criterion {name} learns what to prune in the stages after stage 0, but 0 epochs have no update",
+        )
+
+
+def _structure_conflicts(recipe: Recipe, criterion: Any) -> Iterator[Conflict]:
+    """Find criteria that would score heads, neurons or what remains of them before they have learned anything."""
+    structure, name = recipe.pruning.structure, recipe.pruning.criterion.name
+    if structure is None or not criterion.watches:
+        return
+    pools = structure.importance == "criterion"
+    if pools and not criterion.acts_on_dense:
+        yield (
+            ("pruning", "structure", "importance"),
+            f"the criterion {name} begins to learn when single weights have been pruned, and heads and neurons go before "
+            "that; use another importance, such as fisher",
+        )
+    elif not recipe.training.epochs_per_stage and (
+        recipe.pruning.pattern != "structured" or (pools and structure.rounds > 1)
+    ):
+        yield (
+            ("training", "epochs_per_stage"),
+            f"the criterion {name} starts anew when heads and neurons have been removed, but 0 epochs have no update to "
+            "learn from",
         )
 
 

@@ -186,6 +186,7 @@ class FinePruning:
         state.optimizer.zero_grad(set_to_none=True)
         loss, penalty, norm = measured.read()
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.method.criterion.put_back(state.weights)
             raise _diverged(loss, norm, at.stage, at.update + 1, self.settings.learning_rate)
         at.update += 1
         at.position += 1

@@ -45,7 +45,7 @@ from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
 from xlmprune.training.revisions import pin
 from xlmprune.training.shortening import LEAST_LEARNING, Shorter, learned_at_most, shortened
-from xlmprune.training.shrinking import planned_densities, planned_sizes
+from xlmprune.training.shrinking import planned_densities, planned_sizes, require_pattern
 from xlmprune.training.timing import Duration, estimate_duration
 
 PUNCTUATION = string.punctuation + "«»“”„‘’…–—¿¡。、，！？"
@@ -101,7 +101,9 @@ def plan(
     require_startable(recipe, device, start_from)
     task = registry.load("task", recipe.task.name)(recipe.task)
     reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
-    texts = read_texts(task, recipe.task, recipe.training.keep, recipe.distillation)
+    texts = read_texts(
+        task, recipe.task, recipe.training.keep, recipe.distillation, recipe.model.vocabulary_patterns
+    )
     if wanted := recipe.model.trimmed:
         vocabulary.require_texts(vocabulary_texts(task, wanted.files, wanted.keep_languages_of))
     config = load_config(recipe.model, task.labels)
@@ -109,6 +111,7 @@ def plan(
     with torch.device("meta"):
         model = head_class(config, task.kind)(deepcopy(config))  # planning cuts this model, and its config
     method = build_method(recipe.pruning, recipe.regularizer)
+    require_pattern(model, method.selection.pattern, method.structure)
     measured_on = choose_moment_text(recipe, texts, method)
     sizes = _sizes(model)
     batches = -(-len(texts.train) // recipe.training.batch_size)

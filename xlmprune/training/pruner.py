@@ -17,7 +17,7 @@ from xlmprune.pruning.moments import Batch, Moments, input_moments
 from xlmprune.pruning.reconstruction import refit
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
-from xlmprune.training.shrinking import Shrinker
+from xlmprune.training.shrinking import Shrinker, require_pattern
 from xlmprune.training.state import TrainState
 
 
@@ -44,6 +44,7 @@ class Pruner:
     ) -> None:
         self.state, self.method, self.gradients, self.seed = state, method, gradients, seed
         self.moment_text = moment_text
+        require_pattern(state.model, method.selection.pattern, method.structure)
         self.shrinker: Shrinker | None = None
         if method.structure is not None:
             self.shrinker = Shrinker(

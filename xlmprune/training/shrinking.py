@@ -15,12 +15,12 @@ from xlmprune.core.errors import RecipeError
 from xlmprune.models import architecture
 from xlmprune.models.loading import count_prunable
 from xlmprune.pruning.importance import Importance
-from xlmprune.pruning.masks import Scores
+from xlmprune.pruning.masks import Scores, parse_pattern
 from xlmprune.pruning.measures import Evidence, Measure
 from xlmprune.pruning.moments import Batch
 from xlmprune.pruning.nesting import prefix, ranked, spread, view_of
 from xlmprune.pruning.reconstruction import Fit, reconstruct
-from xlmprune.pruning.structures import Cut, LayerLayout, choose, layout_of, slice_model, spaced_layers
+from xlmprune.pruning.structures import Cut, Layout, choose, layout_of, slice_model, spaced_layers
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import ReconstructRecipe, StructureRecipe
 from xlmprune.training.gradients import Gradients
@@ -66,7 +66,7 @@ class Shrinker:
         state.model.eval()
         measured = self._importance(stage)
         importance = processes.from_first(lambda: measured)
-        cut = round_cut(state.model, self.settings, importance, stage, state.whole.layout.layers[0])
+        cut = round_cut(state.model, self.settings, importance, stage, state.whole.layout)
         if smallest is not None:
             cut = ranked(cut, importance)
         before = None if self.refit is None else copy_of_layers(state.model)
@@ -99,13 +99,15 @@ class Shrinker:
 
 
 def round_cut(
-    model: nn.Module, settings: StructureRecipe, importance: Importance, stage: int, whole: LayerLayout
+    model: nn.Module, settings: StructureRecipe, importance: Importance, stage: int, whole: Layout
 ) -> Cut:
     """Choose what a stage leaves of the model as it is now.
 
     Shares are counted from a layer of the ``whole`` model, so that rounding does not add up over the rounds.
     """
-    left = layout_of(model).layers
+    left, first = layout_of(model).layers, whole.layers[0]
+    places = round_layers(settings, [layer.source for layer in left], stage, len(whole.layers))
+    stay = [left[place] for place in places]
     progress = stage / settings.rounds
 
     def share(asked: float, of_whole: int, now: list[int]) -> float:
@@ -113,9 +115,9 @@ def round_cut(
 
     return choose(
         importance,
-        round_layers(settings, [layer.source for layer in left], stage),
-        share(settings.heads, whole.heads, [layer.heads for layer in left]),
-        share(settings.neurons, whole.neurons, [layer.neurons for layer in left]),
+        places,
+        share(settings.heads, first.heads, [layer.heads for layer in stay]),
+        share(settings.neurons, first.neurons, [layer.neurons for layer in stay]),
         settings.multiple,
         settings.scope,
     )
@@ -129,7 +131,7 @@ def planned_densities(model: nn.Module, settings: StructureRecipe) -> list[float
     """
     require_possible(model, settings, refitted=False)
     whole = count_prunable(model)
-    first = layout_of(model).layers[0]
+    layout = layout_of(model)
     densities = []
     for stage in range(1, settings.rounds + 1):
         layers = architecture.of(model).layers(model)
@@ -137,7 +139,7 @@ def planned_densities(model: nn.Module, settings: StructureRecipe) -> list[float
             [torch.arange(float(layer.heads)) for layer in layers],
             [torch.arange(float(layer.neurons)) for layer in layers],
         )
-        slice_model(model, round_cut(model, settings, worth, stage, first))
+        slice_model(model, round_cut(model, settings, worth, stage, layout))
         densities.append(count_prunable(model) / whole)
     return densities
 
@@ -164,23 +166,22 @@ def planned_sizes(
     return rows
 
 
-def round_layers(settings: StructureRecipe, sources: Sequence[int], stage: int) -> list[int]:
+def round_layers(settings: StructureRecipe, sources: Sequence[int], stage: int, total: int) -> list[int]:
     """Return which of the layers that are left remain after a stage.
 
     Args:
         sources: which layer of the whole model each of those left was.
         stage: from 1; the last round leaves what the recipe asks for.
+        total: layers of the whole model.
 
     Returns:
         Places in ``sources``. Earlier rounds also keep some of the layers that will go, evenly spaced.
     """
-    kept = settings.layers
-    if kept is None:
+    if settings.layers is None:
         return list(range(len(sources)))
     left = settings.rounds - stage
-    if isinstance(kept, int):
-        count = kept + (len(sources) - kept) * left // (left + 1)
-        return list(spaced_layers(len(sources), count))
+    asked = settings.layers
+    kept = spaced_layers(total, asked) if isinstance(asked, int) else asked
     going = [place for place, source in enumerate(sources) if source not in kept]
     stay = len(going) * left // (left + 1)
     spared = {going[number] for number in spaced_layers(len(going), stay)} if stay else set()
@@ -223,6 +224,36 @@ def require_possible(model: nn.Module, settings: StructureRecipe, refitted: bool
     if (settings.neurons < 1 or settings.smallest is not None) and odd is not None:
         raise RecipeError(
             f"pruning.structure.multiple: {settings.multiple} does not divide the {odd} neurons of a layer"
+        )
+
+
+def require_pattern(model: nn.Module, pattern: str, settings: StructureRecipe | None) -> None:
+    """Raise RecipeError if rows of the model, as structures leave it, do not divide into the groups of an N:M pattern.
+
+    Args:
+        settings: the recipe's `pruning.structure`; None where no structure is removed.
+    """
+    if ":" not in pattern:
+        return
+    _, group = parse_pattern(pattern)
+    layer = architecture.of(model).layers(model)[0]
+    widths = {name: weight.shape[1] for name, weight in architecture.of(model).prunable(model).items()}
+    odd = next((name for name, width in widths.items() if width % group), None)
+    if odd is not None:
+        raise RecipeError(
+            f"pruning.pattern: {pattern} needs rows that divide into groups of {group}; {odd} has {widths[odd]} inputs"
+        )
+    if settings is None:
+        return
+    if settings.heads < 1 and layer.head_size % group:
+        raise RecipeError(
+            f"pruning.pattern: {pattern} needs rows that divide into groups of {group}, and an attention head has "
+            f"{layer.head_size} of them. Leave structure.heads out, or choose another pattern"
+        )
+    if settings.neurons < 1 and settings.multiple % group:
+        raise RecipeError(
+            f"pruning.structure.multiple: neurons remain in multiples of {settings.multiple}, which do not divide into the "
+            f"groups of {group} of the pattern {pattern}. Choose a multiple of {group}"
         )
 
 

@@ -7,6 +7,7 @@ that watches the training in between overrides hooks of `Criterion`, which the l
     before_forward(weights, masks)                  may replace weights by what the forward pass should see
     … forward, backward, gradients of pruned weights set to zero …
     observe(weights, masks, learning_rate)          ``.grad`` is alive; weights that were replaced are put back
+                                                    (by `put_back` alone where the update is given up)
     … optimizer.step …
 
 Hooks around the updates:
@@ -34,7 +35,17 @@ from xlmprune.pruning.moments import Moments
 WATCHING = ("before_forward", "observe")
 """Hooks that are called in stage 0 too."""
 
-HOOKS = ("scores", "ranking", *WATCHING, "measured", "end_stage", "compensate", "state", "load_state")
+HOOKS = (
+    "scores",
+    "ranking",
+    *WATCHING,
+    "put_back",
+    "measured",
+    "end_stage",
+    "compensate",
+    "state",
+    "load_state",
+)
 
 FACTS = (
     "default_scope",
@@ -88,6 +99,9 @@ class Criterion:
     watches: ClassVar[bool] = False
     """Whether the criterion learns from updates. It is set where a subclass is defined with a hook that they call."""
 
+    replaces_weights: ClassVar[bool] = False
+    """Whether the forward pass sees other weights than the optimizer. It is set where a subclass has `before_forward`."""
+
     scores_pruned: ClassVar[bool] = False
     """Whether scores of pruned weights mean something, so that they may return (`pruning.regrow`)."""
 
@@ -104,6 +118,7 @@ class Criterion:
         if watches and "acts_on_dense" not in vars(cls):
             raise TypeError(f"{cls.__name__} has the hook {watches[0]} and must declare acts_on_dense")
         cls.watches = cls.watches or bool(watches)
+        cls.replaces_weights = cls.replaces_weights or "before_forward" in vars(cls)
 
     needs_moments: ClassVar[bool] = False
     """Whether `scores` asks for `PruningContext.moments`, so that unlabelled text is read for it."""
@@ -135,6 +150,9 @@ class Criterion:
 
     def observe(self, weights: Weights, masks: Masks, learning_rate: float) -> None:
         """Look at the gradients of an update before the optimizer makes it, and put replaced weights back."""
+
+    def put_back(self, weights: Weights) -> None:
+        """Put replaced weights back without looking at the gradients, which are not finite."""
 
     @contextmanager
     def measured(self, weights: Weights, masks: Masks) -> Iterator[None]:

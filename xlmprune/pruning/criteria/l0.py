@@ -100,6 +100,13 @@ class L0(Criterion):
                 weight.grad.mul_(gate(drawn))
             weight.copy_(ungated)
 
+    @torch.no_grad()
+    def put_back(self, weights: Weights) -> None:
+        """Take the gates out, and forget what was drawn."""
+        for name, ungated in self._ungated.items():
+            weights[name].copy_(ungated)
+        self._drawn, self._ungated = {}, {}
+
     def scores(self, context: PruningContext) -> Scores:
         """Return sigmoid(log alpha), how open each gate is; the magnitude before there are gates."""
         return {

@@ -14,6 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from xlmprune.core.errors import ModelError
 from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Masks, Scope, Scores, Weights
 from xlmprune.recipe.component import STRICT
@@ -98,7 +99,11 @@ class Obert(Criterion):
         return self.block
 
     def scores(self, context: PruningContext) -> Scores:
-        """Estimate the inverse Fisher matrix anew."""
+        """Estimate the inverse Fisher matrix anew.
+
+        Raises:
+            ModelError: the matrix of some weights cannot be inverted.
+        """
         return self._saliencies(context.weights, self._estimate(context))
 
     def ranking(self, context: PruningContext) -> Scores:
@@ -118,6 +123,12 @@ class Obert(Criterion):
                 # Without the gradients of pruned weights: they are not free to make up for anything.
                 gradient = gradients[name].detach().float() * context.masks[name]
                 add_sample(inverse, in_blocks(gradient, self.block), self.batches)
+        for name, inverse in found.items():
+            if not bool((inverse.diagonal(dim1=1, dim2=2) > 0).all()):
+                raise ModelError(
+                    f"pruning.criterion obert: the Fisher matrix of {name} cannot be inverted in float32, since its "
+                    f"gradients are too large for a damping of {self.damping:g}. Raise pruning.criterion.damping tenfold"
+                )
         return found
 
     def _saliencies(self, weights: Weights, inverse: dict[str, Tensor]) -> Scores:

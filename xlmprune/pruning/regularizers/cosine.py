@@ -158,8 +158,9 @@ class Cosine(Regularizer):
         for name, parameter in weights.items():
             weight, whole = at_least_float32(parameter.detach()), at_least_float32(reference[name])
             share = -self.strength * self._share(weights, weight)
-            if self.mask_reference:
-                lengths = torch.linalg.vector_norm(masked_copy(whole, masks, name), dim=1)
+            if self.mask_reference:  # pruned weights that may return get gradients too
+                whole = masked_copy(whole, masks, name)
+                lengths = torch.linalg.vector_norm(whole, dim=1)
             else:
                 lengths = self._lengths.of(name, reference[name])
             values, of_reference, of_weight = alignment_gradient(weight, whole, lengths, self.abs)

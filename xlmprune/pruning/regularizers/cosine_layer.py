@@ -72,9 +72,10 @@ class CosineLayer(Regularizer):
             weight, whole = at_least_float32(parameter.detach()), at_least_float32(reference[name])
             # Row by row in the tensor's own precision, then in float64: a plain float32 sum runs over 2.4 M
             # products.
+            if self.mask_reference:  # pruned weights that may return get gradients too
+                whole = masked_copy(whole, masks, name)
             product = (weight * whole).sum(dim=1).sum(dtype=torch.float64)
-            length = _length(weight)
-            reference_length = _length(masked_copy(whole, masks, name) if self.mask_reference else whole)
+            length, reference_length = _length(weight), _length(whole)
             directed = (length > EPSILON) & (reference_length > EPSILON)
             length, reference_length = (
                 torch.where(directed, length, 1),
