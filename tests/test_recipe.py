@@ -135,7 +135,8 @@ def test_unknown_task(tmp_path):
             "the criterion l0 learns what to prune in the stages after stage 0",
         ),
         (
-            "training: {epochs_per_stage: 0, dense_epochs: 2}\npruning: {criterion: pins, pattern: unstructured, structure: {heads: 0.5}}",
+            "training: {epochs_per_stage: 0, dense_epochs: 2}\npruning: {criterion: pins, pattern: unstructured, "
+            "structure: {heads: 0.5}}",
             "the criterion pins starts anew when heads and neurons have been removed",
         ),
         (

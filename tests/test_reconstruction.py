@@ -334,6 +334,63 @@ def test_a_strong_ridge_leaves_weights_where_they_were():
         Normal(linear).solve(0.01)
 
 
+def test_masked_normal_equations_are_lstsq_on_the_columns_that_remain():
+    draw = torch.Generator().manual_seed(0)
+    x, target = torch.randn(300, 7, generator=draw) + 3, torch.randn(300, 3, generator=draw)
+    mask = torch.rand(3, 7, generator=draw) < 0.6
+    mask[2] = False
+    linear = torch.nn.Linear(7, 3)
+    with torch.no_grad():
+        linear.weight.mul_(mask)
+    normal = Normal(linear)
+    normal.add(x, target)
+    before, after = normal.solve(1e-9, mask)
+    residual = 0.0
+    for row in range(3):
+        wide = np.hstack([x.double().numpy()[:, mask[row].numpy()], np.ones((300, 1))])
+        best, rest, *_ = np.linalg.lstsq(wide, target[:, row].double().numpy(), rcond=None)
+        found = linear.weight.detach()[row]
+        np.testing.assert_allclose(found[mask[row]].numpy(), best[:-1], rtol=1e-3, atol=1e-4)
+        assert float(linear.bias.detach()[row]) == pytest.approx(best[-1], rel=1e-3, abs=1e-4)
+        assert not found[~mask[row]].any()
+        residual += float(rest[0])
+    assert after == pytest.approx(residual / float(target.double().square().sum()), rel=1e-4)
+    assert after <= before
+
+
+def pruned(dense, density, seed=0):
+    """Return a copy with single weights pruned at random and refitted, and its masks."""
+    draw = torch.Generator().manual_seed(seed)
+    small = copy.deepcopy(dense)
+    weights = prunable(small)
+    masks = {name: torch.rand(weight.shape, generator=draw) < density for name, weight in weights.items()}
+    refit(weights, masks, input_moments(dense, prunable(dense), batches()))
+    return small, masks
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5])
+def test_correcting_drift_brings_a_refitted_model_closer_under_its_masks(density):
+    dense = tiny_model(layers=3, hidden=32)
+    small, masks = pruned(dense, density)
+    plain = copy.deepcopy(small)
+    fits = reconstruct(dense, small, batches(), range(3), masks=masks)
+    assert all(fit.after <= fit.before + 1e-9 for fit in fits)
+    goal, before, after = hidden(dense), hidden(plain), hidden(small)
+    assert (after - goal).norm() < 0.9 * (before - goal).norm()
+    old = prunable(plain)
+    for name, weight in prunable(small).items():
+        assert not weight[~masks[name]].any()
+        projects = name.endswith("output.dense.weight")
+        assert torch.equal(weight, old[name]) != projects, "output projections alone change"
+
+
+def test_correcting_drift_of_a_model_with_all_weights_changes_nothing():
+    dense = tiny_model(layers=2)
+    same = copy.deepcopy(dense)
+    reconstruct(dense, same, batches(), range(2), masks=full_masks(prunable(same)))
+    torch.testing.assert_close(hidden(same), hidden(dense), rtol=1e-3, atol=1e-3)
+
+
 def test_reconstructing_an_uncut_model_changes_nothing():
     dense = tiny_model(layers=3)
     same = copy.deepcopy(dense)

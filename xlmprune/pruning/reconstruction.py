@@ -2,9 +2,9 @@
 
 One idea in two forms. After unstructured pruning, the weights that remain in each row are adjusted so that the matrix still
 maps its own inputs to nearly the same outputs (`refit`): least squares given the mask, which the updates of the optimal
-brain surgeon, one weight after the other, only approach. After structured pruning, the output projections of every layer are
-solved anew, layer by layer, so that the smaller network follows the hidden states of the larger one (`reconstruct`). Both
-read second moments of activations, which are streamed over batches of text.
+brain surgeon, one weight after the other, only approach. After structured pruning, and by option after the refit, the
+output projections of every layer are solved anew, layer by layer, so that the smaller network follows the hidden states of
+the larger one (`reconstruct`). Both read second moments of activations, which are streamed over batches of text.
 
 Choose it wherever there is unlabelled text of the languages to serve: it costs seconds and reads no labels. With English
 text alone it preserves English alone.
@@ -28,6 +28,9 @@ from xlmprune.pruning.moments import Batch, Moments, add_product, damped, mirror
 
 STEPS = 10
 """Of conjugate gradients in `refit`."""
+
+STEPS_OF_DRIFT = 30
+"""The same where targets hold what the model has strayed by, so that the start is farther from the solution."""
 
 TOLERANCE = 1e-6
 """`descend` is done with a row when its preconditioned gradient has fallen by this factor."""
@@ -182,11 +185,12 @@ class Normal:
         self.rows += len(inputs)
 
     @torch.no_grad()
-    def solve(self, ridge: float) -> tuple[float, float]:
+    def solve(self, ridge: float, mask: Tensor | None = None) -> tuple[float, float]:
         """Set weight and bias to the solution; returns the relative squared error before and after.
 
         Args:
             ridge: lam relative to the mean of the diagonal of ``X^T X``; the bias is held a thousandth as tightly.
+            mask: boolean [out, in], the weights that remain; the others are zero and stay so. None: all remain.
 
         Raises:
             DataError: no rows were added.
@@ -210,16 +214,35 @@ class Normal:
         diagonal = gram.diagonal()[:-1]
         held = torch.full_like(start[:, 0], ridge * float(diagonal.mean()) or ridge)
         held[-1] = ridge * self.rows / 1000
-        residual = self._cross - gram @ start
-        step = torch.cholesky_solve(residual, torch.linalg.cholesky(gram + held.diag()))
-        before, after = self._error(start, gram), self._error(start + step, gram)
-        linear.weight.copy_((start + step)[:-1].T)
-        linear.bias.copy_((start + step)[-1])
+        matrix, residual = gram + held.diag(), self._cross - gram @ start
+        solution = start + torch.cholesky_solve(residual, torch.linalg.cholesky(matrix))
+        if mask is not None:
+            solution = _among(mask, solution, start, matrix / self.rows)
+        before, after = self._error(start, gram), self._error(solution, gram)
+        linear.weight.copy_(solution[:-1].T)
+        linear.bias.copy_(solution[-1])
         return before, after
 
     def _error(self, solution: Tensor, gram: Tensor) -> float:
         fitted = (solution * (gram @ solution - 2 * self._cross)).sum()
         return max(0.0, self._targets + float(fitted)) / max(self._size, 1e-30)
+
+
+def _among(mask: Tensor, best: Tensor, start: Tensor, matrix: Tensor) -> Tensor:
+    """Return the solution among weights under a mask: the one nearest to the ``best`` of all, as errors are measured.
+
+    Args:
+        mask: boolean [out, in].
+        best: [in + 1, out], the bias last.
+        start: [in + 1, out], zero where the mask is false.
+        matrix: [in + 1, in + 1], whose quadratic form of the distance to ``best`` is the rise of the error.
+    """
+    # The bias is free, so it is eliminated; conjugate gradients are slow in its direction.
+    edge, corner = matrix[:-1, -1], matrix[-1, -1]
+    inner = matrix[:-1, :-1] - torch.outer(edge, edge) / corner
+    weight = descend(best[:-1].T, start[:-1].T, mask, inner, STEPS_OF_DRIFT)
+    bias = best[-1] - (weight - best[:-1].T) @ edge / corner
+    return torch.cat([weight.T, bias.unsqueeze(0)])
 
 
 @torch.no_grad()
@@ -230,8 +253,9 @@ def reconstruct(
     sources: Sequence[int],
     ridge: float = 0.01,
     prefixes: Sequence[nn.Module] = (),
+    masks: Masks | None = None,
 ) -> list[Fit]:
-    """Solve the output projections of a sliced model, layer by layer, so that it follows the dense one's residual stream.
+    """Solve the output projections of a smaller model, layer by layer, so that it follows the dense one's residual stream.
 
     Both models walk through the same texts. The targets hold what the smaller model has strayed by so far, so that each
     projection makes up for the ones before it. Where layers were dropped, the FFN's projection of a layer is fitted to the
@@ -250,6 +274,7 @@ def reconstruct(
         sources: for each layer of ``cut``, which layer of ``dense`` it was; rising.
         ridge: how much solutions are held to what was there; 0.1 with few texts.
         prefixes: smaller models that use the first columns of the same matrices, in eval mode.
+        masks: the single weights of ``cut`` that remain, by name; pruned ones are zero and stay so. None: all remain.
 
     Returns:
         Two fits for every layer of ``cut``, over all models that are solved.
@@ -271,11 +296,13 @@ def reconstruct(
         normal = Normal(layer.attention_output.module)
         for stream in streams:
             stream.mix(parts, block, source - first, normal)
-        fits.append(Fit(number, "attention_output", *normal.solve(ridge)))
+        mask = None if masks is None else masks[layer.attention_output.name]
+        fits.append(Fit(number, "attention_output", *normal.solve(ridge, mask)))
         normal = Normal(layer.ffn_out.module)
         for stream in streams:
             stream.expand(parts, normal)
-        fits.append(Fit(number, "ffn_out", *normal.solve(ridge)))
+        mask = None if masks is None else masks[layer.ffn_out.name]
+        fits.append(Fit(number, "ffn_out", *normal.solve(ridge, mask)))
         if last != source:
             layer.ffn_norm.load_state_dict(block[-1].ffn_norm.state_dict())
         for stream in streams:

@@ -290,6 +290,9 @@ class ReconstructRecipe(BaseModel):
     ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
     """How strongly the weights are kept at their old values, relative to the mean square of an input. Use more for few
     texts."""
+    correct_drift: bool = False
+    """For single weights: then refit the output projections again, layer by layer, so that each makes up for what the layers
+    before it have strayed by. The refit after structures always does this."""
 
 
 Share = Annotated[float, Field(gt=0, le=1)]

@@ -45,7 +45,7 @@ from xlmprune.training.moments import choose_moment_text, describe
 from xlmprune.training.optimizer import learning_rate, updates_in_stage
 from xlmprune.training.revisions import pin
 from xlmprune.training.shortening import LEAST_LEARNING, Shorter, learned_at_most, shortened
-from xlmprune.training.shrinking import planned_densities, planned_sizes, require_pattern
+from xlmprune.training.shrinking import planned_densities, planned_sizes, require_pattern, require_refittable
 from xlmprune.training.timing import Duration, estimate_duration
 
 PUNCTUATION = string.punctuation + "«»“”„‘’…–—¿¡。、，！？"
@@ -111,6 +111,7 @@ def plan(
     with torch.device("meta"):
         model = head_class(config, task.kind)(deepcopy(config))  # planning cuts this model, and its config
     method = build_method(recipe.pruning, recipe.regularizer)
+    require_refittable(model, method.reconstruct)
     require_pattern(model, method.selection.pattern, method.structure)
     measured_on = choose_moment_text(recipe, texts, method)
     sizes = _sizes(model)

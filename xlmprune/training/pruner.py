@@ -11,13 +11,14 @@ from torch import Tensor
 
 from xlmprune.core import processes
 from xlmprune.core.device import derive_seed
+from xlmprune.models import architecture
 from xlmprune.pruning.criteria import Criterion, PruningContext
 from xlmprune.pruning.masks import Masks, Scores, apply_masks, full_masks
 from xlmprune.pruning.moments import Batch, Moments, input_moments
-from xlmprune.pruning.reconstruction import refit
+from xlmprune.pruning.reconstruction import reconstruct, refit
 from xlmprune.training.gradients import Gradients
 from xlmprune.training.method import Method
-from xlmprune.training.shrinking import Shrinker, require_pattern
+from xlmprune.training.shrinking import Shrinker, copy_of_layers, require_pattern, require_refittable
 from xlmprune.training.state import TrainState
 
 
@@ -44,6 +45,7 @@ class Pruner:
     ) -> None:
         self.state, self.method, self.gradients, self.seed = state, method, gradients, seed
         self.moment_text = moment_text
+        require_refittable(state.model, method.reconstruct)
         require_pattern(state.model, method.selection.pattern, method.structure)
         self.shrinker: Shrinker | None = None
         if method.structure is not None:
@@ -176,7 +178,7 @@ class Pruner:
         self._make_up_here(context, removed)
         compensates = type(self.method.criterion).compensate is not Criterion.compensate
         if compensates or self.method.reconstruct is not None:
-            processes.copy_from_first(context.weights.values())
+            processes.copy_from_first(self.state.model.parameters())
 
     def _make_up_here(self, context: PruningContext, removed: Masks) -> None:
         criterion, settings = self.method.criterion, self.method.reconstruct
@@ -184,11 +186,16 @@ class Pruner:
             criterion.compensate(context.weights, removed)
             return
         before = {name: weight.clone() for name, weight in context.weights.items()}
+        model = self.state.model
+        whole = copy_of_layers(model) if settings.correct_drift else None
         # A criterion may hold what it needs for this until it is called.
         criterion.compensate(context.weights, removed)
         for name, weight in context.weights.items():
             weight.copy_(before[name])
         refit(context.weights, self.state.masks, context.moments(), settings.ridge)
+        if whole is not None:
+            layers = range(len(architecture.of(model).layers(model)))
+            reconstruct(whole, model, self.moment_text, layers, settings.ridge, masks=self.state.masks)
 
     def _measure_moments(self) -> Moments:
         self.state.all_rows()

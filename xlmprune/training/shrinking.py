@@ -227,6 +227,16 @@ def require_possible(model: nn.Module, settings: StructureRecipe, refitted: bool
         )
 
 
+def require_refittable(model: nn.Module, refit: ReconstructRecipe | None) -> None:
+    """Raise RecipeError if the model's output projections cannot be refitted as the recipe's `pruning.reconstruct` asks."""
+    family = architecture.of(model)
+    if refit is not None and refit.correct_drift and family.norm_first:
+        raise RecipeError(
+            f"pruning.reconstruct.correct_drift: models of type {family.model_type!r} normalise before each part of a "
+            "layer, and this refit needs a LayerNorm after it. Leave correct_drift out"
+        )
+
+
 def require_pattern(model: nn.Module, pattern: str, settings: StructureRecipe | None) -> None:
     """Raise RecipeError if rows of the model, as structures leave it, do not divide into the groups of an N:M pattern.
 
