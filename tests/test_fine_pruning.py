@@ -152,7 +152,7 @@ def test_training_learns_the_task():
             "pruning": {"criterion": {"name": "magnitude"}, "scope": "global"},
             "training": {"weight_decay": 0.01},
         },
-        {"pruning": {"reconstruct": {"texts": 20}, "pattern": "2:4"}},
+        {"pruning": {"reconstruct": {"texts": 20, "correct_drift": True}, "pattern": "2:4"}},
         pytest.param(
             {"pruning": {"reconstruct": {}, "criterion": "obert", "scope": "global"}}, marks=pytest.mark.slow
         ),
@@ -294,6 +294,34 @@ def test_the_refit_keeps_the_masks_and_brings_outputs_nearer_to_those_before(pru
     kept, less = pruned(reconstruct={"ridge": 1e-3})
     assert all(torch.equal(mask, kept[name]) for name, mask in masks.items())
     assert less < 0.8 * lost
+
+
+def test_correcting_drift_follows_the_model_of_the_stage_before():
+    def pruned(**reconstruct):
+        recipe = make_recipe(
+            pruning={
+                "reconstruct": reconstruct,
+                "schedule": {"name": "geometric", "step_fraction": 0.5, "stages": 1},
+            },
+            training={"learning_rate": 1e-2},
+        )
+        pruner = make_pruner(recipe, tiny_classifier(initializer_range=0.3), examples())
+        drive(pruner, stop_after=7)
+        before = copy.deepcopy(pruner.model).eval()
+        pruner.pruner.before_stage(6)
+        batch = text_batches({"en": examples()}, 20, batch_size=20)[0]
+        given = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            states = [
+                model(**given, output_hidden_states=True).hidden_states[-1]
+                for model in (before, pruner.model.eval())
+            ]
+        return pruner.state.masks, float((states[0] - states[1]).norm())
+
+    masks, far = pruned()
+    kept, near = pruned(correct_drift=True)
+    assert all(torch.equal(mask, kept[name]) for name, mask in masks.items())
+    assert near < 0.8 * far
 
 
 def test_activations_that_are_not_numbers_stop_with_advice():

@@ -23,8 +23,8 @@ from xlmprune.pruning.budget import Size
 from xlmprune.pruning.importance import magnitude_importance
 from xlmprune.pruning.reconstruction import reconstruct
 from xlmprune.pruning.structures import choose, layout_of, slice_model, whole_config
-from xlmprune.recipe.schema import StructureRecipe
-from xlmprune.training.shrinking import require_possible
+from xlmprune.recipe.schema import ReconstructRecipe, StructureRecipe
+from xlmprune.training.shrinking import require_possible, require_refittable
 
 
 def config_of(layers=4, **settings):
@@ -146,6 +146,9 @@ def test_what_the_family_cannot_do_is_refused_before_training(settings, refitted
 
 def test_output_projections_are_not_refitted():
     model = modernbert()
+    with pytest.raises(RecipeError, match="correct_drift: models of type 'modernbert' normalise before"):
+        require_refittable(model, ReconstructRecipe(correct_drift=True))
+    require_refittable(model, ReconstructRecipe())
     with pytest.raises(ModelError, match="only where LayerNorm follows"):
         reconstruct(model, model, [], range(4))
 

@@ -342,7 +342,7 @@ MORE = {
         "pruning": {
             **golden.BASE["pruning"],
             "criterion": "wanda",
-            "reconstruct": {"texts": 20, "ridge": 1.0},
+            "reconstruct": {"texts": 20, "ridge": 1.0, "correct_drift": True},
         },
     },
     "cut": {
