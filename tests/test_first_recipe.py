@@ -145,6 +145,15 @@ def test_text_of_a_language_without_test_file_is_served_and_said(tmp_path, monke
     assert load_recipe("r.yaml").task.languages == ["en", "de"]
 
 
+def test_text_of_a_language_with_a_code_of_your_own_counts(tmp_path, monkeypatch):
+    write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "xx.test.tsv")
+    write(tmp_path / "text", "a line\n", "xx.txt")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "data", "--out", "r.yaml", "--text", "text/{language}.txt"])
+    assert result.exit_code == 0, result.output
+    assert load_recipe("r.yaml").model.vocabulary.files, "xx has text"
+
+
 def test_nothing_is_trimmed_where_a_measured_language_has_no_text(tmp_path, monkeypatch):
     write(tmp_path / "data", TEXTS, "en.train.tsv", "en.test.tsv", "de.test.tsv", "sw.test.tsv")
     write(tmp_path / "text", "a line\n", "de.txt")

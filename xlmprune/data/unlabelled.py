@@ -24,14 +24,14 @@ def unmeasured_languages(task: Any, patterns: Iterable[str]) -> list[str]:
         patterns: file names with ``{language}``; others are left out.
     """
     found = {code for pattern in patterns for code in languages_with_file(pattern)}
-    return sorted(found - set(task.languages())) if found and task.measures_all else []
+    if not found or not task.measures_all:
+        return []
+    return sorted(filter(is_language, found - set(task.languages())))  # a name such as `notes` is none
 
 
 def languages_with_file(pattern: str) -> set[str]:
-    """Return the languages for which a file of this name exists; none if the name holds no ``{language}``."""
-    if "{language}" not in pattern:
-        return set()
-    return {code for code in find_languages(expand(pattern), "") if is_language(code)}
+    """Return all codes for which a file of this name exists; none if the name holds no ``{language}``."""
+    return set(find_languages(expand(pattern), "")) if "{language}" in pattern else set()
 
 
 def unlabelled_examples(

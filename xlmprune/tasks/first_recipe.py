@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from xlmprune.core.errors import DataError, RecipeError, first_line
 from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.formatting import shorten
-from xlmprune.core.languages import language_name
+from xlmprune.core.languages import is_language, language_name
 from xlmprune.data.lengths import most_tokens, whole_texts
 from xlmprune.data.readers.files import fill
 from xlmprune.data.readers.guess import column_names, guess_columns
@@ -457,7 +457,7 @@ def _with_text(found: Survey, pattern: str, measures_all: bool) -> Survey:
         RecipeError: none has any.
     """
     having, measured = languages_with_file(pattern), set(found.languages)
-    untested = sorted(having - measured) if measures_all else ()
+    untested = sorted(filter(is_language, having - measured)) if measures_all else ()
     if not untested and not having & measured:
         raise RecipeError(
             f"--text {pattern}: no such file for any of the languages {', '.join(found.languages)}"

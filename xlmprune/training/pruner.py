@@ -176,9 +176,12 @@ class Pruner:
     def _make_up(self, context: PruningContext, removed: Masks) -> None:
         """Adjust the remaining weights for those removed: by the criterion's own means, or by least squares."""
         self._make_up_here(context, removed)
+        settings = self.method.reconstruct
         compensates = type(self.method.criterion).compensate is not Criterion.compensate
-        if compensates or self.method.reconstruct is not None:
+        if settings is not None and settings.correct_drift:  # biases changed too
             processes.copy_from_first(self.state.model.parameters())
+        elif compensates or settings is not None:
+            processes.copy_from_first(context.weights.values())
 
     def _make_up_here(self, context: PruningContext, removed: Masks) -> None:
         criterion, settings = self.method.criterion, self.method.reconstruct
