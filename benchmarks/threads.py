@@ -1,4 +1,4 @@
-"""Measure what threads that wait cost: spinning, resting, and one thread, on a quiet machine and on a busy one.
+"""Measure what threads that wait cost: spinning, spinning briefly, resting, and one thread, on a quiet machine and on a busy one.
 
     python benchmarks/threads.py [--threads 2] [--neighbours 2] [--updates 10] [--rounds 3]
 
@@ -14,6 +14,9 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
+
+from xlmprune.core import machine
 
 UPDATE = """
 import sys, time, torch
@@ -46,10 +49,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     settings = {
-        f"{options.threads} threads, spinning": (options.threads, "ACTIVE"),
-        f"{options.threads} threads, OpenMP's default": (options.threads, None),
-        f"{options.threads} threads, resting": (options.threads, "PASSIVE"),
-        "1 thread": (1, "PASSIVE"),
+        f"{options.threads} threads, spinning": (options.threads, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        f"{options.threads} threads, OpenMP's default": (options.threads, {}),
+        f"{options.threads} threads, xlmprune's": (options.threads, xlmprune_sets()),
+        f"{options.threads} threads, resting": (options.threads, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        "1 thread": (1, {"OMP_WAIT_POLICY": "PASSIVE"}),
     }
     print(f"{'':<32}{'neighbours':>12}{'wall, ms':>12}{'processor, ms':>15}", flush=True)
     for neighbours in (0, options.neighbours):
@@ -57,8 +61,8 @@ def main() -> None:
         try:
             taken: dict[str, list[tuple[float, float]]] = {name: [] for name in settings}
             for _ in range(options.rounds):
-                for name, (threads, policy) in settings.items():
-                    taken[name].append(measure(threads, policy, options.updates))
+                for name, (threads, waiting) in settings.items():
+                    taken[name].append(measure(threads, waiting, options.updates))
         finally:
             for process in busy:
                 process.kill()
@@ -67,12 +71,15 @@ def main() -> None:
             print(f"{name:<32}{neighbours:>12}{wall:>12.0f}{processor:>15.0f}", flush=True)
 
 
-def measure(threads: int, policy: str | None, updates: int) -> tuple[float, float]:
+def xlmprune_sets() -> dict[str, str]:
+    """Return what the command sets for threads that wait."""
+    return {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": machine.SPINS}
+
+
+def measure(threads: int, waiting: Mapping[str, str], updates: int) -> tuple[float, float]:
     """Return milliseconds of wall time and of processor time for an update."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
-    environment["OMP_NUM_THREADS"] = str(threads)
-    if policy is not None:
-        environment["OMP_WAIT_POLICY"] = policy
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_NUM_THREADS": str(threads), **waiting}
     command = [sys.executable, "-c", UPDATE, str(updates)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     wall, processor = map(float, done.stdout.split())

@@ -6,16 +6,18 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import SENTENCES, tiny_special, tiny_tokenizer
+from tiny import SENTENCES, tiny_batch, tiny_model, tiny_special, tiny_tokenizer
 
 from xlmprune.data.encoding import Encoded, encode
 from xlmprune.data.examples import Examples
 from xlmprune.evaluation import answers
-from xlmprune.evaluation.observing import Observed, observe
+from xlmprune.evaluation.observing import Observed, Vectors, observe
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.evaluation.separability import SAMPLE, between_classes, main_plane, sampled
+from xlmprune.models.loading import forward_of, logits_and_vectors_of
 from xlmprune.report.labels import label_scores
 from xlmprune.tasks.metrics import Accuracy, TokenAccuracy
 
@@ -140,14 +142,44 @@ def test_vectors_without_a_plane_have_points_all_the_same(vectors):
     assert all(math.isfinite(share) for share in explained)
 
 
+def with_vectors(tests, vector) -> tuple[dict, Vectors]:
+    """Give every example its one-hot logits and a vector; return the logits and what was kept beside them."""
+    kept = Vectors(tests, len(LABELS))
+    logits = {}
+    for language, test in tests.items():
+        outputs = [
+            np.concatenate([logits, vector(language, row)])
+            for row, logits in enumerate(one_hot(test.examples.labels))
+        ]
+        logits[language] = kept.split(language, outputs)
+    return logits, kept
+
+
+def test_vectors_of_the_sample_are_kept_and_logits_are_taken_apart():
+    tests = {"de": texts([0, 1, 2] * 50), "th": texts([0, 1])}
+    logits, kept = with_vectors(tests, lambda language, row: np.array([row, len(language)], np.float32))
+    for language, test in tests.items():
+        np.testing.assert_array_equal(logits[language], one_hot(test.examples.labels))
+        rows = kept.found[language][:, 0].astype(int)
+        assert [test.examples.first[row] for row in rows] == list(kept.sample[language].examples.first)
+    assert len(kept.found["de"]) == SAMPLE
+
+
+def test_a_pass_with_vectors_has_the_logits_of_one_without_bit_for_bit():
+    model, cpu = tiny_model(), torch.device("cpu")
+    batch = tiny_batch()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    logits, both = forward_of(model, cpu)(ids, mask), logits_and_vectors_of(model, cpu)(ids, mask)
+    np.testing.assert_array_equal(both[:, : logits.shape[1]], logits)
+    with torch.no_grad():
+        hidden = model(torch.tensor(ids), torch.tensor(mask), output_hidden_states=True).hidden_states[-1]
+    np.testing.assert_array_equal(both[:, logits.shape[1] :], hidden[:, 0].numpy())
+
+
 def test_what_was_observed_comes_back_from_a_checkpoint():
     tests = {"de": texts([0, 1, 2] * 50), "th": texts([0, 1])}
-    logits = {language: one_hot(test.examples.labels) for language, test in tests.items()}
-
-    def vectors_of(ids, mask):
-        return np.random.default_rng(0).normal(size=(len(ids), 5)).astype(np.float32)
-
-    found = observe(vectors_of, tests, logits, 3, batch_size=8)
+    random = np.random.default_rng(0)
+    found = observe(*with_vectors(tests, lambda language, row: random.normal(size=5).astype(np.float32)))
     assert found.answers["de"].dtype == np.uint8
     assert {language: len(points) for language, points in found.classes.points.items()} == {
         "de": SAMPLE,
@@ -164,9 +196,6 @@ def test_what_was_observed_comes_back_from_a_checkpoint():
 
 def test_a_diverged_model_has_answers_and_no_classes():
     tests = {"de": texts([0, 1, 2])}
-    logits = {"de": one_hot(tests["de"].examples.labels)}
-    found = observe(
-        lambda ids, mask: np.full((len(ids), 5), np.nan, np.float32), tests, logits, 3, batch_size=8
-    )
+    found = observe(*with_vectors(tests, lambda language, row: np.full(5, np.nan, np.float32)))
     assert found.classes is None
     assert len(found.answers["de"]) == 3

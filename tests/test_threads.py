@@ -63,20 +63,23 @@ def test_processors_are_those_that_may_be_used(monkeypatch, quota, processors):
 
 
 @pytest.mark.parametrize(
-    ("quota", "given", "threads", "policy"),
+    ("quota", "given", "threads", "policy", "spins"),
     [
-        (None, {}, None, "PASSIVE"),
-        (2.0, {}, "2", "PASSIVE"),
-        (2.0, {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}, "3", "ACTIVE"),
+        (None, {}, None, "PASSIVE", machine.SPINS),
+        (2.0, {}, "2", "PASSIVE", machine.SPINS),
+        (2.0, {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}, "3", "ACTIVE", None),
+        (2.0, {"OMP_WAIT_POLICY": "PASSIVE"}, "2", "PASSIVE", None),
+        (None, {"GOMP_SPINCOUNT": "7"}, None, "PASSIVE", "7"),
     ],
 )
-def test_the_command_sets_what_the_user_has_not_set(monkeypatch, quota, given, threads, policy):
+def test_the_command_sets_what_the_user_has_not_set(monkeypatch, quota, given, threads, policy, spins):
     environment = dict(given)
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(machine, "allowed_processors", lambda: 8)
     monkeypatch.setattr(machine, "processor_quota", lambda: quota)
     machine.limit_threads()
     assert (environment.get("OMP_NUM_THREADS"), environment["OMP_WAIT_POLICY"]) == (threads, policy)
+    assert environment.get("GOMP_SPINCOUNT") == spins
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from xlmprune.evaluation.answers import answers_of
-from xlmprune.evaluation.scores import Forward, TestSet
-from xlmprune.evaluation.separability import Separability, sampled, separability
+from xlmprune.evaluation.scores import TestSet
+from xlmprune.evaluation.separability import SAMPLE, Separability, sampled, separability
 from xlmprune.tasks.metrics import Logits
 
 
@@ -48,17 +48,31 @@ class Observed:
         )
 
 
-def observe(
-    vectors_of: Forward,
-    tests: Mapping[str, TestSet],
-    logits: Mapping[str, Logits],
-    labels: int,
-    batch_size: int,
-) -> Observed:
-    """Look at a model whose logits of every test example are known.
+class Vectors:
+    """The first token's vectors of the examples that `separability` looks at, taken while every example is scored.
 
     Args:
-        vectors_of: see `separability`.
+        tests: the test sets, whole.
+        labels: number of labels.
     """
-    answers = {language: answers_of(found, labels) for language, found in logits.items()}
-    return Observed(answers, separability(vectors_of, sampled(tests), batch_size))
+
+    def __init__(self, tests: Mapping[str, TestSet], labels: int) -> None:
+        self.sample, self.labels = sampled(tests), labels
+        self._rows = {language: tests[language].examples.sample_rows(SAMPLE) for language in self.sample}
+        self.found: dict[str, np.ndarray] = {}
+        """By language, [examples of the sample, width]."""
+
+    def split(self, language: str, outputs: Logits) -> Logits:
+        """Keep the sample's vectors; return the logits.
+
+        Args:
+            outputs: one array per example of the language, [labels + width]: logits and the vector behind them.
+        """
+        self.found[language] = np.stack([outputs[row][self.labels :] for row in self._rows[language]])
+        return list(np.stack(outputs)[:, : self.labels].copy())
+
+
+def observe(logits: Mapping[str, Logits], vectors: Vectors) -> Observed:
+    """Look at a model whose logits of every test example are known, and whose vectors were kept beside them."""
+    answers = {language: answers_of(found, vectors.labels) for language, found in logits.items()}
+    return Observed(answers, separability(vectors.found, vectors.sample))

@@ -118,20 +118,27 @@ def counted(forward: Forward, advance: Callable[[int], None]) -> Forward:
 
 
 def evaluate(
-    forward: Forward, sets: Mapping[str, TestSet], task: Any, batch_size: int, apart: bool = False
+    forward: Forward,
+    sets: Mapping[str, TestSet],
+    task: Any,
+    batch_size: int,
+    apart: bool = False,
+    split: Callable[[str, Logits], Logits] = lambda language, outputs: outputs,
 ) -> Iterator[tuple[str, Score, Logits]]:
     """Yield (language, score, logits) of every test set, one after the other.
 
     Args:
         apart: let no two languages share a batch. Small test sets are padded more, and a form whose answers depend on the
             batch (INT8) answers as it does when one language is measured alone.
+        split: takes a language and what ``forward`` gave for its examples, and returns the logits in it.
     """
     for languages in _shared(sets, 1 if apart else TOGETHER):
         joined = join_encoded([sets[language].encoded for language in languages])
         logits = collect(forward, joined, batch_size)
         for language in languages:
             test = sets[language]
-            own, logits = logits[: len(test.encoded)], logits[len(test.encoded) :]
+            outputs, logits = logits[: len(test.encoded)], logits[len(test.encoded) :]
+            own = split(language, outputs)
             yield language, score(own, test.examples, task.metrics, task.labels), own
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xlmprune.evaluation.scores import Forward, TestSet, collect
+from xlmprune.evaluation.scores import TestSet
 
 SAMPLE = 100
 """Test examples of a language whose vectors are looked at."""
@@ -37,27 +37,24 @@ def sampled(tests: Mapping[str, TestSet]) -> dict[str, TestSet]:
     }
 
 
-def separability(vectors_of: Forward, sample: Mapping[str, TestSet], batch_size: int) -> Separability | None:
+def separability(vectors: Mapping[str, np.ndarray], sample: Mapping[str, TestSet]) -> Separability | None:
     """Measure the vectors of a sample; None where there is no sample, or a vector of a diverged model is not finite.
 
     Args:
-        vectors_of: gives the first token's vector, [batch, width], for token ids and attention mask.
+        vectors: by language, the first token's vector of each example of its sample, [examples, width].
         sample: from `sampled`.
     """
     if not sample:
         return None
-    vectors = {
-        language: np.stack(collect(vectors_of, test.encoded, batch_size)) for language, test in sample.items()
-    }
     if not all(np.isfinite(part).all() for part in vectors.values()):
         return None
     shares = {
         language: between_classes(vectors[language], np.array(test.examples.labels))
         for language, test in sample.items()
     }
-    points, explained = main_plane(np.concatenate(list(vectors.values())))
-    ends = np.cumsum([len(part) for part in vectors.values()])[:-1]
-    return Separability(dict(zip(vectors, np.split(points, ends), strict=True)), shares, explained)
+    points, explained = main_plane(np.concatenate([vectors[language] for language in sample]))
+    ends = np.cumsum([len(vectors[language]) for language in sample])[:-1]
+    return Separability(dict(zip(sample, np.split(points, ends), strict=True)), shares, explained)
 
 
 def between_classes(vectors: np.ndarray, labels: np.ndarray) -> float:

@@ -410,11 +410,17 @@ def forward_of(model: nn.Module, device: torch.device, bf16: bool = False) -> An
     return _numpy_function(model, device, logits)
 
 
-def vectors_of(model: nn.Module, device: torch.device) -> Any:
-    """Like `forward_of`, but to the first token's vector behind the last layer, [batch, width], which the head reads."""
-    return _numpy_function(
-        model, device, lambda **inputs: model(**inputs, output_hidden_states=True).hidden_states[-1][:, 0]
-    )
+def logits_and_vectors_of(model: nn.Module, device: torch.device) -> Any:
+    """Like `forward_of` for a classifier of texts, with the first token's vector of the last layer, which the head reads.
+
+    The function returns [batch, labels + width]: the logits, and the vector behind them.
+    """
+
+    def both(**inputs: Tensor) -> Tensor:
+        found = model(**inputs, output_hidden_states=True)
+        return torch.cat([found.logits, found.hidden_states[-1][:, 0]], dim=1)
+
+    return _numpy_function(model, device, both)
 
 
 def _numpy_function(model: nn.Module, device: torch.device, compute: Callable[..., Tensor]) -> Any:

@@ -22,7 +22,7 @@ from xlmprune.data.examples import Kind
 from xlmprune.evaluation import baselines, score_file
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.scores import Forward, Score, Scores, TestSet
-from xlmprune.models.loading import forward_of, read_start, vectors_of
+from xlmprune.models.loading import forward_of, logits_and_vectors_of, read_start
 from xlmprune.pruning.budget import Settled
 from xlmprune.pruning.moments import to_device
 from xlmprune.recipe.schema import Recipe
@@ -34,7 +34,7 @@ from xlmprune.training.outcome import Outcome, Scored
 from xlmprune.training.planning import slow_on_cpu
 from xlmprune.training.remaining import remaining, shares_left
 from xlmprune.training.sizes import at_size
-from xlmprune.training.stages import Row, StageScores, size_row
+from xlmprune.training.stages import Forwards, Row, StageScores, size_row
 from xlmprune.training.teaching import Teaching
 
 
@@ -69,7 +69,9 @@ class Training:
         shares = shares_left(self.pretrained.model.config, kind, method)
         model = self.pretrained.model.to(device)
         self.stop = StopRequest()
-        self.forward = self.stop.guard(forward_of(model, device))
+        self.forwards = Forwards(
+            self.stop.guard(forward_of(model, device)), self.stop.guard(logits_and_vectors_of(model, device))
+        )
         rough = recipe.evaluation.stage_precision == "bf16"
         self.forward_between = self.stop.guard(forward_of(model, device, rough))
         teaching = None
@@ -90,9 +92,7 @@ class Training:
             start=lambda: processes.from_first(lambda: read_start(folder.start, kind).model.state_dict()),
             moment_text=[to_device(batch, device) for batch in given.moment_text],
         )
-        self.scores = StageScores(
-            self.data, recipe.evaluation, reporter.counting, self.stop.guard(vectors_of(model, device))
-        )
+        self.scores = StageScores(self.data, recipe.evaluation, reporter.counting)
         counts = [self.pruner.updates_in_stage(stage) for stage in range(self.last + 1)]
         tests = [test.encoded for test in self.data.tests.values()]
         self.remaining = remaining(recipe, shares, counts, self.data.train, given.unlabelled, tests)
@@ -175,8 +175,9 @@ class Training:
             row = self.scores.rows[-1]
             if outcome.size not in (None, 1):
                 row = size_row(row, outcome)
-            forwards = forward_of(outcome.model, outcome.device), vectors_of(outcome.model, outcome.device)
-            scores, logits = self.scores.measure_all(forwards[0], row, forwards[1])
+            model, device = outcome.model, outcome.device
+            forwards = Forwards(forward_of(model, device), logits_and_vectors_of(model, device))
+            scores, logits = self.scores.measure_all(forwards, row)
             processes.leave()
             if not processes.is_first():
                 return
@@ -269,7 +270,10 @@ class Training:
         try:
             if stage < self.last:
                 if self.scores.is_due(stage):
-                    self.scores.measure(self.forward if stage == 0 else self.forward_between, stage)
+                    if stage == 0:
+                        self.scores.measure_all(self.forwards, self.scores.rows[-1])
+                    else:
+                        self.scores.measure(self.forward_between)
                 self._report_stage(self.scores.rows[-1])
             if stage == 0:
                 self._warn_if_nothing_learned()
@@ -297,7 +301,7 @@ class Training:
         """Compare the dense model with its baselines on dev; a model at chance makes every later score meaningless."""
         test, task = self.data.dev or self.data.tests[self.data.train_language], self.data.task
         baseline = baselines.baselines(test.examples, task.metrics[0], task.labels)
-        score = self._score(test, self.forward)
+        score = self._score(test, self.forwards.logits)
         if baseline is not None and baselines.learned_nothing(score.statistics, task.metrics[0], baseline):
             where = f"{language_name(self.data.train_language)} {'test' if self.data.dev is None else 'dev'}"
             self.reporter.warn(baselines.describe(score.value, baseline, where))

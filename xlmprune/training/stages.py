@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.collapse import COLLAPSE, collapsed
-from xlmprune.evaluation.observing import Observed, observe
+from xlmprune.evaluation.observing import Observed, Vectors, observe
 from xlmprune.evaluation.scores import Forward, Scores
-from xlmprune.evaluation.separability import sampled
 from xlmprune.pruning.masks import remaining
 from xlmprune.recipe.schema import EvaluationRecipe
 from xlmprune.tasks.metrics import Logits
@@ -26,6 +26,15 @@ Row = dict[str, Any]
 Watch = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
+@dataclass(frozen=True)
+class Forwards:
+    """A model's forward passes, in full precision."""
+
+    logits: Forward
+    with_vectors: Forward
+    """Logits and the first token's vector, as `logits_and_vectors_of` returns them; called for classifiers of texts."""
+
+
 class StageScores:
     """Scores of every language after each stage.
 
@@ -33,17 +42,10 @@ class StageScores:
         data: the test sets and the task.
         settings: the recipe's `evaluation`.
         watch: shows progress, as `Reporter.counting` does.
-        vectors_of: gives the first token's vector, for `separability`; None to leave it out.
     """
 
-    def __init__(
-        self,
-        data: Datasets,
-        settings: EvaluationRecipe,
-        watch: Watch,
-        vectors_of: Forward | None = None,
-    ) -> None:
-        self.data, self.settings, self._watch, self._vectors_of = data, settings, watch, vectors_of
+    def __init__(self, data: Datasets, settings: EvaluationRecipe, watch: Watch) -> None:
+        self.data, self.settings, self._watch = data, settings, watch
         self.rows: list[Row] = []
         self.dense: dict[str, np.ndarray] = {}
         """Statistics of the dense model by language, [examples, k]."""
@@ -72,59 +74,60 @@ class StageScores:
         """Return whether `evaluation.stage_interval` asks for scores after this stage."""
         return stage % self.settings.stage_interval == 0
 
-    def measure(self, forward: Forward, stage: int) -> None:
-        """Score every language after a stage: the dense model on every example, others on the recipe's share."""
+    def measure(self, forward: Forward) -> None:
+        """Score every language on the recipe's share of its examples, after a stage between the first and the last."""
         begun = time.monotonic()
-        cap = None if stage == 0 else self._cap()
-        self._record(self._scores(forward, cap), self.rows[-1])
+        self._record(self._scores(forward, self._cap()), self.rows[-1])
         self.measuring_seconds = time.monotonic() - begun
 
-    def measure_all(
-        self, forward: Forward, row: Row, vectors_of: Forward | None = None
-    ) -> tuple[Scores, dict[str, Logits]]:
-        """Score a model of the last stage on every example of every language; return the scores and the logits.
+    def measure_all(self, forwards: Forwards, row: Row) -> tuple[Scores, dict[str, Logits]]:
+        """Score the dense model or one of the last stage on every example of every language, and look at its answers.
 
         Args:
             row: where the scores go, the stage's own or a copy.
-            vectors_of: of this model.
+
+        Returns:
+            The scores and the logits.
         """
         begun = time.monotonic()
-        found = self._scores(forward, None)
+        vectors = Vectors(self.data.tests, len(self.data.task.labels))
+        if vectors.sample:
+            found = self._scores(forwards.with_vectors, None, vectors.split)
+        else:
+            found = self._scores(forwards.logits, None)
+        self.observed = observe({language: logits for language, (_, logits) in found.items()}, vectors)
+        if row["stage"] == 0:
+            self.dense_observed = self.observed
+            self.dense = {language: score.statistics for language, (score, _) in found.items()}
+            self.dense_others = {language: score.others for language, (score, _) in found.items()}
         self._record(found, row)
-        self.observed = self._observe(found, vectors_of)
         self.measuring_seconds = time.monotonic() - begun
         scores = {language: score for language, (score, _) in found.items()}
         return scores, {language: logits for language, (_, logits) in found.items()}
 
-    def _scores(self, forward: Forward, cap: int | None) -> dict[str, tuple[evaluation.Score, Logits]]:
+    def _scores(
+        self,
+        forward: Forward,
+        cap: int | None,
+        split: Callable[[str, Logits], Logits] = lambda language, outputs: outputs,
+    ) -> dict[str, tuple[evaluation.Score, Logits]]:
         sets = {language: test.sample(cap) for language, test in self.data.tests.items()}
         with self._watch("measuring texts of all languages", evaluation.texts_in(sets)) as advance:
             measured = evaluation.evaluate(
-                evaluation.counted(forward, advance), sets, self.data.task, self.settings.batch_size
+                evaluation.counted(forward, advance),
+                sets,
+                self.data.task,
+                self.settings.batch_size,
+                split=split,
             )
             return {language: (score, logits) for language, score, logits in measured}
 
-    def _observe(
-        self, found: Mapping[str, tuple[evaluation.Score, Logits]], vectors_of: Forward | None
-    ) -> Observed:
-        if vectors_of is None:
-            return Observed()
-        logits = {language: logits for language, (_, logits) in found.items()}
-        labels = len(self.data.task.labels)
-        texts = evaluation.texts_in(sampled(self.data.tests))
-        with self._watch("measuring how well classes are separated", texts) as advance:
-            counted = evaluation.counted(vectors_of, advance)
-            return observe(counted, self.data.tests, logits, labels, self.settings.batch_size)
-
     def _record(self, found: Mapping[str, tuple[evaluation.Score, Logits]], row: Row) -> None:
-        scores = {language: score for language, (score, _) in found.items()}
-        if row["stage"] == 0:
-            self.dense_observed = self._observe(found, self._vectors_of)
-            self.dense = {language: score.statistics for language, score in scores.items()}
-            self.dense_others = {language: score.others for language, score in scores.items()}
         # The same examples at every stage, though the first and the last are measured on all: a curve must not jump.
         metric = self.data.task.metrics[0]
-        shown = {language: self._sampled(language, score.statistics) for language, score in scores.items()}
+        shown = {
+            language: self._sampled(language, score.statistics) for language, (score, _) in found.items()
+        }
         values = {language: float(metric.value(part.sum(axis=0))) for language, part in shown.items()}
         row["languages"] = values
         row["zero_shot_mean"] = evaluation.zero_shot_mean(values, self.data.train_language)
