@@ -1,4 +1,4 @@
-"""Measure what threads that wait cost: spinning, spinning briefly, resting, and one thread, on a quiet machine and on a busy one.
+"""Measure what waiting threads cost: spinning, spinning briefly, resting, and one thread, on a quiet and on a busy machine.
 
     python benchmarks/threads.py [--threads 2] [--neighbours 2] [--updates 10] [--rounds 3]
 
