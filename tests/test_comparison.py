@@ -760,6 +760,7 @@ def test_a_cell_waits_for_its_dense_stage_and_others_pass_it(tmp_path, monkeypat
     log = tmp_path / "log"
     script = f"""echo "$1" >> {log}
 [ "$1" = dense ] && until grep -q own {log}; do sleep 0.05; done
+[ "$1" = lost ] && until grep -q dense {log}; do sleep 0.05; done
 [ "$1" = lost ] && exit 7
 exit 0"""
     stand_in(tmp_path, monkeypatch, script)
