@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,14 @@ def test_vectors_of_the_sample_are_kept_and_logits_are_taken_apart():
         rows = kept.found[language][:, 0].astype(int)
         assert [test.examples.first[row] for row in rows] == list(kept.sample[language].examples.first)
     assert len(kept.found["de"]) == SAMPLE
+
+
+def test_a_language_without_labels_has_logits_and_no_vectors():
+    unlabelled = TestSet(replace(texts([0, 1]).examples, labels=None), texts([0, 1]).encoded)
+    kept = Vectors({"de": texts([0, 1, 2]), "th": unlabelled}, len(LABELS))
+    outputs = [np.concatenate([logits, np.zeros(5, np.float32)]) for logits in one_hot([0, 1])]
+    np.testing.assert_array_equal(kept.split("th", outputs), one_hot([0, 1]))
+    assert not kept.found
 
 
 def test_a_pass_with_vectors_has_the_logits_of_one_without_bit_for_bit():

@@ -100,7 +100,7 @@ def _control_groups(root: Path, own: Path) -> Iterator[tuple[Path, tuple[str, ..
 
 
 SPINS = "4000"
-"""What a waiting thread of libgomp counts to before it sleeps. docs/performance.md has the measurements."""
+"""What a waiting thread of libgomp counts to before it sleeps. docs/runs.md has the measurements."""
 
 
 def limit_threads() -> None:

@@ -63,12 +63,13 @@ class Vectors:
         """By language, [examples of the sample, width]."""
 
     def split(self, language: str, outputs: Logits) -> Logits:
-        """Keep the sample's vectors; return the logits.
+        """Keep the vectors of the language's sample, if it has one; return the logits.
 
         Args:
             outputs: one array per example of the language, [labels + width]: logits and the vector behind them.
         """
-        self.found[language] = np.stack([outputs[row][self.labels :] for row in self._rows[language]])
+        if language in self._rows:
+            self.found[language] = np.stack([outputs[row][self.labels :] for row in self._rows[language]])
         return list(np.stack(outputs)[:, : self.labels].copy())
 
 
