@@ -48,10 +48,10 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    settings = {
+    settings: dict[str, tuple[int, Mapping[str, str]]] = {
         f"{options.threads} threads, spinning": (options.threads, {"OMP_WAIT_POLICY": "ACTIVE"}),
         f"{options.threads} threads, OpenMP's default": (options.threads, {}),
-        f"{options.threads} threads, xlmprune's": (options.threads, xlmprune_sets()),
+        f"{options.threads} threads, xlmprune's": (options.threads, machine.WAITING),
         f"{options.threads} threads, resting": (options.threads, {"OMP_WAIT_POLICY": "PASSIVE"}),
         "1 thread": (1, {"OMP_WAIT_POLICY": "PASSIVE"}),
     }
@@ -69,11 +69,6 @@ def main() -> None:
         for name, found in taken.items():
             wall, processor = (statistics.median(column) for column in zip(*found))
             print(f"{name:<32}{neighbours:>12}{wall:>12.0f}{processor:>15.0f}", flush=True)
-
-
-def xlmprune_sets() -> dict[str, str]:
-    """Return what the command sets for threads that wait."""
-    return {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": machine.SPINS}
 
 
 def measure(threads: int, waiting: Mapping[str, str], updates: int) -> tuple[float, float]:

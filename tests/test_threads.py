@@ -65,8 +65,8 @@ def test_processors_are_those_that_may_be_used(monkeypatch, quota, processors):
 @pytest.mark.parametrize(
     ("quota", "given", "threads", "policy", "spins"),
     [
-        (None, {}, None, "PASSIVE", machine.SPINS),
-        (2.0, {}, "2", "PASSIVE", machine.SPINS),
+        (None, {}, None, "PASSIVE", "4000"),
+        (2.0, {}, "2", "PASSIVE", "4000"),
         (2.0, {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}, "3", "ACTIVE", None),
         (2.0, {"OMP_WAIT_POLICY": "PASSIVE"}, "2", "PASSIVE", None),
         (None, {"GOMP_SPINCOUNT": "7"}, None, "PASSIVE", "7"),

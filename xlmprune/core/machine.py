@@ -99,20 +99,20 @@ def _control_groups(root: Path, own: Path) -> Iterator[tuple[Path, tuple[str, ..
         yield from ((folder, fields) for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
-SPINS = "4000"
-"""What a waiting thread of libgomp counts to before it sleeps. docs/runs.md has the measurements."""
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "4000"}
+"""How threads wait for each other: libgomp's count to 4,000 and then sleep. docs/runs.md has the measurements."""
 
 
 def limit_threads() -> None:
     """Set what OpenMP reads when PyTorch is loaded, unless the user has set it.
 
     Threads that wait spin for some microseconds and then give their processor away. Spinning for longer, which is OpenMP's
-    default, makes an update ten times slower where other work runs on the machine; not spinning at all makes it 1.4 times
+    default, makes an update several times slower where other work runs on the machine; not spinning at all makes it a third
     slower where none does. And there are as many threads as the container's quota allows, not as the host has processors.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        for name, value in WAITING.items():
+            os.environ.setdefault(name, value)
     if processors() < allowed_processors():
         os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
 
