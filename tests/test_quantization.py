@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
-from tiny import tiny_masks, tiny_model
+from tiny import tiny_masks, tiny_model, tiny_special
 
 from xlmprune.core.errors import BundleError
-from xlmprune.export import packing, quantization
+from xlmprune.data.encoding import Encoded, join_encoded
+from xlmprune.evaluation.scores import collect
+from xlmprune.export import choosing, packing, quantization
 from xlmprune.export.calibration import calibrate, product_error, smooth
-from xlmprune.export.choosing import Candidate, candidates_for, choose
+from xlmprune.export.choosing import Candidate, Questions, candidates_for, choose
 from xlmprune.export.graph import export_onnx
+from xlmprune.export.runtime import forward_of, open_session
 
 
 def session_of(proto, **entries):
@@ -385,3 +388,47 @@ def test_scores_that_say_nothing_are_refused(fp32):
             choose(fp32, lambda form, figures=figures: figures, [Candidate("plain")], **wanted)
     with pytest.raises(ValueError, match="no candidate"):
         choose(fp32, lambda form: {"dev": 1.0}, [], **wanted)
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_forms_are_compared_in_batches_that_languages_share(words, tmp_path):
+    """The answers are those of each language alone, in its own order, though short texts of all go together."""
+    random = np.random.default_rng(0)
+    lengths = [[3, 40, 7], [41, 4, 5, 39], [6]]
+    ids = [[random.integers(4, 200, length) for length in part] for part in lengths]
+    where = [[np.arange(1, length, 2) for length in part] if words else None for part in lengths]
+    parts = [
+        Encoded(rows, None, marks, np.zeros(len(rows), dtype=bool), special=tiny_special())
+        for rows, marks in zip(ids, where)
+    ]
+    graph = export_onnx(tiny_model("tokens" if words else "text"))
+    shapes = []
+
+    def opened(path):
+        forward = forward_of(open_session(path))
+
+        def counted(*batch):
+            shapes.append(batch[0].shape)
+            return forward(*batch)
+
+        return counted
+
+    asked = Questions(None, None, parts, 4, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "open_session", lambda path: path)
+        patch.setattr(choosing, "forward_of", opened)
+        found = asked.answers(graph)
+    assert shapes == [(4, 6), (4, 41)] or shapes == [(4, 41), (4, 6)]
+    onnx.save(graph, tmp_path / "graph.onnx")
+    forward = forward_of(open_session(tmp_path / "graph.onnx"))
+    for part, own in zip(parts, found, strict=True):
+        for one, other in zip(own, collect(forward, part, 1), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_sets_with_and_without_words_are_not_joined():
+    rows = [np.array([0, 5, 2])]
+    text = Encoded(rows, None, None, np.zeros(1, dtype=bool), special=tiny_special())
+    tagged = Encoded(rows, None, [np.array([1])], np.zeros(1, dtype=bool), special=tiny_special())
+    with pytest.raises(ValueError, match="with and without words"):
+        join_encoded([text, tagged])

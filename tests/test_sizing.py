@@ -171,7 +171,7 @@ def test_the_files_are_timed_as_the_budget_was(tmp_path, monkeypatch):
         budget = {"asked": asked, "predicted": {"latency_ms": milliseconds}}
         scored = SimpleNamespace(outcome=SimpleNamespace(model=tiny_model(), budget=budget))
         made = SimpleNamespace(path=tmp_path, shipped=[form_named("int8")], scored=scored)
-        assert pipeline.time_forms([made], silent_reporter()) == [{}]
+        assert pipeline.time_forms([made], None, silent_reporter()) == [{}]
     assert calls == [{"batch": 2, "tokens": 32, "threads": 1}, {}]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,21 +20,22 @@ from xlmprune.core.device import (
     without_cudnn_attention,
 )
 from xlmprune.core.errors import ShortfallError
-from xlmprune.core.files import explain_disk, temporary_folder
+from xlmprune.core.files import explain_disk
 from xlmprune.core.progress import Reporter, silent_reporter
 from xlmprune.core.run_folder import RunFolder, bundle_name, explain_report, report_file
 from xlmprune.core.stopping import interruptible
 from xlmprune.export import manifest, sizing, writing
 from xlmprune.export.form import DENSE_MODEL, Form, form_named, form_to_serve
 from xlmprune.export.triton import write_triton
+from xlmprune.export.whole import written_beside
 from xlmprune.export.writing import MeasuredForm
-from xlmprune.pruning.structures import is_cut
+from xlmprune.pruning.structures import is_cut, whole_config
 from xlmprune.recipe.loading import PATHS, load_recipe, recipe_of
 from xlmprune.recipe.schema import Recipe
 from xlmprune.report import pages, results
 from xlmprune.training import checkpoint, dense, tracking
 from xlmprune.training.conditions import conditions, require_possible
-from xlmprune.training.outcome import Datasets, Scored
+from xlmprune.training.outcome import Datasets, Outcome, Scored
 from xlmprune.training.revisions import pin
 from xlmprune.training.run import Training
 
@@ -133,10 +135,15 @@ def run(
         with tracking.reporting(recipe, folder, reporter):
             training.run()
             made: list[Exported] = []
-            for scored in training.finish():
-                path = folder.begin_bundle(scored.outcome.size if made else None)
-                made.append(write_bundle(recipe, scored, training.data, path, folder.path, reporter))
-            return publish(recipe, made, training.data, folder, reporter) if processes.is_first() else {}
+            with ExitStack() as held:
+                for scored in training.finish():
+                    if not made:
+                        dense_file = held.enter_context(
+                            dense_written_beside(recipe, scored.outcome, training.data)
+                        )
+                    path = folder.begin_bundle(scored.outcome.size if made else None)
+                    made.append(write_bundle(recipe, scored, training.data, path, folder.path, reporter))
+                return publish(recipe, made, training.data, dense_file, folder, reporter) if made else {}
 
 
 def agreed(recipe: Recipe, device: torch.device, out: Path | None) -> Recipe:
@@ -214,9 +221,17 @@ def write_bundle(
 
 
 def publish(
-    recipe: Recipe, made: Sequence[Exported], data: Datasets, folder: RunFolder, reporter: Reporter
+    recipe: Recipe,
+    made: Sequence[Exported],
+    data: Datasets,
+    dense_file: DenseFile | None,
+    folder: RunFolder,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """Time the forms, write the reports and the manifests, and put the bundles in place.
+
+    Args:
+        dense_file: of `dense_written_beside`.
 
     Returns:
         The report of the first bundle.
@@ -225,7 +240,7 @@ def publish(
         ShortfallError: a form lost more than `export.floor` allows; the bundle is written without it.
     """
     with explain_disk(folder.path):
-        speeds = time_forms(made, reporter)
+        speeds = time_forms(made, dense_file, reporter)
         reports = [
             results.assemble(recipe, one.scored, data, one.forms, one.refused, speed, one.path)
             for one, speed in zip(made, speeds, strict=True)
@@ -242,22 +257,41 @@ def publish(
     return require_all_forms(first)
 
 
-def time_forms(made: Sequence[Exported], reporter: Reporter) -> list[dict[str, dict[str, Any]]]:
+DenseFile = Callable[[int], Path]
+"""Returns the fp32 graph of the whole dense model with this version of the operators."""
+
+
+@contextmanager
+def dense_written_beside(recipe: Recipe, outcome: Outcome, data: Datasets) -> Iterator[DenseFile | None]:
+    """Begin to write the dense model, with which a model without some of its structures is compared; None for others."""
+    if not recipe.export.onnx or not is_cut(outcome.model):
+        yield None
+        return
+    opset = None if recipe.export.opset == "auto" else recipe.export.opset
+    config = whole_config(outcome.model, outcome.whole.layout)
+    with written_beside(config, data.task.kind, opset) as file:
+        yield file
+
+
+def time_forms(
+    made: Sequence[Exported], dense_file: DenseFile | None, reporter: Reporter
+) -> list[dict[str, dict[str, Any]]]:
     """Time the shipped files of all bundles in turns, beside the dense model where structures were removed.
+
+    Args:
+        dense_file: of `dense_written_beside`.
 
     Returns:
         For every bundle what was measured, by file.
     """
     files = {str(one.path / form.file): one.path / form.file for one in made for form in one.shipped}
-    outcome = made[0].scored.outcome
-    conditions = _conditions_of(outcome.budget)
-    if not files or not is_cut(outcome.model):
-        with reporter.busy("timing the files"):
-            timed = bench.time_files(files, reporter.say, **conditions)
-    else:
-        with temporary_folder() as folder, reporter.busy("timing the files and the dense model"):
-            dense_file = writing.write_whole(outcome, made[0].forms[0].opset, folder)
-            timed = bench.time_files({DENSE_MODEL: dense_file, **files}, reporter.say, **conditions)
+    conditions = _conditions_of(made[0].scored.outcome.budget)
+    what = "the files" if dense_file is None else "the files and the dense model"
+    with reporter.busy(f"timing {what}"):
+        timing = dict(files)
+        if files and dense_file is not None:
+            timing = {DENSE_MODEL: dense_file(made[0].forms[0].opset), **files}
+        timed = bench.time_files(timing, reporter.say, **conditions)
     dense = {DENSE_MODEL: timed[DENSE_MODEL]} if DENSE_MODEL in timed else {}
     return [
         dense

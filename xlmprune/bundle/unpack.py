@@ -164,10 +164,10 @@ def _whole_model(bundle: Path, folder: Path, say: Callable[[str], None]) -> Path
     if not isinstance(model, dict) or not model.get("structure"):
         return None
     try:
-        from xlmprune.export.sizing import write_whole
+        from xlmprune.export.sizing import write_whole_of_bundle
 
         say("exporting the dense model")
-        return write_whole(bundle, folder)
+        return write_whole_of_bundle(bundle, folder)
     except ImportError as error:
         reason = f"it needs the package {error.name}, which is not installed"
     except BundleError as error:

@@ -72,7 +72,9 @@ class Encoded:
 
 
 def join_encoded(parts: Sequence[Encoded]) -> Encoded:
-    """Join several sets of one tokenizer, without their labels."""
+    """Join several sets of one tokenizer, without their labels; of tagged words all, or none."""
+    if len({part.words is None for part in parts}) > 1:
+        raise ValueError("sets with and without words cannot be joined")
     words = [array for part in parts for array in part.words or []]
     ids = [array for part in parts for array in part.input_ids]
     return Encoded(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import onnx
 
 from xlmprune.core.errors import DataError
 from xlmprune.core.files import temporary_folder
-from xlmprune.data.encoding import Encoded, encode, pad
+from xlmprune.data.encoding import Encoded, encode, join_encoded, pad
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import scores as evaluation
 from xlmprune.evaluation.agreement import same_labels
@@ -86,7 +87,7 @@ def _feed(texts: Encoded) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class _Questions:
+class Questions:
     """Texts on which forms are compared: English dev first, where there is one, then each language's unlabelled ones."""
 
     task: Any
@@ -102,7 +103,9 @@ class _Questions:
         with temporary_folder(self.folder) as folder:
             save_onnx(proto, folder / "candidate.onnx")
             forward = forward_of(open_session(folder / "candidate.onnx"))
-            return [evaluation.collect(forward, part, self.batch_size) for part in sets]
+            # Languages share batches of texts of similar length, so that little is padding.
+            logits = iter(evaluation.collect(forward, join_encoded(sets), self.batch_size))
+            return [list(islice(logits, len(part))) for part in sets]
 
     def figures(self, exact: Sequence[Logits], found: Sequence[Logits]) -> dict[str, float]:
         """Percent: the score on dev, and the mean over languages of the labels that stayed."""
@@ -123,12 +126,12 @@ class _Questions:
         return {"dev": max(DEV_MARGIN, one), "agreement": AGREEMENT_MARGIN}
 
 
-def _questions(material: Material, texts: Sequence[Encoded]) -> _Questions:
+def _questions(material: Material, texts: Sequence[Encoded]) -> Questions:
     data = material.data
     dev = None if data.dev is None else data.dev.sample(DEV_EXAMPLES)
     rest = [part.rows(AGREEMENT_TEXTS, CALIBRATION_TEXTS) for part in texts]
     held_out = [part for part in rest if len(part)] or list(texts)
-    return _Questions(data.task, dev, held_out, material.batch_size, material.folder)
+    return Questions(data.task, dev, held_out, material.batch_size, material.folder)
 
 
 # --- the choice ------------------------------------------------------------------------------------------------------

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from transformers.initialization import no_init_weights
 
 from xlmprune.core import machine
 from xlmprune.core.errors import BundleError, RecipeError
@@ -37,8 +35,9 @@ from xlmprune.export.opsets import TOKENS, graph_of_opset
 from xlmprune.export.quantization import INT4
 from xlmprune.export.sparse import read_config
 from xlmprune.export.timing import SECONDS, time_in_turns
+from xlmprune.export.whole import config_of, model_without_meaning, write_whole
 from xlmprune.models import architecture
-from xlmprune.models.loading import head_class, load_config
+from xlmprune.models.loading import load_config
 from xlmprune.pruning.budget import Limits, Settled, Size, SizedFile, SizeTable, Timing, search
 from xlmprune.pruning.structures import CONFIG_KEY, LayerLayout, Layout, resize
 from xlmprune.recipe import registry
@@ -191,14 +190,10 @@ def random_model(source: Source, size: Size, rows: int) -> nn.Module:
     config = copy.deepcopy(source.config)
     config.vocab_size = rows
     architecture.of(config).describe_layers(config, range(size.layers))
-    with no_init_weights():
-        model = head_class(config, source.kind)(config).eval()
+    model = model_without_meaning(config, source.kind)
     head_size = architecture.of(model).layers(model)[0].head_size
     layer = LayerLayout(0, size.heads, size.neurons)
     resize(model, Layout(head_size, (layer,) * size.layers))
-    with torch.no_grad():
-        for parameter in model.parameters():  # no two alike: the exporter would merge them
-            parameter.normal_(0.0, 0.02)
     return model
 
 
@@ -387,7 +382,7 @@ def source_of_bundle(bundle: Path) -> Source:
         ) from error
 
 
-def write_whole(bundle: Path, folder: Path) -> Path:
+def write_whole_of_bundle(bundle: Path, folder: Path) -> Path:
     """Write the fp32 graph of the whole model that a bundle was made from, with weights of no meaning, to time it.
 
     Raises:
@@ -396,17 +391,7 @@ def write_whole(bundle: Path, folder: Path) -> Path:
     source = source_of_bundle(bundle)
     opset = exporting_of_bundle(bundle, reference().name).opset
     assert opset != "auto"
-    path = folder / "dense.onnx"
-    export_onnx(random_model(source, source.size, source.config.vocab_size), path, opset=opset)
-    return path
-
-
-def config_of(values: Mapping[str, Any]) -> Any:
-    """Return a configuration of transformers from the values of a config.json."""
-    import transformers
-
-    family = architecture.named(values["model_type"])
-    return getattr(transformers, family.heads["text"]).config_class(**values)
+    return write_whole(source.config, source.kind, opset, folder / "dense.onnx")
 
 
 def exporting_of_bundle(bundle: Path, form: str) -> Exporting:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from transformers.initialization import no_init_weights
 
 from xlmprune._version import __version__
 from xlmprune.core.errors import ShortfallError
@@ -29,7 +27,6 @@ from xlmprune.export.opsets import TOKENS, graph_of_opset
 from xlmprune.export.runtime import INPUTS, forward_of, onnx_files
 from xlmprune.models import loading
 from xlmprune.pruning.masks import density
-from xlmprune.pruning.structures import whole_config
 from xlmprune.recipe.schema import TASK_TEXT, ExportRecipe, FloorRecipe, Recipe
 from xlmprune.tasks.metrics import Logits
 
@@ -275,19 +272,6 @@ def dense_bytes(outcome: Outcome, forms: Sequence[MeasuredForm]) -> dict[str, in
     found |= {entry.form.key: of(entry.form, entry.written.dense_bytes) for entry in forms}
     stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return found | {"safetensors": stored + 4 * removed}
-
-
-def write_whole(outcome: Outcome, opset: int, folder: Path) -> Path:
-    """Write the fp32 graph of the model as it was before structures were removed, with weights of no meaning, to time it."""
-    config = whole_config(outcome.model, outcome.whole.layout)
-    with no_init_weights():
-        model = type(outcome.model)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.02)
-    path = folder / "dense.onnx"
-    export_onnx(model, path, opset=opset)
-    return path
 
 
 def drops_of(entry: MeasuredForm, pruned: Scores) -> Drops:

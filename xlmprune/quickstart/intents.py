@@ -119,13 +119,14 @@ def draw(language: str, per_label: int) -> Sentences:
     """
     templates = _Templates(language, load_language(language))
     pools = {label: templates.draw(label, per_label) for label in COMMANDS}
+    form_of = {wording: _form(wording) for pool in pools.values() for wording in pool.values()}
     # "Set Luna to 20" may mean its temperature or its light: what two commands share tells neither.
     shared = Counter(
-        form for pool in pools.values() for form in {_form(wording) for wording in pool.values()}
+        form for pool in pools.values() for form in {form_of[wording] for wording in pool.values()}
     )
     by_label, wordings = {}, {}
     for label, pool in pools.items():
-        clear = [text for text, wording in pool.items() if shared[_form(wording)] == 1][:per_label]
+        clear = [text for text, wording in pool.items() if shared[form_of[wording]] == 1][:per_label]
         by_label[label], wordings[label] = tuple(clear), len({pool[text] for text in clear})
     return Sentences(language, by_label, wordings)
 
@@ -298,7 +299,7 @@ def _without_slots(wording: str, instead: str = "") -> str:
 
 
 def _tidy(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
+    return " ".join(text.split())
 
 
 def normalize_wording(text: str) -> str:
@@ -307,4 +308,4 @@ def normalize_wording(text: str) -> str:
     `data.examples.normalize` also tells vowel signs apart. This one does not, because it decides which Hindi and Malayalam
     sentences are drawn, and so every score measured on them.
     """
-    return "".join(character for character in text.casefold() if character.isalnum())
+    return "".join(filter(str.isalnum, text.casefold()))
