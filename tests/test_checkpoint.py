@@ -328,6 +328,14 @@ def test_one_process_at_a_time(tmp_path):
         pass
 
 
+def test_an_explained_disk_is_not_explained_again(tmp_path):
+    """A full folder for temporary files is another disk than the run's."""
+    explained = MachineError("/tmp is full (No space left on device): free some space")
+    with pytest.raises(MachineError) as caught, explain_disk(tmp_path):
+        raise explained
+    assert caught.value is explained
+
+
 def test_places_that_cannot_hold_a_run(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(MachineError, match="not a folder"):

@@ -654,7 +654,7 @@ def test_int8_alone_knows_its_dense_sizes_and_writes_for_the_while_into_the_run_
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no such folder"))
     result = CliRunner().invoke(app, ["compress", str(recipe), "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
-    assert not list((tmp_path / "run").glob(".temporary-*"))
+    assert not list((tmp_path / "run").rglob(".temporary-*"))
     report = report_of(tmp_path / "run")
     dense, parameters = report["dense_bytes"], report["model"]["parameters"]
     assert set(dense) == {"onnx_fp32", "onnx_int8", "safetensors"}, "fp32 too, though it was not asked for"

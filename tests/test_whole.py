@@ -15,7 +15,7 @@ from tiny import tiny_model
 from xlmprune.core import own_process
 from xlmprune.export import whole
 from xlmprune.export.graph import opset_of
-from xlmprune.export.whole import config_of, model_without_meaning, write_whole, written_beside
+from xlmprune.export.whole import config_of, model_without_meaning, values_of, write_whole, written_beside
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def contents(path):
 
 def test_the_process_writes_the_graph_that_would_be_written_here(tmp_path, started):
     config = tiny_model("tokens", labels=("O", "A", "B", "C", "D")).config
-    with written_beside(config, "tokens", 23) as file:
+    with written_beside(config, "tokens", 23, tmp_path) as file:
         beside = file(23)
         assert [process.returncode for process in started] == [0]
         assert contents(beside) == contents(write_whole(config, "tokens", 23, tmp_path / "here.onnx"))
@@ -57,26 +57,35 @@ def test_the_process_writes_the_graph_that_would_be_written_here(tmp_path, start
 
 @pytest.mark.parametrize("model", [tiny_model(labels="abcd"), modernbert()], ids=["xlmr", "modernbert"])
 def test_a_configuration_reaches_the_process_whole(model):
-    found = config_of(json.loads(model.config.to_json_string(use_diff=False)))
+    model.config._attn_implementation = "eager"
+    found = config_of(json.loads(json.dumps(values_of(model.config))))
+    assert found._attn_implementation == "eager"
     again = model_without_meaning(found, "text").state_dict()
     assert {name: value.shape for name, value in again.items()} == {
         name: value.shape for name, value in model.state_dict().items()
     }
 
 
-def test_a_file_that_the_process_failed_to_write_is_written_here(started, monkeypatch):
+def test_a_file_that_the_process_failed_to_write_is_written_here(tmp_path, started, monkeypatch):
     config = tiny_model().config
     instead(monkeypatch, "exit(3)")
-    with written_beside(config, "text", 20) as file:
+    with written_beside(config, "text", 20, tmp_path) as file:
         assert opset_of(onnx.load(file(20))) == 20
     assert [process.returncode for process in started] == [3]
 
 
+def test_a_system_that_allows_no_process_is_no_fault(tmp_path, started, monkeypatch):
+    monkeypatch.setattr(own_process, "command", lambda *given: [str(tmp_path / "missing")])
+    with written_beside(tiny_model().config, "text", 20, tmp_path) as file:
+        assert opset_of(onnx.load(file(20))) == 20
+    assert started == []
+
+
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-def test_the_process_ends_with_the_work_beside_it(error, started, monkeypatch):
+def test_the_process_ends_with_the_work_beside_it(error, tmp_path, started, monkeypatch):
     instead(monkeypatch, "import time; time.sleep(600)")
     try:
-        with written_beside(tiny_model().config, "text", 20):
+        with written_beside(tiny_model().config, "text", 20, tmp_path):
             assert started[0].poll() is None
             if error is not None:
                 raise error
@@ -85,15 +94,15 @@ def test_the_process_ends_with_the_work_beside_it(error, started, monkeypatch):
     assert started[0].poll() is not None
 
 
-def test_no_process_starts_where_it_saves_no_time(started, monkeypatch):
+def test_no_process_starts_where_it_saves_no_time(tmp_path, started, monkeypatch):
     tiny, few = tiny_model().config, tiny_model(layers=1).config
     large = transformers.XLMRobertaConfig(
         vocab_size=250_002, num_hidden_layers=24, hidden_size=1024, num_attention_heads=16
     )
     for config, opset in ((few, 20), (large, 20), (tiny, None)):
-        with written_beside(config, "text", opset):
+        with written_beside(config, "text", opset, tmp_path):
             pass
     monkeypatch.setattr(whole.machine, "processors", lambda: 1)
-    with written_beside(tiny, "text", 20) as file:
+    with written_beside(tiny, "text", 20, tmp_path) as file:
         assert opset_of(onnx.load(file(20))) == 20
     assert started == []

@@ -138,11 +138,10 @@ def run(
             with ExitStack() as held:
                 for scored in training.finish():
                     if not made:
-                        dense_file = held.enter_context(
-                            dense_written_beside(recipe, scored.outcome, training.data)
-                        )
+                        beside = dense_written_beside(recipe, scored.outcome, training.data, folder.own)
+                        dense_file = held.enter_context(beside)
                     path = folder.begin_bundle(scored.outcome.size if made else None)
-                    made.append(write_bundle(recipe, scored, training.data, path, folder.path, reporter))
+                    made.append(write_bundle(recipe, scored, training.data, path, folder, reporter))
                 return publish(recipe, made, training.data, dense_file, folder, reporter) if made else {}
 
 
@@ -205,12 +204,12 @@ class Exported:
 
 
 def write_bundle(
-    recipe: Recipe, scored: Scored, data: Datasets, path: Path, run: Path, reporter: Reporter
+    recipe: Recipe, scored: Scored, data: Datasets, path: Path, folder: RunFolder, reporter: Reporter
 ) -> Exported:
     """Write and measure the files of one model into the empty folder ``path``; forms that lose too much are removed."""
     outcome = scored.outcome
-    forms = writing.write_files(recipe, outcome, data, scored.logits, path, run, reporter)
-    with explain_disk(run):
+    with explain_disk(folder.path):
+        forms = writing.write_files(recipe, outcome, data, scored.logits, path, folder.own, reporter)
         refused = writing.refuse(forms, scored.scores, recipe.export.floor, data.train_language, path)
         made = Exported(path, scored, forms, refused)
         golden.write(path, *writing.golden_arrays(outcome, data.tests, made.shipped, path))
@@ -262,14 +261,20 @@ DenseFile = Callable[[int], Path]
 
 
 @contextmanager
-def dense_written_beside(recipe: Recipe, outcome: Outcome, data: Datasets) -> Iterator[DenseFile | None]:
-    """Begin to write the dense model, with which a model without some of its structures is compared; None for others."""
+def dense_written_beside(
+    recipe: Recipe, outcome: Outcome, data: Datasets, temporary: Path
+) -> Iterator[DenseFile | None]:
+    """Begin to write the dense model, with which a model without some of its structures is compared; None for others.
+
+    Args:
+        temporary: where the file is, as long as it is used.
+    """
     if not recipe.export.onnx or not is_cut(outcome.model):
         yield None
         return
     opset = None if recipe.export.opset == "auto" else recipe.export.opset
     config = whole_config(outcome.model, outcome.whole.layout)
-    with written_beside(config, data.task.kind, opset) as file:
+    with written_beside(config, data.task.kind, opset, temporary) as file:
         yield file
 
 

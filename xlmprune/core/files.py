@@ -19,7 +19,7 @@ from typing import Any
 from xlmprune.core.errors import MachineError
 
 TEMPORARY = ".temporary-"
-"""Start of the name of a temporary folder inside a run folder. One that still exists was left by a crash."""
+"""Start of the name of a temporary folder that is not among the system's own."""
 
 SAFETENSORS_FILE = "model.safetensors"
 REPORT_FILE = "report.json"
@@ -114,6 +114,8 @@ def explain_disk(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except MachineError:  # explained already
+        raise
     except Exception as error:  # of no common type; see `system_error`
         text, code = str(error), system_error(error)
         if code in FULL:

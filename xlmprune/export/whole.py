@@ -47,42 +47,54 @@ def write_whole(config: Any, kind: Kind, opset: int, path: Path) -> Path:
 
 
 @contextmanager
-def written_beside(config: Any, kind: Kind, opset: int | None) -> Iterator[Callable[[int], Path]]:
+def written_beside(
+    config: Any, kind: Kind, opset: int | None, temporary: Path
+) -> Iterator[Callable[[int], Path]]:
     """Write the graph in a process of its own, while the ``with`` does other work: a trace needs one processor.
 
     Args:
         config: of the whole model.
         opset: None if it is not known yet; then nothing is written beside.
+        temporary: a folder for the file.
 
     Yields:
         Returns the file for an opset, which exists inside the ``with``. It waits for the process. It writes the file itself
         where there is no process, or where that failed.
     """
-    with temporary_folder() as folder:
+    with temporary_folder(temporary) as folder:
         path = folder / "dense.onnx"
-        if opset is None or not _saves_time(config, kind):
-            yield lambda wanted: write_whole(config, kind, wanted, path)
-            return
-        described = folder / "config.json"
-        described.write_text(config.to_json_string(use_diff=False), encoding="utf-8")
-        process = subprocess.Popen(
+        process = None
+        if opset is not None and _saves_time(config, kind):
+            process = _start(config, kind, opset, folder / "config.json", path)
+
+        def file(wanted: int) -> Path:
+            if process is not None and process.wait() == 0 and wanted == opset:
+                return path
+            return write_whole(config, kind, wanted, path)
+
+        try:
+            yield file
+        finally:
+            if process is not None:
+                process.kill()
+                process.communicate()
+
+
+def _start(
+    config: Any, kind: Kind, opset: int, described: Path, path: Path
+) -> subprocess.Popen[bytes] | None:
+    """Start the process; None where the system allows no other one."""
+    described.write_text(json.dumps(values_of(config)), encoding="utf-8")
+    try:
+        return subprocess.Popen(
             own_process.command(__name__, str(described), kind, str(opset), str(path)),
             stdin=subprocess.PIPE,  # stays open as long as we live; see `own_process.end_with_parent`
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**own_process.environment(), own_process.END_WITH_STDIN: "1"},
         )
-
-        def file(wanted: int) -> Path:
-            return (
-                path if process.wait() == 0 and wanted == opset else write_whole(config, kind, wanted, path)
-            )
-
-        try:
-            yield file
-        finally:
-            process.kill()
-            process.communicate()
+    except OSError:
+        return None
 
 
 def _saves_time(config: Any, kind: Kind) -> bool:
@@ -90,6 +102,12 @@ def _saves_time(config: Any, kind: Kind) -> bool:
         return False
     with torch.device("meta"), no_init_weights():
         return count_parameters(head_class(config, kind)(config)) <= PARAMETERS
+
+
+def values_of(config: Any) -> dict[str, Any]:
+    """Return the values of a configuration that `config_of` reads, the way to compute attention included."""
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {**values, "attn_implementation": config._attn_implementation}
 
 
 def config_of(values: Mapping[str, Any]) -> Any:

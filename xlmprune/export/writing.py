@@ -12,7 +12,7 @@ import numpy as np
 
 from xlmprune._version import __version__
 from xlmprune.core.errors import ShortfallError
-from xlmprune.core.files import SAFETENSORS_FILE, explain_disk
+from xlmprune.core.files import SAFETENSORS_FILE
 from xlmprune.core.progress import Reporter
 from xlmprune.data.encoding import Encoded, pad
 from xlmprune.data.examples import Examples
@@ -58,7 +58,7 @@ def write_files(
     data: Datasets,
     logits: Mapping[str, Logits],
     bundle: Path,
-    run: Path,
+    temporary: Path,
     reporter: Reporter,
 ) -> list[MeasuredForm]:
     """Write the model's files into an unfinished bundle, measure each ONNX form and compare it with PyTorch.
@@ -66,26 +66,25 @@ def write_files(
     Args:
         logits: the pruned PyTorch model's, by language, for every test example.
         bundle: an empty folder.
-        run: where temporary files go.
+        temporary: a folder for temporary files, as large as the model.
         reporter: shows what is done.
 
     Raises:
         ShortfallError: a form that must reproduce PyTorch does not.
     """
     settings = recipe.export
-    with explain_disk(run):
-        write_model(outcome, data, settings.safetensors, recipe.sha256(), bundle)
-        if not settings.onnx:
-            return []
-        material = Material(
-            data,
-            outcome.tokenizer,
-            calibration_text(recipe),
-            settings.embeddings,
-            recipe.evaluation.batch_size,
-            run,
-        )
-        return list(write_forms(outcome, material, settings, logits, recipe.sha256(), bundle, reporter))
+    write_model(outcome, data, settings.safetensors, recipe.sha256(), bundle)
+    if not settings.onnx:
+        return []
+    material = Material(
+        data,
+        outcome.tokenizer,
+        calibration_text(recipe),
+        settings.embeddings,
+        recipe.evaluation.batch_size,
+        temporary,
+    )
+    return list(write_forms(outcome, material, settings, logits, recipe.sha256(), bundle, reporter))
 
 
 def calibration_text(recipe: Recipe) -> TextSource:

@@ -467,9 +467,10 @@ class DistillationRecipe(BaseModel):
     unlabelled: str | None = None
     """Text files, one sentence per line, with `{language}` in the name, or `task` for the task's own text, or
     `task_with_translations` to include machine translations of the training set (hub). The student also learns the
-    teacher's answers on them. Measured languages without a file are skipped. With `task.languages: all`, files of other
-    languages are read too, and the report says that nothing measures these languages. Texts of the test sets and of English
-    dev are left out, even if their spaces, case or punctuation differ."""
+    teacher's answers on them. Text like that which the model will read helps most. Measured languages without a file are
+    skipped. With `task.languages: all`, files of other languages are read too, and the report says that nothing measures
+    these languages. Texts of the test sets and of English dev are left out, even if their spaces, case or punctuation
+    differ."""
     languages: Annotated[list[str], Field(min_length=1)] | None = None
     """Languages whose unlabelled text is read, measured or not; `null` reads all that have text. The report marks them as
     `seen_unlabelled`."""
