@@ -14,6 +14,7 @@ import traced
 
 from xlmprune.bundle import bench
 from xlmprune.core import gpu
+from xlmprune.core.hub import ask_again
 
 # A busy machine may take its time; an example is wrong when it is wrong, not when it is slow.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -41,6 +42,13 @@ def _timed_briefly():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "quick", partial(bench.quick, seconds=0.1))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _hub_asked_again():
+    """Let no test inherit from another one that the hub was not reached."""
+    yield
+    ask_again()
 
 
 @pytest.fixture(scope="module")
