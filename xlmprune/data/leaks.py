@@ -12,7 +12,10 @@ SHINGLE = 4
 """Letters in a piece by which similar sentences are looked up."""
 
 RAREST = 12
-"""A sentence is compared with the one that has the most of its rarest pieces, so many of them."""
+"""A sentence is compared with those that have the most of its rarest pieces, so many of them."""
+
+COMPARED = 8
+"""Sentences it is compared with, at most: where several have equally many of the pieces, the first in alphabetical order."""
 
 SHARED = 0.4
 """They are compared only if they share this share of the pieces."""
@@ -55,18 +58,24 @@ class TestTexts:
         if not self._sentences or len(text) < SIMILAR[-1][0]:
             return False
         shingles = _shingles(text)
-        found = sorted(
-            (self._by_shingle[shingle] for shingle in shingles if shingle in self._by_shingle), key=len
-        )
+        # In the same order in every process; a set's is not.
+        found = [self._by_shingle[shingle] for shingle in sorted(shingles) if shingle in self._by_shingle]
+        if not found or len(found) < SHARED * len(shingles):
+            return False
         # Rare pieces tell sentences apart; all of them would take a minute for 50,000 lines.
-        counts = Counter(index for sentences in found[:RAREST] for index in sentences)
-        if len(found) < SHARED * len(shingles) or not counts:
-            return False
-        other = self._sentences[counts.most_common(1)[0][0]]
-        if len(shingles & _shingles(other)) < SHARED * len(shingles):
-            return False
-        needed = next(share for letters, share in SIMILAR if len(text) >= letters)
-        return SequenceMatcher(None, text, other, autojunk=False).ratio() >= needed
+        rarest = sorted(found, key=len)[:RAREST]
+        counts = Counter(index for sentences in rarest for index in sentences)
+        most = max(counts.values())
+        nearest = sorted(index for index, count in counts.items() if count == most)[:COMPARED]
+        return any(_similar(text, shingles, self._sentences[index]) for index in nearest)
+
+
+def _similar(text: str, shingles: set[str], other: str) -> bool:
+    """Tell whether two sentences are the same but for a few letters."""
+    if len(shingles & _shingles(other)) < SHARED * len(shingles):
+        return False
+    needed = next(share for letters, share in SIMILAR if len(text) >= letters)
+    return SequenceMatcher(None, text, other, autojunk=False).ratio() >= needed
 
 
 def _whole(sets: Iterable[Examples]) -> Iterator[Examples]:
