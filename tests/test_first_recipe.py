@@ -247,6 +247,16 @@ ROWS = [(f"t{n}", f"this is message {n} of them", "ab"[n % 2] * 3, f"reply {n} t
         ),
         ("{}.tsv", "".join(f"{i}\t{t}\t{c}\n" for i, t, c, _ in ROWS), {"first": 1, "label": 2}),
         (
+            "{}.tsv",
+            "message\ttopic\n" + "".join(f"{t}\t{c}\n" for _, t, c, _ in ROWS),
+            {"first": "message", "label": "topic"},
+        ),
+        (
+            "{}.jsonl",
+            "".join(json.dumps({"body of it": t, "kind_of_it": c}) + "\n" for _, t, c, _ in ROWS),
+            {"first": "body of it", "label": "kind_of_it"},
+        ),
+        (
             "{}.csv",
             "Ihre Nachricht,Thema,Nr\n" + "".join(f'"{t}, ja",{c},{i}\n' for i, t, c, _ in ROWS),
             {"first": "Ihre Nachricht", "label": "Thema"},
@@ -270,6 +280,14 @@ def test_columns_of_other_names_are_guessed_from_what_they_hold(tmp_path, monkey
     task = registry.load("task", recipe.task.name)(recipe.task)
     assert task.labels == ("aaa", "bbb")
     assert task.examples("de", "test").first[3].startswith("this is message 3 of them")
+
+
+def test_two_columns_without_names_are_a_text_and_its_label(tmp_path, monkeypatch):
+    rows = "".join(f"{text}\t{label}\n" for _, text, label, _ in ROWS)
+    recipe, task = task_made(init_in(tmp_path, monkeypatch, rows))
+    assert recipe.columns is None
+    assert task.labels == ("aaa", "bbb")
+    assert len(task.examples("en", "train")) == len(ROWS)
 
 
 def test_columns_that_cannot_be_guessed_are_asked_for_and_may_be_given(tmp_path, monkeypatch):

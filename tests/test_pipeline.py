@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file
 from slow import slow_but
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
-from tiny_run import report_of, stopped_at, write_data, write_recipe
+from tiny_run import assert_same_weights, report_of, stopped_at, write_data, write_recipe
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
@@ -937,3 +937,49 @@ def test_inside_a_bundle_the_module_is_a_command_too(finished):
     command = [sys.executable, "-m", "xlmprune", "unpack", ".", "--out", str(finished[0].parent / "inside")]
     done = subprocess.run(command, cwd=finished[0] / "bundle", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_whatever_order_python_gives_sets(workplace, tmp_path):
+    """Every process orders sets of strings anew; nothing that a run reads, removes or writes may follow that order."""
+    recipe = write_recipe(
+        workplace,
+        task={
+            **{
+                "name": "classification",
+                "source": "files",
+                "languages": [code for code in LANGUAGES if code != "th"],
+            },
+            "path": str(workplace / "data" / "{language}.{split}.tsv"),
+        },
+        model={
+            "name": str(workplace / "model"),
+            "vocabulary": {"files": [str(workplace / "text" / "{language}.txt")]},
+        },
+        distillation={"teacher": "finetuned", "unlabelled": str(workplace / "text" / "{language}.txt")},
+        pruning={"criterion": "pins", "reconstruct": {"texts": 40}},
+    )
+    runs = [tmp_path / str(seed) for seed in (1, 2)]
+    for run in runs:
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "xlmprune",
+                "compress",
+                str(recipe),
+                "--out",
+                str(run),
+                "--device",
+                "cpu",
+                "--quiet",
+            ],
+            env={**os.environ, "PYTHONHASHSEED": run.name},
+            check=True,
+        )
+    assert_same_weights(*runs)
+    for name in ("model.onnx", "tokenizer.json"):
+        one, other = (run / "bundle" / name for run in runs)
+        assert one.read_bytes() == other.read_bytes(), name
+    languages, others = (report_of(run)["languages"] for run in runs)
+    assert languages == others

@@ -742,8 +742,9 @@ def init(
         )
     if found.untested:
         listed = ", ".join(map(language_name, found.untested))
+        which = "this language" if len(found.untested) == 1 else "these languages"
         typer.echo(
-            f"Text without a test file: {listed}. The model will learn from it, and nothing measures these languages",
+            f"Text without a test file: {listed}. The model will learn from it, and nothing measures {which}",
             err=True,
         )
     if found.without_text:

@@ -63,9 +63,10 @@ def without_test(languages: Sequence[str]) -> str:
     if not languages:
         return ""
     named = ", ".join(map(language_name, languages))
+    which, wanted = ("this language", "it is") if len(languages) == 1 else ("these languages", "they are")
     return (
         f"there is text in {named}, and no test set: the model keeps pieces for this text or learns from it, but its "
-        "accuracy in these languages is not measured. If they are not wanted, list the others in task.languages"
+        f"accuracy in {which} is not measured. If {wanted} not wanted, list the others in task.languages"
     )
 
 

@@ -185,8 +185,8 @@ def _where_keys_are(said: str) -> str:
     if not KEY.search(said):
         return ""
     return (
-        "There is no recipe yet. Give `task.columns` as in --columns first=1,label=2, other keys of `task` as in --set "
-        "task.header=true or --set 'task.delimiter=|', and `task.path` as the argument DATA"
+        "There is no recipe yet. Give `task.columns` as in --columns first=0,label=1 (counted from 0, or by name), other "
+        "keys of `task` as in --set task.header=true or --set 'task.delimiter=|', and `task.path` as the argument DATA"
     )
 
 
@@ -564,7 +564,8 @@ def _language_lines(found: Survey) -> list[str]:
         return [f"  languages: [{listed}]"]
     return [
         f"  # Every language with a test file is measured: {listed}. Text is also read in {_named(found.untested)},",
-        "  # which are served and not measured. A list of languages here leaves the text of all others unread.",
+        f"  # which {'is' if len(found.untested) == 1 else 'are'} served and not measured. A list of languages here leaves",
+        "  # the text of all others unread.",
         "  languages: all",
     ]
 

@@ -22,9 +22,9 @@ def column_names(table: Table) -> list[str]:
 def guess_columns(table: Table, header: bool | None = None) -> dict[str, str | int] | None:
     """Return the columns of text and label as `task.columns` has them; None where not exactly one column can be each.
 
-    Nothing is guessed where the readers know the names, or where there are two columns: a text and its label. A text
-    column has words, and most rows differ. A label column has few values, and each occurs several times. Columns are given
-    by name where the first row looks like names, otherwise by position.
+    Nothing is guessed where the readers know the names, or where two columns have no names: those are a text and its label.
+    A text column has words, and most rows differ. A label column has few values, and each occurs several times. Columns are
+    given by name where the first row looks like names, otherwise by position.
 
     Args:
         header: `task.header`.
@@ -33,7 +33,7 @@ def guess_columns(table: Table, header: bool | None = None) -> dict[str, str | i
     below = table.cells[1:] if unnamed and header is not False else table.cells
     names = column_names(table)
     known = header is not False and opens_with_names(names)
-    if len(below) < LEAST_ROWS or len(names) < 3 or known:
+    if len(below) < LEAST_ROWS or len(names) < 2 or known:
         return None
     columns = [[str(row[index]).strip() for row in below] for index in range(len(below[0]))]
     texts = [index for index, cells in enumerate(columns) if _is_text(cells)]
@@ -43,7 +43,10 @@ def guess_columns(table: Table, header: bool | None = None) -> dict[str, str | i
     (text,), (label,) = texts, labels
     is_example = header is False or (header is None and names[label] in columns[label])
     unclear = len(set(names)) < len(names) or not names[text] or not names[label]
-    if unnamed and (is_example or unclear or counts_columns(table.cells[0])):
+    by_place = is_example or unclear or counts_columns(table.cells[0])
+    if unnamed and len(names) == 2 and (by_place or " " in names[text]):
+        return None
+    if unnamed and by_place:
         return {"first": text, "label": label}
     return {"first": names[text], "label": names[label]}
 
