@@ -17,6 +17,7 @@ from tiny_run import compress, report_of, stopped_at, write_recipe
 from typer.testing import CliRunner
 
 from xlmprune import pipeline
+from xlmprune.bundle.inspect import inspect
 from xlmprune.bundle.unpack import contenders
 from xlmprune.cli import app
 from xlmprune.core.errors import BundleError, ModelError, RecipeError
@@ -159,6 +160,7 @@ def test_a_run_measures_once_and_resumes_with_what_was_chosen(workplace, tmp_pat
     assert "the layer sizes were chosen so that the" in (run / "bundle" / "README.md").read_text(
         encoding="utf-8"
     )
+    assert inspect(run)["structures_removed"]
     left = sum(tensor.size for tensor in load_file(run / "bundle" / "model.safetensors").values())
     assert left == found["parameters"]
 

@@ -60,7 +60,8 @@ def inspect(path: str | Path, verify: bool = True) -> dict[str, Any]:
         ``encoder_density`` (of the prunable weights, None without any), ``model_density`` (of all), ``bytes`` of the
         file, ``bytes_by_part`` {embeddings, encoder, head, other}, ``matrices`` [{name, layer, module, shape, density,
         norm, bytes}] and the same summed up in ``layers`` and ``modules``. For a bundle the weights file is described,
-        and under ``files`` each ONNX file likewise.
+        and under ``files`` each ONNX file likewise; ``structures_removed`` says whether layers, heads or neurons were
+        removed, which no density counts.
 
     Raises:
         BundleError: nothing we know lies there, or it is damaged.
@@ -93,6 +94,7 @@ def _inspect_folder(folder: Path, verify: bool) -> dict[str, Any]:
     if "xlmprune" not in config:
         return {"what": "model", **_inspect_safetensors(*_shards(folder))}
     facts = {"what": "bundle", **_inspect_safetensors(folder / SAFETENSORS_FILE)}
+    facts["structures_removed"] = bool(config.get("structure"))
     graphs = sorted(folder.glob("*.onnx"))
     facts["files"] = {graph.name: _describe(_read_onnx(graph), bytes_of(graph)) for graph in graphs}
     return facts
@@ -309,6 +311,8 @@ def render(facts: dict[str, Any]) -> Any:
     if facts["encoder_density"] is not None:
         encoder, model = (percent(facts[key], 2) for key in ("encoder_density", "model_density"))
         density = f"encoder density {encoder}, model density {model}"
+    if facts.get("structures_removed"):
+        density += " of what is left after layers, heads or neurons were removed (report.md compares with the whole model)"
     title = f"{facts['path']} ({facts['what']}): {facts['parameters']:,} parameters, {density}"
     tables = [_matrix_table(facts, "modules", title), _matrix_table(facts, "layers"), _part_table(facts)]
     return Group(*(line for table in tables for line in (rich_table(table), "")))
