@@ -19,7 +19,7 @@ from typing import Any
 from xlmprune.core.errors import MachineError
 
 TEMPORARY = ".temporary-"
-"""Start of the name of a temporary folder that is not among the system's own."""
+"""Start of the name of a temporary folder in a run folder, where the next start of the run deletes it."""
 
 SAFETENSORS_FILE = "model.safetensors"
 REPORT_FILE = "report.json"
