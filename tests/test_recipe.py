@@ -239,7 +239,7 @@ def test_a_value_that_opens_with_a_brace_needs_quotes(tmp_path, path):
         load_recipe(file, [f"task.path={path}"])
     assert hint in str(caught.value)
     assert f"--set task.path={path}" in str(caught.value)
-    recipe = load_recipe(file, [f'task.path="{path}"'])
+    recipe = load_recipe(file, ["task.source=files", f'task.path="{path}"'])
     assert recipe.task.path == str(Path.cwd() / path)
 
 
@@ -306,6 +306,22 @@ def test_shipped_recipes_are_valid_and_say_how_to_run(name):
     comment = head[: next(i for i, line in enumerate(head) if not line.startswith("#"))]
     assert any(f"xlmprune compress recipes/{name}.yaml" in line for line in comment)
     assert load_recipe(f"recipes/{name}.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    "name", sorted({n for n in shipped_recipes() if n.endswith("_small")} - {"xnli_small"})
+)
+def test_a_shipped_recipe_for_your_own_files_reads_files(name):
+    task = load_recipe(str(shipped_recipes()[name])).task
+    assert task.name == "quickstart" or (task.source, task.path is None) == ("files", False)
+
+
+def test_a_path_that_would_not_be_read_is_refused(tmp_path):
+    """A section with another name keeps nothing of its base, so `source: files` may get lost."""
+    text = "base: pos_small\ntask: {name: xnli, path: 'data/{language}.{split}.tsv'}\n"
+    assert "task: `path` is not read from the hub: write `source: files`" in refusal(tmp_path, text)
+    assert load_recipe(write(tmp_path, text.replace("xnli,", "xnli, source: files,"))).task.source == "files"
+    assert load_recipe("quickstart", ["task.path=somewhere"]).task.path is not None
 
 
 def test_schema_accepts_the_shipped_recipes():

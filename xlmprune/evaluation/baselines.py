@@ -61,8 +61,10 @@ def describe(score: float, baseline: Baselines, where: str) -> str:
     """Say that a score is not above its baselines, and what to try; ``where`` names the examples."""
     return (
         f"the model has not learned the task before pruning: it scores {score:.1f} on {where}, where always answering "
-        f"{baseline.label!r} scores {baseline.majority:.1f} and guessing {baseline.chance:.1f}. Raise "
-        "training.learning_rate or the number of epochs, or check the labels"
+        f"{baseline.label!r} scores {baseline.majority:.1f} and guessing {baseline.chance:.1f}. Scores "
+        "after pruning then mean nothing. If the loss stayed where it began, start again with a lower "
+        "training.dense_learning_rate, more training.dense_warmup_updates or another seed; otherwise with a higher rate "
+        "or more epochs. Or check the labels"
     )
 
 

@@ -190,6 +190,11 @@ class TaskRecipe(Named):
         if self.source != "hub" and self.path is None and self.name != "quickstart":
             wanted = {"xglue": "the official folder", "files": "a pattern with {language} and {split}"}
             raise ValueError(f"source {self.source!r} needs `path`: {wanted[self.source]}")
+        if self.source == "hub" and self.path is not None and self.name != "quickstart":
+            raise ValueError(
+                "`path` is not read from the hub: write `source: files` for your own files or `source: xglue` for the "
+                "official folder, or leave `path` out"
+            )
         if self.languages != "all" and not self.languages:
             raise ValueError("`languages` is empty; list at least one, or write `all`")
         return self
