@@ -83,17 +83,34 @@ def test_the_command_sets_what_the_user_has_not_set(monkeypatch, quota, given, t
 
 
 @pytest.mark.parametrize(
-    ("quota", "wanted", "threads"), [(None, 0, 0), (2.0, 0, 2), (2.0, 3, 3), (None, 1, 1)]
+    ("quota", "allowed", "given", "wanted", "threads"),
+    [
+        (None, 8, None, 0, 0),
+        (2.0, 8, None, 0, 2),
+        (2.0, 8, None, 3, 3),
+        (None, 8, None, 1, 1),
+        (None, 3, None, 0, 3),
+        (None, 8, "1", 0, 1),
+        (2.0, 8, "5,2", 0, 5),
+        (None, 8, "1", 4, 4),
+        (2.0, 8, "many", 0, 2),
+        (2.0, 8, "0", 0, 2),
+    ],
 )
-def test_onnx_runtime_keeps_to_the_quota(monkeypatch, tmp_path, quota, wanted, threads):
+def test_onnx_runtime_keeps_to_its_share(monkeypatch, tmp_path, quota, allowed, given, wanted, threads):
+    """`compare --jobs` gives each run its share by OMP_NUM_THREADS, which ONNX Runtime does not read."""
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
     output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([node], "g", [value], [output])
     opset = [onnx.helper.make_opsetid("", 20)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "model.onnx")
-    monkeypatch.setattr(machine, "allowed_processors", lambda: 8)
+    monkeypatch.setattr(machine, "allowed_processors", lambda: allowed)
     monkeypatch.setattr(machine, "processor_quota", lambda: quota)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
     session = runtime.open_session(tmp_path / "model.onnx", wanted)
     assert session.get_session_options().intra_op_num_threads == threads
     assert session.run(None, {"x": np.ones(1, np.float32)})[0] == 1

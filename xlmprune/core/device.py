@@ -175,6 +175,7 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle needs memory too
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
+    "cusolverDnCreate(handle)",  # reported as CUSOLVER_STATUS_INTERNAL_ERROR
     "can't allocate memory",
     "not enough memory",
 )

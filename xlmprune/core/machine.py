@@ -57,6 +57,21 @@ def allowed_processors() -> int:
     return os.cpu_count() or 1
 
 
+def runtime_threads() -> int:
+    """Return the number of threads for ONNX Runtime, which reads neither OMP_NUM_THREADS nor limits by itself.
+
+    OMP_NUM_THREADS decides if it is set, as it does for PyTorch: `compare --jobs` gives each run its share by it.
+    Otherwise the processors that a quota or the process's affinity leaves. 0 where nothing limits: the runtime then takes
+    one for each core.
+    """
+    own = (
+        os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    )  # OpenMP allows a number for each level
+    if own.isdecimal() and int(own) > 0:
+        return int(own)
+    return processors() if processors() < (os.cpu_count() or 1) else 0
+
+
 def processor_quota(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> float | None:

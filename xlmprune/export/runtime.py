@@ -50,7 +50,7 @@ def open_session(
     """Open an ONNX Runtime session on the CPU.
 
     Args:
-        threads: within an operator; 0 lets the runtime choose, or takes the container's quota where there is one.
+        threads: within an operator; 0 takes `machine.runtime_threads`.
         optimize: False opens the graph as it is written. A packed file then rebuilds its matrices at every call,
             some 200 times slower, and a warning says so.
         spinning: False lets the threads rest between calls, so that several sessions do not disturb one another.
@@ -62,9 +62,8 @@ def open_session(
     if not path.is_file():
         raise BundleError(f"{path} is missing")
     options = onnxruntime.SessionOptions()
-    # Without a number the runtime takes one thread for each core of the host, whatever the container's quota is.
-    limited = machine.processors() < machine.allowed_processors()
-    options.intra_op_num_threads = threads or (machine.processors() if limited else 0)
+    # Without a number the runtime takes one thread for each core of the host, whatever this process may use.
+    options.intra_op_num_threads = threads or machine.runtime_threads()
     options.log_severity_level = 4  # what fails is said once, by the exception
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
