@@ -299,7 +299,7 @@ OWN_DENSE = {
     "table1_xnli": {"Movement", "PINS score"},
     "quickstart_methods": {"Movement", "PINS score", "PINS score + cosine", "PINS score + text"},
     "quickstart_structures": {"31 % of weights"},
-    "small_tasks": {"31 % of weights"},
+    "six_tasks": {"single weights"},
     "pos_methods": {"PINS score"},
 }
 """Rows that train a dense stage of their own, as the comparisons' comments say."""
