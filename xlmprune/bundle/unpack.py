@@ -166,7 +166,9 @@ def _whole_model(bundle: Path, folder: Path, say: Callable[[str], None]) -> Path
     try:
         from xlmprune.export.sizing import write_whole_of_bundle
 
-        say("exporting the dense model")
+        say(
+            "exporting the dense model to compare with, which can take a minute; --against compares with another file"
+        )
         return write_whole_of_bundle(bundle, folder)
     except ImportError as error:
         reason = f"it needs the package {error.name}, which is not installed"
