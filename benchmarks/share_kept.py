@@ -1,6 +1,6 @@
-"""Draw docs/share_kept.svg: the share of the dense model's zero-shot mean that methods keep on the voice commands.
+"""Draw the share of the dense model's zero-shot mean that is kept: of methods on the voice commands, and on six tasks.
 
-The numbers are those of docs/results.md, as docs/share_kept.csv lists them.
+The numbers are those of docs/results.md, as docs/share_kept.csv and docs/share_kept_tasks.csv list them.
 
     python benchmarks/share_kept.py
 """
@@ -14,11 +14,14 @@ from pathlib import Path
 from xlmprune.report.charts import MethodLine, draw_methods
 
 DOCS = Path(__file__).parent.parent / "docs"
-TITLE = "Zero-shot mean on the voice commands, in percent of the dense model's, against density"
+TITLES = {
+    "share_kept": "Zero-shot mean on the voice commands, in percent of the dense model's, against density",
+    "share_kept_tasks": "Zero-shot mean of six tasks, in percent of the dense model's, against density",
+}
 
 
 def read(path: Path) -> list[MethodLine]:
-    """Read the curves; a method without deviations is drawn without a band."""
+    """Read the curves; a line without deviations is drawn without a band."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     found = []
@@ -32,9 +35,10 @@ def read(path: Path) -> list[MethodLine]:
 
 
 def main() -> None:
-    """Write the drawing."""
-    drawn = draw_methods(read(DOCS / "share_kept.csv"), TITLE)
-    (DOCS / "share_kept.svg").write_text(drawn + "\n", encoding="utf-8")
+    """Write the drawings."""
+    for name, title in TITLES.items():
+        drawn = draw_methods(read(DOCS / f"{name}.csv"), title)
+        (DOCS / f"{name}.svg").write_text(drawn + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
