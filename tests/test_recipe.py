@@ -263,19 +263,20 @@ def test_overrides_reach_inside_and_are_checked(tmp_path):
         load_recipe(file, ["seed=1", "seed.x=8"])
 
 
+OWN_FILES = "task:\n  name: xnli\n  source: files\n  path: '{language}.{split}.tsv'\n"
+
+
 @pytest.mark.parametrize("mark", [*"|,:;#-&*!?%@`'\"[]{}", "\t", " "])
 def test_a_delimiter_may_be_given_as_it_is(tmp_path, mark):
-    file = write(tmp_path, "task: {name: xnli}\n")
+    file = write(tmp_path, OWN_FILES)
     assert load_recipe(file, [f"task.delimiter={mark}"]).task.delimiter == mark
 
 
 @pytest.mark.parametrize("written", [r"\t", r"'\t'", r'"\t"'])
 def test_a_tab_may_be_written_with_a_backslash(tmp_path, written):
-    file = write(tmp_path, "task: {name: xnli}\n")
-    assert load_recipe(file, [f"task.delimiter={written}"]).task.delimiter == "\t"
-    assert (
-        load_recipe(write(tmp_path, f"task:\n  name: xnli\n  delimiter: {written}\n")).task.delimiter == "\t"
-    )
+    assert load_recipe(write(tmp_path, OWN_FILES), [f"task.delimiter={written}"]).task.delimiter == "\t"
+    file = write(tmp_path, f"{OWN_FILES}  delimiter: {written}\n")
+    assert load_recipe(file).task.delimiter == "\t"
 
 
 def test_a_tilde_in_an_option_is_null(tmp_path):
@@ -316,12 +317,30 @@ def test_a_shipped_recipe_for_your_own_files_reads_files(name):
     assert task.name == "quickstart" or (task.source, task.path is None) == ("files", False)
 
 
-def test_a_path_that_would_not_be_read_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("source", "keys", "said"),
+    [
+        (
+            "hub",
+            "path: 'data/{language}.{split}.tsv'",
+            "`path` is not read with `source: hub`: write `source: files`",
+        ),
+        ("hub", "columns: {first: a, label: b}", "`columns` is not read with `source: hub`"),
+        ("hub", "header: false", "`header` is not read with `source: hub`"),
+        ("xglue", "path: folder, delimiter: ';'", "`delimiter` is not read with `source: xglue`"),
+    ],
+)
+def test_a_key_that_would_not_be_read_is_refused(tmp_path, source, keys, said):
     """A section with another name keeps nothing of its base, so `source: files` may get lost."""
-    text = "base: pos_small\ntask: {name: xnli, path: 'data/{language}.{split}.tsv'}\n"
-    assert "task: `path` is not read from the hub: write `source: files`" in refusal(tmp_path, text)
-    assert load_recipe(write(tmp_path, text.replace("xnli,", "xnli, source: files,"))).task.source == "files"
-    assert load_recipe("quickstart", ["task.path=somewhere"]).task.path is not None
+    text = f"base: pos_small\ntask: {{name: xnli, source: {source}, {keys}}}\n"
+    assert said in refusal(tmp_path, text)
+    if source == "hub":
+        assert said in refusal(tmp_path, text.replace("source: hub, ", ""))
+    mine = text.replace(
+        f"source: {source}",
+        "source: files, path: '{language}.{split}.tsv'" if "path" not in keys else "source: files",
+    )
+    assert load_recipe(write(tmp_path, mine)).task.source == "files"
 
 
 def test_schema_accepts_the_shipped_recipes():

@@ -64,9 +64,8 @@ def runtime_threads() -> int:
     Otherwise the processors that a quota or the process's affinity leaves. 0 where nothing limits: the runtime then takes
     one for each core.
     """
-    own = (
-        os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    )  # OpenMP allows a number for each level
+    # OpenMP allows a list, a number for each level.
+    own = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if own.isdecimal() and int(own) > 0:
         return int(own)
     return processors() if processors() < (os.cpu_count() or 1) else 0

@@ -104,6 +104,10 @@ class ModelRecipe(Named):
         return [pattern for pattern in files or () if "{language}" in pattern]
 
 
+FILE_KEYS = ("columns", "format", "delimiter", "quoting", "header")
+"""Keys of `task` that say how your own files are read."""
+
+
 class TaskRecipe(Named):
     """What the model learns, the files it learns from, and the languages it is measured in."""
 
@@ -190,10 +194,12 @@ class TaskRecipe(Named):
         if self.source != "hub" and self.path is None and self.name != "quickstart":
             wanted = {"xglue": "the official folder", "files": "a pattern with {language} and {split}"}
             raise ValueError(f"source {self.source!r} needs `path`: {wanted[self.source]}")
-        if self.source == "hub" and self.path is not None and self.name != "quickstart":
+        read = {"hub": (), "xglue": ("path",), "files": ("path", *FILE_KEYS)}[self.source]
+        unread = [key for key in ("path", *FILE_KEYS) if key not in read and getattr(self, key) is not None]
+        if unread and self.name != "quickstart":
             raise ValueError(
-                "`path` is not read from the hub: write `source: files` for your own files or `source: xglue` for the "
-                "official folder, or leave `path` out"
+                f"`{unread[0]}` is not read with `source: {self.source}`: write `source: files` for your own files, "
+                f"{'`source: xglue` for the official folder, ' if unread[0] == 'path' else ''}or leave it out"
             )
         if self.languages != "all" and not self.languages:
             raise ValueError("`languages` is empty; list at least one, or write `all`")
