@@ -83,6 +83,36 @@ def test_work_is_spread_and_comes_back_in_order(count):
     together(count, check)
 
 
+LEAVING = """
+import launch, psutil, torch
+from xlmprune.core import processes
+
+def work(rank):
+    before = psutil.Process().num_threads()
+    with processes.joined(torch.device("cpu")):
+        from torch.distributed import nn  # as libraries do, at some time
+        processes.spread([1, 2], str)
+        assert psutil.Process().num_threads() > before
+    assert psutil.Process().num_threads() == before
+    try:
+        with processes.joined(torch.device("cpu")):
+            processes.from_first(lambda: [][0])
+    except (IndexError, processes.ProcessesError) as error:
+        assert isinstance(error, IndexError) == (rank == 0)
+    assert psutil.Process().num_threads() == before
+
+raise SystemExit(max(launch.fork(2, work)))
+"""
+
+
+def test_no_thread_of_the_group_outlives_it():
+    """One that works while the interpreter ends can abort the process."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(launch.__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LEAVING]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_gradients_and_losses_are_added_up(monkeypatch):
     monkeypatch.setattr(
         processes, "BUCKET", 5

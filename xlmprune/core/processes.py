@@ -117,7 +117,10 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _group = None  # the others may have ended; to say goodbye could wait for them
+        if device.type == "cuda":
+            _group = None  # NCCL could wait for others that have ended
+        else:
+            leave()  # no message is pending: whoever sends one waits for it
         raise
     leave()
 
@@ -125,6 +128,7 @@ def joined(device: torch.device) -> Iterator[None]:
 def _join(device: torch.device) -> None:
     global _group
     import torch
+    import torch.distributed.nn  # a later import would keep the group, and its threads, as a default argument
     from torch import distributed
 
     cuda = device.type == "cuda"
