@@ -149,7 +149,7 @@ def test_quick_halves_a_text_that_is_too_long(tmp_path):
         assert facts["load_seconds"] > 0
         assert set(facts) == {
             "batch", "tokens", "median_ms", "p95_ms", "texts_per_second", "speedup", "load_seconds", "peak_bytes",
-            "loaded_bytes", "threads",
+            "loaded_bytes", "threads", "rounds",
         }  # fmt: skip
 
 

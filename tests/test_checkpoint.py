@@ -336,6 +336,18 @@ def test_an_explained_disk_is_not_explained_again(tmp_path):
     assert caught.value is explained
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, r"the disk is full \([0-9.]+ GB free\)"),
+        (errno.EFBIG, "a file is larger than `ulimit -f`"),
+    ],
+)
+def test_a_full_disk_and_a_limit_are_different_things(tmp_path, code, said):
+    with pytest.raises(MachineError, match=said), explain_disk(tmp_path):
+        raise OSError(code, os.strerror(code))
+
+
 def test_places_that_cannot_hold_a_run(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(MachineError, match="not a folder"):
@@ -363,7 +375,7 @@ with open_run(Path(sys.argv[1]), recipe) as folder:
 """
 
 
-def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path):
+def test_a_limit_of_file_sizes_is_a_sentence_and_loses_nothing(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path / "run")],
@@ -372,7 +384,7 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path):
         env=environment,
         check=True,
     )
-    assert "disk is full" in done.stdout
+    assert "a file is larger than `ulimit -f` or the file system allows" in done.stdout
     with open_run(tmp_path / "run", make_recipe()) as folder:
         found, state = folder.latest(print)
         assert state["stage"] == 1

@@ -42,6 +42,15 @@ def test_labels_that_a_set_should_have_are_missed():
     )
 
 
+def test_labels_without_a_training_example_are_named():
+    train, tests = texts("train", ["a", "b"], [0, 2]), {"de": texts("test", ["e", "f"], [1, 2], "de")}
+    assert warnings_about(train, None, tests, ["open", "store", "shut"]) == (
+        "the training set has no example of 1 label (store), so the model cannot learn it",
+    )
+    (warning,) = warnings_about(train, None, tests, [f"x{number}" for number in range(9)])
+    assert warning.endswith("7 labels (x1, x3, x4, x5, x6, …), so the model cannot learn them")
+
+
 def test_contradictions_and_single_classes_are_named():
     train = texts("train", ["a", "b", "A ", "b", "b"], [0, 1, 1, 1, 0])
     warnings = warnings_about(train, texts("dev", ["x", "y"], [1, 1]), {"en": texts("test", ["z"], [0])})

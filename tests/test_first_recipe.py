@@ -600,6 +600,13 @@ def test_texts_are_not_printed_in_full_as_names_of_columns(tmp_path, monkeypatch
     assert "word " * 10 not in line
 
 
+def test_the_example_of_columns_does_not_drop_half_of_a_pair(tmp_path, monkeypatch):
+    rows = "".join(f"how do I open door {i}?\thow can door {i} be opened?\t{i % 2}\n" for i in range(30))
+    result = init_in(tmp_path, monkeypatch, f"question1\tquestion2\tis_duplicate\n{rows}")
+    assert result.exit_code == 2
+    assert "as in --columns first=question1,second=question2,label=is_duplicate" in result.stderr
+
+
 def test_an_error_after_a_guess_says_what_was_guessed(tmp_path, monkeypatch):
     text = "ticket\tmessage\ttopic\n" + "".join(f"{i}\t{text}\t{label}\n" for i, text, label, _ in ROWS)
     result = init_in(tmp_path, monkeypatch, text, test=text.replace("aaa", "ccc"))

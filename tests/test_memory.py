@@ -244,6 +244,17 @@ def test_the_plan_says_what_the_processes_of_a_host_need(device, said):
     assert _sharing({"device": device}) == ""
 
 
+@pytest.mark.parametrize("criterion", ["pins", "movement", "platon", "l0", "magnitude"])
+def test_updates_that_are_timed_do_not_change_what_a_checkpoint_needs(tmp_path, criterion):
+    write_model(tmp_path / "model")
+    write_data(tmp_path / "data")
+    recipe = load_recipe(str(write_recipe(tmp_path)), [f"pruning.criterion={criterion}"])
+    found = planning.plan(recipe, "cpu")
+    assert min(found["seconds"]["update"]) > 0, "some were timed"
+    held = found["memory"].get("criterion", 0)
+    assert found["disk"]["checkpoint"] < 17 * found["parameters"] + held
+
+
 def test_a_plan_under_torchrun_has_the_memory_of_its_host(tmp_path, monkeypatch):
     write_model(tmp_path / "model")
     write_data(tmp_path / "data")

@@ -326,6 +326,8 @@ def test_only_the_train_language_has_train_and_dev():
     ("key", "value"),
     [
         ("path", "x.tsv"),
+        ("source", "files"),
+        ("test_split", "mine"),
         ("labels", ["a", "b"]),
         ("columns", {"text": 0}),
         ("format", "tsv"),
@@ -333,7 +335,9 @@ def test_only_the_train_language_has_train_and_dev():
     ],
 )
 def test_keys_of_other_sources_are_refused(key: str, value: object):
-    with pytest.raises(RecipeError, match=f"task.{key} is .* brings its own data"):
+    with pytest.raises(
+        ValueError, match=f"`{key}` is not read with the task quickstart, which brings its own"
+    ):
         task(**{key: value})
 
 

@@ -7,12 +7,14 @@ import pytest
 import yaml
 from campaigns import recipes as campaign
 
+from xlmprune.bundle.evaluate import task_of
 from xlmprune.core.errors import RecipeError
 from xlmprune.recipe.catalog import find_recipe, shipped_recipes
 from xlmprune.recipe.editors import json_schema
 from xlmprune.recipe.effects import differences, effect_of
 from xlmprune.recipe.loading import load_recipe, recipe_of
 from xlmprune.recipe.methods import METHODS
+from xlmprune.recipe.schema import sha256_of
 from xlmprune.recipe.validation import build_component
 from xlmprune.recipe.yaml_text import parse_yaml
 
@@ -323,11 +325,18 @@ def test_a_shipped_recipe_for_your_own_files_reads_files(name):
         (
             "hub",
             "path: 'data/{language}.{split}.tsv'",
-            "`path` is not read with `source: hub`: write `source: files`",
+            "`path` is not read with `source: hub`. Write `source: files`",
         ),
         ("hub", "columns: {first: a, label: b}", "`columns` is not read with `source: hub`"),
         ("hub", "header: false", "`header` is not read with `source: hub`"),
+        (
+            "hub",
+            "columns: {first: a}, header: true",
+            "`columns` and `header` are not read with `source: hub`",
+        ),
+        ("hub", "train_split: mine", "`train_split` is not read with `source: hub`"),
         ("xglue", "path: folder, delimiter: ';'", "`delimiter` is not read with `source: xglue`"),
+        ("xglue", "path: folder, test_split: mine", "`test_split` is not read with `source: xglue`"),
     ],
 )
 def test_a_key_that_would_not_be_read_is_refused(tmp_path, source, keys, said):
@@ -341,6 +350,57 @@ def test_a_key_that_would_not_be_read_is_refused(tmp_path, source, keys, said):
         "source: files, path: '{language}.{split}.tsv'" if "path" not in keys else "source: files",
     )
     assert load_recipe(write(tmp_path, mine)).task.source == "files"
+
+
+def test_files_have_no_revision_and_the_quickstart_no_files(tmp_path):
+    assert "`revision` is not read with `source: files`" in refusal(tmp_path, f"{OWN_FILES}  revision: abc\n")
+    given = "task: {name: quickstart, source: files, path: '{language}.tsv', header: true}\n"
+    assert "`source` and `path` and `header` are not read with the task quickstart" in refusal(
+        tmp_path, given
+    )
+    inherited = refusal(tmp_path, "base: pos_small\ntask: {source: hub}\n")
+    assert "(`path: null` where a base sets it)" in inherited
+    assert load_recipe(write(tmp_path, "base: pos_small\ntask: {source: hub, path: null, format: null}\n"))
+
+
+def test_a_recipe_that_a_run_saved_may_have_keys_that_were_never_read(tmp_path):
+    """Older versions accepted them, and the run is still there."""
+    saved = write(tmp_path, "task: {name: xnli, path: mine, format: tsv, train_split: train}\n")
+    task = load_recipe(str(saved), saved=True).task
+    assert (task.path, task.format) == (None, None)
+    with pytest.raises(RecipeError, match="`path` and `format` are not read"):
+        load_recipe(str(saved))
+    with pytest.raises(RecipeError, match=r"task\.source"):
+        load_recipe(str(saved), ["task.source=nowhere"], saved=True)
+
+
+def test_a_bundle_of_an_older_version_is_evaluated(tmp_path):
+    """The run folder's recipe has keys that are refused today, and the whole path that the report lacks."""
+    values = {
+        "name": "old",
+        "task": {"name": "ner", "source": "xglue", "path": "/data/xglue", "format": "tokens"},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "bundle").mkdir()
+    report = {"recipe_sha256": sha256_of(values), "recipe": {"task": {**values["task"], "path": "xglue"}}}
+    (tmp_path / "bundle" / "report.json").write_text(json.dumps(report))
+    task = task_of(tmp_path / "bundle", [])
+    assert (task.path, task.format) == ("/data/xglue", None)
+    with pytest.raises(RecipeError, match="`header` is not read"):
+        task_of(tmp_path / "bundle", ["task.header=true"])
+
+
+def test_a_criterion_that_would_choose_nothing_is_refused(tmp_path):
+    text = "task: xnli\npruning: {criterion: pins, pattern: structured, structure: {heads: 0.5}}\n"
+    assert "the criterion pins chooses nothing" in refusal(tmp_path, text)
+    assert load_recipe(write(tmp_path, text.replace("{heads: 0.5}", "{heads: 0.5, importance: criterion}")))
+    assert load_recipe(write(tmp_path, text.replace("pattern: structured", "pattern: unstructured")))
+    assert load_recipe(write(tmp_path, text.replace("criterion: pins, ", "")))
+
+
+def test_a_comparison_is_not_compressed():
+    with pytest.raises(RecipeError, match="is a comparison of several runs: xlmprune compare six_tasks"):
+        load_recipe("six_tasks")
 
 
 def test_schema_accepts_the_shipped_recipes():

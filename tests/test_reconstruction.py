@@ -334,6 +334,15 @@ def test_a_strong_ridge_leaves_weights_where_they_were():
         Normal(linear).solve(0.01)
 
 
+def test_too_little_ridge_for_so_few_rows_is_a_sentence():
+    normal = Normal(torch.nn.Linear(768, 4))
+    normal.add(torch.randn(50, 768), torch.randn(50, 4))
+    with pytest.raises(ModelError, match=r"singular.*raise pruning\.reconstruct\.ridge"):
+        normal.solve(1e-30)
+    before, after = normal.solve(1e-5)  # the least that a recipe may have
+    assert after <= before
+
+
 def test_masked_normal_equations_are_lstsq_on_the_columns_that_remain():
     draw = torch.Generator().manual_seed(0)
     x, target = torch.randn(300, 7, generator=draw) + 3, torch.randn(300, 3, generator=draw)

@@ -15,6 +15,7 @@ from xlmprune.data.unlabelled import unlabelled_examples, unmeasured_languages, 
 from xlmprune.export.writing import calibration_text
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import DistillationRecipe, Recipe, TaskRecipe
+from xlmprune.report import findings
 from xlmprune.report.results import target_text
 from xlmprune.tasks.metrics import METRICS
 from xlmprune.training.datasets import read_texts
@@ -49,6 +50,26 @@ def test_int8_is_calibrated_on_what_the_recipe_names(sections, pattern):
 def test_a_pattern_for_calibration_names_the_language():
     with pytest.raises(ValueError, match=r"does not contain \{language\}"):
         recipe(export={"calibration": "all.txt"})
+
+
+@pytest.mark.parametrize(
+    ("keys", "teaches", "on_unlabelled"),
+    [
+        ({}, True, False),
+        ({"weight": 0}, False, False),
+        ({"weight": 0, "hidden": 0.1}, True, False),
+        ({"confidence": True}, True, False),
+        ({"weight": 0, "unlabelled": "task"}, True, True),
+        ({"weight": 0, "unlabelled": "task", "unlabelled_weight": 0}, False, False),
+    ],
+)
+def test_a_teacher_without_weight_teaches_nothing(keys, teaches, on_unlabelled):
+    """The report does not say that the model learned from it."""
+    settings = DistillationRecipe(**keys)
+    assert (settings.teaches, settings.teaches_on_unlabelled) == (teaches, on_unlabelled)
+    assert findings._has_teacher({"recipe": {"distillation": settings.model_dump()}}) == teaches
+    said = target_text(recipe(distillation=keys))
+    assert any("learn the teacher's answers" in sentence for sentence in said) == on_unlabelled
 
 
 def test_the_report_says_for_what_task_text_was_read():

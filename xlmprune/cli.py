@@ -121,7 +121,14 @@ MeasuredForm = Annotated[
         "predict uses int8 by default."
     ),
 ]
-Threads = Annotated[int, typer.Option(help="Threads for ONNX Runtime. 0: ONNX Runtime decides.")]
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=machine.MOST_THREADS,
+        help="Threads for ONNX Runtime. 0: as many as OMP_NUM_THREADS says, or one for each processor.",
+    ),
+]
 Verify = Annotated[
     bool, typer.Option("--verify/--no-verify", help="Compare the files with the bundle's manifest first.")
 ]
@@ -371,7 +378,10 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")] = 8080,
     form: Form = "",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime for one request.")] = 1,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, max=machine.MOST_THREADS, help="Threads of ONNX Runtime for one request."),
+    ] = 1,
     verify: Verify = True,
 ) -> None:
     """Answer requests over HTTP: POST /predict, without PyTorch.
@@ -502,7 +512,8 @@ def bench(
     threads: Annotated[
         str,
         typer.Option(
-            help="Threads for ONNX Runtime; several separated by commas. Default: all cores; with --latency-table: 1."
+            help="Threads for ONNX Runtime; several separated by commas. Default: OMP_NUM_THREADS, or all processors; with "
+            "--latency-table: 1."
         ),
     ] = "",
     seconds: Annotated[
@@ -633,7 +644,8 @@ def compare(
     processes.require_one("xlmprune compare")
     laid_out = plan.read(recipe, vary, set_, baseline or None)
     if dry_run:
-        _print_json(pages.plan_entries(laid_out)) if as_json else _print_table(pages.plan_table(laid_out))
+        chosen = laid_out.part(running.chosen_cells(laid_out, only))
+        _print_json(pages.plan_entries(chosen)) if as_json else _print_table(pages.plan_table(chosen))
         return
     folder = out or Path("runs") / f"{laid_out.name}-comparison"
     runs = running.make_executor(executor, gpus, cpus, jobs)

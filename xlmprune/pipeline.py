@@ -181,8 +181,8 @@ def export_again(path: Path, overrides: Sequence[str] = (), device: str = "auto"
         RecipeError: no finished run, or an override of a key that changes more than the export.
     """
     file = checkpoint.recipe_file(path)
-    recipe = load_recipe(str(file), overrides)
-    checkpoint.require_only_export_changes(path, load_recipe(str(file)), recipe)
+    recipe = load_recipe(str(file), overrides, saved=True)
+    checkpoint.require_only_export_changes(path, load_recipe(str(file), saved=True), recipe)
     return run(recipe, path, device, again=True)
 
 

@@ -42,7 +42,9 @@ def case(random: random.Random, runs: Runs) -> str | None:
     try:
         code = runs.wait(runs.start(name, out, *([] if mounted else [limit_files(size)])))
         runs.count(f"{'disk' if mounted else 'file'} {'too small' if code else 'large enough'}")
-        if code not in (0, 2) or (code == 2 and "disk is full" not in runs.said):
+        if code not in (0, 2) or (
+            code == 2 and ("disk is full" if mounted else "ulimit -f") not in runs.said
+        ):
             return f"{name}, {size} bytes: exit code {code}: {runs.said[-300:]}"
         if mounted:
             mount(out, 10**9, remount=True)

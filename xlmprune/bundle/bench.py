@@ -52,7 +52,8 @@ def bench(
         files: ONNX files by the name they are shown under.
         batches: texts in a call.
         lengths: tokens of every text.
-        threads: numbers of threads of ONNX Runtime; empty: one measurement with all processors that this process may use.
+        threads: numbers of threads of ONNX Runtime; empty: one measurement with as many as OMP_NUM_THREADS says,
+            or all processors that this process may use.
         repeats: rounds at most for each batch, length and number of threads, after one to warm up.
         seconds: for each of them, after which no round begins once there are five.
         loads: how often each form is opened in a fresh process.
@@ -73,7 +74,7 @@ def bench(
     for path in files.values():
         if not Path(path).is_file():
             raise BundleError(f"{path} is not there; expected an ONNX file")
-    threads = tuple(threads) or (machine.processors(),)
+    threads = tuple(threads) or (machine.chosen_threads() or machine.processors(),)
     facts: dict[str, Any] = {
         "threads": list(threads),
         "machine": machine.describe(),
@@ -110,14 +111,14 @@ def quick(
         files: ONNX files by name, the one to compare with first.
         tokens: length of every text; halved until every model's positions allow it.
         seconds: for all calls together.
-        threads: of ONNX Runtime; by default all processors that this process may use.
+        threads: of ONNX Runtime; by default as many as OMP_NUM_THREADS says, or all processors that this process may use.
         batch: texts in a call.
 
     Returns:
-        by name: `batch`, `tokens`, `threads`, `median_ms`, `p95_ms`, `texts_per_second`, `speedup` against the first,
-        `load_seconds`, `peak_bytes` and `loaded_bytes` (see `bench`).
+        by name: `batch`, `tokens`, `threads`, `rounds`, `median_ms`, `p95_ms`, `texts_per_second`, `speedup` against the
+        first, `load_seconds`, `peak_bytes` and `loaded_bytes` (see `bench`).
     """
-    threads = threads or machine.processors()
+    threads = threads or machine.chosen_threads() or machine.processors()
     sessions = {form: _open(path, threads) for form, path in files.items()}
     ids = ids_known(sessions)
     while not all(takes(session, tokens, ids) for session in sessions.values()):
@@ -132,7 +133,7 @@ def quick(
     facts = {}
     for form, path in files.items():
         speed = _speed(form, rounds, batch, tokens)
-        facts[form] = {key: value for key, value in speed.items() if key not in ("form", "rounds")}
+        facts[form] = {key: value for key, value in speed.items() if key != "form"}
         facts[form] |= {"threads": threads, **load_once(path, threads)}
     return facts
 

@@ -19,8 +19,8 @@ from xlmprune.evaluation import scores as evaluation
 from xlmprune.export import manifest
 from xlmprune.recipe import registry
 from xlmprune.recipe.loading import apply_overrides, read_recipe
-from xlmprune.recipe.schema import Recipe, TaskRecipe
-from xlmprune.recipe.validation import validate_task
+from xlmprune.recipe.schema import TaskRecipe, sha256_of
+from xlmprune.recipe.validation import validate_task, without_unread
 from xlmprune.tasks.metrics import Logits
 
 
@@ -76,6 +76,7 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
         if name == key or name.partition(".")[0] not in TaskRecipe.model_fields:
             known = [f"task.{field}" for field in TaskRecipe.model_fields]
             raise RecipeError(f"--set {override}: unknown key {key!r} here; {registry.nearest(key, known)}")
+    values["task"] = without_unread(values["task"])  # older versions accepted more keys
     given = apply_overrides(values, overrides)
     return validate_task(values["task"], str(file), given)
 
@@ -84,10 +85,9 @@ def _own_recipe(bundle: Path, sha256: str | None) -> dict[str, Any] | None:
     """Return the recipe beside a bundle that still lies in its run folder: unlike the report's, it has whole paths."""
     file = bundle.absolute().parent / "recipe.yaml"
     if file.is_file():
-        # Not `load_recipe`, which imports the components and PyTorch with them.
-        with contextlib.suppress(RecipeError, ValueError):
-            found = Recipe.model_validate(read_recipe(file)[0])
-            return found.resolved() if found.sha256() == sha256 else None
+        with contextlib.suppress(RecipeError):
+            found, _ = read_recipe(file)
+            return found if sha256_of(found) == sha256 else None
     return None
 
 

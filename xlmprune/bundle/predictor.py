@@ -53,7 +53,7 @@ class Predictor:
         bundle: the folder of a bundle.
         form: the ONNX file to use, for example ``int8``; by default ``int8`` if the bundle has it, else the first
             of fp32 and fp16 that it has.
-        threads: threads of ONNX Runtime; 0 lets it decide.
+        threads: threads of ONNX Runtime; 0: as many as OMP_NUM_THREADS says, or one for each processor.
         batch_size: texts in one call of the model.
         verify: compare each file with the bundle's manifest before it is used.
 

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from xlmprune.compare.work import Outcome, Process, Work
 from xlmprune.core.errors import MachineError
-from xlmprune.core.machine import processors
+from xlmprune.core.machine import chosen_threads, processors
 from xlmprune.core.stopping import interruptible
 
 
@@ -87,7 +87,7 @@ def share(slot: int, jobs: int, device: str) -> Mapping[str, str]:
     """
     if jobs == 1:
         return {}
-    found = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, processors() // jobs)))}
+    found = {"OMP_NUM_THREADS": str(chosen_threads() or max(1, processors() // jobs))}
     gpus = _visible_gpus() if device in ("auto", "cuda") else []
     if len(gpus) > 1:
         found["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]

@@ -10,8 +10,8 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ from xlmprune.training.method import build_method
 
 ReadRecipe = Callable[[Path], tuple[dict[str, Any], dict[KeyPath, str]]]
 
-SHARED_DENSE = (
-    "Stage 0 is trained without the regularizer (training.regularize_dense: false), as `xlmprune compress` does by default, "
-    "so methods with the same seed prune the same fine-tuned model."
+PLAIN_DENSE = (
+    "Stage 0 is trained without the regularizer (training.regularize_dense: false), as `xlmprune compress` does by "
+    "default"
 )
+SHARED_DENSE = ", so methods with the same seed prune the same fine-tuned model."
+OWN_DENSE = ". Runs of a task and seed share it where their column `dense stage` is the same."
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Plan:
     def seeds(self) -> list[int]:
         return sorted({cell.seed for cell in self.cells})
 
+    def part(self, names: Collection[str]) -> Plan:
+        """Return the plan of these cells alone."""
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.name in names))
+
 
 def read(
     name: str, vary: Sequence[str] = (), overrides: Sequence[str] = (), baseline: str | None = None
@@ -112,9 +118,15 @@ def read(
         raise RecipeError(
             f"baseline {baseline!r} is not a method of this comparison; {registry.nearest(baseline, plan.methods)}"
         )
-    shared = not any(cell.recipe.training.regularize_dense for cell in cells)
-    notes = (*([SHARED_DENSE] if shared else []), *_uneven_budgets(cells), *_extra_passes(cells))
-    return Plan(given.name, file.name, cells, baseline, notes)
+    return Plan(given.name, file.name, cells, baseline, _notes(cells))
+
+
+def _notes(cells: Sequence[Cell]) -> tuple[str, ...]:
+    plain = not any(cell.recipe.training.regularize_dense for cell in cells)
+    keys = {(cell.task, cell.seed): cell.dense_key for cell in cells}
+    shared = all(keys[cell.task, cell.seed] == cell.dense_key for cell in cells)
+    dense = [PLAIN_DENSE + (SHARED_DENSE if shared else OWN_DENSE)] if plain else []
+    return (*dense, *_uneven_budgets(cells), *_extra_passes(cells))
 
 
 # --- from axes to cells ------------------------------------------------------------------------------------------
@@ -359,7 +371,7 @@ def _uneven_budgets(cells: Sequence[Cell]) -> Iterator[str]:
             if cell.task == task:
                 budgets.setdefault(_budget(cell.recipe), {})[cell.method] = None
         if len(budgets) > 1:
-            groups = "; ".join(", ".join(methods) for methods in budgets.values())
+            groups = "; ".join(registry.listed(methods) for methods in budgets.values())
             yield f"Budgets differ: on {task} these groups of methods train for different lengths: {groups}."
 
 

@@ -59,7 +59,7 @@ def compare(
     """
     executor, reporter = executor or LocalExecutor(), reporter or Reporter()
     out = out.resolve()
-    wanted = _wanted(plan, only)
+    wanted = chosen_cells(plan, only)
     _refuse_other_recipes(plan, out, wanted if fresh else set())
     outcomes = {name: o for name, o in _finished(plan, out) if not (fresh and name in wanted)}
     options = (["--fresh"] if fresh else []) + (["--allow-change"] if allow_change else [])
@@ -117,7 +117,12 @@ def perform(works: Sequence[Work], executor: Executor) -> Generator[Outcome, Non
                 yield outcome
 
 
-def _wanted(plan: Plan, only: Collection[str]) -> set[str]:
+def chosen_cells(plan: Plan, only: Collection[str]) -> set[str]:
+    """Return the names of the cells of some methods; of all, if ``only`` is empty.
+
+    Raises:
+        RecipeError: the plan has no method of that name.
+    """
     for method in only:
         if method not in plan.methods:
             raise RecipeError(f"--only {method!r}: no such method here; {nearest(method, plan.methods)}")

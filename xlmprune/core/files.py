@@ -118,6 +118,10 @@ def explain_disk(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # of no common type; see `system_error`
         text, code = str(error), system_error(error)
+        if code == errno.EFBIG:
+            raise MachineError(
+                f"{folder}: {TOO_LARGE}; raise the limit and run the same command again"
+            ) from error
         if code in FULL:
             free = shutil.disk_usage(existing(folder)).free / 1e9
             raise MachineError(
@@ -139,8 +143,10 @@ def explain_disk(folder: Path) -> Iterator[None]:
         raise
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 """Codes of the system that say that a disk is full."""
+
+TOO_LARGE = "a file is larger than `ulimit -f` or the file system allows"
 
 
 def system_error(error: BaseException) -> int | None:
@@ -163,6 +169,8 @@ def storage_fault(error: BaseException, folder: Path, variable: str) -> str | No
     """
     for cause in causes(error):
         code, path = system_error(cause), existing(_path_of(cause) or folder)
+        if code == errno.EFBIG:
+            return f"{path}: {TOO_LARGE}"
         if code in FULL:
             free = shutil.disk_usage(path).free / 1e9
             return f"the disk of {folder} is full ({free:.1f} GB free). Free some space, or set {variable} to another disk"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,20 @@ def allowed_processors() -> int:
     return os.cpu_count() or 1
 
 
+MOST_THREADS = 1024
+"""Threads that ONNX Runtime may be given. It starts them all at once, and thousands take minutes."""
+
+
+def chosen_threads() -> int | None:
+    """Return the threads that OMP_NUM_THREADS asks for, at most one for each processor; None where it asks for none.
+
+    PyTorch takes no more than that either.
+    """
+    # OpenMP allows a list, a number for each level.
+    own = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(int(own), processors()) if re.fullmatch(r"0*[1-9][0-9]{0,17}", own) else None
+
+
 def runtime_threads() -> int:
     """Return the number of threads for ONNX Runtime, which reads neither OMP_NUM_THREADS nor limits by itself.
 
@@ -64,10 +79,8 @@ def runtime_threads() -> int:
     Otherwise the processors that a quota or the process's affinity leaves. 0 where nothing limits: the runtime then takes
     one for each core.
     """
-    # OpenMP allows a list, a number for each level.
-    own = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if own.isdecimal() and int(own) > 0:
-        return int(own)
+    if (chosen := chosen_threads()) is not None:
+        return chosen
     return processors() if processors() < (os.cpu_count() or 1) else 0
 
 
@@ -127,8 +140,8 @@ def limit_threads() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in WAITING.items():
             os.environ.setdefault(name, value)
-    if processors() < allowed_processors():
-        os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
+    if processors() < allowed_processors() and chosen_threads() is None:
+        os.environ["OMP_NUM_THREADS"] = str(processors())
 
 
 def processor_name() -> str:

@@ -13,14 +13,22 @@ from xlmprune.data.examples import Examples
 EXPECTED = 5
 """A label is missed in a set that should have this many examples of it."""
 
+MOST_NAMED = 5
+"""Labels that a sentence names."""
+
 MUCH_MORE = 2
 """From how many times the next language's texts on a language has much more."""
 
 
-def warnings_about(train: Examples, dev: Examples | None, tests: Mapping[str, Examples]) -> tuple[str, ...]:
+def warnings_about(
+    train: Examples, dev: Examples | None, tests: Mapping[str, Examples], labels: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Compare the splits, and give a sentence for everything that makes scores doubtful.
 
     Texts count as equal if they differ only in case and spaces; a pair, if both its texts are.
+
+    Args:
+        labels: names of the model's outputs, in order.
     """
     sets = {f"{language} test set": test for language, test in tests.items()}
     if dev is not None:
@@ -33,7 +41,7 @@ def warnings_about(train: Examples, dev: Examples | None, tests: Mapping[str, Ex
         chosen = set(keys[f"{dev.language} dev set"])
         name = f"{train.language} test set"
         warnings.append(_in_both(keys[name], chosen, name, "the dev set"))
-    warnings.append(_contradictions(train, trained))
+    warnings += [_contradictions(train, trained), _untrained_labels(train, labels)]
     warnings += [_single_class(name, examples) for name, examples in sets.items()]
     warnings += [_absent_labels(name, examples, train) for name, examples in sets.items()]
     return tuple(warning for warning in warnings if warning)
@@ -97,6 +105,19 @@ def _contradictions(train: Examples, keys: list[str]) -> str:
     if not different:
         return ""
     return f"the training set has {count_of(len(different), 'text')} more than once with different labels"
+
+
+def _untrained_labels(train: Examples, labels: Sequence[str]) -> str:
+    if not train.labels or train.groups is not None:
+        return ""
+    trained = set(_tags(train))
+    absent = [name for number, name in enumerate(labels) if number not in trained]
+    if not absent:
+        return ""
+    return (
+        f"the training set has no example of {count_of(len(absent), 'label')} ({', '.join(absent[:MOST_NAMED])}"
+        f"{', …' if len(absent) > MOST_NAMED else ''}), so the model cannot learn {'it' if len(absent) == 1 else 'them'}"
+    )
 
 
 def _absent_labels(name: str, examples: Examples, train: Examples) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from xlmprune.core import machine
-from xlmprune.core.errors import BundleError, first_line
+from xlmprune.core.errors import BundleError, MachineError, first_line
 
 Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`input_ids`, `attention_mask` [batch, tokens] to logits [batch, labels] or [batch, tokens, labels]."""
@@ -58,7 +58,10 @@ def open_session(
 
     Raises:
         BundleError: the file is missing, or ONNX Runtime cannot open it.
+        MachineError: ``threads`` is below 0 or above `machine.MOST_THREADS`.
     """
+    if not 0 <= threads <= machine.MOST_THREADS:
+        raise MachineError(f"{threads} threads: expected a number from 0 to {machine.MOST_THREADS}")
     if not path.is_file():
         raise BundleError(f"{path} is missing")
     options = onnxruntime.SessionOptions()

@@ -194,7 +194,7 @@ class Normal:
 
         Raises:
             DataError: no rows were added.
-            ModelError: rows that are NaN or infinite.
+            ModelError: rows that are NaN or infinite, or too little ridge for so few rows.
         """
         if not ridge > 0:
             raise ValueError(
@@ -215,7 +215,13 @@ class Normal:
         held = torch.full_like(start[:, 0], ridge * float(diagonal.mean()) or ridge)
         held[-1] = ridge * self.rows / 1000
         matrix, residual = gram + held.diag(), self._cross - gram @ start
-        solution = start + torch.cholesky_solve(residual, torch.linalg.cholesky(matrix))
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if int(failed):
+            raise ModelError(
+                "the Gram matrix of activations is singular (not positive definite): raise pruning.reconstruct.ridge, or "
+                "use more texts"
+            )
+        solution = start + torch.cholesky_solve(residual, factor)
         if mask is not None:
             solution = _among(mask, solution, start, matrix / self.rows)
         before, after = self._error(start, gram), self._error(solution, gram)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from xlmprune.core.errors import DataError, RecipeError
+from xlmprune.core.errors import DataError
 from xlmprune.data.examples import Examples, Kind
 from xlmprune.data.readers import Split
 from xlmprune.quickstart import intents
@@ -38,12 +38,6 @@ class Quickstart:
     licence = intents.LICENCE
 
     def __init__(self, recipe: TaskRecipe) -> None:
-        for key in ("path", "columns", "format", "header", "labels"):
-            if (given := getattr(recipe, key)) is not None:
-                raise RecipeError(
-                    f"task.{key} is {given!r}, but task quickstart brings its own data; for yours use task.name: "
-                    "classification and task.source: files"
-                )
         self.train_language = recipe.train_language
         self._asked = recipe.languages
         self.metrics = main_first((Accuracy(),), recipe.metric)

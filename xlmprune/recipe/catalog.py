@@ -33,6 +33,11 @@ def find_recipe(name: str) -> Path:
         return known[file.stem]
     if os.path.isdir(file):  # noqa: PTH112
         raise RecipeError(f"{name} is a folder; give a recipe file, or one of: {', '.join(known)}")
+    if any(
+        (folder / "comparisons" / f"{file.stem}.yaml").is_file()
+        for folder in {f.parent for f in known.values()}
+    ):
+        raise RecipeError(f"{name} is a comparison of several runs: xlmprune compare {file.stem}")
     raise RecipeError(
         f"no recipe at {name}, and no shipped recipe has this name; {_near_file(file) or nearest(file.stem, list(known))}"
     )

@@ -42,12 +42,13 @@ MARKS = frozenset(string.punctuation) - {"~"}
 """Characters that are text where an option has nothing else, also those that YAML takes for its own. `~` means null."""
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), saved: bool = False) -> Recipe:
     """Read, override and validate a recipe.
 
     Args:
         name: a file, or the name of a shipped recipe.
         overrides: ``a.b=value`` each, checked like the file.
+        saved: the file is the one that a run wrote; see `validate_recipe`.
 
     Raises:
         RecipeError: lists every fault, one a line, each with its position, what was found and what is allowed.
@@ -57,7 +58,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     given = apply_overrides(values, overrides)
     if ("method",) in given and ("name",) not in given:
         values["name"] = f"{values['name']}.{_last_method(overrides)}"
-    return validate_recipe(values, str(file), positions, given)
+    return validate_recipe(values, str(file), positions, given, saved)
 
 
 def _last_method(overrides: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ A new component is one file and one line here. Its module is imported only when 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -116,7 +116,12 @@ TABLES = {
 def nearest(name: str, known: Sequence[str]) -> str:
     """Say ``did you mean 'x'?`` for a misspelt name, or list the known names."""
     close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"did you mean {close[0]!r}?" if close else f"known: {listed(known)}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names by commas; those that hold a comma themselves are in quotes."""
+    return ", ".join(repr(name) if "," in name else name for name in names)
 
 
 def load(table: str, name: str) -> Any:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -104,8 +104,26 @@ class ModelRecipe(Named):
         return [pattern for pattern in files or () if "{language}" in pattern]
 
 
-FILE_KEYS = ("columns", "format", "delimiter", "quoting", "header")
-"""Keys of `task` that say how your own files are read."""
+READ_FROM: Mapping[str, Collection[str]] = {
+    "hub": ("revision",),
+    "xglue": ("path",),
+    "files": (
+        *("path", "columns", "format", "delimiter", "quoting", "header"),
+        *("train_split", "dev_split", "test_split"),
+    ),
+}
+"""Keys of `task` that say where and how data are read, by the source that they are for."""
+
+
+def unread_keys(task: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the section `task` that say how to read data, but not from where it comes."""
+    fields = TaskRecipe.model_fields
+    source = task.get("source", fields["source"].default)
+    own = READ_FROM.get(source, ()) if isinstance(source, str) else ()
+    others = dict.fromkeys(key for keys in READ_FROM.values() for key in keys if key not in own)
+    if task.get("name") == "quickstart":  # it brings its data
+        others = dict.fromkeys(("source", *others, *own, "labels"))
+    return [key for key in others if task.get(key) not in (None, fields[key].default)]
 
 
 class TaskRecipe(Named):
@@ -194,12 +212,18 @@ class TaskRecipe(Named):
         if self.source != "hub" and self.path is None and self.name != "quickstart":
             wanted = {"xglue": "the official folder", "files": "a pattern with {language} and {split}"}
             raise ValueError(f"source {self.source!r} needs `path`: {wanted[self.source]}")
-        read = {"hub": (), "xglue": ("path",), "files": ("path", *FILE_KEYS)}[self.source]
-        unread = [key for key in ("path", *FILE_KEYS) if key not in read and getattr(self, key) is not None]
-        if unread and self.name != "quickstart":
+        if unread := unread_keys(vars(self)):
+            keys = " and ".join(f"`{key}`" for key in unread)
+            verb = "is" if len(unread) == 1 else "are"
+            if self.name == "quickstart":
+                raise ValueError(
+                    f"{keys} {verb} not read with the task quickstart, which brings its own data. For yours, write "
+                    "`name: classification` and `source: files`, or start with xlmprune init"
+                )
+            inherited = "" if "split" in unread[0] else f" (`{unread[0]}: null` where a base sets it)"
             raise ValueError(
-                f"`{unread[0]}` is not read with `source: {self.source}`: write `source: files` for your own files, "
-                f"{'`source: xglue` for the official folder, ' if unread[0] == 'path' else ''}or leave it out"
+                f"{keys} {verb} not read with `source: {self.source}`. Write `source: files` for your own files, "
+                f"{'`source: xglue` for the official folder, ' if 'path' in unread else ''}or leave it out{inherited}"
             )
         if self.languages != "all" and not self.languages:
             raise ValueError("`languages` is empty; list at least one, or write `all`")
@@ -298,7 +322,7 @@ class ReconstructRecipe(BaseModel):
 
     texts: Annotated[int, Field(ge=1)] = 3000
     """Total number of texts to measure activations on, drawn evenly over the languages."""
-    ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
+    ridge: Annotated[float, Field(ge=1e-5, le=1)] = 0.01
     """How strongly the weights are kept at their old values, relative to the mean square of an input. Use more for few
     texts."""
     correct_drift: bool = False
@@ -498,6 +522,16 @@ class DistillationRecipe(BaseModel):
     density_step: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """For `best_at_current_sparsity`: how far the density must fall before the search starts again."""
 
+    @property
+    def teaches_on_unlabelled(self) -> bool:
+        """Whether the student learns from unlabelled text."""
+        return self.unlabelled is not None and self.unlabelled_weight > 0
+
+    @property
+    def teaches(self) -> bool:
+        """Whether any part of the loss comes from the teacher."""
+        return self.teaches_on_unlabelled or self.confidence or self.weight > 0 or self.hidden > 0
+
     @field_validator("languages", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
@@ -626,6 +660,12 @@ class ExportRecipe(BaseModel):
         return self
 
 
+def sha256_of(values: Mapping[str, Any]) -> str:
+    """Hash the plain values of a resolved recipe."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class Recipe(BaseModel):
     """Everything a run needs; the resolved recipe alone repeats it."""
 
@@ -677,8 +717,7 @@ class Recipe(BaseModel):
 
     def sha256(self) -> str:
         """Hash the resolved recipe; equal recipes have equal hashes."""
-        text = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_of(self.resolved())
 
     def to_yaml(self) -> str:
         """Write the resolved recipe as YAML, which `load` reads back to an equal one."""

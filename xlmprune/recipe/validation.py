@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from xlmprune.core.errors import RecipeError
 from xlmprune.recipe import registry
 from xlmprune.recipe.explanations import Where, explain
-from xlmprune.recipe.schema import Component, Recipe, TaskRecipe
+from xlmprune.recipe.schema import Component, PruningRecipe, Recipe, TaskRecipe, unread_keys
 from xlmprune.recipe.yaml_text import KeyPath
 
 
@@ -19,6 +19,7 @@ def validate_recipe(
     origin: str,
     positions: Mapping[KeyPath, str] | None = None,
     given: Mapping[KeyPath, str] | None = None,
+    saved: bool = False,
 ) -> Recipe:
     """Build a `Recipe` from plain values.
 
@@ -26,11 +27,15 @@ def validate_recipe(
         origin: the file, for faults that have no position.
         positions: of the keys, as `read_recipe` returns them.
         given: what `apply_overrides` returned.
+        saved: a run wrote the values. Keys of `task` that its source does not read are dropped then: older versions
+            accepted them, and they changed nothing.
 
     Raises:
         RecipeError: lists every fault, one a line.
     """
     where = Where(origin, positions or {}, given or {})
+    if saved and isinstance(values.get("task"), dict):
+        values = {**values, "task": without_unread(values["task"])}
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -40,6 +45,12 @@ def validate_recipe(
     if faults:
         raise RecipeError("\n".join(faults))
     return recipe
+
+
+def without_unread(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `task` without the keys that its source does not read."""
+    dropped = unread_keys(task)
+    return {key: value for key, value in task.items() if key not in dropped}
 
 
 def validate_task(values: Any, origin: str, given: Mapping[KeyPath, str]) -> TaskRecipe:
@@ -243,9 +254,19 @@ def _training_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Ite
 
 
 def _structure_conflicts(recipe: Recipe, criterion: Any) -> Iterator[Conflict]:
-    """Find criteria that would score heads, neurons or what remains of them before they have learned anything."""
+    """Find criteria that choose nothing, or score heads, neurons or what remains before they have learned anything."""
     structure, name = recipe.pruning.structure, recipe.pruning.criterion.name
-    if structure is None or not criterion.watches:
+    if structure is None:
+        return
+    unused = recipe.pruning.pattern == "structured" and structure.importance != "criterion"
+    if unused and recipe.pruning.criterion != PruningRecipe.model_fields["criterion"].default:
+        yield (
+            ("pruning", "criterion"),
+            f"with pattern structured and importance {structure.importance}, the criterion {name} chooses nothing: leave it "
+            "out, write `structure.importance: criterion`, or prune single weights with `pattern: unstructured`",
+        )
+        return
+    if not criterion.watches:
         return
     pools = structure.importance == "criterion"
     if pools and not criterion.acts_on_dense:

@@ -319,11 +319,19 @@ def describe_gains(report: Report) -> str:
     gained = any((row.delta or 0.0) > 0 for row in rows(report))
     if stages < 1 or not gained or not trains_after_pruning(report):
         return ""
-    taught = " and with a teacher" if (report.get("recipe") or {}).get("distillation") else ""
+    taught = " and with a teacher" if _has_teacher(report) else ""
     return (
         "A gain over dense may come from further training: the dense model was measured after stage 0, and the pruned model "
         f"was trained for {count_of(stages, 'more stage')}{taught}."
     )
+
+
+def _has_teacher(report: Report) -> bool:
+    """Return whether a part of the loss came from a teacher."""
+    if not (found := (report.get("recipe") or {}).get("distillation")):
+        return False
+    unlabelled = found.get("unlabelled") and found.get("unlabelled_weight")
+    return bool(unlabelled or found.get("weight", 0.5) or found.get("confidence") or found.get("hidden"))
 
 
 def describe_unlabelled(report: Report) -> str:

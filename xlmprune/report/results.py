@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,8 @@ def assemble(
     """
     outcome, pruned, metric = scored.outcome, scored.scores, data.task.metrics[0]
     measured = {entry.form.key: entry for entry in forms}
-    languages = _languages(outcome, data, pruned, measured)
+    taught = recipe.distillation is not None and recipe.distillation.teaches_on_unlabelled
+    languages = _languages(outcome, data, pruned, measured, data.unlabelled if taught else {})
     summed = summary(languages, data.train_language)
     served = _served(outcome, data, [entry for entry in forms if entry.form.name not in refused])
     worst = served.get("worst") or summed.get("worst")
@@ -171,8 +172,17 @@ def _size(report: Mapping[str, Any], folder: str) -> dict[str, Any]:
 
 
 def _languages(
-    outcome: Outcome, data: Datasets, pruned: Scores, measured: Mapping[str, MeasuredForm]
+    outcome: Outcome,
+    data: Datasets,
+    pruned: Scores,
+    measured: Mapping[str, MeasuredForm],
+    unlabelled: Collection[str],
 ) -> dict[str, dict[str, Any]]:
+    """Return the row of each language.
+
+    Args:
+        unlabelled: languages whose text taught the student without labels; none if it is empty.
+    """
     metric = data.task.metrics[0]
     rows: dict[str, dict[str, Any]] = {}
     for language, score in pruned.items():
@@ -188,8 +198,8 @@ def _languages(
         row |= {key: entry.scores[language].value for key, entry in measured.items()}
         if found := baselines.baselines(data.tests[language].examples, metric, data.task.labels):
             row |= {"majority": found.majority, "chance": found.chance}
-        if data.unlabelled:
-            row["seen_unlabelled"] = language in data.unlabelled
+        if unlabelled:
+            row["seen_unlabelled"] = language in unlabelled
         rows[language] = row
     return rows
 
@@ -360,7 +370,9 @@ def target_text(recipe: Recipe) -> list[str]:
     vocabulary = recipe.model.trimmed
     asked = {
         "count the vocabulary": vocabulary and vocabulary.keep_languages_of,
-        "learn the teacher's answers": recipe.distillation and recipe.distillation.unlabelled,
+        "learn the teacher's answers": recipe.distillation
+        and recipe.distillation.teaches_on_unlabelled
+        and recipe.distillation.unlabelled,
         "calibrate quantization": recipe.export.calibration
         if any(form_named(name).calibrated for name in recipe.export.onnx)
         else None,

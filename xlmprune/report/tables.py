@@ -196,7 +196,7 @@ def speed_table(report: Report) -> Table | None:
     """Latency and throughput of every file measured."""
     said = [
         "The files were measured in turns. A speedup is the median of the ratios within each turn, so it can differ from "
-        "the ratio of the medians shown, and it is reliable on a busy machine too."
+        "the ratio of the medians shown. With some dozens of turns it is reliable on a busy machine too."
     ]
     if packed_files(report):
         said.append(
@@ -207,6 +207,7 @@ def speed_table(report: Report) -> Table | None:
         {
             "file": lambda row: row["name"],
             "batch × tokens": lambda row: f"{number(row.get('batch'))} × {number(row.get('tokens'))}",
+            "turns": lambda row: number(row.get("rounds")),
             "median ms": lambda row: number(row.get("median_ms")),
             "95th percentile ms": lambda row: number(row.get("p95_ms")),
             "texts per second": lambda row: number(row.get("texts_per_second")),

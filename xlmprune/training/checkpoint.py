@@ -42,7 +42,7 @@ def difference(recipe: Recipe, text: str, file: Path) -> str | None:
     # A file of an older version lacks keys that were added since; their defaults are what it meant. Where it is not valid
     # at all, the values as they stand show the difference.
     with suppress(RecipeError):
-        values = validate_recipe(values, str(file)).resolved()
+        values = validate_recipe(values, str(file), saved=True).resolved()
     return first_difference(values, recipe.resolved())
 
 
@@ -76,7 +76,7 @@ def require_only_export_changes(path: Path, before: Recipe, now: Recipe) -> None
 
 def require_same_export(folder: RunFolder, recipe: Recipe) -> None:
     """Raise RecipeError if the bundle of a finished run was made with other export settings."""
-    found = load_recipe(str(folder.path / "recipe.yaml")).resolved()
+    found = load_recipe(str(folder.path / "recipe.yaml"), saved=True).resolved()
     keys = [key for key in differences(found, recipe.resolved()) if key.effect == "export"]
     if keys:
         options = (f"{'.'.join(map(str, key.path))}={json.dumps(key.now)}" for key in keys)

@@ -67,7 +67,11 @@ def read_texts(
             task, distillation.unlabelled, tests, dev, distillation.languages, distillation.max_texts
         )
     unmeasured = sorted({*unmeasured_languages(task, vocabulary), *unlabelled} - set(tests))
-    warnings = [*warnings_about(train, dev, tests), uneven_text(unlabelled), without_test(unmeasured)]
+    warnings = [
+        *warnings_about(train, dev, tests, task.labels),
+        uneven_text(unlabelled),
+        without_test(unmeasured),
+    ]
     return Texts(task, train, dev, tests, unlabelled, tuple(warning for warning in warnings if warning))
 
 

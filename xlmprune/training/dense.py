@@ -173,7 +173,7 @@ def _require_same_stage_0(dense: Path, recipe: Recipe) -> None:
     if not file.is_file():
         raise ModelError(f"{dense}: is not a run folder; it has no recipe.yaml")
     values, _ = parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    found = validate_recipe(values, str(file))
+    found = validate_recipe(values, str(file), saved=True)
     if dense_key(found) != dense_key(recipe):
         ours, theirs = (_read_by_stage_0(one).resolved() for one in (recipe, found))
         said = next(map(str, differences(theirs, ours)))

@@ -173,8 +173,12 @@ def _trained(recipe: Recipe, model: Any, rows: int | None) -> int:
 
 
 def state_bytes(criterion: Criterion) -> float:
-    """Return the bytes that a criterion holds for each weight between updates, measured on one small matrix."""
+    """Return the bytes that a criterion holds for each weight between updates, measured on one small matrix.
+
+    What it holds already, of a network that it watches, does not count.
+    """
     probe = copy.deepcopy(criterion)
+    before = _state_size(probe)
     weight = nn.Parameter(torch.ones(PROBE, PROBE))
     weight.grad = torch.ones_like(weight)
     mask = torch.ones_like(weight, dtype=torch.bool)
@@ -182,4 +186,8 @@ def state_bytes(criterion: Criterion) -> float:
     with torch.random.fork_rng(devices=[]):
         probe.before_forward({"w": weight}, {"w": mask})
         probe.observe({"w": weight}, {"w": mask}, 1e-3)
-    return sum(t.numel() * t.element_size() for t in probe.state().values() if t.ndim) / weight.numel()
+    return (_state_size(probe) - before) / weight.numel()
+
+
+def _state_size(criterion: Criterion) -> int:
+    return sum(t.numel() * t.element_size() for t in criterion.state().values() if t.ndim)

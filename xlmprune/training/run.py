@@ -154,7 +154,7 @@ class Training:
         if not any(self.remaining.counts[1:]):
             return
         said = "pruning removes weights, so each stage begins with a larger loss"
-        if self.pruner.teaching is not None:
+        if self.pruner.teaching is not None and self.pruner.teaching.settings.teaches:
             said += ". From now on the loss also contains the distance to the teacher"
         self.reporter.say(said)
 
