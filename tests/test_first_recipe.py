@@ -600,6 +600,21 @@ def test_texts_are_not_printed_in_full_as_names_of_columns(tmp_path, monkeypatch
     assert "word " * 10 not in line
 
 
+def test_another_train_language_is_named(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        rows = "".join(f"das ist Satz {split} {i}\t{'ab'[i % 2]}\n" for i in range(8))
+        (tmp_path / "data" / f"de.{split}.tsv").write_text(rows)
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ["init", "data"])
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        "xlmprune: data/{language}.{split}.tsv: there is no training file in English (en), but in de. Say which language "
+        "trains, as in --train-language de\n"
+    )
+    assert CliRunner().invoke(app, ["init", "data", "--train-language", "de"]).exit_code == 0
+
+
 def test_the_example_of_columns_does_not_drop_half_of_a_pair(tmp_path, monkeypatch):
     rows = "".join(f"how do I open door {i}?\thow can door {i} be opened?\t{i % 2}\n" for i in range(30))
     result = init_in(tmp_path, monkeypatch, f"question1\tquestion2\tis_duplicate\n{rows}")

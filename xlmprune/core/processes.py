@@ -116,9 +116,12 @@ def joined(device: torch.device) -> Iterator[None]:
     _join(device)
     try:
         yield
-    except BaseException:
-        if device.type == "cuda":
-            _group = None  # NCCL could wait for others that have ended
+    except BaseException as error:
+        fails_itself = isinstance(error, Exception) and not isinstance(error, ProcessesError)
+        if fails_itself or device.type == "cuda":
+            # The others learn of it when this process ends, so that torchrun names it as the first. NCCL's goodbye could
+            # wait for those that have ended.
+            _group = None
         else:
             leave()  # no message is pending: whoever sends one waits for it
         raise

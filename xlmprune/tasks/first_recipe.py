@@ -24,7 +24,7 @@ from xlmprune.core.files import explain_disk, write_atomically
 from xlmprune.core.formatting import shorten
 from xlmprune.core.languages import is_language, language_name
 from xlmprune.data.lengths import most_tokens, whole_texts
-from xlmprune.data.readers.files import fill
+from xlmprune.data.readers.files import fill, find_languages
 from xlmprune.data.readers.guess import column_names, guess_columns
 from xlmprune.data.readers.headers import KNOWN_NAMES
 from xlmprune.data.readers.labels import listed
@@ -121,6 +121,7 @@ def survey(
         RecipeError: an override of another key, or with a value that is not possible.
     """
     layout = Layout(path, {}) if "{" in path else find_layout(Path(path))
+    _require_train_file(layout, train_language)
     values: dict[str, Any] = {"source": "files", "path": layout.pattern, "train_language": train_language}
     values |= {f"{split}_split": word for split, word in layout.splits.items()}
     if languages:
@@ -386,6 +387,17 @@ def _first_that_reads(recipe: TaskRecipe, kinds: Sequence[str]) -> tuple[str, Ta
     # If a kind can read the training file, what the other kinds lack does not help.
     able = [said for kind, said in refused.items() if _trains(recipe, kind)] or refused.values()
     raise DataError("\n".join([f"{recipe.path}: no kind of task can read these files", *able]))
+
+
+def _require_train_file(layout: Layout, language: str) -> None:
+    """Raise DataError if other languages have a training file, and this one has none."""
+    if _file(layout, language, "train") is not None:
+        return
+    if others := find_languages(expand(layout.pattern), layout.splits.get("train", "train")):
+        raise DataError(
+            f"{layout.pattern}: there is no training file in {language_name(language)} ({language}), but in "
+            f"{', '.join(others)}. Say which language trains, as in --train-language {others[0]}"
+        )
 
 
 def _file(layout: Layout, language: str, split: str) -> Path | None:
