@@ -673,7 +673,7 @@ def test_a_plan_shows_the_methods_that_would_run(base):
 
 def test_a_plan_says_which_runs_share_a_dense_stage(base):
     same = plan.read(str(base), ["pruning.criterion=magnitude,random", "seed=1,2"])
-    assert "methods with the same seed prune the same fine-tuned model" in same.notes[0]
+    assert "All methods with the same seed prune the same fine-tuned model" in same.notes[0]
     own = plan.read(str(base), ["pruning.criterion=magnitude,pins", "seed=1,2"])
     assert "share it where their column `dense stage` is the same" in own.notes[0]
 

@@ -390,6 +390,17 @@ def test_a_bundle_of_an_older_version_is_evaluated(tmp_path):
         task_of(tmp_path / "bundle", ["task.header=true"])
 
 
+def test_a_bundle_of_hub_data_is_evaluated_on_files(tmp_path):
+    """The run pinned the data set's revision, which files do not have."""
+    report = {"recipe": {"task": {"name": "xnli", "source": "hub", "revision": "abc"}}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert task_of(tmp_path, []).revision == "abc"
+    task = task_of(
+        tmp_path, ["task.source=files", "task.path=mine/{language}.{split}.tsv", "task.header=true"]
+    )
+    assert (task.revision, task.header) == (None, True)
+
+
 def test_a_criterion_that_would_choose_nothing_is_refused(tmp_path):
     text = "task: xnli\npruning: {criterion: pins, pattern: structured, structure: {heads: 0.5}}\n"
     assert "the criterion pins chooses nothing" in refusal(tmp_path, text)

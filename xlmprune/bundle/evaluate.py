@@ -76,9 +76,10 @@ def task_of(path: Path, overrides: Sequence[str]) -> TaskRecipe:
         if name == key or name.partition(".")[0] not in TaskRecipe.model_fields:
             known = [f"task.{field}" for field in TaskRecipe.model_fields]
             raise RecipeError(f"--set {override}: unknown key {key!r} here; {registry.nearest(key, known)}")
-    values["task"] = without_unread(values["task"])  # older versions accepted more keys
     given = apply_overrides(values, overrides)
-    return validate_task(values["task"], str(file), given)
+    # An option may name another source than the run's, and older versions accepted more keys.
+    task = without_unread(values["task"], kept=[str(path[1]) for path in given])
+    return validate_task(task, str(file), given)
 
 
 def _own_recipe(bundle: Path, sha256: str | None) -> dict[str, Any] | None:

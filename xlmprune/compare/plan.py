@@ -31,10 +31,10 @@ ReadRecipe = Callable[[Path], tuple[dict[str, Any], dict[KeyPath, str]]]
 
 PLAIN_DENSE = (
     "Stage 0 is trained without the regularizer (training.regularize_dense: false), as `xlmprune compress` does by "
-    "default"
+    "default."
 )
-SHARED_DENSE = ", so methods with the same seed prune the same fine-tuned model."
-OWN_DENSE = ". Runs of a task and seed share it where their column `dense stage` is the same."
+SHARED_DENSE = "All methods with the same seed prune the same fine-tuned model."
+OWN_DENSE = "Runs of a task and seed share it where their column `dense stage` is the same."
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _notes(cells: Sequence[Cell]) -> tuple[str, ...]:
     plain = not any(cell.recipe.training.regularize_dense for cell in cells)
     keys = {(cell.task, cell.seed): cell.dense_key for cell in cells}
     shared = all(keys[cell.task, cell.seed] == cell.dense_key for cell in cells)
-    dense = [PLAIN_DENSE + (SHARED_DENSE if shared else OWN_DENSE)] if plain else []
+    dense = [f"{PLAIN_DENSE} {SHARED_DENSE if shared else OWN_DENSE}"] if plain else []
     return (*dense, *_uneven_budgets(cells), *_extra_passes(cells))
 
 

@@ -214,7 +214,7 @@ class TaskRecipe(Named):
             raise ValueError(f"source {self.source!r} needs `path`: {wanted[self.source]}")
         if unread := unread_keys(vars(self)):
             keys = " and ".join(f"`{key}`" for key in unread)
-            verb = "is" if len(unread) == 1 else "are"
+            verb, them = ("is", "it") if len(unread) == 1 else ("are", "them")
             if self.name == "quickstart":
                 raise ValueError(
                     f"{keys} {verb} not read with the task quickstart, which brings its own data. For yours, write "
@@ -223,7 +223,7 @@ class TaskRecipe(Named):
             inherited = "" if "split" in unread[0] else f" (`{unread[0]}: null` where a base sets it)"
             raise ValueError(
                 f"{keys} {verb} not read with `source: {self.source}`. Write `source: files` for your own files, "
-                f"{'`source: xglue` for the official folder, ' if 'path' in unread else ''}or leave it out{inherited}"
+                f"{'`source: xglue` for the official folder, ' if 'path' in unread else ''}or leave {them} out{inherited}"
             )
         if self.languages != "all" and not self.languages:
             raise ValueError("`languages` is empty; list at least one, or write `all`")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -47,9 +47,9 @@ def validate_recipe(
     return recipe
 
 
-def without_unread(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section `task` without the keys that its source does not read."""
-    dropped = unread_keys(task)
+def without_unread(task: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
+    """Return the section `task` without the keys that its source does not read, but for those ``kept``."""
+    dropped = set(unread_keys(task)) - set(kept)
     return {key: value for key, value in task.items() if key not in dropped}
 
 

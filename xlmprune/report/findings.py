@@ -18,6 +18,7 @@ from xlmprune.evaluation.collapse import COLLAPSE, collapsed
 from xlmprune.export.floor import DECIDED_ON
 from xlmprune.export.form import DENSE_MODEL, Form, all_forms, form_to_serve, reference
 from xlmprune.models import architecture
+from xlmprune.recipe.schema import DistillationRecipe
 
 Report = Mapping[str, Any]
 
@@ -328,10 +329,8 @@ def describe_gains(report: Report) -> str:
 
 def _has_teacher(report: Report) -> bool:
     """Return whether a part of the loss came from a teacher."""
-    if not (found := (report.get("recipe") or {}).get("distillation")):
-        return False
-    unlabelled = found.get("unlabelled") and found.get("unlabelled_weight")
-    return bool(unlabelled or found.get("weight", 0.5) or found.get("confidence") or found.get("hidden"))
+    found = (report.get("recipe") or {}).get("distillation")
+    return isinstance(found, Mapping) and DistillationRecipe.model_construct(**found).teaches
 
 
 def describe_unlabelled(report: Report) -> str:

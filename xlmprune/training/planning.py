@@ -134,7 +134,6 @@ def plan(
         where.type == "cpu",
         processes.launched(),
     )
-    disk = estimate_disk(recipe, method, model, rows, chooses)
     here = processes.local()[1]
     cut = {code: share_cut(test, recipe.training.max_length) for code, test in texts.tests.items()}
     slow = slow_on_cpu(recipe, model, updates, where, shorten=start_from is None)
@@ -192,7 +191,7 @@ def plan(
         **_seconds(duration, shorter),
         "memory": memory,
         **({} if here == 1 else {"host": {"processes": here, "memory": here * memory["total"]}}),
-        "disk": disk,
+        "disk": estimate_disk(recipe, method, model, rows, chooses),
     }
 
 
