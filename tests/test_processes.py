@@ -87,21 +87,25 @@ LEAVING = """
 import launch, psutil, torch
 from xlmprune.core import processes
 
-def work(rank):
+def ends(rank):
     before = psutil.Process().num_threads()
     with processes.joined(torch.device("cpu")):
         from torch.distributed import nn  # as libraries do, at some time
         processes.spread([1, 2], str)
         assert psutil.Process().num_threads() > before
     assert psutil.Process().num_threads() == before
+
+def first_fails(rank):
+    before = psutil.Process().num_threads()
     try:
         with processes.joined(torch.device("cpu")):
+            processes.spread([1, 2], str)  # both have joined
             processes.from_first(lambda: [][0])
     except (IndexError, processes.ProcessesError) as error:
         assert isinstance(error, IndexError) == (rank == 0)
     assert rank == 0 or psutil.Process().num_threads() == before
 
-raise SystemExit(max(launch.fork(2, work)))
+raise SystemExit(max(launch.fork(2, ends) + launch.fork(2, first_fails)))
 """
 
 
@@ -232,9 +236,11 @@ def test_a_process_that_ends_is_noticed_at_once():
     def work(rank):
         if rank == 1:
             with processes.joined(CPU):
+                processes.wait()  # both have joined
                 os._exit(7)
         started = time.monotonic()
         with pytest.raises(ProcessesError, match="another process of this run ended"), processes.joined(CPU):
+            processes.wait()
             processes.wait()
         assert time.monotonic() - started < 20
         assert processes.count() == 1
