@@ -9,20 +9,28 @@ torchrun itself imports PyTorch once more for each process; `test_processes.py` 
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 
 def fork(count: int, work: Callable[[int], object]) -> list[int]:
     """Call ``work(rank)`` in ``count`` processes with torchrun's environment; return their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = [_start(variables(rank, count, port), rank, work) for rank in range(count)]
     return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on, outside those that Linux gives to whoever asks for any."""
+    while True:
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", random.SystemRandom().randrange(20_000, 30_000)))
+            return tried.getsockname()[1]
 
 
 def variables(rank: int, count: int, port: int = 1, host: int | None = None) -> dict[str, str]:

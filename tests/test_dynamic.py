@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -288,6 +289,9 @@ def test_the_reports_have_every_size_and_language(finished):
         assert row["bytes"]["int8"] == (run / row["bundle"] / "model.int8.onnx").stat().st_size
         assert row["median_ms"].keys() == {"fp32", "int8"}
         assert row["encoder_density"] == own["stages"][-1]["encoder_density"]
+        graph = onnx.load(run / row["bundle"] / "model.onnx", load_external_data=False)
+        told = {entry.key: entry.value for entry in graph.metadata_props}
+        assert float(told["encoder_sparsity"]) == pytest.approx(1 - row["encoder_density"], abs=1e-6)
         assert own["stages"][-1]["zero_shot_mean"] == pytest.approx(row["zero_shot_mean"])
         assert set(own["speed"]) == {"dense fp32", "model.onnx", "model.int8.onnx"}
         assert ("sizes" in own) == (row["size"] == 1)

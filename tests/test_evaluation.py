@@ -154,3 +154,14 @@ def test_languages_share_batches_and_each_gets_its_own_logits():
     shapes.clear()
     assert len(list(evaluation.evaluate(forward, sets, Task, 2, apart=True))) == 3
     assert len(shapes) == 4
+
+
+@pytest.mark.parametrize(("together", "told"), [(1, 2), (3, 6)])
+def test_progress_counts_the_texts_of_the_processes_that_work_together(monkeypatch, together, told):
+    """Not of all that were launched: the export runs in the first one alone."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(evaluation.processes, "count", lambda: together)
+    heard = []
+    forward = evaluation.counted(lambda ids, mask: ids, heard.append)
+    assert forward(np.zeros((2, 3)), np.ones((2, 3))).shape == (2, 3)
+    assert heard == [told]

@@ -11,6 +11,7 @@ import time
 from functools import partial
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -165,6 +166,9 @@ def test_report_counts_exactly(finished):
     kept = sum(round(w.numel() * 0.7**3) for w in weights.values())
     assert report["model"]["prunable"] == sum(w.numel() for w in weights.values())
     assert report["model"]["encoder_density"] == pytest.approx(kept / report["model"]["prunable"])
+    graph = onnx.load(finished[0] / "bundle" / "model.onnx", load_external_data=False)
+    told = {entry.key: entry.value for entry in graph.metadata_props}
+    assert float(told["encoder_sparsity"]) == pytest.approx(1 - report["model"]["encoder_density"], abs=1e-6)
     removed = report["model"]["prunable"] - kept
     assert report["model"]["model_density"] == pytest.approx(1 - removed / report["model"]["parameters"])
     assert set(report["languages"]) == set(LANGUAGES)

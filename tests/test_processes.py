@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -233,15 +232,18 @@ def test_checksums_see_every_bit_and_every_place():
 
 
 def test_a_process_that_ends_is_noticed_at_once():
+    def meet_again():
+        processes.wait()  # both have joined
+        processes.wait()
+
     def work(rank):
         if rank == 1:
             with processes.joined(CPU):
-                processes.wait()  # both have joined
+                processes.wait()
                 os._exit(7)
         started = time.monotonic()
         with pytest.raises(ProcessesError, match="another process of this run ended"), processes.joined(CPU):
-            processes.wait()
-            processes.wait()
+            meet_again()
         assert time.monotonic() - started < 20
         assert processes.count() == 1
 
@@ -622,9 +624,7 @@ def test_bad_input_is_one_sentence_of_the_first(workplace):
 def test_the_second_host_needs_the_recipe_alone(workplace, tmp_path):
     recipe = write_recipe(workplace, "cosine")
     shutil.copy(workplace / recipe, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(launch.free_port())
     hosts = [
         subprocess.Popen(
             [

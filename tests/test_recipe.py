@@ -126,6 +126,24 @@ def test_unknown_task(tmp_path):
         ("export: {opset: 12}", "export.opset"),
         ("pruning: {pattern: '3:4'}", "pruning.pattern"),
         ("pruning: {pattern: '2:4', scope: global}", "scope must be layer"),
+        ("pruning: {pattern: '2:4', scope: row}", "scope must be layer"),
+        (
+            "pruning: {pattern: structured, structure: {heads: 0.5, importance: magnitude, languages: [de]}}",
+            "importance magnitude reads no text",
+        ),
+        ("pruning: {observe_regularizer: true}", "the criterion magnitude sees no gradients"),
+        (
+            "training: {regularize_dense: true}\nregularizer: {name: cosine, reference: finetuned}",
+            "the fine-tuned weights, which stage 0 does not have yet",
+        ),
+        ("distillation: {teacher: finetuned, ask_every: 5}", "never replaced, so ask_every is not read"),
+        ("distillation: {teacher: finetuned, density_step: 0.2}", "so density_step is not read"),
+        ("distillation: {teacher: finetuned, dense_defends: false}", "so dense_defends is not read"),
+        (
+            "training: {epochs_per_stage: 1, last_epochs: 0}\n"
+            "pruning: {schedule: {name: continuous, final_density: 0.3}}",
+            "prunes during training, but 0 epochs have no update",
+        ),
         ("pruning: {pattern: '2:4', schedule: {name: geometric, stages: 2}}", "ends at density 0.5"),
         ("pruning: {schedule: {name: geometric, step_fraction: 1.5}}", "pruning.schedule.step_fraction"),
         ("model: {vocabulary: {min_count: 2}}", "keep_languages_of"),
@@ -407,6 +425,16 @@ def test_a_criterion_that_would_choose_nothing_is_refused(tmp_path):
     assert load_recipe(write(tmp_path, text.replace("{heads: 0.5}", "{heads: 0.5, importance: criterion}")))
     assert load_recipe(write(tmp_path, text.replace("pattern: structured", "pattern: unstructured")))
     assert load_recipe(write(tmp_path, text.replace("criterion: pins, ", "")))
+    assert load_recipe(write(tmp_path, text), saved=True), "an older version ran it"
+
+
+def test_an_epoch_that_no_stage_has_is_not_judged(tmp_path):
+    """With `continuous` the last stage is the only one after the dense one."""
+    text = (
+        "task: xnli\ntraining: {epochs_per_stage: 0, dense_epochs: 6, last_epochs: 5}\n"
+        "pruning: {schedule: {name: continuous, final_density: 0.3}}\n"
+    )
+    assert load_recipe(write(tmp_path, text))
 
 
 def test_a_comparison_is_not_compressed():
@@ -705,7 +733,6 @@ def test_every_key_says_what_it_changes():
         "training.checkpoint_minutes",
         "training.gradient_checkpointing",
         "training.report_to",
-        "evaluation.batch_size",
     }
     assert found["conditions"] == {
         "training.gradient_accumulation",
@@ -720,7 +747,8 @@ def test_every_key_says_what_it_changes():
         "evaluation.stage_precision",
         "evaluation.stage_interval",
     }
-    assert found["export"] == {"name", "task.title", "task.licence", "evaluation.sample_errors"} | {
+    others = {"name", "task.title", "task.licence", "evaluation.batch_size", "evaluation.sample_errors"}
+    assert found["export"] == others | {
         key for keys in found.values() for key in keys if key.startswith("export.")
     }
     assert {"seed", "pruning.criterion.name", "training.learning_rate", "pruning.schedule.stages"} <= found[

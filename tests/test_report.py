@@ -232,6 +232,11 @@ def test_it_is_said_what_differences_from_dense_leave_out():
     report["languages"]["de"]["onnx_int8"] = 90.0
     report["recipe"]["training"]["epochs_per_stage"] = 0
     assert findings.describe_gains(report) == "", "nothing was trained after pruning"
+    report["recipe"]["training"]["last_epochs"] = 5
+    assert "trained for 1 more stage and with a teacher." in findings.describe_gains(report)
+    report["recipe"]["pruning"] = {"schedule": {"name": "continuous", "restart": True}}
+    said = "the pruned model was trained anew from the pretrained weights and with a teacher."
+    assert findings.describe_gains(report) == f"A gain over dense may come from the training: {said}"
 
 
 def test_all_sizes_have_one_baseline():
@@ -362,6 +367,11 @@ def test_a_card_says_for_what_text_of_other_languages_was_read(sections, said):
     assert findings.describe_read_text(report) == (
         (said and told) or "Every language but English was only evaluated."
     )
+    report["quantization"]["texts"] = {"train": 48, "en": 48}
+    assert "calibrate" not in findings.describe_read_text(report), "text of English alone was there"
+    report["quantization"]["texts"]["de"] = 48
+    assert "to calibrate INT8" in findings.describe_read_text(report)
+    del report["quantization"]["texts"]
     report["moments"] = {"source": "x", "uses": ["pruning.reconstruct"], "texts": {"en": 1}, "without": []}
     assert ("to rank or refit" in model_card(report)) is False
     report["moments"]["texts"]["de"] = 1
@@ -1102,9 +1112,34 @@ def test_every_stage_that_trains_less_than_the_papers_is_scaled_down(option, sai
 def test_a_scaled_down_dense_stage_is_named_beside_the_others():
     recipe = load_recipe("topics_small", ["training.dense_epochs=1.4", "training.epochs_per_stage=0.91"])
     assert results.scaled_down(recipe)[-1] == (
-        "1.4 epochs in the dense stage, 0.91 of an epoch in each later stage (the default, as in the paper, is 15 in "
+        "1.4 epochs in the dense stage, 0.91 of an epoch in the pruned stage (the default, as in the paper, is 15 in "
         "every stage)"
     )
+
+
+@pytest.mark.parametrize(
+    ("stages", "last", "said"),
+    [
+        (0, "null", ["6 epochs in the dense stage"]),
+        (1, "null", ["6 epochs in the dense stage, 0.5 of an epoch in the pruned stage"]),
+        (1, "20", ["6 epochs in the dense stage, 20 epochs in the pruned stage"]),
+        (
+            2,
+            "20",
+            [
+                "6 epochs in the dense stage, 0.5 of an epoch in each later stage but the last, 20 epochs in the last "
+                "stage"
+            ],
+        ),
+    ],
+)
+def test_only_stages_that_exist_are_scaled_down(stages, last, said):
+    options = [
+        *("training.dense_epochs=6", "training.epochs_per_stage=0.5", f"training.last_epochs={last}"),
+        f"pruning.schedule={{name: geometric, stages: {stages}}}",
+    ]
+    found = results.scaled_down(load_recipe("xnli_cosine", options))
+    assert found == [f"{sentence} (the paper trains 15 in every stage)" for sentence in said]
 
 
 def test_no_key_of_the_recipe_keeps_a_path_of_this_machine():

@@ -3,18 +3,23 @@
 import gzip
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from xlmprune.core.errors import DataError
 from xlmprune.data.checks import uneven_text
+from xlmprune.data.encoding import Encoded
 from xlmprune.data.examples import Examples
 from xlmprune.data.readers import Corpus
 from xlmprune.data.readers.hub import Hub, HubSet
 from xlmprune.data.readers.rows import Rows
+from xlmprune.data.special import SpecialTokens
 from xlmprune.data.unlabelled import unlabelled_examples, unmeasured_languages, vocabulary_texts
+from xlmprune.export.choosing import unlabelled_texts
+from xlmprune.export.form import TextSource
 from xlmprune.export.writing import calibration_text
 from xlmprune.recipe import registry
-from xlmprune.recipe.schema import DistillationRecipe, Recipe, TaskRecipe
+from xlmprune.recipe.schema import VOCABULARY_FILES, DistillationRecipe, Recipe, TaskRecipe
 from xlmprune.report import findings
 from xlmprune.report.results import target_text
 from xlmprune.tasks.metrics import METRICS
@@ -263,6 +268,40 @@ def test_the_run_says_which_languages_nothing_measures(tmp_path):
     assert not any(
         "no test set" in warning for warning in read_texts(Plain(), settings, "best", one).warnings
     )
+
+
+def test_text_for_the_export_is_there_before_anything_is_trained(tmp_path):
+    settings = TaskRecipe(name="classification", source="files", path="x")
+    pattern = str(tmp_path / "{language}.txt")
+    with pytest.raises(DataError, match=r"export.calibration: no text found for en, de at '.*language"):
+        read_texts(Plain(), settings, "best", None, (), pattern)
+    (tmp_path / "de.txt").write_bytes(b"gut\n\xff\n")
+    with pytest.raises(DataError, match=r"de\.txt.*UTF-8"):
+        read_texts(Plain(), settings, "best", None, (), pattern)
+    (tmp_path / "de.txt").unlink()
+    (tmp_path / "fr.txt").write_text("une phrase\n", encoding="utf-8")  # of a language that nothing measures
+    assert read_texts(Plain(), settings, "best", None, (), pattern).unlabelled == {}
+    assert read_texts(Plain(), settings, "best", None, (), "task").unlabelled == {}
+
+
+@pytest.mark.parametrize("key", ["export.calibration", "distillation.unlabelled", VOCABULARY_FILES])
+def test_only_the_vocabularys_text_may_be_missing_at_the_export(tmp_path, key):
+    plain = Plain()
+    tests = {
+        language: SimpleNamespace(examples=plain.examples(language, "test")) for language in ("en", "de")
+    }
+    special = SpecialTokens(
+        {}, pad=1, unknown=3, separator=2, single=2, pair=4, segments=False, word_start=None
+    )
+    train = Encoded([np.array([0, 5, 2])], None, None, np.zeros(1, bool), special=special)
+    data = SimpleNamespace(task=plain, train=train, dev=None, tests=tests, max_length=8)
+    source = TextSource(str(tmp_path / "{language}.txt"), None, key)
+    material = SimpleNamespace(data=data, source=source, tokenizer=None)
+    if key == VOCABULARY_FILES:
+        assert list(unlabelled_texts(material)) == ["train"]
+        return
+    with pytest.raises(DataError, match=f"{key}: no text found for en, de"):
+        unlabelled_texts(material)
 
 
 def test_a_language_of_the_list_with_neither_test_set_nor_text_is_named(tmp_path):

@@ -111,7 +111,7 @@ def counted(forward: Forward, advance: Callable[[int], None]) -> Forward:
 
     def compute(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         logits = forward(input_ids, attention_mask)
-        advance(len(input_ids) * processes.launched())
+        advance(len(input_ids) * processes.count())
         return logits
 
     return compute

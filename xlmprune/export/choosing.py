@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from xlmprune.export.form import Material
 from xlmprune.export.graph import save_onnx
 from xlmprune.export.quantization import Embeddings, quantize
 from xlmprune.export.runtime import forward_of, open_session
+from xlmprune.recipe.schema import VOCABULARY_FILES
 from xlmprune.tasks.metrics import Logits
 
 CALIBRATION_TEXTS = 12
@@ -46,25 +47,31 @@ and the share of unlabelled texts whose label stays, which are often close calls
 
 def quantized(graph: onnx.ModelProto, material: Material) -> Choice:
     """Quantize the graph to INT8 in the way that measurement chooses."""
-    texts = unlabelled_texts(material)
+    read = unlabelled_texts(material)
+    texts = list(read.values())
     calibration = calibrate(
         graph, [_feed(part.rows(CALIBRATION_TEXTS)) for part in texts], folder=material.folder
     )
     asked = _questions(material, texts)
     exact = asked.answers(graph)
-    return choose(
+    choice = choose(
         graph,
         lambda form: asked.figures(exact, asked.answers(form)),
         candidates_for(calibration, material.embeddings),
         reference=asked.figures(exact, exact),
         margins=asked.margins(),
     )
+    return replace(choice, texts={name: len(part) for name, part in read.items()})
 
 
-def unlabelled_texts(material: Material) -> list[Encoded]:
-    """Read a few texts of every language that has unlabelled ones, and of the train language's training set."""
+def unlabelled_texts(material: Material) -> dict[str, Encoded]:
+    """Read a few texts of the training set, as `train`, and of every language that has unlabelled ones.
+
+    Raises:
+        DataError: the text that the recipe names for this, or for the teacher, cannot be read or is not there.
+    """
     data, count = material.data, CALIBRATION_TEXTS + AGREEMENT_TEXTS
-    parts = [data.train.rows(count)]
+    parts = {"train": data.train.rows(count)}
     if material.source.pattern is None:
         return parts
     try:
@@ -75,10 +82,13 @@ def unlabelled_texts(material: Material) -> list[Encoded]:
             None if data.dev is None else data.dev.examples,
             material.source.languages,
             count,
+            key=material.source.key,
         )
-    except DataError:  # no language has any: English alone must do, and the report's scores say how it did
-        return parts
-    return [*parts, *(encode(material.tokenizer, part, data.max_length) for part in found.values())]
+    except DataError:
+        if material.source.key != VOCABULARY_FILES:
+            raise
+        return parts  # the vocabulary's text was named for another purpose, and all of it may be test text
+    return parts | {code: encode(material.tokenizer, part, data.max_length) for code, part in found.items()}
 
 
 def _feed(texts: Encoded) -> dict[str, np.ndarray]:
@@ -170,6 +180,8 @@ class Choice:
     margins: dict[str, float]
     tried: list[dict[str, Any]]
     """`name`, `bytes` of the weights, and what the score said, for every candidate tried."""
+    texts: Mapping[str, int] = field(default_factory=dict)
+    """Number of texts that were read, by language; `train` is the training set."""
 
     def facts(self) -> dict[str, Any]:
         """For the report: what was chosen, and what was measured of each candidate tried."""
@@ -178,6 +190,7 @@ class Choice:
             "reference": self.reference,
             "tried": self.tried,
             "margins": self.margins,
+            "texts": dict(self.texts),
         }
 
 

@@ -85,7 +85,7 @@ class Yardstick:
             None if data.dev is None else data.dev.examples,
             source.languages,
             TEXTS,
-            key="export.calibration",
+            key=source.key,
         )
         return {code: encode(self.material.tokenizer, part, data.max_length) for code, part in found.items()}
 

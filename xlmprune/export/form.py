@@ -46,6 +46,8 @@ class TextSource:
     """Files with ``{language}`` in the name, or `task` for the task's own text; None for none."""
     languages: Sequence[str] | None
     """None for every language."""
+    key: str = ""
+    """The recipe's key that names them."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from xlmprune.export.graph import export_onnx, opset_of
 from xlmprune.export.opsets import TOKENS, graph_of_opset
 from xlmprune.export.runtime import INPUTS, forward_of, onnx_files
 from xlmprune.models import loading
-from xlmprune.pruning.masks import density
 from xlmprune.recipe.schema import TASK_TEXT, ExportRecipe, FloorRecipe, Recipe
 from xlmprune.tasks.metrics import Logits
 
@@ -94,11 +93,12 @@ def calibration_text(recipe: Recipe) -> TextSource:
     own text of other languages is read only if the recipe names it somewhere.
     """
     distillation, named = recipe.distillation, recipe.unlabelled_text
+    if named is None:
+        return TextSource(None, None)
     # Forty-eight texts of each language are enough: no reason to read translations of a whole training set.
-    pattern = "task" if named in TASK_TEXT else named
-    return TextSource(
-        pattern, distillation.languages if distillation and not recipe.export.calibration else None
-    )
+    pattern = "task" if named.pattern in TASK_TEXT else named.pattern
+    languages = distillation.languages if distillation and not recipe.export.calibration else None
+    return TextSource(pattern, languages, named.key)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def _properties(outcome: Outcome, data: Datasets, recipe_sha256: str) -> dict[st
         "kind": data.task.kind,
         "labels": json.dumps(list(data.task.labels), ensure_ascii=False),
         "max_length": str(data.max_length),
-        "encoder_sparsity": f"{1 - density(outcome.masks):.6f}",
+        "encoder_sparsity": f"{1 - outcome.encoder_density:.6f}",
         "recipe_sha256": recipe_sha256,
     }
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -102,6 +102,18 @@ class ModelRecipe(Named):
         """Files that the vocabulary is counted in and whose language is known; one without `{language}` may hold any."""
         files = self.trimmed and self.trimmed.files
         return [pattern for pattern in files or () if "{language}" in pattern]
+
+
+CALIBRATION = "export.calibration"
+VOCABULARY_FILES = "model.vocabulary.files"
+
+
+class NamedText(NamedTuple):
+    """Text without labels, and the key of the recipe that names it."""
+
+    key: str
+    pattern: str
+    """Files with ``{language}`` in the name, or `task` for the task's own text."""
 
 
 READ_FROM: Mapping[str, Collection[str]] = {
@@ -566,8 +578,9 @@ class EvaluationRecipe(BaseModel):
 
     model_config = STRICT | _changes("measuring")
 
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000), RUNNING] = 64
-    """Examples in a forward pass; changes speed and memory, not scores."""
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000), EXPORT] = 64
+    """Examples in a forward pass. It changes speed and memory, and scores of INT8 by some tenths of a point, since a batch
+    shares the scales of its activations; other scores stay."""
     max_stage_examples: Annotated[int, Field(ge=1)] | None = None
     """Test examples of each language in the curve over stages. Dense, pruned and ONNX models are measured on all."""
     stage_precision: Literal["fp32", "bf16"] = "fp32"
@@ -706,10 +719,13 @@ class Recipe(BaseModel):
         return () if smallest is None else tuple(self.export.sizes or (1.0, smallest))
 
     @property
-    def unlabelled_text(self) -> str | None:
+    def unlabelled_text(self) -> NamedText | None:
         """The text that the recipe names for calibration, else for the teacher, else for the vocabulary."""
-        taught = None if self.distillation is None else self.distillation.unlabelled
-        return next(filter(None, (self.export.calibration, taught, *self.model.vocabulary_patterns)), None)
+        named = [NamedText(CALIBRATION, self.export.calibration)] if self.export.calibration else []
+        if self.distillation is not None and self.distillation.unlabelled is not None:
+            named.append(NamedText("distillation.unlabelled", self.distillation.unlabelled))
+        named += [NamedText(VOCABULARY_FILES, pattern) for pattern in self.model.vocabulary_patterns]
+        return named[0] if named else None
 
     def resolved(self) -> dict[str, Any]:
         """Return plain values with every default filled in."""

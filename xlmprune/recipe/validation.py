@@ -27,8 +27,8 @@ def validate_recipe(
         origin: the file, for faults that have no position.
         positions: of the keys, as `read_recipe` returns them.
         given: what `apply_overrides` returned.
-        saved: a run wrote the values. Keys of `task` that its source does not read are dropped then: older versions
-            accepted them, and they changed nothing.
+        saved: a run wrote the values. Keys that nothing reads are accepted then, since older versions accepted them, and
+            they changed nothing; those of `task` are dropped.
 
     Raises:
         RecipeError: lists every fault, one a line.
@@ -41,7 +41,9 @@ def validate_recipe(
     except ValidationError as error:
         raise RecipeError("\n".join(explain(error, Recipe, values, where))) from None
     faults = list(_component_faults(recipe, where))
-    faults = faults or [f"{where(path)}: {fault}" for path, fault in _conflicts(recipe)]
+    if not faults:
+        conflicts = [*_conflicts(recipe), *([] if saved else _unread(recipe))]
+        faults = [f"{where(path)}: {fault}" for path, fault in conflicts]
     if faults:
         raise RecipeError("\n".join(faults))
     return recipe
@@ -124,11 +126,6 @@ def _pattern_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     if ":" not in pattern:
         return
     keep, of = map(int, pattern.split(":"))
-    if recipe.pruning.scope == "global":
-        yield (
-            ("pruning", "scope"),
-            f"pattern {pattern} keeps {keep} of every {of} in each row: scope must be layer",
-        )
     if densities and densities[-1] > keep / of:
         yield (
             ("pruning", "schedule"),
@@ -206,11 +203,6 @@ def _teacher_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Find what a teacher that is replaced cannot go with."""
     teacher = "finetuned" if recipe.distillation is None else recipe.distillation.teacher
     if teacher == "finetuned":
-        if recipe.distillation is not None and recipe.distillation.ask_every is not None:
-            yield (
-                ("distillation", "ask_every"),
-                "the teacher `finetuned` is never replaced, so there is nothing to ask; leave ask_every out",
-            )
         return
     if recipe.pruning.structure is not None:
         yield (
@@ -239,7 +231,8 @@ def _floor_conflicts(recipe: Recipe) -> Iterator[Conflict]:
 def _training_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Iterator[Conflict]:
     """Find what cannot go with stages that have no update."""
     training, key = recipe.training, ("training", "epochs_per_stage")
-    if continuous and 0 in (training.epochs_per_stage, training.last_epochs):
+    pruned = training.epochs_per_stage if training.last_epochs is None else training.last_epochs
+    if continuous and not pruned:
         yield key, "the schedule `continuous` prunes during training, but 0 epochs have no update"
     if training.epochs_per_stage:
         return
@@ -254,19 +247,9 @@ def _training_conflicts(recipe: Recipe, criterion: Any, continuous: bool) -> Ite
 
 
 def _structure_conflicts(recipe: Recipe, criterion: Any) -> Iterator[Conflict]:
-    """Find criteria that choose nothing, or score heads, neurons or what remains before they have learned anything."""
+    """Find criteria that score heads, neurons or what remains before they have learned anything."""
     structure, name = recipe.pruning.structure, recipe.pruning.criterion.name
-    if structure is None:
-        return
-    unused = recipe.pruning.pattern == "structured" and structure.importance != "criterion"
-    if unused and recipe.pruning.criterion != PruningRecipe.model_fields["criterion"].default:
-        yield (
-            ("pruning", "criterion"),
-            f"with pattern structured and importance {structure.importance}, the criterion {name} chooses nothing: leave it "
-            "out, write `structure.importance: criterion`, or prune single weights with `pattern: unstructured`",
-        )
-        return
-    if not criterion.watches:
+    if structure is None or not criterion.watches or _chooses_nothing(recipe):
         return
     pools = structure.importance == "criterion"
     if pools and not criterion.acts_on_dense:
@@ -283,6 +266,63 @@ def _structure_conflicts(recipe: Recipe, criterion: Any) -> Iterator[Conflict]:
             f"the criterion {name} starts anew when heads and neurons have been removed, but 0 epochs have no update to "
             "learn from",
         )
+
+
+def _chooses_nothing(recipe: Recipe) -> bool:
+    """Return whether the criterion ranks neither single weights nor heads and neurons."""
+    pruning = recipe.pruning
+    return (
+        pruning.pattern == "structured"
+        and pruning.structure is not None
+        and pruning.structure.importance != "criterion"
+    )
+
+
+def _unread(recipe: Recipe) -> Iterator[Conflict]:
+    """Find keys that were set and that nothing would read."""
+    pruning, distillation = recipe.pruning, recipe.distillation
+    structure, criterion = pruning.structure, build_component(recipe, "criterion")
+    if _chooses_nothing(recipe) and pruning.criterion != PruningRecipe.model_fields["criterion"].default:
+        assert structure is not None
+        yield (
+            ("pruning", "criterion"),
+            f"with pattern structured and importance {structure.importance}, the criterion {pruning.criterion.name} chooses "
+            "nothing: leave it out, write `structure.importance: criterion`, or prune single weights with `pattern: "
+            "unstructured`",
+        )
+    if ":" in pruning.pattern and pruning.scope not in (None, "layer"):
+        keep, of = pruning.pattern.split(":")
+        yield (
+            ("pruning", "scope"),
+            f"pattern {pruning.pattern} keeps {keep} of every {of} in each row: scope must be layer",
+        )
+    if structure is not None and structure.languages is not None:
+        scored = criterion.needs_moments and not _chooses_nothing(recipe)
+        by_text = registry.load("importance", structure.importance).reads_text
+        if not (scored or by_text or pruning.reconstruct is not None):
+            yield (
+                ("pruning", "structure", "languages"),
+                f"importance {structure.importance} reads no text, and nothing is refitted; leave languages out, or set "
+                "pruning.reconstruct",
+            )
+    if pruning.observe_regularizer and not criterion.watches:
+        yield (
+            ("pruning", "observe_regularizer"),
+            f"the criterion {pruning.criterion.name} sees no gradients; leave observe_regularizer out",
+        )
+    if recipe.training.regularize_dense and recipe.regularizer.parameters.get("reference") == "finetuned":
+        yield (
+            ("training", "regularize_dense"),
+            "the regularizer compares with the fine-tuned weights, which stage 0 does not have yet; leave regularize_dense "
+            "out",
+        )
+    if distillation is not None and distillation.teacher == "finetuned":
+        for key in ("ask_every", "dense_defends", "density_step"):
+            if getattr(distillation, key) != type(distillation).model_fields[key].default:
+                yield (
+                    ("distillation", key),
+                    f"the teacher `finetuned` is never replaced, so {key} is not read; leave it out",
+                )
 
 
 def _size_conflicts(recipe: Recipe) -> Iterator[Conflict]:

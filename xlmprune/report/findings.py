@@ -316,11 +316,17 @@ def _describe_scores_before_export(report: Report) -> str:
 
 def describe_gains(report: Report) -> str:
     """Say that a gain over dense may come from the training after it; empty where no language gained, or none followed."""
-    stages = len(report.get("stages", ())) - 1
+    stages = _trained_later(report)
     gained = any((row.delta or 0.0) > 0 for row in rows(report))
-    if stages < 1 or not gained or not trains_after_pruning(report):
+    if not stages or not gained:
         return ""
     taught = " and with a teacher" if _has_teacher(report) else ""
+    pruning = (report.get("recipe") or {}).get("pruning") or {}
+    if (pruning.get("schedule") or {}).get("restart") and pruning.get("pattern") != "structured":
+        return (
+            "A gain over dense may come from the training: the pruned model was trained anew from the pretrained weights"
+            f"{taught}."
+        )
     return (
         "A gain over dense may come from further training: the dense model was measured after stage 0, and the pruned model "
         f"was trained for {count_of(stages, 'more stage')}{taught}."
@@ -385,20 +391,31 @@ def _uses_of_text(report: Report) -> list[str]:
     recipe = report.get("recipe") or {}
     vocabulary = recipe.get("model", {}).get("vocabulary")
     vocabulary = vocabulary if isinstance(vocabulary, Mapping) else {}
-    by_language = [file for file in vocabulary.get("files") or () if "{language}" in file]
-    export, distillation = recipe.get("export") or {}, recipe.get("distillation") or {}
-    named = export.get("calibration") or distillation.get("unlabelled") or by_language
-    floor, forms = export.get("floor") or {}, all_forms()
-    calibrated = any(form in forms and forms[form].calibrated for form in export.get("onnx") or ())
+    floor = (recipe.get("export") or {}).get("floor") or {}
     limited = any(floor.get(key) is not None for key in ("zero_shot_drop", "worst_language_drop"))
     measured = set((report.get("moments") or {}).get("texts", ())) - {train_language(report)}
     uses = {
         "to rank or refit weights": measured,
         "to choose the vocabulary": vocabulary.get("keep_languages_of") or vocabulary.get("files"),
-        "to calibrate INT8": named and calibrated,
+        "to calibrate INT8": _calibrated_on_others(report),
         "to decide which files ship": floor.get("on") == "unlabelled" and limited,
     }
     return [use for use, is_read in uses.items() if is_read]
+
+
+def _calibrated_on_others(report: Report) -> bool:
+    choice = report.get("quantization") or {}
+    if "texts" in choice:
+        return bool(set(choice["texts"]) - {"train", train_language(report)})
+    # Bundles of older versions do not say what was read.
+    recipe = report.get("recipe") or {}
+    vocabulary = recipe.get("model", {}).get("vocabulary")
+    files = vocabulary.get("files") or () if isinstance(vocabulary, Mapping) else ()
+    export, distillation = recipe.get("export") or {}, recipe.get("distillation") or {}
+    named = export.get("calibration") or distillation.get("unlabelled")
+    forms = all_forms()
+    calibrated = any(form in forms and forms[form].calibrated for form in export.get("onnx") or ())
+    return calibrated and bool(named or any("{language}" in file for file in files))
 
 
 def _mean(entries: list[Mapping[str, Any]], key: str) -> float | None:
@@ -470,10 +487,22 @@ def acting_regularizer(report: Report) -> Mapping[str, Any]:
 
 def trains_after_pruning(report: Report) -> bool:
     """Return whether any stage after stage 0 has updates."""
+    every, last = _later_epochs(report)
+    return bool(last or (every and len(report.get("stages", ())) != 2))
+
+
+def _trained_later(report: Report) -> int:
+    """Count the stages after stage 0 that have updates."""
+    every, last = _later_epochs(report)
+    later = len(report.get("stages", ())) - 1
+    return (later - 1) * bool(every) + bool(last) if later > 0 else 0
+
+
+def _later_epochs(report: Report) -> tuple[float, float]:
+    """Return the epochs of a stage between the dense and the last one, and of the last one."""
     training = (report.get("recipe") or {}).get("training", {})
     every, last = training.get("epochs_per_stage", 1), training.get("last_epochs")
-    last = every if last is None else last
-    return bool(last or (every and len(report.get("stages", ())) != 2))
+    return every, every if last is None else last
 
 
 def size_rows(report: Report) -> list[dict[str, Any]]:

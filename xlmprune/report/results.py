@@ -24,6 +24,7 @@ from xlmprune.recipe.loading import change_paths
 from xlmprune.recipe.schema import TASK_TEXT
 from xlmprune.report import findings, observations
 from xlmprune.training import moments
+from xlmprune.training.method import build_method
 
 if TYPE_CHECKING:
     from xlmprune.recipe.schema import Recipe
@@ -326,7 +327,7 @@ def _model(outcome: Outcome, max_length: int) -> dict[str, Any]:
         "parameters": whole.parameters,
         "prunable": whole.prunable,
         "remaining": left,
-        "encoder_density": remain / whole.prunable,
+        "encoder_density": outcome.encoder_density,
         "model_density": left / whole.parameters,
         "parameters_by_part": by_part,
         "max_length": max_length,
@@ -411,13 +412,18 @@ def _few_epochs(recipe: Recipe) -> Iterator[str]:
     training, papers = recipe.training, recipe.task.name in PAPERS_TASKS
     every = training.epochs_per_stage
     dense = every if training.dense_epochs is None else training.dense_epochs
-    later = "in each later stage" if training.last_epochs is None else "in each later stage but the last"
-    stages = {"in the dense stage": dense, later: every}
-    if training.last_epochs is not None:
-        stages["in the last stage"] = training.last_epochs
+    last = every if training.last_epochs is None else training.last_epochs
+    later = len(build_method(recipe.pruning, recipe.regularizer).densities) - 1
+    stages = {"in the dense stage": dense}
+    if later == 1:
+        stages["in the pruned stage"] = last
+    elif later and training.last_epochs is None:
+        stages["in each later stage"] = every
+    elif later:
+        stages |= {"in each later stage but the last": every, "in the last stage": last}
     if not any(0 < epochs < 1 or (papers and epochs < PAPERS_EPOCHS) for epochs in stages.values()):
         return
-    if len(set(stages.values())) == 1:
+    if later and len(set(stages.values())) == 1:
         stages = {"in every stage": every}
     said = ", ".join(f"{_epochs(epochs)} {which}" for which, epochs in stages.items())
     usual = "the paper trains" if papers else "the default, as in the paper, is"

@@ -12,11 +12,11 @@ from xlmprune.core.errors import DataError
 from xlmprune.data.checks import uneven_text, warnings_about, without_test
 from xlmprune.data.encoding import Encoded, encode, join_encoded
 from xlmprune.data.examples import Examples
-from xlmprune.data.unlabelled import unlabelled_examples, unmeasured_languages
+from xlmprune.data.unlabelled import require_text, unlabelled_examples, unmeasured_languages
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.models import architecture
-from xlmprune.recipe.schema import DistillationRecipe, TaskRecipe
+from xlmprune.recipe.schema import CALIBRATION, DistillationRecipe, TaskRecipe
 from xlmprune.tasks.metrics import require_scorable
 from xlmprune.training.outcome import Datasets
 
@@ -45,11 +45,13 @@ def read_texts(
     keep: Literal["best", "last"],
     distillation: DistillationRecipe | None,
     vocabulary: Sequence[str] = (),
+    calibration: str | None = None,
 ) -> Texts:
     """Read every text of a run.
 
     Args:
         vocabulary: names of the files that pieces are counted in; they are not read here.
+        calibration: `export.calibration`; the export reads this text after the training, so it must be there before.
 
     Raises:
         DataError: examples are missing, or cannot be trained on or scored.
@@ -66,6 +68,8 @@ def read_texts(
         unlabelled = unlabelled_examples(
             task, distillation.unlabelled, tests, dev, distillation.languages, distillation.max_texts
         )
+    if calibration is not None:
+        require_text(task, calibration, CALIBRATION)
     unmeasured = sorted({*unmeasured_languages(task, vocabulary), *unlabelled} - set(tests))
     warnings = [
         *warnings_about(train, dev, tests, task.labels),

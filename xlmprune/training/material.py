@@ -62,7 +62,12 @@ def read_material(
     task = registry.load("task", recipe.task.name)(recipe.task)
     reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
     texts = read_texts(
-        task, recipe.task, recipe.training.keep, recipe.distillation, recipe.model.vocabulary_patterns
+        task,
+        recipe.task,
+        recipe.training.keep,
+        recipe.distillation,
+        recipe.model.vocabulary_patterns,
+        recipe.export.calibration,
     )
     for warning in texts.warnings:
         reporter.say(f"warning: {warning}")

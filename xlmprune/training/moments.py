@@ -16,12 +16,11 @@ from xlmprune.data.examples import Examples
 from xlmprune.data.unlabelled import unlabelled_examples
 from xlmprune.evaluation import score_file
 from xlmprune.pruning.moments import Batch, draw_evenly, text_batches
-from xlmprune.recipe.schema import Recipe, ReconstructRecipe
+from xlmprune.recipe.schema import VOCABULARY_FILES, Recipe, ReconstructRecipe
 from xlmprune.training.datasets import UNLABELLED, Texts
 from xlmprune.training.method import Method
 
 TRAINING_TEXT = "training text"
-VOCABULARY_FILES = "model.vocabulary.files"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from xlmprune.data.encoding import Encoded
 from xlmprune.evaluation.observing import Observed
 from xlmprune.evaluation.scores import Scores, TestSet
-from xlmprune.pruning.masks import Masks
+from xlmprune.pruning.masks import Masks, remaining
 from xlmprune.tasks.metrics import Logits
 from xlmprune.training.state import Sizes
 
@@ -73,6 +73,11 @@ class Outcome:
     """What `pruning.structure.budget` asked for, chose and predicted; None where there was none."""
     size: float | None = None
     """Share of the trained heads and neurons that the model has; None where one size was trained."""
+
+    @property
+    def encoder_density(self) -> float:
+        """Share of the dense encoder's prunable weights that remain, in [0, 1]; cut heads and neurons are gone as well."""
+        return remaining(self.masks.values())[0] / self.whole.prunable
 
 
 @dataclass(frozen=True)

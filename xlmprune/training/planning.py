@@ -102,7 +102,12 @@ def plan(
     task = registry.load("task", recipe.task.name)(recipe.task)
     reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
     texts = read_texts(
-        task, recipe.task, recipe.training.keep, recipe.distillation, recipe.model.vocabulary_patterns
+        task,
+        recipe.task,
+        recipe.training.keep,
+        recipe.distillation,
+        recipe.model.vocabulary_patterns,
+        recipe.export.calibration,
     )
     if wanted := recipe.model.trimmed:
         vocabulary.require_texts(vocabulary_texts(task, wanted.files, wanted.keep_languages_of))
