@@ -96,7 +96,7 @@ def test_events_after_the_checkpoint_are_written_again(tmp_path):
         with folder.events.path.open("a") as file:
             file.write('{"event": "cut sho')
     with open_run(tmp_path / "run", make_recipe()) as folder:
-        folder.latest(print)
+        folder.go_back_to(folder.latest(print)[1])
         assert [event["event"] for event in folder.events.read()] == ["stage"]
 
 
@@ -274,6 +274,8 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(tmp_path, name, dama
     said = []
     with open_run(tmp_path / "run", make_recipe()) as folder:
         found, state = folder.latest(said.append)
+        assert [event["stage"] for event in folder.events.read()] == [1, 2], "nothing is changed yet"
+        folder.go_back_to(state)
         assert state["stage"] == 1
         assert torch.equal(found["model"]["a"], torch.full((2, 3), 1.0))
         assert re.search(r"saved-000002: the checkpoint is damaged.*using the previous checkpoint", said[0])

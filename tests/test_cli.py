@@ -135,3 +135,44 @@ def test_the_shell_completes_commands_and_shipped_recipes():
 def test_usage_errors_exit_2():
     assert run(app, ["compress"]).exit_code == 2
     assert run(app, ["frobnicate"]).exit_code == 2
+
+
+EARLY = """
+import os, signal, sys
+sys.argv = ["xlmprune", "compress", "quickstart", "--out", sys.argv[1]]
+from xlmprune.recipe import loading
+loading.load_recipe = lambda *_, **__: os.kill(os.getpid(), int(signal.SIGTERM))
+from xlmprune.cli import main
+main()
+"""
+
+
+def test_sigterm_before_the_run_begins_ends_as_later(tmp_path):
+    """PyTorch alone takes seconds to import on a busy machine."""
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, str(tmp_path / "run")], capture_output=True, text=True
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.startswith("xlmprune: interrupted; run the same command again")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_internal_error():
+    script = (
+        "import builtins, sys\n"
+        "from xlmprune.__main__ import main\n"
+        "usual = builtins.__import__\n"
+        "def stopped(name, *rest):\n"
+        "    if name == 'typer': raise KeyboardInterrupt\n"
+        "    return usual(name, *rest)\n"
+        "builtins.__import__ = stopped\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "xlmprune: interrupted\n")
+
+
+def test_a_base_cannot_be_set():
+    result = run(app, ["compress", "quickstart", "--set", "base=nli_small", "--dry-run"])
+    assert result.exit_code == 2
+    assert "write `base` in the recipe file" in result.stderr

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shlex
+import shutil
 
 import pytest
 import torch
@@ -115,6 +117,64 @@ def test_only_a_finished_run_is_exported_again(finished, tmp_path):
     result = xlmprune("export", tmp_path / "run")
     assert result.exit_code == 2
     assert "training has not ended (stage 2 of 3)" in result.stderr
+    assert shlex.join(["xlmprune", "compress", str(tmp_path / "run/recipe.yaml")]) in result.stderr
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def contents(run):
+    """Everything in a run folder but what locks it."""
+    files = [file for file in run.rglob("*") if file.is_file() and ".xlmprune" not in file.parts]
+    return {file.relative_to(run): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("loss", ["damaged", "gone"])
+def test_an_end_that_is_lost_is_never_trained_again_by_an_export(finished, tmp_path, loss):
+    """The run stays as it is, and the message leads out."""
+    run = shutil.copytree(finished[1], tmp_path / "run")
+    newest = max((run / "checkpoint").glob("saved-*"))
+    if loss == "damaged":
+        flip(newest / "model.safetensors")
+    else:
+        shutil.rmtree(run / "checkpoint")
+    before = contents(run)
+    result = xlmprune("export", run)
+    assert result.exit_code == 2
+    assert "the checkpoint of the end of the training is damaged or gone" in result.stderr
+    assert "--allow-change" not in result.stderr
+    after = contents(run)
+    start = "checkpoint/start"
+    assert {file: after.get(file) for file in before} == before
+    assert all(file.is_relative_to(start) for file in after.keys() - before.keys()), "the model as it began"
+    if loss == "damaged":
+        (run / "bundle").rename(tmp_path / "aside")
+        command = shlex.split(result.stderr.replace("\n", " ").split(", then: ")[1])
+        again = xlmprune(*command[1:])
+        assert again.exit_code == 0, again.output
+        assert (run / "bundle/model.safetensors").read_bytes() == (
+            tmp_path / "aside/model.safetensors"
+        ).read_bytes()
+
+
+def test_conditions_are_compared_before_anything_is_dropped(finished, tmp_path, monkeypatch):
+    recipe, run = finished
+    run = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(run / "bundle")
+    flip(max((run / "checkpoint").glob("saved-*")) / "model.safetensors")
+    before = contents(run)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        result = xlmprune("compress", recipe, "--out", run)
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == 2
+    assert "--allow-change" in result.stderr
+    assert contents(run) == before
 
 
 def interrupted(recipe, run):

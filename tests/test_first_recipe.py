@@ -492,9 +492,7 @@ def test_test_files_without_labels_are_refused_at_once(tmp_path, monkeypatch, he
     test = header.replace("\tlabel", "") + texts
     result = init_in(tmp_path, monkeypatch, header + TEXTS, test=test)
     assert result.exit_code == 2
-    assert (
-        "classification: data/en.test.tsv: no labels, so there is nothing to score against" in result.stderr
-    )
+    assert "xlmprune: data/en.test.tsv: no labels, so there is nothing to score against" in result.stderr
     assert "--columns" not in result.stderr
     assert not (tmp_path / "recipe.yaml").exists()
 
@@ -589,10 +587,13 @@ def test_a_path_is_not_taken_for_a_key(tmp_path, monkeypatch):
     assert "There is no recipe yet" not in result.stderr
 
 
-@pytest.mark.parametrize("end", ["\n", "\r"])
-def test_texts_are_not_printed_in_full_as_names_of_columns(tmp_path, monkeypatch, end):
-    rows = (f"{i} {'word ' * 30}\tmore {'word ' * 30}{i}\tx{i}\ty" for i in range(30))
-    result = init_in(tmp_path, monkeypatch, "".join(row + end for row in rows))
+def test_texts_are_not_printed_in_full_as_names_of_columns(tmp_path, monkeypatch):
+    rows = [f"{i} {'word ' * 30}\tmore {'word ' * 30}{i}\tx{i}\ty" for i in range(30)]
+    old = init_in(tmp_path, monkeypatch, "".join(row + "\r" for row in rows))
+    assert old.exit_code == 2
+    assert "en.train.tsv: its lines end with CR alone, expected LF" in old.stderr
+    assert "\r" not in old.stderr
+    result = init_in(tmp_path, monkeypatch, "".join(row + "\n" for row in rows))
     assert result.exit_code == 2
     (line,) = (line for line in result.stderr.split("\n") if "the columns are" in line)
     assert "…" in line
@@ -671,3 +672,28 @@ def test_names_of_json_keys_may_have_spaces_around_them(tmp_path, monkeypatch):
     assert task.labels == ("aaa", "bbb")
     known = text.replace(" body ", " text").replace("kind ", "label ")
     assert task_made(init_in(tmp_path, monkeypatch, known, suffix="jsonl"))[1].labels == ("aaa", "bbb")
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ("a last one\t\n", "data/en.train.tsv:32: the label is empty; give this row one, or remove the row"),
+        (None, "data/en.train.tsv: the only label is '-'; a training set needs at least two"),
+    ],
+)
+def test_a_fault_in_a_label_is_all_that_is_said(tmp_path, monkeypatch, train, said):
+    """Neither what other kinds of task would need, nor how columns are named, helps."""
+    rows = [f"this is text {number}\t{'ab'[number % 2] if train else '-'}\n" for number in range(30)]
+    result = init_in(tmp_path, monkeypatch, "text\tlabel\n" + "".join(rows) + (train or ""))
+    assert result.exit_code == 2
+    assert result.stderr == f"xlmprune: {said}\n"
+
+
+def test_a_column_with_a_known_name_is_suggested_for_what_the_name_says(tmp_path, monkeypatch):
+    """Two columns are called `label`; the text is neither of them."""
+    text = "text\tlabel\tlabel\n" + "".join(f"this is text {i}\t{'ab'[i % 2]}\tx\n" for i in range(30))
+    refused = init_in(tmp_path, monkeypatch, text)
+    assert "several columns are called 'label'" in refused.stderr
+    assert "as in --columns first=text,label=1 (counted from 0)" in refused.stderr
+    _, task = task_made(init_in(tmp_path, monkeypatch, text, "--columns", "first=text,label=1"))
+    assert task.labels == ("a", "b")

@@ -154,9 +154,9 @@ def test_weights_only_with_languages_measured_at_every_second_stage(workplace, t
     assert "none was shipped" in verified.output
     asked = CliRunner().invoke(app, ["predict", str(bundle), "hello"])
     assert asked.exit_code == 2
-    assert "has no ONNX file; expected model.onnx, model.fp16.onnx or model.int8.onnx" in " ".join(
-        asked.output.split()
-    )
+    said = " ".join(asked.output.split())
+    assert "has no ONNX file; expected model.onnx, model.fp16.onnx or model.int8.onnx" in said
+    assert "xlmprune export RUN --set 'export.onnx=[int8]'" in said
     assert xlmprune.load(bundle) is not None
 
 

@@ -19,7 +19,7 @@ from xlmprune.export.choosing import unlabelled_texts
 from xlmprune.export.form import TextSource
 from xlmprune.export.writing import calibration_text
 from xlmprune.recipe import registry
-from xlmprune.recipe.schema import VOCABULARY_FILES, DistillationRecipe, Recipe, TaskRecipe
+from xlmprune.recipe.schema import VOCABULARY_FILES, DistillationRecipe, ExportRecipe, Recipe, TaskRecipe
 from xlmprune.report import findings
 from xlmprune.report.results import target_text
 from xlmprune.tasks.metrics import METRICS
@@ -270,18 +270,27 @@ def test_the_run_says_which_languages_nothing_measures(tmp_path):
     )
 
 
-def test_text_for_the_export_is_there_before_anything_is_trained(tmp_path):
+def test_text_for_the_export_is_there_before_anything_is_trained(tmp_path, monkeypatch):
     settings = TaskRecipe(name="classification", source="files", path="x")
     pattern = str(tmp_path / "{language}.txt")
+
+    def warnings(**keys):
+        return read_texts(Plain(), settings, "best", None, (), ExportRecipe(**keys)).warnings
+
+    quiet = warnings()
     with pytest.raises(DataError, match=r"export.calibration: no text found for en, de at '.*language"):
-        read_texts(Plain(), settings, "best", None, (), pattern)
+        warnings(calibration=pattern)
     (tmp_path / "de.txt").write_bytes(b"gut\n\xff\n")
     with pytest.raises(DataError, match=r"de\.txt.*UTF-8"):
-        read_texts(Plain(), settings, "best", None, (), pattern)
+        warnings(calibration=pattern)
     (tmp_path / "de.txt").unlink()
     (tmp_path / "fr.txt").write_text("une phrase\n", encoding="utf-8")  # of a language that nothing measures
-    assert read_texts(Plain(), settings, "best", None, (), pattern).unlabelled == {}
-    assert read_texts(Plain(), settings, "best", None, (), "task").unlabelled == {}
+    assert warnings(calibration=pattern) == warnings(calibration="task") == quiet
+    monkeypatch.setattr(Plain, "unlabelled", lambda *_, **__: [])
+    (said,) = set(warnings(calibration="task")) - set(quiet)
+    assert said.startswith("export.calibration: the task has no unlabelled text of its own")
+    with pytest.raises(DataError, match=r"export.calibration: no text found for en, de at 'task'"):
+        warnings(calibration="task", floor={"on": "unlabelled", "zero_shot_drop": 1})
 
 
 @pytest.mark.parametrize("key", ["export.calibration", "distillation.unlabelled", VOCABULARY_FILES])

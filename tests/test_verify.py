@@ -191,7 +191,10 @@ def test_an_added_file_and_a_missing_manifest_are_failed_checks(copy):
     (copy / "manifest.json").unlink()
     assert "is missing" in failures(copy)["manifest.json"]
     (copy / "manifest.json").write_text('{"files": {"a": {}}}')
-    assert "is damaged" in failures(copy)["manifest.json"]
+    found = failures(copy)
+    assert "is damaged" in found["manifest.json"]
+    assert "Copy the bundle again. `predict --no-verify`" in found["manifest.json"]
+    assert found["provenance"] == "was not checked, since the manifest cannot be read"
     with pytest.raises(BundleError, match="no such folder"):
         verify(copy / "nowhere")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from xlmprune._version import __version__
-from xlmprune.core import machine, own_process, processes, streams
+from xlmprune.core import machine, own_process, processes, stopping, streams
 from xlmprune.core.errors import DataError, RecipeError, ShortfallError, XlmpruneError
 from xlmprune.core.formatting import count_of
 from xlmprune.core.languages import language_name
@@ -191,11 +192,11 @@ def _reporter(quiet: bool, verbose: bool) -> Reporter:
 
 def _print_next_steps(bundle: Path) -> None:
     """Say where the report is and what to type next."""
-    lines = [f"report:   {bundle / 'report.html'}"]
+    lines, typed = [f"report:   {bundle / 'report.html'}"], shlex.quote(str(bundle))
     if any(bundle.glob("*.onnx")):
-        lines.append(f'predict:  xlmprune predict {bundle} "your text"')
-        lines.append(f"check:    xlmprune verify {bundle}")
-        lines.append(f"serve:    xlmprune serve {bundle}")
+        lines.append(f'predict:  xlmprune predict {typed} "your text"')
+        lines.append(f"check:    xlmprune verify {typed}")
+        lines.append(f"serve:    xlmprune serve {typed}")
     typer.echo("\n".join(lines), err=True)
 
 
@@ -621,7 +622,7 @@ def compare(
     only: Annotated[
         list[str], typer.Option("--only", metavar="METHOD", help="Run only this method. Can be repeated.")
     ] = [],
-    jobs: Annotated[int, typer.Option(help="Number of runs at the same time on this machine.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of runs at the same time on this machine.")] = 1,
     executor: Annotated[str, typer.Option(help="local, or ray (needs the extra `ray`).")] = "local",
     gpus: Annotated[float | None, typer.Option(help="ray only: GPUs for each run, for example 0.5.")] = None,
     cpus: Annotated[float, typer.Option(help="ray only: CPU cores for each run.")] = 1,
@@ -765,7 +766,7 @@ def init(
             f"No text in {listed}, so the vocabulary is not trimmed. Add it, and write the recipe again with --force",
             err=True,
         )
-    typer.echo(f"Next: xlmprune compress {out} --dry-run", err=True)
+    typer.echo(f"Next: xlmprune compress {shlex.quote(str(out))} --dry-run", err=True)
 
 
 @app.command()
@@ -828,7 +829,10 @@ def main() -> None:
     own_process.end_with_parent()
     machine.limit_threads()
     try:
-        app()
+        with (
+            stopping.interruptible()
+        ):  # a run that reads its recipe or imports PyTorch ends as one that trains
+            app()
     finally:
         streams.let_go()
 

@@ -127,10 +127,8 @@ def run(
         names = [bundle_name(), *map(bundle_name, recipe.sizes[1:])]
         processes.from_first(lambda: folder.require_replaceable(names))
         settle = partial(sizing.settle_recipe, say=reporter.say)
-        training = Training(recipe, folder, where, reporter, allow_change, settle)
-        if again:
-            training.require_end()
-        else:
+        training = Training(recipe, folder, where, reporter, allow_change, settle, ended=again)
+        if not again:
             folder.renew_recipe()
         with tracking.reporting(recipe, folder, reporter):
             training.run()

@@ -23,7 +23,7 @@ from xlmprune.data.readers.lines import refuse_halves
 from xlmprune.data.special import explain_panics
 from xlmprune.evaluation.scores import collect
 from xlmprune.export import manifest
-from xlmprune.export.form import expected_files, form_named, form_to_serve, forms_in
+from xlmprune.export.form import all_forms, expected_files, form_named, form_to_serve, forms_in
 from xlmprune.export.runtime import Forward, check_signature, forward_of, onnx_files
 from xlmprune.export.sparse import read_config
 
@@ -110,7 +110,10 @@ class Bundle:
             BundleError: the bundle does not have it.
         """
         if not self.forms:
-            raise BundleError(f"{self.path} has no ONNX file; expected {expected_files()}")
+            raise BundleError(
+                f"{self.path} has no ONNX file; expected {expected_files()}. Make one from its run: xlmprune export RUN "
+                f"--set 'export.onnx=[{form_to_serve(all_forms())}]'"
+            )
         if form and form not in self.forms:
             raise BundleError(f"{self.path} has no {form!r} form; it has {', '.join(self.forms)}")
         return form or self.forms[0]

@@ -130,7 +130,10 @@ def _check_provenance(path: Path) -> Iterator[Check]:
     """
     from xlmprune.export.sparse import read_facts
 
-    sealed = manifest.read(path)
+    try:
+        sealed = manifest.read(path)
+    except BundleError as error:
+        raise BundleError("was not checked, since the manifest cannot be read") from error
     named = {SAFETENSORS_FILE: read_facts(path / SAFETENSORS_FILE).get("recipe_sha256")}
     if (path / REPORT_FILE).is_file():
         report = manifest.read_json(path / REPORT_FILE)

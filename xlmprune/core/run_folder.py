@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -80,6 +81,7 @@ class RunFolder:
         self.repairs: list[dict[str, str]] = []
         """What was found damaged and was replaced: ``what`` and ``cause``."""
         self._start_hashes: dict[str, str] | None = None
+        self._damaged: list[tuple[Path, str]] = []
 
     @property
     def own(self) -> Path:
@@ -312,23 +314,31 @@ class RunFolder:
             checkpoints.write(self.checkpoints, tensors, numbers)
 
     def latest(self, say: Callable[[str], None]) -> tuple[Tensors, Numbers] | None:
-        """Return tensors and numbers of the newest intact checkpoint; None where there is none.
+        """Return tensors and numbers of the newest intact checkpoint; None where there is none. Nothing is changed.
 
-        A newer one that is damaged is deleted.
+        Args:
+            say: told about newer ones that are damaged.
 
         Raises:
             ModelError: every checkpoint is damaged.
         """
-        damaged: list[tuple[Path, str]] = []
-        found = checkpoints.read_newest(self.checkpoints, lambda *entry: damaged.append(entry))
-        if found is None:
-            return None
-        self.events.cut(found[1]["events_bytes"])
-        for folder, cause in damaged:
+        self._damaged = []
+        found = checkpoints.read_newest(self.checkpoints, lambda *entry: self._damaged.append(entry))
+        for _, cause in self._damaged:
             say(f"{cause}; using the previous checkpoint")
+        return found
+
+    def go_back_to(self, numbers: Numbers | None) -> None:
+        """Drop what is newer than the checkpoint that `latest` returned: events, and checkpoints that are damaged.
+
+        Args:
+            numbers: of that checkpoint; None: the run starts over.
+        """
+        self.events.cut(0 if numbers is None else numbers["events_bytes"])
+        for folder, cause in self._damaged:
             self.repairs.append({"what": folder.name, "cause": cause})
             shutil.rmtree(folder)
-        return found
+        self._damaged = []
 
 
 class FolderOfFirst(RunFolder):
@@ -343,6 +353,9 @@ class FolderOfFirst(RunFolder):
         """Leave it to the first process."""
 
     def save(self, tensors: Tensors, numbers: Numbers) -> None:
+        """Leave it to the first process."""
+
+    def go_back_to(self, numbers: Numbers | None) -> None:
         """Leave it to the first process."""
 
     def close(self) -> None:
@@ -386,7 +399,7 @@ def explain_report(file: Path) -> Iterator[None]:
             wrong = f"the key {error} is missing"
         raise ModelError(
             f"{file}: {wrong}. The file was edited, or another version of xlmprune wrote it. Make it again from the run: "
-            f"xlmprune export {file.parent.parent}"
+            f"xlmprune export {shlex.quote(str(file.parent.parent))}"
         ) from error
 
 

@@ -86,28 +86,31 @@ def unlabelled_examples(
         if len(part):
             found[language] = part if max_texts is None else part.sample(max_texts)
     if not found:
-        raise _missing(key, tests, pattern)
+        raise no_text(key, tests, pattern)
     return found
 
 
-def require_text(task: Any, pattern: str, key: str) -> None:
-    """Refuse a pattern at which no measured language has text, or that leads to a file that cannot be read.
+def has_text(task: Any, pattern: str) -> bool:
+    """Return whether any language has text at a pattern; test texts count too.
 
     Args:
         pattern: as of `unlabelled_examples`.
-        key: of the recipe, which gave the pattern; errors name it.
 
     Raises:
-        DataError: there is no text, or a file is not UTF-8.
+        DataError: a file cannot be read, or is not UTF-8.
     """
     languages = [*task.languages(), *unmeasured_languages(task, [pattern])]
     having = (bool(_lines(task, pattern, language)) for language in languages)
     # Every file is read now, but not the task's own text of every language, which can be large and is the task's.
-    if not any(list(having) if "{language}" in pattern else having):
-        raise _missing(key, task.languages(), pattern)
+    return any(list(having) if "{language}" in pattern else having)
 
 
-def _missing(key: str, languages: Iterable[str], pattern: str) -> DataError:
+def no_text(key: str, languages: Iterable[str], pattern: str) -> DataError:
+    """Build the error that says that no language has text.
+
+    Args:
+        key: of the recipe, which gave the pattern.
+    """
     return DataError(f"{key}: no text found for {', '.join(languages)} at {pattern!r}")
 
 

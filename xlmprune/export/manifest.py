@@ -23,7 +23,7 @@ LARGEST_JSON = 200_000_000
 OF_HUBS = {".git", ".gitattributes", ".cache"}
 """What git and the tools of model hubs add to a folder that they download. Nothing here reads it."""
 
-ADVICE = "Copy the bundle again, or use --no-verify (verify=False in Python) to open it as it is"
+ADVICE = "Copy the bundle again. `predict --no-verify` (verify=False in Python) opens it as it is"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read(bundle: Path) -> dict[str, Any]:
     """
     path = bundle / FILE
     try:
-        manifest = read_json(path)
+        manifest = read_json(path, ADVICE)
         if set(manifest) != KEYS:
             raise ValueError(f"its keys are {', '.join(manifest)}, expected {', '.join(sorted(KEYS))}")
         if manifest["schema_version"] != SCHEMA_VERSION:
@@ -92,7 +92,7 @@ def read(bundle: Path) -> dict[str, Any]:
             f"{path} is missing, so the files of the bundle cannot be checked. {ADVICE}"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path} is damaged: {error}") from error
+        raise BundleError(f"{path} is damaged: {error}. {ADVICE}") from error
     return manifest
 
 
@@ -101,8 +101,11 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**60
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, advice: str = "Copy the bundle again") -> dict[str, Any]:
     """Read a JSON object of a bundle; a key given twice, or nesting without end, is damage.
+
+    Args:
+        advice: what to do about damage.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -118,9 +121,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged: {error}") from error
+        raise BundleError(f"{path} is damaged: {error}. {advice}") from error
     if not isinstance(values, dict):
-        raise BundleError(f"{path} is damaged: expected a JSON object")
+        raise BundleError(f"{path} is damaged: expected a JSON object. {advice}")
     return values
 
 

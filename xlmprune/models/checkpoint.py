@@ -6,6 +6,7 @@ Nothing of a checkpoint is executed: neither Python files beside it nor pickles 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def check_folder(folder: Path) -> None:
     if (folder / SAFETENSORS_FILE).is_file() and _is_sparse_bundle(folder / SAFETENSORS_FILE):
         raise ModelError(
             f"{folder} is a bundle of xlmprune, whose weights are stored sparse; write a plain model folder with "
-            f"`xlmprune unpack {folder} --out plain`, and give that as model.name"
+            f"`xlmprune unpack {shlex.quote(str(folder))} --out plain`, and give that as model.name"
         )
 
 

@@ -258,7 +258,11 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[Ke
         path = tuple(part.strip() for part in dotted.split("."))
         if not equals or not all(path):
             raise RecipeError(f"{option}: expected key=value, such as training.batch_size=16")
-        if len(path) > MAX_DEPTH or path == ("base",):
+        if path == ("base",):
+            raise RecipeError(
+                f"{option}: write `base` in the recipe file, or give that recipe to the command"
+            )
+        if len(path) > MAX_DEPTH:
             raise RecipeError(f"{option}: no value can be set there")
         value = _value(path, text, option)
         if path == ("method",):

@@ -27,7 +27,7 @@ from xlmprune.data.lengths import most_tokens, whole_texts
 from xlmprune.data.readers.files import fill, find_languages
 from xlmprune.data.readers.guess import column_names, guess_columns
 from xlmprune.data.readers.headers import KNOWN_NAMES
-from xlmprune.data.readers.labels import listed
+from xlmprune.data.readers.labels import LabelError, listed
 from xlmprune.data.readers.lines import expand, find_file, read_lines
 from xlmprune.data.readers.tables import Table, read_json_table, read_table
 from xlmprune.data.unlabelled import languages_with_file
@@ -49,7 +49,7 @@ WORD = re.compile(r"[A-Za-z]+")
 CODE = re.compile(r"(?<![A-Za-z])[a-z]{2,3}(?:[-_](?:[A-Z]{2}|[A-Z][a-z]{3}))?(?![A-Za-z])")
 LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|x|[kMG]?B)", re.IGNORECASE)
 """One limit of a budget: a number and its unit."""
-KEY = re.compile(r"(`|--set )task\.\w")
+KEY = re.compile(r"(?:`|--set )task\.(\w+)")
 """A key of `task` in a message; a path may have the same letters."""
 MOST_FILES = 100_000
 ROWS_TO_GUESS = 200
@@ -144,7 +144,11 @@ def survey(
         said = [str(error)]
         if guessed:
             said.append(_how_guessed(guessed))
-        elif table is not None and not any(_trains(recipe, kind) for kind in kinds):
+        elif (
+            table is not None
+            and not isinstance(error, LabelError)
+            and not any(_trains(recipe, kind) for kind in kinds)
+        ):
             said.append(_ask_for_columns(table))
         said.append(_where_keys_are("\n".join(said)))
         raise DataError("\n".join(filter(None, said))) from error
@@ -186,12 +190,19 @@ def _settings(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[KeyPath, s
 
 def _where_keys_are(said: str) -> str:
     """Say how keys of `task` that a message names are typed before there is a recipe; empty where it names none."""
-    if not KEY.search(said):
+    named = {match[1] for match in KEY.finditer(said)}
+    if not named:
         return ""
-    return (
-        "There is no recipe yet. Give `task.columns` as in --columns first=0,label=1 (counted from 0, or by name), other "
-        "keys of `task` as in --set task.header=true or --set 'task.delimiter=|', and `task.path` as the argument DATA"
-    )
+    ways = []
+    if "columns" in named:
+        ways.append("`task.columns` as in --columns first=0,label=1 (counted from 0, or by name)")
+    if "labels" in named:
+        ways.append("`task.labels` as in --set 'task.labels=[yes, no]'")
+    if named - {"columns", "labels", "path"}:
+        ways.append("other keys of `task` as in --set task.header=true or --set 'task.delimiter=|'")
+    if "path" in named:
+        ways.append("`task.path` as the argument DATA")
+    return f"There is no recipe yet. Give {'; '.join(ways)}"
 
 
 # --- file names ------------------------------------------------------------------------------------------------------
@@ -309,6 +320,10 @@ def _ask_for_columns(table: Table) -> str:
         return f"{table.path}: there is only one column, and a text and its label need one each{table.hint}"
     roles = ("first", "second", "label") if _ends_with_pair(table) else ("first", "label")
     example: dict[str, str | int] = dict(zip(roles, range(len(names))[-len(roles) :], strict=True))
+    lowered = [name.lower() for name in names]
+    for role in roles:  # a name says more than the place
+        known = [lowered.index(name) for (name, *more) in KNOWN_NAMES[role] if not more and name in lowered]
+        example |= {role: known[0]} if known and known[0] not in example.values() else {}
     if not _begins_with_example(table):
         example = {role: _typed(names, int(index)) for role, index in example.items()}
     counted = " (counted from 0)" if any(isinstance(column, int) for column in example.values()) else ""
@@ -373,20 +388,24 @@ def read_columns(text: str) -> dict[str, str | int]:
 
 
 def _first_that_reads(recipe: TaskRecipe, kinds: Sequence[str]) -> tuple[str, Task]:
-    refused = {}
+    refused: dict[str, DataError] = {}
     for kind in kinds:
         task = registry.load("task", kind)(recipe.model_copy(update={"name": kind}))
         try:
             labels, languages = task.labels, task.languages()
             require_scorable(task, (task.examples(language, "test") for language in languages))
         except DataError as error:
-            refused[kind] = f"{kind}: {first_line(error)}"
+            refused[kind] = error
             continue
         if len(labels) > 1:
             return kind, task
-    # If a kind can read the training file, what the other kinds lack does not help.
-    able = [said for kind, said in refused.items() if _trains(recipe, kind)] or refused.values()
-    raise DataError("\n".join([f"{recipe.path}: no kind of task can read these files", *able]))
+    # If a kind knows the columns, what the other kinds lack does not help.
+    able = [kind for kind in refused if _trains(recipe, kind)]
+    able = able or [kind for kind, error in refused.items() if isinstance(error, LabelError)]
+    if len(able) == 1 and len(kinds) > 1:
+        raise refused[able[0]]
+    said = [f"{kind}: {first_line(refused[kind])}" for kind in able or refused]
+    raise DataError("\n".join([f"{recipe.path}: no kind of task can read these files", *said]))
 
 
 def _require_train_file(layout: Layout, language: str) -> None:

@@ -83,7 +83,7 @@ def require_same_export(folder: RunFolder, recipe: Recipe) -> None:
         command = " ".join(f"--set {shlex.quote(option)}" for option in options)
         raise RecipeError(
             f"{folder.path}: this run is finished, and its bundle has other settings ({', '.join(map(str, keys))}). Make "
-            f"the bundle again with: xlmprune export {folder.path} {command}"
+            f"the bundle again with: xlmprune export {shlex.quote(str(folder.path))} {command}"
         )
 
 

@@ -12,11 +12,11 @@ from xlmprune.core.errors import DataError
 from xlmprune.data.checks import uneven_text, warnings_about, without_test
 from xlmprune.data.encoding import Encoded, encode, join_encoded
 from xlmprune.data.examples import Examples
-from xlmprune.data.unlabelled import require_text, unlabelled_examples, unmeasured_languages
+from xlmprune.data.unlabelled import has_text, no_text, unlabelled_examples, unmeasured_languages
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.models import architecture
-from xlmprune.recipe.schema import CALIBRATION, DistillationRecipe, TaskRecipe
+from xlmprune.recipe.schema import CALIBRATION, DistillationRecipe, ExportRecipe, TaskRecipe
 from xlmprune.tasks.metrics import require_scorable
 from xlmprune.training.outcome import Datasets
 
@@ -45,13 +45,13 @@ def read_texts(
     keep: Literal["best", "last"],
     distillation: DistillationRecipe | None,
     vocabulary: Sequence[str] = (),
-    calibration: str | None = None,
+    export: ExportRecipe | None = None,
 ) -> Texts:
     """Read every text of a run.
 
     Args:
         vocabulary: names of the files that pieces are counted in; they are not read here.
-        calibration: `export.calibration`; the export reads this text after the training, so it must be there before.
+        export: names text that is read after the training, so it must be there before.
 
     Raises:
         DataError: examples are missing, or cannot be trained on or scored.
@@ -68,15 +68,32 @@ def read_texts(
         unlabelled = unlabelled_examples(
             task, distillation.unlabelled, tests, dev, distillation.languages, distillation.max_texts
         )
-    if calibration is not None:
-        require_text(task, calibration, CALIBRATION)
     unmeasured = sorted({*unmeasured_languages(task, vocabulary), *unlabelled} - set(tests))
     warnings = [
         *warnings_about(train, dev, tests, task.labels),
         uneven_text(unlabelled),
         without_test(unmeasured),
+        "" if export is None else _check_calibration(task, export),
     ]
     return Texts(task, train, dev, tests, unlabelled, tuple(warning for warning in warnings if warning))
+
+
+def _check_calibration(task: Any, export: ExportRecipe) -> str:
+    """Return a warning where a task has no text of its own, as a recipe that is based on another one may ask for.
+
+    Raises:
+        DataError: there is no text that the recipe names and the export needs.
+    """
+    pattern = export.calibration
+    if pattern is None or has_text(task, pattern):
+        return ""
+    needed = export.floor.limits and export.floor.on == "unlabelled"
+    if pattern != "task" or needed:
+        raise no_text(CALIBRATION, task.languages(), pattern)
+    return (
+        "export.calibration: the task has no unlabelled text of its own, so INT8 is calibrated on training text alone. Give "
+        "files with {language} in the name for better INT8 in the other languages"
+    )
 
 
 def encode_texts(texts: Texts, tokenizer: Tokenizer, train_language: str, max_length: int) -> Datasets:

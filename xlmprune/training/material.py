@@ -67,7 +67,7 @@ def read_material(
         recipe.training.keep,
         recipe.distillation,
         recipe.model.vocabulary_patterns,
-        recipe.export.calibration,
+        recipe.export,
     )
     for warning in texts.warnings:
         reporter.say(f"warning: {warning}")

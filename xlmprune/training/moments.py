@@ -107,10 +107,10 @@ def describe(record: Mapping[str, Any]) -> list[str]:
     texts = record["texts"]
     languages = ", ".join(language_name(code) for code in texts)
     said = [
-        f"{' and '.join(record['uses'])} measured activations on {sum(texts.values()):,} texts without their labels, from "
+        f"{' and '.join(record['uses'])} measure activations on {sum(texts.values()):,} texts without their labels, from "
         f"{record['source']} ({languages})"
     ]
     if record["without"]:
         missing = ", ".join(language_name(code) for code in record["without"])
-        said.append(f"there is no such text in {missing}, so no activations were measured for them")
+        said.append(f"there is no such text in {missing}, so no activations are measured for them")
     return said

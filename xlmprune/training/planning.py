@@ -107,7 +107,7 @@ def plan(
         recipe.training.keep,
         recipe.distillation,
         recipe.model.vocabulary_patterns,
-        recipe.export.calibration,
+        recipe.export,
     )
     if wanted := recipe.model.trimmed:
         vocabulary.require_texts(vocabulary_texts(task, wanted.files, wanted.keep_languages_of))

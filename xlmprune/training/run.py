@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from xlmprune.core.errors import RecipeError
 from xlmprune.core.files import explain_disk
 from xlmprune.core.languages import language_name
 from xlmprune.core.progress import Reporter
-from xlmprune.core.run_folder import RunFolder
+from xlmprune.core.run_folder import RunFolder, report_file
 from xlmprune.core.stopping import Stopped, StopRequest
 from xlmprune.data.examples import Kind
 from xlmprune.evaluation import baselines, score_file
@@ -48,6 +49,10 @@ class Training:
         reporter: says what happens.
         allow_change: resume although conditions changed that alter results.
         settle: chooses the sizes that meet the recipe's budget, for a model of this config and kind; None: there is none.
+        ended: nothing is to be trained; a run that is not at its end is refused and left as it is.
+
+    Raises:
+        RecipeError: the run is not at its end.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Training:
         reporter: Reporter,
         allow_change: bool = False,
         settle: Callable[[Recipe, Any, Kind], Settled | None] = lambda recipe, config, kind: None,
+        ended: bool = False,
     ) -> None:
         self.settings, self.folder, self.reporter = recipe.training, folder, reporter
         given = processes.from_first(lambda: read_material(recipe, folder, reporter, settle))
@@ -100,7 +106,7 @@ class Training:
         self.changes: list[dict[str, Any]] = []
         for warning in slow_on_cpu(recipe, model, sum(counts), device):
             reporter.warn(warning)
-        self._restore(recipe.sha256(), allow_change)
+        self._restore(recipe.sha256(), allow_change, ended)
         self._tell_moments()
 
     def run(self, until: int | None = None) -> None:
@@ -157,14 +163,6 @@ class Training:
         if self.pruner.teaching is not None and self.pruner.teaching.settings.teaches:
             said += ". From now on the loss also contains the distance to the teacher"
         self.reporter.say(said)
-
-    def require_end(self) -> None:
-        """Raise RecipeError if training has not ended."""
-        if self.pruner.state.at.stage <= self.last:
-            raise RecipeError(
-                f"{self.folder.path}: training has not ended (stage {self.pruner.state.at.stage} of {self.last}); resume it "
-                "with xlmprune compress"
-            )
 
     def finish(self) -> Iterator[Scored]:
         """Score the trained model on every example, in fp32; where sizes are exported, each of them, the first one first.
@@ -319,11 +317,13 @@ class Training:
     def _save(self) -> None:
         checkpoint.save(self.folder, self.pruner.state, self.scores, self.conditions, self.changes)
 
-    def _restore(self, recipe_sha256: str, allow_change: bool) -> None:
+    def _restore(self, recipe_sha256: str, allow_change: bool, ended: bool) -> None:
         events, warn = self.folder.events, self.reporter.warn
         numbers = checkpoint.restore(self.folder, self.pruner.state, self.scores, self.settings, warn)
+        if ended:
+            self._require_end()
         if numbers is None:
-            events.cut(0)
+            self.folder.go_back_to(None)
             events.write("start", recipe_sha256=recipe_sha256, conditions=self.conditions)
             self._write_repairs()
             return
@@ -336,9 +336,25 @@ class Training:
             self.reporter.warn(
                 f"resuming under other conditions, so results may differ: {conditions.describe(changed)}"
             )
+        self.folder.go_back_to(numbers)
         events.write("resume", stage=at.stage, update=at.update, conditions=self.conditions, changed=changed)
         self._write_repairs()
         self.reporter.say(f"resuming at stage {at.stage}, update {at.update}")
+
+    def _require_end(self) -> None:
+        stage, path = self.pruner.state.at.stage, self.folder.path
+        if stage > self.last:
+            return
+        command = shlex.join(["xlmprune", "compress", str(path / "recipe.yaml"), "--out", str(path)])
+        if not report_file(path).is_file():
+            raise RecipeError(
+                f"{path}: training has not ended (stage {stage} of {self.last}); resume it with: {command}"
+            )
+        raise RecipeError(
+            f"{path}: the checkpoint of the end of the training is damaged or gone, so stage {stage} of {self.last} would "
+            f"be trained again. The finished bundle is as it was. To train and export again, move {self.folder.bundle} to "
+            f"another place, then: {command}"
+        )
 
     def _write_repairs(self) -> None:
         for repair in self.folder.repairs:

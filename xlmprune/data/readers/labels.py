@@ -26,6 +26,10 @@ NO_LABEL = ("-", "-1")
 """Written in place of a label by SNLI (annotators disagree) and by GLUE (the label is secret)."""
 
 
+class LabelError(DataError):
+    """Says that a label cannot be used; the column of the labels is known."""
+
+
 def to_examples(
     rows: Rows,
     language: str,
@@ -179,7 +183,7 @@ def no_labels(rows: Rows, split: Split) -> DataError:
 def _unknown(rows: Rows, row: int, word: int, name: str, labels: Sequence[str]) -> DataError:
     location = rows.location(row, word)
     if not name:
-        return DataError(f"{location}: the label is empty; give this row one, or remove the row")
+        return LabelError(f"{location}: the label is empty; give this row one, or remove the row")
     header = ""
     if rows.header_unknown and row == word == 0:
         header = " If this line has column names, set `task.header: true`."
@@ -205,7 +209,7 @@ def check_several(rows: Rows) -> None:
     """Raise DataError if all labels of a training set are the same."""
     found = {name for entry in label_names(rows) for name in entry}
     if len(found) == 1:
-        raise DataError(
+        raise LabelError(
             f"{rows.origin}: the only label is {found.pop()!r}; a training set needs at least two"
         )
 
@@ -243,7 +247,9 @@ def _check_kind(rows: Rows, counts: Counter[str]) -> None:
     """Refuse labels of tasks that are not supported: regression and several labels for one text."""
     listed_labels = "If these are classes, list them in `task.labels`"
     if broken := [name for name in counts if "\n" in name or "\r" in name]:
-        raise DataError(f"{rows.origin}: label {shorten(broken[0])!r} has a line break; write it in one line")
+        raise LabelError(
+            f"{rows.origin}: label {shorten(broken[0])!r} has a line break; write it in one line"
+        )
     if all(_is_number(name) for name in counts) and any(not float(name).is_integer() for name in counts):
         raise DataError(
             f"{rows.origin}: labels are numbers with fractions ({', '.join(list(counts)[:3])}, …). Regression is not "
@@ -252,7 +258,7 @@ def _check_kind(rows: Rows, counts: Counter[str]) -> None:
     for name in counts:
         parts = [part.strip() for part in re.split("[,;|]", name)]
         if rows.word_lines is None and len(parts) > 1 and all(part in counts for part in parts):
-            raise DataError(
+            raise LabelError(
                 f"{rows.origin}: label {shorten(name)!r} is made of other labels. Several labels for one text are not "
                 f"supported. {listed_labels}"
             )

@@ -49,7 +49,7 @@ def read_text(path: Path) -> str:
     """Read a file's text, gunzipped if it begins as gzip does, without a byte order mark.
 
     Raises:
-        DataError: unreadable, empty, damaged gzip, binary, or not UTF-8 (with the line).
+        DataError: unreadable, empty, damaged gzip, binary, not UTF-8 (with the line), or with CR alone between lines.
     """
     try:
         raw = path.read_bytes()
@@ -73,6 +73,10 @@ def read_text(path: Path) -> str:
         ) from error
     if not text.strip():
         raise DataError(f"{path}: empty file")
+    if "\n" not in text and text.strip().count("\r") > 1:
+        raise DataError(
+            f"{path}: its lines end with CR alone, expected LF; convert it, for instance with tr '\\r' '\\n'"
+        )
     return text
 
 
