@@ -829,9 +829,8 @@ def main() -> None:
     own_process.end_with_parent()
     machine.limit_threads()
     try:
-        with (
-            stopping.interruptible()
-        ):  # a run that reads its recipe or imports PyTorch ends as one that trains
+        # A run that still reads its recipe or imports PyTorch ends as one that trains.
+        with stopping.interruptible():
             app()
     finally:
         streams.let_go()

@@ -197,7 +197,7 @@ def _where_keys_are(said: str) -> str:
     if "columns" in named:
         ways.append("`task.columns` as in --columns first=0,label=1 (counted from 0, or by name)")
     if "labels" in named:
-        ways.append("`task.labels` as in --set 'task.labels=[yes, no]'")
+        ways.append("`task.labels` as in --set 'task.labels=[good, bad]'")
     if named - {"columns", "labels", "path"}:
         ways.append("other keys of `task` as in --set task.header=true or --set 'task.delimiter=|'")
     if "path" in named:
