@@ -66,7 +66,11 @@ def test_every_form_is_measured_for_every_batch_and_length(files, facts):
     for entry in facts["speed"]:
         assert entry["rounds"] == 8
         assert 0 < entry["median_ms"] <= entry["p95_ms"]
-        assert entry["texts_per_second"] == pytest.approx(1e3 * entry["batch"] / entry["median_ms"], rel=0.02)
+        rounded = (
+            0.001 / entry["median_ms"]
+        )  # of the last digit, which counts where a call takes some microseconds
+        expected = 1e3 * entry["batch"] / entry["median_ms"]
+        assert entry["texts_per_second"] == pytest.approx(expected, rel=0.001 + rounded)
     for form, path in files.items():
         assert facts["files"][form]["bytes"] == path.stat().st_size
         assert 0 < facts["files"][form]["load_seconds"] < 60

@@ -17,7 +17,7 @@ from xlmprune import pipeline
 from xlmprune.cli import app
 from xlmprune.core import device, doctor, gpu
 from xlmprune.core.errors import MachineError
-from xlmprune.recipe.effects import effect_of
+from xlmprune.recipe.effects import MAY_CHANGE, effect_of
 from xlmprune.recipe.loading import load_recipe
 from xlmprune.training import planning
 
@@ -258,7 +258,7 @@ def test_a_run_trains_with_the_algorithms_that_its_recipe_asks_for(monkeypatch, 
     monkeypatch.setenv(device.WORKSPACE, ":16:8")
     seen = []
 
-    def train(*_):
+    def train(*_, **__):
         seen.append(torch.are_deterministic_algorithms_enabled())
         raise MachineError("enough")
 
@@ -294,7 +294,8 @@ def test_full_memory_is_a_sentence_with_keys_that_may_change(error):
     assert said.startswith("the GPU's memory is full (")
     assert "\n" not in said
     named = re.findall(r"--set ([\w.]+)=(\d+)", said)
-    assert {effect_of(tuple(key.split("."))) for key, _ in named} == {"conditions", "running"}
+    assert len(named) > 1
+    assert {effect_of(tuple(key.split("."))) for key, _ in named} <= set(MAY_CHANGE)
     load_recipe("quickstart", [f"{key}={value}" for key, value in named])
 
 
