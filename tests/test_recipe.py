@@ -132,10 +132,6 @@ def test_unknown_task(tmp_path):
             "importance magnitude reads no text",
         ),
         ("pruning: {observe_regularizer: true}", "the criterion magnitude sees no gradients"),
-        (
-            "training: {regularize_dense: true}\nregularizer: {name: cosine, reference: finetuned}",
-            "the fine-tuned weights, which stage 0 does not have yet",
-        ),
         ("distillation: {teacher: finetuned, ask_every: 5}", "never replaced, so ask_every is not read"),
         ("distillation: {teacher: finetuned, density_step: 0.2}", "so density_step is not read"),
         ("distillation: {teacher: finetuned, dense_defends: false}", "so dense_defends is not read"),

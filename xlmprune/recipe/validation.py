@@ -310,12 +310,6 @@ def _unread(recipe: Recipe) -> Iterator[Conflict]:
             ("pruning", "observe_regularizer"),
             f"the criterion {pruning.criterion.name} sees no gradients; leave observe_regularizer out",
         )
-    if recipe.training.regularize_dense and recipe.regularizer.parameters.get("reference") == "finetuned":
-        yield (
-            ("training", "regularize_dense"),
-            "the regularizer compares with the fine-tuned weights, which stage 0 does not have yet; leave regularize_dense "
-            "out",
-        )
     if distillation is not None and distillation.teacher == "finetuned":
         for key in ("ask_every", "dense_defends", "density_step"):
             if getattr(distillation, key) != type(distillation).model_fields[key].default:
