@@ -16,7 +16,7 @@ from xlmprune.data.unlabelled import has_text, no_text, unlabelled_examples, unm
 from xlmprune.evaluation import score_file
 from xlmprune.evaluation.scores import TestSet
 from xlmprune.models import architecture
-from xlmprune.recipe.schema import CALIBRATION, DistillationRecipe, ExportRecipe, TaskRecipe
+from xlmprune.recipe.schema import CALIBRATION, DistillationRecipe, ExportRecipe, Recipe, TaskRecipe
 from xlmprune.tasks.metrics import require_scorable
 from xlmprune.training.outcome import Datasets
 
@@ -76,6 +76,18 @@ def read_texts(
         "" if export is None else _check_calibration(task, export),
     ]
     return Texts(task, train, dev, tests, unlabelled, tuple(warning for warning in warnings if warning))
+
+
+def read_texts_of(recipe: Recipe, task: Any) -> Texts:
+    """Read every text of a run as `read_texts` does, with the settings of its recipe."""
+    return read_texts(
+        task,
+        recipe.task,
+        recipe.training.keep,
+        recipe.distillation,
+        recipe.model.vocabulary_patterns,
+        recipe.export,
+    )
 
 
 def _check_calibration(task: Any, export: ExportRecipe) -> str:

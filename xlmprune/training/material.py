@@ -16,7 +16,7 @@ from xlmprune.pruning.budget import Settled, settle_once
 from xlmprune.pruning.moments import Batch
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe
-from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts
+from xlmprune.training.datasets import check_length, encode_texts, encode_unlabelled, read_texts_of
 from xlmprune.training.method import build_method
 from xlmprune.training.moments import choose_moment_text
 from xlmprune.training.outcome import Datasets
@@ -61,14 +61,7 @@ def read_material(
     """
     task = registry.load("task", recipe.task.name)(recipe.task)
     reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
-    texts = read_texts(
-        task,
-        recipe.task,
-        recipe.training.keep,
-        recipe.distillation,
-        recipe.model.vocabulary_patterns,
-        recipe.export,
-    )
+    texts = read_texts_of(recipe, task)
     for warning in texts.warnings:
         reporter.say(f"warning: {warning}")
     measured_on = choose_moment_text(recipe, texts, build_method(recipe.pruning, recipe.regularizer))

@@ -37,7 +37,7 @@ from xlmprune.models.loading import (
 from xlmprune.recipe import registry
 from xlmprune.recipe.schema import Recipe, TrainingRecipe
 from xlmprune.training.conditions import require_possible
-from xlmprune.training.datasets import check_length, read_texts
+from xlmprune.training.datasets import check_length, read_texts_of
 from xlmprune.training.dense import read_dense
 from xlmprune.training.memory import estimate_disk, estimate_memory
 from xlmprune.training.method import Method, build_method
@@ -101,14 +101,7 @@ def plan(
     require_startable(recipe, device, start_from)
     task = registry.load("task", recipe.task.name)(recipe.task)
     reporter.say(f"reading {recipe.task.name} in {', '.join(task.languages())}")
-    texts = read_texts(
-        task,
-        recipe.task,
-        recipe.training.keep,
-        recipe.distillation,
-        recipe.model.vocabulary_patterns,
-        recipe.export,
-    )
+    texts = read_texts_of(recipe, task)
     if wanted := recipe.model.trimmed:
         vocabulary.require_texts(vocabulary_texts(task, wanted.files, wanted.keep_languages_of))
     config = load_config(recipe.model, task.labels)
