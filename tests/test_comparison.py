@@ -763,7 +763,8 @@ def test_a_process_ends_with_its_parent(base, tmp_path):
         env=variables,
     ) as process:
         process.stdin.close()
-        assert process.wait(timeout=60) in (-signal.SIGTERM, 130)
+        # Python itself ends with SIGINT if the signal arrives while an import executes code from a string.
+        assert process.wait(timeout=60) in (-signal.SIGTERM, -signal.SIGINT, 130)
 
 
 def test_several_processes_at_once(tmp_path, monkeypatch, capfd):
